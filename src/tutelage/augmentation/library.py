@@ -1,0 +1,9 @@
+"""Albumentations, imported without its look-up of newer versions (two seconds where there is no network)."""
+
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations  # noqa: E402
+
+__all__ = ["albumentations"]

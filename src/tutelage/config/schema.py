@@ -1,0 +1,275 @@
+"""The schema of ``conf/``: every key, its type and its range.
+
+A default here is a key's *neutral* value: the one under which a run is what it was before the key existed. Identities
+leave neutral values out, so a new key leaves the names of old runs alone. The values that users get by default stand
+in ``conf/``.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PartOf = Annotated[float, Field(ge=0, lt=1)]  # a probability under which something is left
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A group of keys; unknown ones are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True, strict=False)
+
+
+class Targeted(Section):
+    """A group whose ``_target_`` names the class to build."""
+
+    target: str = Field(alias="_target_")
+
+    def arguments(self) -> dict[str, Any]:
+        """Return ``_target_`` and what its class is built with, as plain containers."""
+        return self.model_dump()
+
+
+class DataConfig(Section):
+    """A dataset, the labels that may be used, and how images reach the network."""
+
+    target: str = Field(alias="_target_")
+    image_size: Annotated[int, Field(ge=1, le=4096)]
+    channels: Literal[1, 3]
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+    mirror: PartOf = 0.0
+    root: str | None = None
+    labels_per_class: Positive | None = None
+    labels: Annotated[float, Field(gt=0, le=1)] | None = None
+    split_seed: int = 0
+    validation: str = "auto"
+    limit: Positive | None = None
+    batch_size: Positive
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 0
+
+    @field_validator("validation")
+    @classmethod
+    def _validation(cls, value: str) -> str:
+        kind, _, count = value.partition(":")
+        if value in {"auto", "none", "inside"} or (kind == "outside" and count.isdigit() and int(count) > 0):
+            return value
+        raise ValueError("allowed are auto, none, inside and outside:N (N images beside the label budget)")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.labels is not None and self.labels_per_class is not None:
+            raise ValueError("data.labels and data.labels_per_class exclude each other: set one of them to null")
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"data.mean and data.std need one value for each of the {self.channels} channels")
+        return self
+
+
+class MLPConfig(Targeted):
+    """Fully connected layers."""
+
+    target: Literal["tutelage.models.MLP"] = Field(alias="_target_")
+    width: Annotated[int, Field(ge=1, le=65536)]
+    depth: Annotated[int, Field(ge=1, le=64)]
+    dropout: PartOf = 0.0
+
+
+class LeNet5Config(Targeted):
+    """LeNet-5; ``width`` multiplies the channels of every layer."""
+
+    target: Literal["tutelage.models.LeNet5"] = Field(alias="_target_")
+    width: Annotated[float, Field(gt=0, le=64)] = 1.0
+    dropout: PartOf = 0.0
+
+
+class ResNetConfig(Targeted):
+    """A residual network with a stem for small images."""
+
+    target: Literal["tutelage.models.ResNet"] = Field(alias="_target_")
+    width: Annotated[int, Field(ge=1, le=4096)]
+    depth: Annotated[int, Field(ge=1, le=64)]
+    dropout: PartOf = 0.0
+    stochastic_depth: PartOf = 0.0
+
+
+class TimmConfig(Targeted):
+    """Any architecture of timm, by its name there."""
+
+    target: Literal["tutelage.models.Timm"] = Field(alias="_target_")
+    name: str
+    dropout: PartOf = 0.0
+    stochastic_depth: PartOf = 0.0
+
+
+class OtherModelConfig(Targeted):
+    """A user's own architecture; its arguments are checked when it is built."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, serialize_by_alias=True)
+
+
+_OWN_MODELS = {"MLP", "LeNet5", "ResNet", "Timm"}
+
+
+def _which_model(value: Any) -> str:
+    target = value.get("_target_", "") if isinstance(value, dict) else value.target
+    module, _, name = str(target).rpartition(".")
+    return name if module == "tutelage.models" and name in _OWN_MODELS else "other"
+
+
+ModelConfig = Annotated[
+    Annotated[MLPConfig, Tag("MLP")]
+    | Annotated[LeNet5Config, Tag("LeNet5")]
+    | Annotated[ResNetConfig, Tag("ResNet")]
+    | Annotated[TimmConfig, Tag("Timm")]
+    | Annotated[OtherModelConfig, Tag("other")],
+    Discriminator(_which_model),
+]
+
+
+class AugmentationConfig(Section):
+    """A pipeline of Albumentations transforms."""
+
+    transforms: list[dict[str, Any]] = Field(default_factory=list)
+
+    @field_validator("transforms")
+    @classmethod
+    def _named(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if any("_target_" not in transform for transform in value):
+            raise ValueError("each entry needs a _target_, such as albumentations.HorizontalFlip")
+        return value
+
+
+class SupervisedConfig(Section):
+    """Cross-entropy on the labelled images."""
+
+    name: Literal["supervised"]
+
+
+class StudentConfig(Section):
+    """One student: what changes against ``model``, and its share of the schedule."""
+
+    model: dict[str, Any] = Field(default_factory=dict)
+    length: Annotated[float, Field(gt=0, le=1000)] = 1.0
+
+
+class NoisyStudentConfig(Section):
+    """Noisy-student self-training (Xie et al. 2020)."""
+
+    name: Literal["noisy_student"]
+    students: Annotated[list[StudentConfig], Field(min_length=1)]
+    teacher_length: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    unlabelled_ratio: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    confidence: PartOf = 0.0
+    balance: bool = True
+    soft_labels: bool = True
+    control: bool = True
+
+
+StrategyConfig = Annotated[SupervisedConfig | NoisyStudentConfig, Field(discriminator="name")]
+
+
+class OptimizerConfig(Section):
+    """The update rule."""
+
+    name: Literal["sgd", "adam", "adamw"]
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: PartOf = 0.0
+    nesterov: bool = False
+    ema_decay: PartOf = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.name != "sgd" and (self.momentum or self.nesterov):
+            raise ValueError(f"optimizer.momentum and optimizer.nesterov belong to sgd, not to {self.name}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("optimizer.nesterov needs optimizer.momentum above 0")
+        return self
+
+
+class SchedulerConfig(Section):
+    """The learning rate over the steps of a stage."""
+
+    name: Literal["constant", "cosine", "step"]
+    warmup: PartOf = 0.0
+    milestones: list[Fraction] = Field(default_factory=list)
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class ScheduleConfig(Section):
+    """How long a stage trains: epochs or optimizer steps."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    steps: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("set exactly one of schedule.epochs and schedule.steps, the other one to null")
+        return self
+
+
+class TrainerConfig(Section):
+    """Where it runs and in which precision."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    threads: Positive | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.accelerator == "cpu" and self.precision == "16-mixed":
+            raise ValueError("trainer.precision=16-mixed needs a GPU: on the CPU use 32-true or bf16-mixed")
+        return self
+
+
+class LoggerConfig(Section):
+    """Loggers beside metrics.csv, which is always written."""
+
+    tensorboard: bool = False
+
+
+class CallbacksConfig(Section):
+    """What watches a run."""
+
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    display: bool = True
+    report: bool = True
+
+
+class PathsConfig(Section):
+    """Where results go."""
+
+    outputs: str = "outputs"
+
+
+class Config(Section):
+    """A whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "runs"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    attempt: Positive = 1
+    debug: Literal["tiny"] | None = None
+    paths: PathsConfig = Field(default_factory=PathsConfig)
+    data: DataConfig
+    model: ModelConfig
+    augmentation: AugmentationConfig
+    strategy: StrategyConfig
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    schedule: ScheduleConfig
+    trainer: TrainerConfig
+    logger: LoggerConfig
+    callbacks: CallbacksConfig
+
+    @model_validator(mode="after")
+    def _students_fit_the_model(self) -> Self:
+        if isinstance(self.strategy, NoisyStudentConfig):
+            for student in self.strategy.students:
+                self.grown(student)
+        return self
+
+    def grown(self, student: StudentConfig) -> "Targeted":
+        """Return the student's model: ``model`` with the student's changes, checked like any other."""
+        changed = {**self.model.arguments(), **student.model}
+        return type(self.model).model_validate(changed)

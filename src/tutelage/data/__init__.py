@@ -1,0 +1,58 @@
+"""Datasets, label budgets and splits, training streams and the DataModules."""
+
+from typing import TYPE_CHECKING, Any
+
+from tutelage.data.sources import UNKNOWN, Source, list_folder
+from tutelage.data.splits import Splits, split, stratified
+from tutelage.data.streams import Draws, Stream
+
+if TYPE_CHECKING:
+    from tutelage.data.modules import (
+        Digits,
+        FashionMNIST,
+        ImageDataModule,
+        ImageFolder,
+        Plain,
+        Shown,
+        Training,
+        data_module,
+    )
+
+_WITH_TORCH = {
+    "Digits",
+    "FashionMNIST",
+    "ImageDataModule",
+    "ImageFolder",
+    "Plain",
+    "Shown",
+    "Training",
+    "data_module",
+}
+
+__all__ = [
+    "UNKNOWN",
+    "Digits",
+    "Draws",
+    "FashionMNIST",
+    "ImageDataModule",
+    "ImageFolder",
+    "Plain",
+    "Shown",
+    "Source",
+    "Splits",
+    "Stream",
+    "Training",
+    "data_module",
+    "list_folder",
+    "split",
+    "stratified",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the DataModules when they are asked for: a folder's fingerprint needs no torch."""
+    if name in _WITH_TORCH:
+        from tutelage.data import modules
+
+        return getattr(modules, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,215 @@
+"""The DataModules: a dataset read once, split, and served as keyed training batches and plain evaluation batches."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tutelage.augmentation import Pipeline
+from tutelage.config import DataConfig
+from tutelage.data.sources import Images, Source, digits, fashion_mnist, image_folder, list_folder
+from tutelage.data.splits import Splits, split
+from tutelage.data.streams import Draws, Stream
+from tutelage.randomness import Key
+from tutelage.targets import resolve
+
+EVALUATION_BATCH = 512
+
+
+class Shown(NamedTuple):
+    """What one stream shows in a step: images (B, C, H, W) uint8, targets (B,) int64 or (B, C) float32."""
+
+    images: torch.Tensor
+    targets: torch.Tensor
+
+
+class Plain(NamedTuple):
+    """Images as they are, for evaluation: (B, C, H, W) uint8, labels (B,) int64, indices (B,) int64."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one stage trains on: its streams, its augmentation, the key of its draws and its length in steps."""
+
+    streams: Sequence[Stream]
+    transforms: Sequence[dict[str, Any]]
+    key: Callable[[str], Key]
+    steps: int
+
+
+def channels_first(images: np.ndarray) -> torch.Tensor:
+    """Return a batch (B, H, W, C) as a tensor (B, C, H, W), contiguous."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+class StepBatches(Dataset[dict[str, Shown]]):
+    """The batch of each optimizer step, by stream; a whole batch a call."""
+
+    def __init__(self, images: Images, training: Training) -> None:
+        self._images = images
+        self._training = training
+
+    def __len__(self) -> int:
+        return self._training.steps
+
+    @cached_property
+    def _views(self) -> list[tuple[Stream, Draws, Pipeline]]:
+        training = self._training
+        keys = [training.key(stream.name) for stream in training.streams]
+        return [
+            (stream, Draws(stream, key), Pipeline(training.transforms, key))
+            for stream, key in zip(training.streams, keys, strict=True)
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_views"}
+
+    def __getitem__(self, step: int) -> dict[str, Shown]:
+        return {stream.name: self._show(step, stream, draws, view) for stream, draws, view in self._views}
+
+    def _show(self, step: int, stream: Stream, draws: Draws, view: Pipeline) -> Shown:
+        drawn = list(draws.at(step))
+        entries = np.array([entry for _, entry in drawn])
+        images: np.ndarray | None = None
+        for place, (pass_, entry) in enumerate(drawn):
+            index = int(stream.indices[entry])
+            image = view(self._images[index], pass_, index, int(stream.copies[entry]))
+            if images is None:
+                images = np.empty((len(drawn), *image.shape), dtype=np.uint8)
+            images[place] = image
+        assert images is not None  # noqa: S101 - a stream's batch is never empty
+        return Shown(channels_first(images), torch.from_numpy(stream.targets[entries]))
+
+
+class PlainBatches(Dataset[Plain]):
+    """Un-augmented images in the order of ``indices``, a whole batch an item."""
+
+    def __init__(self, source: Source, indices: np.ndarray) -> None:
+        self._source = source
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return -(-len(self._indices) // EVALUATION_BATCH)
+
+    def __getitem__(self, batch: int) -> Plain:
+        indices = self._indices[batch * EVALUATION_BATCH : (batch + 1) * EVALUATION_BATCH]
+        images = np.stack([self._source.images[int(i)] for i in indices])
+        return Plain(
+            channels_first(images), torch.from_numpy(self._source.labels[indices]), torch.from_numpy(indices)
+        )
+
+
+class Steps(Sampler[int]):
+    """The steps that are still to do; where to start is asked when iteration begins."""
+
+    def __init__(self, total: int, done: Callable[[], int]) -> None:
+        self._total = total
+        self._done = done
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self._done(), self._total))
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """A dataset with its splits, and the loaders of the stage under way.
+
+    A stage is one long epoch to Lightning: the loader's length is the stage's steps, and a resumed stage starts its
+    sampler at the global step. Nothing about the position in the data needs saving.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.training: Training | None = None
+
+    @abstractmethod
+    def read(self) -> Source:
+        """Return the dataset. Raises UserError where it cannot be read."""
+
+    def fingerprint(self) -> str:
+        """Return what the data is beyond its config; empty for a dataset that its name says all about."""
+        return ""
+
+    @cached_property
+    def source(self) -> Source:
+        """The dataset, read once."""
+        return self.read()
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Who may see which image."""
+        return split(self.source, self.config)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Shown]]:
+        """Return the loader of the stage that ``training`` describes."""
+        training, trainer = self.training, self.trainer
+        if training is None or trainer is None:
+            raise RuntimeError("set .training and attach a Trainer first")
+        return self._loader(
+            StepBatches(self.source.images, training),
+            sampler=Steps(training.steps, lambda: trainer.global_step),
+        )
+
+    def val_dataloader(self) -> DataLoader[Plain] | list[Any]:
+        """Return the validation images, or an empty list where there are none."""
+        return self.plain(self.splits.validation) if len(self.splits.validation) else []
+
+    def plain(self, indices: np.ndarray) -> DataLoader[Plain]:
+        """Return a loader of un-augmented images in the order of ``indices``."""
+        return self._loader(PlainBatches(self.source, indices))
+
+    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=self.config.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # of its own: a loader must not draw from the training's
+            **options,
+        )
+
+
+class Digits(ImageDataModule):
+    """scikit-learn's 1,797 handwritten digits."""
+
+    def read(self) -> Source:
+        """Return the digits at the config's size."""
+        return digits(self.config.image_size, self.config.channels)
+
+
+class FashionMNIST(ImageDataModule):
+    """Fashion-MNIST: 60,000 training and 10,000 test images of clothes."""
+
+    def read(self) -> Source:
+        """Return Fashion-MNIST at the config's size."""
+        return fashion_mnist(self.config.root, self.config.image_size, self.config.channels)
+
+
+class ImageFolder(ImageDataModule):
+    """A folder of image files."""
+
+    def read(self) -> Source:
+        """Return the folder's images at the config's size."""
+        return image_folder(list_folder(self.config.root), self.config.image_size, self.config.channels)
+
+
+def data_module(config: DataConfig) -> ImageDataModule:
+    """Return the DataModule that ``data._target_`` names.
+
+    Raises:
+        UserError: it names none.
+    """
+    return resolve(config.target, ImageDataModule, "data._target_")(config)  # type: ignore[no-any-return]

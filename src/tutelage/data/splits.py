@@ -1,0 +1,113 @@
+"""Who may see which image: label budgets, validation and the unlabelled pool, without overlap."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tutelage.config import DataConfig
+from tutelage.data.sources import Source
+from tutelage.errors import UserError
+from tutelage.randomness import Key
+
+FEW_LABELS = 50  # a class; below it, images held out for validation cost more than they tell
+INSIDE_SHARE = 0.1  # of the labelled images, held out by validation=inside
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Index arrays into a source; no index stands in two of them.
+
+    Attributes:
+        labelled: images to learn from, with labels.
+        validation: images that pick the best epoch; empty where there is no validation.
+        test: images touched once, after the last stage.
+        pool: images to learn from without labels. Where the source knows their labels, these only measure
+            pseudo-labels.
+        validation_kind: none, inside, outside or own, as resolved.
+    """
+
+    labelled: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    pool: np.ndarray
+    validation_kind: str
+
+
+def order_within_class(indices: np.ndarray, labels: np.ndarray, key: Key) -> dict[int, np.ndarray]:
+    """Return each class's indices in a random order that depends on ``key`` and the class alone."""
+    return {
+        int(c): key.generator("order within class", index=int(c)).permutation(indices[labels[indices] == c])
+        for c in np.unique(labels[indices])
+    }
+
+
+def stratified(indices: np.ndarray, labels: np.ndarray, count: int, key: Key) -> np.ndarray:
+    """Return ``count`` of ``indices``, sorted, each class in proportion (largest remainders; ties to the lower class)."""
+    orders = order_within_class(indices, labels, key)
+    count = min(count, len(indices))
+    exact = {c: count * len(order) / len(indices) for c, order in orders.items()}
+    share = {c: int(value) for c, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda c: (share[c] - exact[c], c))
+    for c in by_remainder[: count - sum(share.values())]:
+        share[c] += 1
+    return np.sort(np.concatenate([orders[c][: share[c]] for c in orders]))
+
+
+def split(source: Source, config: DataConfig) -> Splits:
+    """Return who sees which image.
+
+    The budget's images are the first of a fixed order within each class, so that the 10 labels a class of one run are
+    among the 25 of another with the same ``data.split_seed``.
+
+    Raises:
+        UserError: a class has too few images for the budget, or nothing is left to validate on.
+    """
+    labels, train, test, own, unlabelled = source.labels, source.train, source.test, source.val, source.unlabelled
+    if config.limit is not None:
+        key = Key(config.split_seed, "limit")
+        train, test = (stratified(part, labels, config.limit, key) for part in (train, test))
+        own, unlabelled = own[: config.limit], unlabelled[: config.limit]
+    orders = order_within_class(train, labels, Key(config.split_seed, "budget"))
+    labelled = np.sort(np.concatenate([order[: _budget(config, order, source, c)] for c, order in orders.items()]))
+    rest = np.setdiff1d(train, labelled)
+
+    kind, count = _validation(config, labelled, len(orders), len(own))
+    validation = np.empty(0, dtype=np.int64)
+    key = Key(config.split_seed, "validation")
+    if kind == "own":
+        validation = own
+    elif kind == "inside":
+        held = max(len(orders), round(INSIDE_SHARE * len(labelled)))
+        if held >= len(labelled):
+            raise UserError(f"data.validation=inside: {len(labelled)} labels are too few to hold some out; use none")
+        validation = stratified(labelled, labels, held, key)
+        labelled = np.setdiff1d(labelled, validation)
+    elif kind == "outside":
+        if count > len(rest):
+            raise UserError(f"data.validation=outside:{count}: only {len(rest)} images lie outside the label budget")
+        validation = stratified(rest, labels, count, key)
+        rest = np.setdiff1d(rest, validation)
+    pool = np.concatenate([rest, unlabelled])
+    return Splits(labelled=labelled, validation=validation, test=test, pool=pool, validation_kind=kind)
+
+
+def _budget(config: DataConfig, order: np.ndarray, source: Source, c: int) -> int:
+    if config.labels_per_class is not None:
+        if config.limit is None and config.labels_per_class > len(order):
+            raise UserError(
+                f"data.labels_per_class={config.labels_per_class}: class {source.classes[c]!r} has {len(order)} images"
+            )
+        return min(config.labels_per_class, len(order))
+    if config.labels is not None:
+        return max(1, round(config.labels * len(order)))
+    return len(order)
+
+
+def _validation(config: DataConfig, labelled: np.ndarray, classes: int, own: int) -> tuple[str, int]:
+    """Return the kind of validation and, for outside, how many images."""
+    if config.validation == "auto":
+        if own:
+            return "own", own
+        return ("none" if len(labelled) < FEW_LABELS * classes else "inside"), 0
+    kind, _, count = config.validation.partition(":")
+    return kind, int(count or 0)

@@ -1,0 +1,140 @@
+"""What every architecture shares: the base LightningModule, its loss, its optimizer."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tutelage.config import OptimizerConfig, SchedulerConfig
+from tutelage.data import Plain, Shown
+
+PIXEL_MAX = 255.0
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a network sees and tells apart: plain values, stored with its weights."""
+
+    channels: int
+    image_size: int
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def plain(self) -> dict[str, Any]:
+        """Return the same as containers that torch's safe loader accepts."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Self:
+        """Return the spec that ``plain()`` gave."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network learns: update rule, learning rate over time, and for how many steps."""
+
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    steps: int
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits (B, C) and classes (B,) int64 or probabilities (B, C)."""
+    return functional.cross_entropy(logits, targets)
+
+
+def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the share of the batch whose largest logit is the target, or the target's largest probability."""
+    classes = targets if targets.ndim == 1 else targets.argmax(dim=1)
+    return (logits.argmax(dim=1) == classes).float().mean()
+
+
+class ImageClassifier(pl.LightningModule):
+    """An architecture: ``backbone`` (images to features (B, D)) and ``head`` (features to logits (B, C)).
+
+    ``forward`` takes uint8 images (B, C, H, W) and normalises them on their device, as the network was trained, so
+    that a network means the same wherever it is used.
+    """
+
+    backbone: nn.Module
+    head: nn.Module
+
+    def __init__(self, spec: ImageSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.recipe: Recipe | None = None
+        shape = (1, spec.channels, 1, 1)
+        self.register_buffer("mean", torch.tensor(spec.mean).mul(PIXEL_MAX).view(shape), persistent=False)
+        self.register_buffer("scale", torch.tensor(spec.std).mul(PIXEL_MAX).reciprocal().view(shape), persistent=False)
+
+    @property
+    def classifier(self) -> "ImageClassifier":
+        """The network whose weights a stage is after: this one."""
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, C) of uint8 images (B, C, H, W)."""
+        logits: Tensor = self.head(self.backbone((images.float() - self.mean) * self.scale))
+        return logits
+
+    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss and what is shown beside it."""
+        images, targets = batch["labelled"]
+        logits = self(images)
+        return {"loss": cross_entropy(logits, targets), "accuracy": accuracy(logits.detach(), targets)}
+
+    def validation_step(self, batch: Plain, batch_idx: int) -> dict[str, Tensor]:
+        """Return logits (B, C) and labels (B,) of un-augmented images."""
+        return {"logits": self(batch.images), "labels": batch.labels}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the recipe's optimizer, with its learning rate renewed at every step."""
+        if self.recipe is None:
+            raise RuntimeError("give the network a Recipe before it trains")
+        optimizer = make_optimizer(self, self.recipe.optimizer)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, self.recipe))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of the parameters that learn; norms' scales and biases are not decayed."""
+    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
+    plain = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in ((decayed, config.weight_decay), (plain, 0.0))
+        if parameters
+    ]
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr)
+
+
+def rate_at(step: int, recipe: Recipe | None) -> float:
+    """Return the learning rate at ``step`` (from 0) as a share of ``optimizer.lr``: linear warm-up, then the schedule."""
+    if recipe is None:
+        return 1.0
+    config = recipe.scheduler
+    warmup = round(config.warmup * recipe.steps)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = (step - warmup) / max(1, recipe.steps - warmup)
+    if config.name == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    if config.name == "step":
+        return float(config.factor ** sum(done >= milestone for milestone in config.milestones))
+    return 1.0
+
+
+def named_buffers_and_parameters(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the entries of the state dict in a fixed order (sorted by name)."""
+    yield from sorted(network.state_dict().items())

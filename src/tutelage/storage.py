@@ -1,0 +1,100 @@
+"""Writes that are whole or absent, hashes, and locks that name their holder."""
+
+import hashlib
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from tutelage.errors import UserError
+
+PARTIAL_PREFIX = ".partial-"
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file so that a reader, or a crash at any instant, meets the old content or the new, never a part.
+
+    The temporary file lies beside the target (a move across file systems is a copy), is flushed to the disk and takes
+    the target's name; then the folder is flushed too.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL_PREFIX)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames within ``folder`` durable (a no-op where folders cannot be opened)."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or absent."""
+    write_whole(path, lambda file: file.write(text.encode()) and None)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or absent."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed writers left in ``folder`` and below it; call only while holding the folder's lock."""
+    for path in folder.rglob(f"{PARTIAL_PREFIX}*"):
+        path.unlink(missing_ok=True)
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a JSON-able value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock at ``path``; where another process holds it, raise a UserError that says which.
+
+    The operating system gives the lock up when the process ends, however it ends.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = path.with_suffix(".holder.json")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{what} is in use by {_describe(holder)}: wait for it, or stop it first") from None
+    try:
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": started})
+        yield
+    finally:
+        lock.release()
+
+
+def _describe(holder: Path) -> str:
+    try:
+        held = json.loads(holder.read_text())
+        return f"process {held['pid']} on {held['host']} (since {held['since']})"
+    except (OSError, ValueError, KeyError):
+        return "another process"

@@ -1,0 +1,67 @@
+"""A ``_target_`` of a config becomes an object, if it is one that may stand there."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from tutelage.errors import UserError
+
+PLUGIN_GROUP = "tutelage.plugins"
+
+
+def allowed_packages() -> frozenset[str]:
+    """Return the top-level packages whose classes a config may name; plug-ins add theirs by an entry point."""
+    return frozenset({"tutelage", "albumentations"}) | {point.module for point in entry_points(group=PLUGIN_GROUP)}
+
+
+def resolve(target: str, base: type, key: str) -> type:
+    """Return the class that ``target`` names.
+
+    What counts is where the class was defined and what it is, not how its dotted path begins: a path such as
+    ``timm.models._hub.os.system`` starts in an allowed package and ends elsewhere.
+
+    Args:
+        target: dotted path of a class.
+        base: the class that it must inherit from.
+        key: the config key, for the message.
+
+    Raises:
+        UserError: the path leads nowhere, outside the allowed packages, or to something that is no ``base``.
+    """
+    module, _, name = target.rpartition(".")
+    if module.split(".")[0] not in allowed_packages():
+        raise _refused(target, key)
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise UserError(f"{key}: nothing is found at {target!r}; check the spelling of the path") from None
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise UserError(f"{key}: {target!r} is no {base.__name__}")
+    if found.__module__.split(".")[0] not in allowed_packages():
+        raise _refused(target, key)
+    return found
+
+
+def build(config: Mapping[str, Any], base: type, key: str, **extra: Any) -> Any:
+    """Return an instance of ``config['_target_']`` made with the config's other entries.
+
+    Raises:
+        UserError: the target may not stand here (see ``resolve``) or refuses the arguments; the message is its own.
+    """
+    arguments = {name: value for name, value in config.items() if name != "_target_"}
+    found = resolve(str(config["_target_"]), base, key)
+    try:
+        return found(**arguments, **extra)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{key}: {found.__name__} refuses its arguments: {reason}") from None
+
+
+def _refused(target: str, key: str) -> UserError:
+    allowed = ", ".join(sorted(allowed_packages()))
+    return UserError(
+        f"{key}: {target!r} lies outside the allowed packages ({allowed}); "
+        f"a package joins them by an entry point in the group {PLUGIN_GROUP!r}"
+    )
