@@ -34,9 +34,9 @@ class Key:
         key = _philox_key(self.seed, self.stage, self.stream, purpose)
         return np.random.Generator(np.random.Philox(key=key, counter=[0, pass_, index, copy]))
 
-    def step_seed(self, step: int, rank: int = 0) -> int:
-        """Return the 63-bit seed for torch's generators at an optimizer step (dropout, stochastic depth, mixing)."""
-        return int(_philox_key(self.seed, self.stage, "step", step, rank)[0] >> np.uint64(1))
+    def torch_seed(self, purpose: str, number: int = 0, rank: int = 0) -> int:
+        """Return a 63-bit seed for torch's generators: initial weights, or what an optimizer step draws (``number``)."""
+        return int(_philox_key(self.seed, self.stage, self.stream, purpose, number, rank)[0] >> np.uint64(1))
 
 
 class Rekeyed:

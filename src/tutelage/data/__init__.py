@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from tutelage.data.labels import Selection, quality, read_probabilities, write_probabilities, write_table
 from tutelage.data.sources import UNKNOWN, Source, list_folder
 from tutelage.data.splits import Splits, split, stratified
 from tutelage.data.streams import Draws, Stream
@@ -37,6 +38,7 @@ __all__ = [
     "ImageDataModule",
     "ImageFolder",
     "Plain",
+    "Selection",
     "Shown",
     "Source",
     "Splits",
@@ -44,8 +46,12 @@ __all__ = [
     "Training",
     "data_module",
     "list_folder",
+    "quality",
+    "read_probabilities",
     "split",
     "stratified",
+    "write_probabilities",
+    "write_table",
 ]
 
 

@@ -83,6 +83,8 @@ def split(source: Source, config: DataConfig) -> Splits:
         validation = stratified(labelled, labels, held, key)
         labelled = np.setdiff1d(labelled, validation)
     elif kind == "outside":
+        if config.limit is not None:
+            count = min(count, len(rest) // 2)
         if count > len(rest):
             raise UserError(f"data.validation=outside:{count}: only {len(rest)} images lie outside the label budget")
         validation = stratified(rest, labels, count, key)

@@ -1,7 +1,6 @@
 """What every architecture shares: the base LightningModule, its loss, its optimizer."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -133,8 +132,3 @@ def rate_at(step: int, recipe: Recipe | None) -> float:
     if config.name == "step":
         return float(config.factor ** sum(done >= milestone for milestone in config.milestones))
     return 1.0
-
-
-def named_buffers_and_parameters(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the entries of the state dict in a fixed order (sorted by name)."""
-    yield from sorted(network.state_dict().items())

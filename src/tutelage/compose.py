@@ -1,0 +1,137 @@
+"""From command line to a checked config, without torch; what a user got wrong becomes one line."""
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from tutelage.config import Config
+from tutelage.errors import UserError
+
+HELP_HINT = "'tutelage train --help' lists groups and options"
+NOT_A_GROUP = {"hydra"}
+
+
+def conf_dir() -> Path:
+    """Return the folder of the configs: inside the installed package, or at the top of the checkout."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def options() -> dict[str, dict[str, str]]:
+    """Return each group's options with their first comment line."""
+    groups: dict[str, dict[str, str]] = {}
+    for file in sorted(conf_dir().glob("*/*.yaml")):
+        comments = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#")]
+        told = next((line for line in comments if not line.startswith("@")), "")
+        groups.setdefault(file.parent.name, {})[file.stem] = told
+    return groups
+
+
+def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Config:
+    """Return the config of a run.
+
+    Args:
+        overrides: Hydra's, such as ``data=digits model.width=2``.
+        config_dirs: users' own config folders, searched beside ours.
+
+    Raises:
+        UserError: anything that the schema or Hydra refuses.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    search_path = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).resolve()) for d in config_dirs)}]"]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            composed = hydra_compose("config", overrides=[*overrides, *(search_path if config_dirs else [])])
+            return checked(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(error, overrides)) from None
+
+
+def checked(composed: Any) -> Config:
+    """Return the typed form of what Hydra composed.
+
+    Raises:
+        UserError: a value is missing, of the wrong type, out of range, or does not go with another.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(error, ())) from None
+    assert isinstance(plain, dict)  # noqa: S101 - the top of a config is a mapping
+    plain.pop("hydra", None)
+    # A pipeline's own parameters, which its transforms refer to, have served once they are resolved.
+    plain["augmentation"] = {"transforms": plain["augmentation"].get("transforms", [])}
+    try:
+        return Config.model_validate(plain)
+    except ValidationError as error:
+        raise UserError(_first(error)) from None
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first complaint of a validation as one line: key, value, what is allowed."""
+    complaints = error.errors(include_url=False)
+    complaint = complaints[0]
+    tags = {"MLP", "LeNet5", "ResNet", "Timm", "other", "supervised", "noisy_student"}
+    key = ".".join(str(part) for part in complaint["loc"] if part not in tags)
+    told = complaint["msg"].removeprefix("Value error, ")
+    more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
+    if complaint["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{more}; {HELP_HINT}"
+    if isinstance(complaint["input"], dict | list) or not key:
+        return (told if not key or told.startswith(f"{key.split('.')[0]}.") else f"{key}: {told}") + more
+    return f"{key}={complaint['input']}: {told[0].lower()}{told[1:]}{more}"
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """Return one line for an error of Hydra or OmegaConf."""
+    text = str(error)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(found[1], overrides)
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, option = found[1], found[2]
+        allowed = sorted(re.findall(r"^\t(\S+)$", text, re.MULTILINE)) or sorted(options().get(group, {}))
+        return f"{group}={option}: no such option{_nearest(option, allowed)} Allowed: {', '.join(allowed)}"
+    if found := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{found[1]} needs a value: give {found[1]}=..."
+    if found := re.search(r"[Ii]nterpolation key '([^']+)' not found", text):
+        return f"${{{found[1]}}} in the config refers to a key that does not exist"
+    return " ".join(text.split())[:300]
+
+
+def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+    """Return the line for a key that no config has, with the nearest that exists under the other overrides."""
+    given = next((o for o in overrides if o.split("=")[0].lstrip("+~") == key), key)
+    others = [o for o in overrides if o != given]
+    try:
+        known = list(_flat(compose(others).model_dump()))
+    except UserError:
+        known = []
+    known += [group for group in options() if group not in NOT_A_GROUP]
+    return f"unknown key {key!r} in {given!r}{_nearest(key, known)} {HELP_HINT}"
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f": did you mean {close[0]!r}?" if close else ";"
+
+
+def _flat(tree: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}.")
+        else:
+            yield path

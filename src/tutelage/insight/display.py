@@ -1,0 +1,127 @@
+"""The live display of a run: stage, epoch, loss, accuracy and the time left for all of it. Needs no torch."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+REDRAW_SECONDS = 0.2
+LINE_SECONDS = 15.0  # between two lines where there is no terminal to redraw on
+MEASURED_SECONDS = 1.0  # before that the time left is a guess not worth showing
+
+
+class Silent:
+    """Shows nothing but warnings."""
+
+    def begin(self, plan: Sequence[Any], folder: Path) -> None:
+        """The run starts."""
+
+    def stage(self, number: int, share_done: float) -> None:
+        """A stage starts."""
+
+    def progress(self, share: float, shown: Mapping[str, Any]) -> None:
+        """A part of the stage is done."""
+
+    def skipped(self, number: int) -> None:
+        """A stage was finished before."""
+
+    def say(self, line: str) -> None:
+        """Print what the user should know."""
+        print(line, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """The run is over."""
+
+
+class Display(Silent):
+    """A bar over the whole run on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[shown]}"),
+            console=self._console,
+            transient=True,
+            refresh_per_second=1 / REDRAW_SECONDS,
+        )
+        self._task = self._bar.add_task("starting", total=1.0, shown="")
+        self._plan: Sequence[Any] = ()
+        self._number = 0
+        self._share = 0.0
+        self._seconds = 0.0  # spent on the work that was done in this process
+        self._worked = 0.0
+        self._mark = time.monotonic()
+        self._drawn = 0.0
+
+    def begin(self, plan: Sequence[Any], folder: Path) -> None:
+        """Show the bar."""
+        self._plan = plan
+        if self._console.is_terminal:
+            self._bar.start()
+
+    def stage(self, number: int, share_done: float) -> None:
+        """Name the stage."""
+        self._number, self._share, self._mark = number, share_done, time.monotonic()
+        self._drawn = 0.0
+        self.progress(share_done, {})
+
+    def progress(self, share: float, shown: Mapping[str, Any]) -> None:
+        """Draw, a few times a second at most; only then are values fetched from their device."""
+        now = time.monotonic()
+        every = REDRAW_SECONDS if self._console.is_terminal else LINE_SECONDS
+        if not self._plan or not self._number:
+            return
+        if share < 1 and now - self._drawn < every:
+            return
+        if share < self._share:  # a resumed stage begins where it was
+            self._share = share
+        self._worked += (share - self._share) * self._plan[self._number - 1].work
+        self._seconds += now - self._mark
+        self._share, self._mark, self._drawn = share, now, now
+        self._draw(shown)
+
+    def _draw(self, shown: Mapping[str, Any]) -> None:
+        total = sum(stage.work for stage in self._plan)
+        done = sum(stage.work for stage in self._plan[: self._number - 1])
+        done += self._share * self._plan[self._number - 1].work
+        name = self._plan[self._number - 1].name
+        parts = [f"{key} {_told(value)}" for key, value in shown.items() if key in {"epoch", "images", "loss", "accuracy"}]
+        if self._seconds > MEASURED_SECONDS and self._worked > 0:
+            parts.append(f"{_duration((total - done) * self._seconds / self._worked)} left")
+        description = f"stage {self._number} of {len(self._plan)}: {name}"
+        if self._console.is_terminal:
+            self._bar.update(self._task, completed=done / total, description=description, shown="  ".join(parts))
+        elif shown:
+            self._console.print(f"{description}  {done / total:.0%}  " + "  ".join(parts), highlight=False)
+
+    def say(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(line, highlight=False, soft_wrap=True)
+
+    def end(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+
+def display(wanted: bool) -> Silent:
+    """Return the display, or one that only warns."""
+    return Display() if wanted else Silent()
+
+
+def _told(value: Any) -> str:
+    return value if isinstance(value, str) else f"{float(value):.3f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

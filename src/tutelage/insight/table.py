@@ -1,0 +1,94 @@
+"""The table at the end of a run, from ``run.json`` alone. Needs no torch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tutelage import __version__
+
+HEADER = ("stage", "network", "weights", "steps", "labels", "pseudo", "right", "val", "test")
+NO_VALUE = "–"
+
+
+def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return one row a trained network: what it learned from, and how well it does."""
+    labelled = {entry["name"]: entry for entry in record["stages"] if entry["kind"] == "label"}
+    table = []
+    waiting: Mapping[str, Any] | None = None  # the labels that the next student learns from
+    for entry in record["stages"]:
+        if entry["name"] in labelled:
+            waiting = entry["result"]
+            continue
+        result = entry["result"]
+        pool = waiting or {}
+        kept = f"{pool['pool/kept']:.0f}" if pool else NO_VALUE
+        table.append(
+            (
+                entry["name"],
+                _network(entry),
+                f"{entry['parameters']:,}",
+                str(entry["steps"]),
+                str(entry["labels"]),
+                kept,
+                _percent(pool.get("pool/right")),
+                _percent(result.get("val/accuracy")),
+                _percent(result.get("test/accuracy")),
+            )
+        )
+        waiting = None
+    return table
+
+
+def notes(record: Mapping[str, Any]) -> list[str]:
+    """Return what belongs under the table."""
+    fits = [entry for entry in record["stages"] if entry["kind"] == "fit"]
+    kind = fits[0]["validation"]
+    told = {
+        "none": "No validation: all labels are trained on, the schedule is fixed, the final weights are kept.",
+        "inside": "Validation: a tenth of the labels, held out; the weights of the best epoch are kept.",
+        "outside": "Validation: images beside the label budget; the weights of the best epoch are kept.",
+        "own": "Validation: the dataset's own part; the weights of the best epoch are kept.",
+    }[kind]
+    lines = []
+    if any(entry["kind"] == "label" for entry in record["stages"]):
+        lines.append("pseudo: pool images kept with the teacher's label; right: the share of them labelled as in truth.")
+    lines.append(told)
+    if any(entry["name"] == "control" for entry in fits):
+        lines.append(
+            "Control: the last student's network, augmentation and noise on the labels alone, "
+            "for as many steps as all other stages together."
+        )
+    if record["version"] != __version__:
+        lines.append(f"This run was made by version {record['version']}; this is {__version__}.")
+    return lines
+
+
+def print_table(record: Mapping[str, Any]) -> None:
+    """Print the table and its notes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, name in enumerate(HEADER):
+        table.add_column(name, justify="left" if number < 2 else "right", overflow="fold")  # noqa: PLR2004 - two texts
+    for row in rows(record):
+        table.add_row(*row, style="bold" if row[0] == fits_last(record) else None)
+    console = Console()
+    console.print(table)
+    for line in notes(record):
+        console.print(line, style="dim", highlight=False)
+
+
+def fits_last(record: Mapping[str, Any]) -> str:
+    """Return the name of the network that the run is after: the last one trained before the control."""
+    return next(str(e["name"]) for e in reversed(record["stages"]) if e["kind"] == "fit" and e["name"] != "control")
+
+
+def _network(entry: Mapping[str, Any]) -> str:
+    model = dict(entry["model"])
+    name = str(model.pop("_target_")).rpartition(".")[2]
+    width = model.get("width")
+    return name if width is None else f"{name} width {width:g}"
+
+
+def _percent(value: float | None) -> str:
+    return NO_VALUE if value is None else f"{100 * value:.1f} %"

@@ -1,0 +1,56 @@
+"""A network's weights in one file, with all that is needed to build it again."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutelage.errors import UserError
+from tutelage.models.base import ImageClassifier, ImageSpec
+from tutelage.storage import write_whole
+from tutelage.targets import build
+
+
+def make_classifier(model: dict[str, Any], spec: ImageSpec) -> ImageClassifier:
+    """Return the architecture of a ``model`` config, with random weights from torch's generator.
+
+    Raises:
+        UserError: the config names no architecture, or one that refuses it.
+    """
+    network: ImageClassifier = build(model, ImageClassifier, "model", spec=spec)
+    return network
+
+
+def save_classifier(network: ImageClassifier, model: dict[str, Any], path: Path) -> None:
+    """Write weights, architecture and image spec, whole or absent."""
+    content = {"state_dict": network.state_dict(), "model": model, "spec": network.spec.plain()}
+    write_whole(path, lambda file: torch.save(content, file))
+
+
+def load_classifier(path: Path) -> ImageClassifier:
+    """Return the network that ``save_classifier`` wrote.
+
+    Nothing in the file is executed: it is read by torch's restricted loader, and its target must be an architecture
+    from an allowed package.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as weights ({type(error).__name__})") from None
+    network = make_classifier(content["model"], ImageSpec.of(content["spec"]))
+    network.load_state_dict(content["state_dict"])
+    return network
+
+
+def weight_hash(network: torch.nn.Module) -> str:
+    """Return the SHA-256 of all entries of the state dict: names, types, shapes and bytes."""
+    whole = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        tensor = value.detach().cpu().contiguous()
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return whole.hexdigest()

@@ -1,0 +1,147 @@
+"""What happens around each step: keyed randomness, the means of an epoch, the best network so far."""
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger
+from torch import Tensor
+
+from tutelage.models import accuracy, cross_entropy
+from tutelage.randomness import Key
+from tutelage.storage import write_text
+
+TIME_COLUMNS = ("seconds",)
+
+
+class StepRandomness(pl.Callback):
+    """Makes what a step draws (dropout, stochastic depth) a function of the step, so that no state needs saving.
+
+    Setting a generator's seed takes a microsecond; ``torch.manual_seed`` would take a hundred.
+    """
+
+    def __init__(self, key: Key) -> None:
+        self._key = key
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed torch's generators for this step and rank."""
+        seed = self._key.torch_seed("step", trainer.global_step, trainer.global_rank)
+        torch.default_generator.manual_seed(seed)
+        if pl_module.device.type == "cuda":
+            torch.cuda.default_generators[pl_module.device.index or 0].manual_seed(seed)
+
+
+class EpochTable(pl.Callback):
+    """Means over each epoch, in ``metrics.csv`` and the loggers, and the best validation accuracy so far.
+
+    The rows and the sums of the epoch under way live in the checkpoint: a resumed run writes the table from there, so
+    that rows past the checkpoint vanish and a mean in the middle of an epoch goes on. Values stay on the device until
+    the epoch ends.
+    """
+
+    def __init__(
+        self, file: Path, epoch_steps: int, loggers: list[Logger], on_best: Callable[[], None] = lambda: None
+    ) -> None:
+        self._file = file
+        self._epoch_steps = epoch_steps
+        self._loggers = loggers
+        self._on_best = on_best
+        self.rows: list[dict[str, float]] = []
+        self.best: dict[str, float] | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+        self._validation: list[tuple[Tensor, Tensor]] = []
+        self._seconds_before = 0.0
+        self._resumed_at = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows, the sums of the epoch under way and the best so far, as plain containers."""
+        return {
+            "rows": self.rows,
+            "best": self.best,
+            "sums": self._sums,
+            "steps": self._steps,
+            "seconds": self._seconds(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what ``state_dict`` gave."""
+        self.rows, self.best = state_dict["rows"], state_dict["best"]
+        self._sums, self._steps = state_dict["sums"], state_dict["steps"]
+        self._seconds_before = state_dict["seconds"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the table as the checkpoint knew it."""
+        self._resumed_at = time.monotonic()
+        self._sums = {name: value.to(pl_module.device) for name, value in self._sums.items()}
+        self._write()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the step's values; end the epoch where one ends and no validation does so."""
+        for name, value in outputs.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._steps += 1
+        step = trainer.global_step
+        if step % self._epoch_steps and step != trainer.max_steps:
+            return
+        if not trainer.enable_validation:
+            self._end_epoch(trainer, {})
+        elif step % self._epoch_steps:
+            trainer.should_stop = True  # a last, shorter epoch is validated too
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep a batch's answers."""
+        self._validation.append((outputs["logits"].float(), outputs["labels"]))
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End the epoch with its validation; keep the network where it is the best so far."""
+        logits = torch.cat([logits for logits, _ in self._validation])
+        labels = torch.cat([labels for _, labels in self._validation])
+        self._validation = []
+        found = {"val/loss": float(cross_entropy(logits, labels)), "val/accuracy": float(accuracy(logits, labels))}
+        if self.best is None or found["val/accuracy"] > self.best["val/accuracy"]:
+            self.best = {"step": trainer.global_step, **found}
+            self._on_best()
+        self._end_epoch(trainer, found)
+
+    def _end_epoch(self, trainer: pl.Trainer, validation: dict[str, float]) -> None:
+        step = trainer.global_step
+        row = {"epoch": math.ceil(step / self._epoch_steps), "step": step}
+        row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        row |= {f"train/{name}": float(total) / self._steps for name, total in self._sums.items()}
+        row |= validation
+        for logger in self._loggers:
+            logger.log_metrics(row, step)
+        self.rows.append({**row, "seconds": round(self._seconds(), 3)})
+        self._sums, self._steps = {}, 0
+        self._write()
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._resumed_at
+
+    def _write(self) -> None:
+        text = io.StringIO()
+        if self.rows:
+            table = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
+            table.writeheader()
+            table.writerows(self.rows)
+        write_text(self._file, text.getvalue())

@@ -1,0 +1,98 @@
+"""Checkpoints that are whole, flushed to the disk and checked when read."""
+
+import time
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from tutelage.runs.interruption import Signals
+from tutelage.storage import write_whole
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+SECONDS_BETWEEN_EPOCH_ENDS = 10.0
+
+
+class WholeCheckpointIO(CheckpointIO):
+    """Writes beside the target, flushes, renames; the file before stays as ``previous.ckpt``.
+
+    A torch file is a zip archive and carries a CRC-32 of each of its records, which ``is_sound`` compares.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``, whole or absent."""
+        path = Path(path)
+        if path.name == LAST and path.exists():
+            path.replace(path.with_name(PREVIOUS))
+        write_whole(path, lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint by torch's restricted loader, whatever the caller would allow."""
+        content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        return content
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def is_sound(path: Path) -> bool:
+    """Return whether every record of a checkpoint file has the checksum that was written with it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+        return False
+
+
+def newest_sound(folder: Path) -> tuple[Path | None, list[Path]]:
+    """Return the newest checkpoint in ``folder`` that is sound, and the damaged ones that were passed over."""
+    damaged = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        if is_sound(path):
+            return path, damaged
+        damaged.append(path)
+    return None, damaged
+
+
+class Checkpoints(pl.Callback):
+    """Saves ``last.ckpt`` every so many minutes, at ends of epochs, at the end, and when a signal asks for it.
+
+    A step after which a validation is due is saved when that is done, so that a checkpoint never lies between the two.
+    """
+
+    def __init__(self, folder: Path, minutes: float, epoch_steps: int, signals: Signals) -> None:
+        self._file = folder / LAST
+        self._seconds = minutes * 60
+        self._epoch_steps = epoch_steps
+        self._signals = signals
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where it is time and no validation is due."""
+        step = trainer.global_step
+        last = step == trainer.max_steps
+        ends_epoch = last or step % self._epoch_steps == 0
+        if ends_epoch and trainer.enable_validation:
+            return
+        self._save_if_due(trainer, ends_epoch, last)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after the validation that ends an epoch."""
+        self._save_if_due(trainer, ends_epoch=True, last=trainer.global_step == trainer.max_steps)
+
+    def _save_if_due(self, trainer: pl.Trainer, ends_epoch: bool, last: bool) -> None:
+        since = time.monotonic() - self._saved_at
+        due = since >= (min(self._seconds, SECONDS_BETWEEN_EPOCH_ENDS) if ends_epoch else self._seconds)
+        if due or last or self._signals.wanted:
+            trainer.save_checkpoint(self._file)
+            self._saved_at = time.monotonic()
+            self._signals.answer()

@@ -1,0 +1,161 @@
+"""A run's folder: what lies where, and ``run.json``, the ledger of what is done. Needs no torch."""
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tutelage import __version__
+from tutelage.errors import UserError
+from tutelage.storage import write_json, write_text
+
+RUNNING, FINISHED, FAILED = "running", "finished", "failed"
+RECORDED_PACKAGES = ("torch", "pytorch-lightning", "albumentations", "numpy", "opencv-python-headless")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths within a run's folder, or within the folder of one of its stages."""
+
+    path: Path
+
+    @property
+    def record_file(self) -> Path:
+        """The ledger."""
+        return self.path / "run.json"
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        """A row an epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints and final weights."""
+        return self.path / "checkpoints"
+
+    @property
+    def test_file(self) -> Path:
+        """Answers on the test set."""
+        return self.path / "test.npz"
+
+    @property
+    def report(self) -> Path:
+        """The report page and its pictures."""
+        return self.path / "report"
+
+    @property
+    def lock_file(self) -> Path:
+        """The lock; beside the folder, so that it can be taken before the folder exists."""
+        return self.path.parent / ".locks" / f"{self.path.name}.lock"
+
+    def weights(self, validated: bool) -> Path:
+        """The network that a stage ends with: the best on validation, or the final one where there is none."""
+        return self.checkpoints / ("best.ckpt" if validated else "final.ckpt")
+
+    def stage(self, number: int, name: str, count: int) -> "RunFolder":
+        """The folder of stage ``number`` (from 1) of ``count``; a lone stage has the run's own."""
+        return self if count == 1 else RunFolder(self.path / "stages" / f"{number}-{name}")
+
+
+class Record:
+    """``run.json``: read when made, written whole at each change."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._file = folder.record_file
+        self.content: dict[str, Any] = read_record(folder) or {}
+
+    def begin(self, identity: dict[str, Any], threads: int) -> None:
+        """Note that the run is under way, by which command and code."""
+        self.content = {
+            "status": RUNNING,
+            "command": " ".join(["tutelage train", *sys.argv[1:]]),
+            "version": __version__,
+            "git": _commit(),
+            "python": platform.python_version(),
+            "packages": {name: version(name) for name in RECORDED_PACKAGES},
+            "threads": threads,
+            "started": self.content.get("started") or _now(),
+            "finished": None,
+            "identity": identity,
+            "result": {},
+            "stages": self.content.get("stages", []),
+        }
+        self._write()
+
+    @property
+    def threads(self) -> int | None:
+        """The number of threads that the run was begun with."""
+        value = self.content.get("threads")
+        return int(value) if value is not None else None
+
+    def stage(self, name: str) -> dict[str, Any] | None:
+        """Return the entry of a finished stage."""
+        return next((entry for entry in self.content["stages"] if entry["name"] == name), None)
+
+    def finish_stage(self, entry: dict[str, Any]) -> None:
+        """Write a stage down as finished."""
+        self.content["stages"] = [kept for kept in self.content["stages"] if kept["name"] != entry["name"]] + [entry]
+        self._write()
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write the run down as finished."""
+        self.content |= {"status": FINISHED, "finished": _now(), "result": result}
+        self._write()
+
+    def fail(self, reason: str) -> None:
+        """Write down why the run ended before its time; the same command goes on from its last checkpoint."""
+        self.content |= {"status": FAILED, "reason": reason}
+        self._write()
+
+    def _write(self) -> None:
+        write_json(self._file, self.content)
+
+
+def read_record(folder: RunFolder) -> dict[str, Any] | None:
+    """Return ``run.json``, or None where there is none.
+
+    Raises:
+        UserError: there is one that cannot be read.
+    """
+    try:
+        content = json.loads(folder.record_file.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder.record_file} cannot be read ({error}); move the folder away, or start beside it with attempt=2"
+        ) from None
+    return content if isinstance(content, dict) else None
+
+
+def write_config(folder: RunFolder, resolved: dict[str, Any]) -> None:
+    """Write the resolved config."""
+    from omegaconf import OmegaConf
+
+    write_text(folder.config_file, OmegaConf.to_yaml(OmegaConf.create(resolved)))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _commit() -> str | None:
+    """Return the git commit that the code lies in, with a + where it was changed since."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)  # noqa: S607
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)  # noqa: S607
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

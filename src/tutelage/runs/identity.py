@@ -1,0 +1,42 @@
+"""What makes two runs the same run, and where a run therefore lies."""
+
+from pathlib import Path
+from typing import Any
+
+from tutelage.config import Config
+from tutelage.storage import digest
+
+IDENTITY_VERSION = 1
+HASH_LENGTH = 10
+
+# What a run *is*. Everything else in the config says where and how fast it runs, or what is shown.
+SECTIONS = ("seed", "attempt", "debug", "data", "model", "augmentation", "strategy", "optimizer", "scheduler", "schedule")
+TRAINER_KEYS = ("precision",)
+NOT_IN_DATA = ("root", "num_workers")  # where the data lies, how fast it is read
+ALWAYS_IN = ("seed",)  # also at its default, for people who read run.json
+
+
+def identity(config: Config, fingerprint: str) -> dict[str, Any]:
+    """Return the scientific part of a config; values at their schema default are left out.
+
+    Args:
+        config: the whole config.
+        fingerprint: what the data is, where its name does not say (see ``FolderListing.fingerprint``).
+    """
+    chosen = config.model_dump(mode="json", exclude_defaults=True)
+    picked = {section: chosen[section] for section in SECTIONS if section in chosen}
+    picked |= {name: getattr(config, name) for name in ALWAYS_IN}
+    picked["data"] = {key: value for key, value in picked["data"].items() if key not in NOT_IN_DATA}
+    trainer = {key: value for key, value in chosen.get("trainer", {}).items() if key in TRAINER_KEYS}
+    if trainer:
+        picked["trainer"] = trainer
+    if fingerprint:
+        picked["data"]["fingerprint"] = fingerprint
+    return {"identity_version": IDENTITY_VERSION, **picked}
+
+
+def run_path(config: Config, fingerprint: str) -> Path:
+    """Return the folder that belongs to a config: the same for the same science, wherever and whenever it runs."""
+    names = [config.data.target.rpartition(".")[2], config.model.target.rpartition(".")[2], config.strategy.name]
+    readable = "-".join(name.lower() for name in names) + f"-s{config.seed}"
+    return Path(config.paths.outputs) / config.name / f"{readable}-{digest(identity(config, fingerprint))[:HASH_LENGTH]}"

@@ -1,0 +1,94 @@
+"""A strategy is a list of stages; these are the two kinds there are."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from pytorch_lightning import LightningModule
+
+from tutelage.config import Config
+from tutelage.config.schema import Targeted
+from tutelage.data import Selection, Source, Splits, Stream
+from tutelage.models import ImageClassifier
+
+
+class StudentModule(Protocol):
+    """What a stage fits: a LightningModule around the network that it is after."""
+
+    @property
+    def classifier(self) -> ImageClassifier:
+        """The network whose weights the stage keeps."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Train a network.
+
+    Attributes:
+        name: unique within the strategy; part of the key of every draw.
+        model: the architecture.
+        steps: optimizer steps.
+        epoch_steps: steps between two rows of metrics.csv (and two validations).
+        images_per_step: for estimates of the time left.
+        streams: what it trains on, given the selections of the Label stages before it.
+        module: the LightningModule around the network.
+    """
+
+    name: str
+    model: Targeted
+    steps: int
+    epoch_steps: int
+    images_per_step: int
+    streams: Callable[[Mapping[str, Selection]], Sequence[Stream]]
+    module: Callable[[ImageClassifier], LightningModule]
+
+
+@dataclass(frozen=True)
+class Label:
+    """Let a trained network label the pool.
+
+    Attributes:
+        name: unique within the strategy.
+        teacher: the name of the Fit stage whose network answers.
+        select: which answers are kept; a pure function of the probabilities (N, C).
+    """
+
+    name: str
+    teacher: str
+    select: Callable[[np.ndarray], Selection]
+
+
+Stage = Fit | Label
+
+MOST_EPOCHS = 100  # rows of metrics.csv of a stage whose passes are shorter than a hundredth of it
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a stage is, and how it is cut into epochs."""
+
+    steps: int
+    epoch_steps: int
+
+
+def length(config: Config, share: float, *sizes: tuple[int, int]) -> Length:
+    """Return a stage's length: ``share`` of the schedule.
+
+    An epoch is a pass over whatever takes longest, or a hundredth of the stage where a pass is shorter.
+
+    Args:
+        config: holds ``schedule.epochs`` or ``schedule.steps``.
+        share: the stage's part of the schedule.
+        sizes: (images, batch size) of each stream.
+    """
+    a_pass = max(-(-images // batch) for images, batch in sizes)
+    steps = config.schedule.steps
+    total = max(1, round(share * (steps if steps is not None else (config.schedule.epochs or 1) * a_pass)))
+    return Length(total, min(total, max(a_pass, -(-total // MOST_EPOCHS))))
+
+
+def labelled_stream(config: Config, source: Source, splits: Splits) -> Stream:
+    """Return the stream of the labelled images."""
+    return Stream("labelled", splits.labelled, source.labels[splits.labelled], config.data.batch_size)
