@@ -52,7 +52,7 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     if any(entry["kind"] == "label" for entry in record["stages"]):
         lines.append("pseudo: pool images kept with the teacher's label; right: the share of them labelled as in truth.")
     lines.append(told)
-    if any(entry["name"] == "control" for entry in fits):
+    if any(entry["control"] for entry in fits):
         lines.append(
             "Control: the last student's network, augmentation and noise on the labels alone, "
             "for as many steps as all other stages together."
@@ -80,7 +80,7 @@ def print_table(record: Mapping[str, Any]) -> None:
 
 def fits_last(record: Mapping[str, Any]) -> str:
     """Return the name of the network that the run is after: the last one trained before the control."""
-    return next(str(e["name"]) for e in reversed(record["stages"]) if e["kind"] == "fit" and e["name"] != "control")
+    return next(str(e["name"]) for e in reversed(record["stages"]) if e["kind"] == "fit" and not e["control"])
 
 
 def _network(entry: Mapping[str, Any]) -> str:

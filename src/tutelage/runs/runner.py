@@ -172,6 +172,9 @@ def run(config: Config, folder: RunFolder, identity: dict[str, Any], observer: O
                 if isinstance(stage, Label):
                     this.selections[stage.name] = stage.select(read_probabilities(this.place(stage).path))
             _test(this)
+        except Exception as error:
+            record.fail(f"{type(error).__name__}: {error}")
+            raise
         finally:
             observer.end()
     return record.content
@@ -250,6 +253,7 @@ def _fit(this: Run, stage: Fit) -> dict[str, Any]:
     return {
         "name": stage.name,
         "kind": "fit",
+        "control": stage.control,
         "model": stage.model.arguments(),
         "parameters": sum(p.numel() for p in network.parameters()),
         "steps": stage.steps,
@@ -324,7 +328,7 @@ def _test(this: Run) -> None:
         _write_answers(this.place(stage).test_file, found)
         entry["result"] |= measure(found, this.data.source.classes, "test")
         this.record.finish_stage(entry)
-        if stage.name != "control" or not result:
+        if not stage.control:
             result = entry["result"]
     order = [stage.name for stage in this.plan]
     this.record.content["stages"].sort(key=lambda entry: order.index(entry["name"]))

@@ -116,7 +116,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     pool_batch = max(1, round(recipe.unlabelled_ratio * labelled.batch_size))
     labelled_size, pool_size = (len(splits.labelled), labelled.batch_size), (len(splits.pool), pool_batch)
 
-    def on_labels(name: str, model: Targeted, extent: Length) -> Fit:
+    def on_labels(name: str, model: Targeted, extent: Length, control: bool = False) -> Fit:
         return Fit(
             name=name,
             model=model,
@@ -125,6 +125,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
             images_per_step=labelled.batch_size,
             streams=lambda selections: [labelled],
             module=lambda network: network,
+            control=control,
         )
 
     def on_both(name: str, model: Targeted, extent: Length, labels: str) -> Fit:
@@ -153,5 +154,5 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
         plan += [labels, fits[-1]]
     if recipe.control:
         steps = sum(fit.steps for fit in fits)
-        plan.append(on_labels("control", fits[-1].model, Length(steps, fits[-1].epoch_steps)))
+        plan.append(on_labels("control", fits[-1].model, Length(steps, fits[-1].epoch_steps), control=True))
     return plan

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from pytorch_lightning import LightningModule
@@ -11,15 +10,6 @@ from tutelage.config import Config
 from tutelage.config.schema import Targeted
 from tutelage.data import Selection, Source, Splits, Stream
 from tutelage.models import ImageClassifier
-
-
-class StudentModule(Protocol):
-    """What a stage fits: a LightningModule around the network that it is after."""
-
-    @property
-    def classifier(self) -> ImageClassifier:
-        """The network whose weights the stage keeps."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -34,6 +24,7 @@ class Fit:
         images_per_step: for estimates of the time left.
         streams: what it trains on, given the selections of the Label stages before it.
         module: the LightningModule around the network.
+        control: it is there to be compared with, not what the run is after.
     """
 
     name: str
@@ -43,6 +34,7 @@ class Fit:
     images_per_step: int
     streams: Callable[[Mapping[str, Selection]], Sequence[Stream]]
     module: Callable[[ImageClassifier], LightningModule]
+    control: bool = False
 
 
 @dataclass(frozen=True)

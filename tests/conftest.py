@@ -1,0 +1,85 @@
+"""What the tests share: one thread, no look-ups, runs in a forked copy of this process."""
+
+import os
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import csv
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+QUIET = ("callbacks=quiet", "trainer.threads=1", "logger=csv")
+
+torch.set_num_threads(1)  # a process whose thread pool was used cannot be forked safely
+
+
+def forked(work: Callable[[], int]) -> int:
+    """Run ``work`` in a fork of this process, where all imports are done, and return its exit code (-9 if killed)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 70
+    try:
+        code = work()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run(outputs: Path, *overrides: str, before: Callable[[], None] = lambda: None) -> int:
+    """Execute a run, quietly and with one thread, in a fork; ``before`` may set traps there."""
+    import sklearn.datasets  # noqa: F401 - imported here, once, rather than in every fork
+
+    import tutelage.runs.runner  # noqa: F401
+    from tutelage.compose import compose
+    from tutelage.train import execute
+
+    def work() -> int:
+        before()
+        return execute(compose([*QUIET, f"paths.outputs={outputs}", *overrides]))
+
+    return forked(work)
+
+
+def only_run(outputs: Path) -> Path:
+    """Return the folder of the one run below ``outputs``."""
+    (record,) = outputs.glob("*/*/run.json")
+    return record.parent
+
+
+def outcome(outputs: Path) -> dict[str, Any]:
+    """Return all of a run that must not depend on how often it was stopped: weights, results, tables."""
+    folder = only_run(outputs)
+    record = json.loads((folder / "run.json").read_text())
+    kept = {"name", "result", "weights_sha256", "teacher_sha256", "steps"}
+    stages = [{key: value for key, value in entry.items() if key in kept} for entry in record["stages"]]
+    return {"status": record["status"], "result": record["result"], "stages": stages, "tables": tables(folder)}
+
+
+def tables(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """Return every metrics.csv of a run without its time column."""
+    found = {}
+    for file in sorted(folder.rglob("metrics.csv")):
+        with file.open() as lines:
+            rows: Sequence[dict[str, str]] = list(csv.DictReader(lines))
+        found[str(file.relative_to(folder))] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return found
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    return tmp_path / "outputs"
