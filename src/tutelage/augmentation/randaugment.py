@@ -29,6 +29,9 @@ SIGNED = frozenset({"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"}) |
 )
 
 
+_LEVELS = np.arange(LEVELS, dtype=np.float32)
+
+
 def _warp(image: np.ndarray, matrix: list[list[float]], fill: float) -> np.ndarray:
     """Return ``image`` warped by the inverse map ``matrix`` (output pixel to input pixel)."""
     height, width = image.shape[:2]
@@ -45,13 +48,13 @@ def rotate(image: np.ndarray, degrees: float, fill: float) -> np.ndarray:
 
 
 def shear_x(image: np.ndarray, tangent: float, fill: float) -> np.ndarray:
-    """Shear along x about the top left corner."""
-    return _warp(image, [[1, tangent, 0], [0, 1, 0]], fill)
+    """Shear along x about the top left corner (half a pixel before the first pixel's centre)."""
+    return _warp(image, [[1, tangent, tangent / 2], [0, 1, 0]], fill)
 
 
 def shear_y(image: np.ndarray, tangent: float, fill: float) -> np.ndarray:
     """Shear along y about the top left corner."""
-    return _warp(image, [[1, 0, 0], [tangent, 1, 0]], fill)
+    return _warp(image, [[1, 0, 0], [tangent, 1, tangent / 2]], fill)
 
 
 def translate_x(image: np.ndarray, pixels: float, fill: float) -> np.ndarray:
@@ -70,7 +73,7 @@ def _table(image: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 def _blend(degenerate: np.ndarray | float, image: np.ndarray, factor: float) -> np.ndarray:
     """Return ``degenerate + factor * (image - degenerate)``, clipped, truncated to uint8."""
-    mixed = degenerate + factor * (image.astype(np.float32) - degenerate)
+    mixed = degenerate + np.float32(factor) * (image.astype(np.float32) - degenerate)
     return np.clip(mixed, 0, LEVELS - 1).astype(np.uint8)
 
 
@@ -83,7 +86,7 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend with black."""
-    return _table(image, np.arange(LEVELS) * factor)
+    return _table(image, _LEVELS * np.float32(factor))
 
 
 def color(image: np.ndarray, factor: float) -> np.ndarray:
@@ -93,8 +96,8 @@ def color(image: np.ndarray, factor: float) -> np.ndarray:
 
 def contrast(image: np.ndarray, factor: float) -> np.ndarray:
     """Blend with the mean luminance."""
-    mean = float(_grey(image).mean())
-    return _table(image, mean + factor * (np.arange(LEVELS) - mean))
+    mean = np.float32(int(_grey(image).mean() + 0.5))
+    return _table(image, mean + np.float32(factor) * (_LEVELS - mean))
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:

@@ -1,0 +1,237 @@
+"""Every YAML composes and validates; what a user gets wrong is one line with the way out."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+from omegaconf import OmegaConf
+
+from tutelage.compose import compose, conf_dir, options
+from tutelage.config import Config
+from tutelage.errors import UserError
+from tutelage.runs import identity, run_path
+
+EVERY_OPTION = [(group, option) for group, entries in options().items() for option in entries]
+NEEDED = {"image_folder": ["data.root=somewhere"]}
+
+
+@pytest.mark.parametrize(("group", "option"), EVERY_OPTION)
+def test_every_option_of_every_group_composes_and_validates(group, option):
+    config = compose([f"{group}={option}", *NEEDED.get(option, [])])
+    assert isinstance(config, Config)
+
+
+@pytest.mark.parametrize(("group", "option"), EVERY_OPTION)
+def test_every_option_opens_with_a_line_that_says_what_it_is(group, option):
+    told = options()[group][option]
+    assert 5 < len(told) < 120
+
+
+@pytest.mark.parametrize("name", sorted(options()["experiment"]))
+def test_every_experiment_has_its_own_name_says_its_command_and_shrinks(name):
+    config = compose([f"experiment={name}", "debug=tiny"])
+    assert config.name == name
+    assert config.schedule.steps == 4
+    assert config.data.limit == 200
+    text = (conf_dir() / "experiment" / f"{name}.yaml").read_text()
+    assert f"tutelage train experiment={name}" in text
+    for heading in ("Shows:", "Command:", "Cost:", "Result:"):
+        assert heading in text
+
+
+def test_every_key_of_the_schema_stands_in_the_configs():
+    """A key that no YAML names would be one that nobody finds."""
+    composed = compose([]).model_dump()
+    assert set(composed) == set(Config.model_fields)
+    given = set()
+    for file in conf_dir().rglob("*.yaml"):
+        given |= set(OmegaConf.to_container(OmegaConf.load(file)))
+    for section in ("optimizer", "scheduler", "trainer", "logger", "callbacks", "data"):
+        fields = type(getattr(compose([]), section)).model_fields
+        assert {field.alias or name for name, field in fields.items()} <= given, section
+
+
+WRONG = [
+    (["modle.width=2"], "unknown key 'modle.width' in 'modle.width=2': did you mean 'model.width'?"),
+    (["model.widht=2"], "unknown key 'model.widht' in 'model.widht=2': did you mean 'model.width'?"),
+    (["dta=digits"], "unknown key 'dta' in 'dta=digits': did you mean 'data'?"),
+    (["+model.depth=2"], "unknown key 'model.depth'"),
+    (["model=lenet6"], "model=lenet6: no such option: did you mean 'lenet5'? Allowed: lenet5, mlp, resnet, timm"),
+    (["experiment=nothing"], "experiment=nothing: no such option"),
+    (["model.width=-2"], "model.width=-2: input should be greater than 0"),
+    (["model.width=wide"], "model.width=wide: input should be a valid number"),
+    (["model=mlp", "model.width=2.5"], "model.width=2.5: input should be a valid integer"),
+    (["model.dropout=1"], "model.dropout=1: input should be less than 1"),
+    (["seed=-1"], "seed=-1: input should be greater than or equal to 0"),
+    (["seed=null"], "seed=None: input should be a valid integer"),
+    (["name=../up"], "name=../up: string should match pattern"),
+    (["data.labels=1.5"], "data.labels=1.5: input should be less than or equal to 1"),
+    (["data.labels=0.1", "data.labels_per_class=2"], "data.labels and data.labels_per_class exclude each other"),
+    (["data.validation=some"], "data.validation=some: allowed are auto, none, inside and outside:N"),
+    (["data.validation=outside:0"], "data.validation=outside:0: allowed are"),
+    (["data.channels=3"], "data.mean and data.std need one value for each of the 3 channels"),
+    (["schedule.steps=3"], "set exactly one of schedule.epochs and schedule.steps"),
+    (["schedule.epochs=0"], "schedule.epochs=0: input should be greater than 0"),
+    (["optimizer.momentum=0.9"], "unknown key 'optimizer.momentum'"),
+    (["optimizer=sgd", "optimizer.momentum=0"], "optimizer.nesterov needs optimizer.momentum above 0"),
+    (["trainer=cpu", "trainer.precision=16-mixed"], "trainer.precision=16-mixed needs a GPU"),
+    (["trainer.precision=8"], "trainer.precision=8: input should be '32-true', '16-mixed' or 'bf16-mixed'"),
+    (["strategy=noisy_student", "strategy.students=[]"], "strategy.students: List should have at least 1 item"),
+    (["strategy=noisy_student", "strategy.students=[{model:{depht:2}}]"], "unknown key 'depht'"),
+    (["data.root=${nowhere}"], "${nowhere} in the config refers to a key that does not exist"),
+    (["augmentation.transforms=[{p:1}]"], "each entry needs a _target_"),
+    (["model.width"], "model.width"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "told"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_what_is_wrong_is_told_in_one_line(overrides, told):
+    with pytest.raises(UserError) as refused:
+        compose(overrides)
+    line = str(refused.value)
+    assert told in line
+    assert "\n" not in line
+    assert len(line) < 320
+
+
+LATE = [
+    (["data=image_folder"], "data=image_folder needs data.root=FOLDER"),
+    (["augmentation.transforms=[{_target_:albumentations.Rotat}]"], "nothing is found at 'albumentations.Rotat'"),
+    (["augmentation.transforms=[{_target_:os.system}]"], "'os.system' lies outside the allowed packages"),
+    (["augmentation.transforms=[{_target_:albumentations.Resize,height:3,width:3}]"], "came out as (3, 3, 1)"),
+    (["model=timm", "model.name=resnet_18"], "model.name=resnet_18: timm has no such architecture"),
+    (["data.image_size=8"], "model=lenet5 needs images of 12 pixels or more"),
+    (["strategy=noisy_student"], "strategy=noisy_student: no unlabelled images"),
+    (["data.labels_per_class=500"], "data.labels_per_class=500: class '0' has"),
+    (["data=fashion_mnist", "data.root=/nowhere"], "data.root=/nowhere: no Fashion-MNIST there"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "told"), LATE, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_what_only_the_libraries_know_is_told_before_anything_is_written(overrides, told, outputs):
+    from conftest import QUIET
+
+    from tutelage.train import execute
+
+    with pytest.raises(UserError) as refused:
+        execute(compose([*QUIET, f"paths.outputs={outputs}", *overrides]))
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not [path for path in outputs.rglob("*") if path.is_file() and ".locks" not in path.parts]
+
+
+def name_of(*overrides: str) -> str:
+    return run_path(compose(list(overrides)), "").name
+
+
+def test_a_run_is_what_its_science_is():
+    base = name_of()
+    for same in (
+        "paths.outputs=/elsewhere",
+        "trainer.threads=7",
+        "trainer=cpu",
+        "data.num_workers=4",
+        "logger=csv",
+        "callbacks=quiet",
+        "callbacks.checkpoint_minutes=1",
+        "data.root=/x",
+    ):
+        assert name_of(same) == base, same
+    others = [
+        "seed=1",
+        "attempt=2",
+        "debug=tiny",
+        "data=fashion_mnist",
+        "data.labels=0.5",
+        "data.split_seed=5",
+        "data.validation=inside",
+        "data.batch_size=65",
+        "data.image_size=32",
+        "model=mlp",
+        "model.dropout=0.1",
+        "augmentation=none",
+        "optimizer.lr=0.1",
+        "optimizer.ema_decay=0.9",
+        "scheduler=constant",
+        "schedule.epochs=11",
+        "strategy=noisy_student",
+        "trainer.precision=bf16-mixed",
+    ]
+    names = [base, *map(name_of, others)]
+    assert len(set(names)) == len(names)
+
+
+def test_a_key_at_its_neutral_value_does_not_enter_so_old_runs_keep_their_names():
+    entered = identity(compose([]), "")
+    assert "ema_decay" not in entered["optimizer"]
+    assert "dropout" not in entered["model"]
+    assert "attempt" not in entered
+    assert entered["seed"] == 0
+    assert entered["identity_version"] == 1
+
+
+def test_names_of_runs_are_for_ever():
+    """If this fails, users' finished runs are trained again: raise IDENTITY_VERSION only on purpose."""
+    assert run_path(compose(["experiment=digits_noisy_student"]), "").name == DIGITS_NAME
+
+
+DIGITS_NAME = "digits-lenet5-noisy_student-s0-0000000000"
+
+
+def test_the_folders_fingerprint_is_part_of_a_run():
+    config = compose(["data=image_folder", "data.root=x"])
+    assert run_path(config, "aaa") != run_path(config, "bbb")
+
+
+def test_seed_zero_is_a_seed():
+    assert identity(compose(["seed=0"]), "")["seed"] == 0
+    assert compose(["seed=3"]).data.split_seed == 3
+
+
+def test_a_users_own_configs_join_ours(tmp_path):
+    (tmp_path / "model").mkdir()
+    text = "_target_: tutelage.models.MLP\nwidth: 7\ndepth: 1\n"
+    (tmp_path / "model" / "mine.yaml").write_text(text)
+    assert compose(["model=mine"], [str(tmp_path)]).model.width == 7
+
+
+def seconds_of(*command: str) -> tuple[float, subprocess.CompletedProcess[str]]:
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, cwd=ROOT)
+    return time.monotonic() - started, done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [
+        (["-m", "tutelage.cli", "--help"], ("torch", "hydra", "omegaconf", "pydantic")),
+        (["-m", "tutelage.train", "modle.width=2"], ("torch", "albumentations", "pytorch_lightning")),
+        (["-m", "tutelage.train", "--help"], ("torch", "hydra")),
+    ],
+)
+def test_help_and_config_errors_load_nothing_heavy(arguments, unwanted):
+    _, done = seconds_of(*arguments)
+    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if "import time" in line}
+    assert "tutelage" in loaded
+    assert not loaded & set(unwanted)
+
+
+def test_an_error_is_one_line_on_stderr_with_exit_code_2():
+    command = [sys.executable, "-m", "tutelage.cli", "train", "data=digits", "model=lenet5", "modle.width=2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "did you mean 'model.width'?" in done.stderr
+
+
+def test_help_lists_every_group_and_option_with_a_line_on_each():
+    done = subprocess.run([sys.executable, "-m", "tutelage.cli", "train", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    for group, entries in options().items():
+        assert f"{group}=" in done.stdout
+        for option, told in entries.items():
+            assert option in done.stdout
+            assert told in done.stdout

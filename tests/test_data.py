@@ -1,0 +1,233 @@
+"""Datasets, label budgets and splits."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tutelage.config import DataConfig
+from tutelage.data import UNKNOWN, Source, list_folder, split, stratified
+from tutelage.data.sources import Numbered, digits, fashion_mnist, image_folder
+from tutelage.errors import UserError
+from tutelage.randomness import Key
+
+
+def data_config(**changes) -> DataConfig:
+    base = dict(
+        _target_="tutelage.data.Digits", image_size=28, channels=1, mean=[0.3], std=[0.3], batch_size=8, validation="none"
+    )
+    return DataConfig(**{**base, **changes})
+
+
+def source_of(labels: np.ndarray, test: int, unlabelled: int) -> Source:
+    count = len(labels)
+    everything = np.arange(count + test + unlabelled)
+    known = np.concatenate([labels, np.resize(labels, test), np.full(unlabelled, UNKNOWN)])
+    return Source(
+        images=[],
+        labels=known,
+        classes=tuple("abcdefgh"[: labels.max() + 1]),
+        train=everything[:count],
+        test=everything[count : count + test],
+        val=everything[:0],
+        unlabelled=everything[count + test :],
+        names=Numbered(len(everything)),
+    )
+
+
+sources = st.builds(
+    lambda sizes, test, unlabelled: source_of(np.repeat(np.arange(len(sizes)), sizes), test, unlabelled),
+    st.lists(st.integers(12, 40), min_size=2, max_size=6),
+    st.integers(0, 20),
+    st.integers(0, 20),
+)
+budgets = st.one_of(
+    st.builds(lambda n: {"labels_per_class": n}, st.integers(1, 10)),
+    st.builds(lambda share: {"labels": share}, st.floats(0.01, 1.0)),
+    st.just({}),
+)
+validations = st.sampled_from(["none", "outside:3", "auto"])
+
+
+@settings(max_examples=200)
+@given(sources, budgets, validations, st.integers(0, 99))
+def test_train_validation_test_and_pool_never_overlap_and_lose_nothing(source, budget, validation, seed):
+    if validation.startswith("outside") and budget.get("labels", 0 if budget else 1) > 0.7:
+        validation = "none"
+    parts = split(source, data_config(**budget, validation=validation, split_seed=seed))
+    together = np.concatenate([parts.labelled, parts.validation, parts.test, parts.pool])
+    assert len(np.unique(together)) == len(together) == len(source.labels)
+    assert set(parts.test) == set(source.test)
+    assert set(np.unique(source.labels[parts.labelled])) == set(range(len(source.classes)))
+
+
+@settings(max_examples=100)
+@given(sources, st.integers(1, 11), st.integers(1, 11), st.integers(0, 99))
+def test_smaller_budgets_lie_within_larger_ones(source, one, other, seed):
+    small, large = (
+        split(source, data_config(labels_per_class=n, split_seed=seed)).labelled for n in sorted((one, other))
+    )
+    assert set(small) <= set(large)
+    assert np.bincount(source.labels[small]).tolist() == [min(one, other)] * len(source.classes)
+
+
+@given(sources, st.floats(0.02, 1), st.floats(0.02, 1))
+def test_smaller_shares_lie_within_larger_ones(source, one, other):
+    small, large = (split(source, data_config(labels=s)).labelled for s in sorted((one, other)))
+    assert set(small) <= set(large)
+
+
+@given(sources, st.integers(1, 30), st.integers(0, 9))
+def test_a_stratified_draw_keeps_the_proportions(source, count, seed):
+    drawn = stratified(source.train, source.labels, count, Key(seed, "x"))
+    assert len(drawn) == min(count, len(source.train))
+    exact = np.bincount(source.labels[source.train]) * len(drawn) / len(source.train)
+    got = np.bincount(source.labels[drawn], minlength=len(source.classes))
+    assert (np.abs(got - exact) < 1 + 1e-9).all()
+
+
+def test_another_seed_picks_other_labels():
+    source = digits(28, 1)
+    first, second = (set(split(source, data_config(labels_per_class=10, split_seed=s)).labelled) for s in (0, 1))
+    assert first != second
+
+
+def test_below_fifty_labels_a_class_nothing_is_held_out_by_default():
+    source = digits(28, 1)
+    few = split(source, data_config(labels_per_class=49, validation="auto"))
+    assert few.validation_kind == "none"
+    assert not len(few.validation)
+    many = split(source, data_config(labels_per_class=50, validation="auto"))
+    assert many.validation_kind == "inside"
+    assert (len(many.labelled), len(many.validation)) == (450, 50)
+
+
+def test_validation_outside_the_budget_takes_nothing_from_it():
+    source = digits(28, 1)
+    parts = split(source, data_config(labels_per_class=10, validation="outside:100"))
+    assert (len(parts.labelled), len(parts.validation), len(parts.pool)) == (100, 100, 1347 - 200)
+
+
+def test_the_digits_test_set_is_450_stratified_images_whatever_the_seed():
+    source = digits(28, 1)
+    assert len(source.labels) == 1797
+    for seed in (0, 1):
+        parts = split(source, data_config(labels_per_class=2, split_seed=seed))
+        assert (parts.test == source.test).all()
+    counts = np.bincount(source.labels[source.test])
+    assert counts.sum() == 450
+    assert counts.min() >= 43
+    assert source.images[0].shape == (28, 28, 1)
+    assert source.images[0].dtype == np.uint8
+
+
+def test_digits_are_the_real_ones():
+    from sklearn.datasets import load_digits
+
+    small = digits(8, 1).images[5][..., 0]
+    assert np.abs(small.astype(float) * 16 / 255 - load_digits().images[5]).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"labels_per_class": 200}, "data.labels_per_class=200: class '0' has"),
+        ({"labels_per_class": 5, "validation": "outside:5000"}, "data.validation=outside:5000: only 1297 images"),
+        ({"labels_per_class": 1, "validation": "inside"}, "data.validation=inside: 10 labels are too few"),
+    ],
+)
+def test_a_budget_that_the_data_cannot_give_is_an_error(changes, told):
+    with pytest.raises(UserError, match=told):
+        split(digits(28, 1), data_config(**changes))
+
+
+def write_idx(folder: Path, part: str, count: int) -> None:
+    rng = np.random.default_rng(count)
+    images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+    header = np.array([0x803, count, 28, 28], dtype=">i4").tobytes()
+    (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(header + images.tobytes()))
+    header = np.array([0x801, count], dtype=">i4").tobytes()
+    labels = (np.arange(count) % 10).astype(np.uint8)
+    (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header + labels.tobytes()))
+
+
+def test_fashion_mnist_is_read_from_a_folder(tmp_path):
+    write_idx(tmp_path, "train", 60)
+    write_idx(tmp_path, "t10k", 20)
+    source = fashion_mnist(str(tmp_path), 28, 1)
+    assert (len(source.train), len(source.test), len(source.classes)) == (60, 20, 10)
+    assert (source.images[0][..., 0] == np.random.default_rng(60).integers(0, 256, (60, 28, 28), dtype=np.uint8)[0]).all()
+    assert source.labels[:11].tolist() == [*range(10), 0]
+
+
+def test_fashion_mnist_that_is_nowhere_or_damaged_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"data.root=.*: no Fashion-MNIST there"):
+        fashion_mnist(str(tmp_path), 28, 1)
+    write_idx(tmp_path, "train", 60)
+    write_idx(tmp_path, "t10k", 20)
+    file = tmp_path / "t10k-images-idx3-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte.gz: cannot be read"):
+        fashion_mnist(str(tmp_path), 28, 1)
+
+
+def write_images(folder: Path, count: int, mode: str = "RGB", size: tuple[int, int] = (20, 14)) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.new(mode, size, color=number * 9 % 255).save(folder / f"{number}.png")
+
+
+def test_an_image_folder_with_parts_is_read_as_they_say(tmp_path):
+    for part, count in (("train", 5), ("val", 2), ("test", 3)):
+        for label in ("cat", "dog"):
+            write_images(tmp_path / part / label, count)
+    write_images(tmp_path / "unlabelled", 4)
+    source = image_folder(list_folder(str(tmp_path)), 16, 3)
+    assert source.classes == ("cat", "dog")
+    assert [len(p) for p in (source.train, source.val, source.test, source.unlabelled)] == [10, 4, 6, 4]
+    assert (source.labels[source.unlabelled] == UNKNOWN).all()
+    assert source.images[0].shape == (16, 16, 3)
+    parts = split(source, data_config(labels_per_class=2, validation="auto"))
+    assert parts.validation_kind == "own"
+    assert (len(parts.labelled), len(parts.pool)) == (4, 6 + 4)
+
+
+def test_an_image_folder_of_classes_alone_is_split(tmp_path):
+    for label in ("a", "b"):
+        write_images(tmp_path / label, 10, mode="L")
+    source = image_folder(list_folder(str(tmp_path)), 16, 1)
+    assert (len(source.train), len(source.test)) == (16, 4)
+    assert np.bincount(source.labels[source.test]).tolist() == [2, 2]
+
+
+def test_the_fingerprint_of_a_folder_follows_names_sizes_and_labels_not_the_place(tmp_path):
+    for top in ("here", "there"):
+        write_images(tmp_path / top / "a", 3)
+        write_images(tmp_path / top / "b", 3)
+    here, there = (list_folder(str(tmp_path / top)).fingerprint() for top in ("here", "there"))
+    assert here == there
+    (tmp_path / "there" / "a" / "0.png").rename(tmp_path / "there" / "b" / "9.png")
+    assert list_folder(str(tmp_path / "there")).fingerprint() != here
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda top: None, "images of 0 classes"),
+        (lambda top: write_images(top / "train" / "a", 2), "images of 1 classes"),
+        (lambda top: [write_images(top / p, 2) for p in ("train/a", "train/b", "test/c")], "that train/ lacks: c"),
+    ],
+)
+def test_a_folder_that_cannot_serve_is_an_error(tmp_path, make, told):
+    make(tmp_path)
+    with pytest.raises(UserError, match=told):
+        list_folder(str(tmp_path))
+
+
+def test_a_folder_that_is_not_there_is_an_error():
+    with pytest.raises(UserError, match=r"data.root=/nowhere: no such folder"):
+        list_folder("/nowhere")

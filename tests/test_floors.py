@@ -1,0 +1,60 @@
+"""Imports go down the floors of the house only, and nobody reaches into another room's private names."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+SOURCE = ROOT / "src" / "tutelage"
+FLOORS = {
+    "errors": 0,
+    "randomness": 1,
+    "storage": 1,
+    "targets": 1,
+    "config": 1,
+    "augmentation": 2,
+    "data": 3,
+    "models": 3,
+    "strategies": 4,
+    "runs": 5,
+    "insight": 6,
+    "compose": 7,
+    "train": 7,
+    "cli": 7,
+}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def imports(file: Path) -> list[tuple[str, list[str]]]:
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tutelage":
+            found.append((node.module, [alias.name for alias in node.names]))
+    return found
+
+
+def test_every_room_has_a_floor():
+    assert {path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()} == {
+        *FLOORS,
+        "__init__",
+    }
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_imports_go_down(file):
+    relative = file.relative_to(SOURCE)
+    here = relative.parts[0].removesuffix(".py")
+    for module, names in imports(file):
+        there = room(module)
+        if there and here != "__init__":
+            assert FLOORS[there] <= FLOORS[here], f"{relative} imports {module} from a floor above"
+            # data before models: the one order on the third floor
+            assert not (here == "data" and there == "models"), f"{relative} imports {module}"
+        if there != here:
+            assert not [name for name in names if name.startswith("_") and name != "__version__"], f"{relative}: {module}"

@@ -1,0 +1,230 @@
+"""Architectures, losses, optimizers and schedules, against independent definitions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, top_k_accuracy_score
+from torch import nn
+from torch.nn import functional
+
+from tutelage.compose import compose, options
+from tutelage.config import OptimizerConfig, SchedulerConfig
+from tutelage.errors import UserError
+from tutelage.models import (
+    MLP,
+    Answers,
+    ImageSpec,
+    LeNet5,
+    Recipe,
+    ResNet,
+    Timm,
+    confusion,
+    cross_entropy,
+    load_classifier,
+    make_classifier,
+    measure,
+    save_classifier,
+    weight_hash,
+)
+from tutelage.models.base import make_optimizer, rate_at
+
+
+def spec_of(channels: int = 1, size: int = 28, classes: int = 10) -> ImageSpec:
+    return ImageSpec(channels, size, tuple(map(str, range(classes))), (0.3,) * channels, (0.2,) * channels)
+
+
+def weights(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_lenet5_has_the_papers_61706_parameters():
+    assert weights(LeNet5(spec_of(size=32))) == 61_706
+    assert weights(LeNet5(spec_of(size=28))) == 61_706  # padded to 32
+
+
+def test_resnet_20_has_the_papers_size():
+    # He 2016, table 6: 0.27 M. Ours has projection shortcuts: 2 * (16*32 + 2*32) + (32*64 + 2*64), less one each.
+    network = ResNet(spec_of(3, 32), width=16, depth=3)
+    assert weights(network) == 272_474
+    assert sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in network.modules()) + 1 == 20
+
+
+def test_an_mlp_is_its_matrix_products():
+    torch.manual_seed(0)
+    network = MLP(spec_of(size=8), width=5, depth=2).eval()
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    x = ((images / 255 - 0.3) / 0.2).reshape(3, 64)
+    first, second = (m for m in network.backbone if isinstance(m, nn.Linear))
+    x = (x @ first.weight.T + first.bias).clamp(min=0)
+    x = (x @ second.weight.T + second.bias).clamp(min=0)
+    expected = x @ network.head.weight.T + network.head.bias
+    torch.testing.assert_close(network(images), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_lenet5_is_its_layers_written_out():
+    torch.manual_seed(0)
+    network = LeNet5(spec_of()).eval()
+    c1, c3, c5, f6 = (m for m in network.backbone if isinstance(m, nn.Conv2d | nn.Linear))
+    images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
+    x = functional.pad((images / 255 - 0.3) / 0.2, (2, 2, 2, 2))
+    x = functional.max_pool2d(functional.conv2d(x, c1.weight, c1.bias).relu(), 2)
+    x = functional.max_pool2d(functional.conv2d(x, c3.weight, c3.bias).relu(), 2).flatten(1)
+    x = functional.linear(functional.linear(x, c5.weight, c5.bias).relu(), f6.weight, f6.bias).relu()
+    expected = functional.linear(x, network.head.weight, network.head.bias)
+    torch.testing.assert_close(network(images), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_stochastic_depth_is_off_in_eval_mode_and_on_in_training():
+    network = ResNet(spec_of(3, 16), width=4, depth=2, stochastic_depth=0.9)
+    images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
+    network.eval()
+    assert torch.equal(network(images), network(images))
+    network.train()
+    assert not torch.equal(network(images), network(images))
+
+
+@pytest.mark.parametrize("size", [12, 28, 32, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", [MLP, LeNet5, ResNet])
+def test_architectures_take_any_sensible_size(kind, channels, size):
+    network = kind(spec_of(channels, size, classes=4)).eval()
+    images = torch.randint(0, 256, (2, channels, size, size), dtype=torch.uint8)
+    features = network.backbone(images.float())
+    assert features.ndim == 2
+    assert network.head.in_features == features.shape[1]
+    assert network(images).shape == (2, 4)
+
+
+def test_an_image_too_small_for_lenet5_is_an_error():
+    with pytest.raises(UserError, match="needs images of 12 pixels or more, not data.image_size=8"):
+        LeNet5(spec_of(size=8))
+
+
+def test_a_misspelt_timm_name_is_an_error_with_a_hint():
+    with pytest.raises(UserError, match=r"model.name=resnet_18: timm has no such architecture; did you mean .*resnet"):
+        Timm(spec_of(3, 32), name="resnet_18")
+
+
+def test_timms_logits_are_its_features_under_our_head():
+    import timm
+
+    torch.manual_seed(0)
+    network = Timm(spec_of(3, 32), name="resnet10t", stochastic_depth=0.2).eval()
+    reference = timm.create_model("resnet10t", num_classes=0, in_chans=3).eval()
+    reference.load_state_dict(network.backbone[0].state_dict())
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    expected = functional.linear(reference((images / 255 - 0.3) / 0.2), network.head.weight, network.head.bias)
+    torch.testing.assert_close(network(images), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_cross_entropy_of_probabilities_is_the_formula_and_of_classes_its_special_case():
+    torch.manual_seed(0)
+    logits, soft = torch.randn(6, 4), torch.rand(6, 4).softmax(dim=1)
+    classes = torch.randint(0, 4, (6,))
+    by_hand = -(soft * (logits - logits.exp().sum(1, keepdim=True).log())).sum(1).mean()
+    torch.testing.assert_close(cross_entropy(logits, soft), by_hand)
+    one_hot = functional.one_hot(classes, 4).float()
+    torch.testing.assert_close(cross_entropy(logits, classes), cross_entropy(logits, one_hot))
+
+
+def test_norms_and_biases_are_not_decayed_and_frozen_parts_not_trained():
+    network = ResNet(spec_of(), width=4, depth=1)
+    network.head.weight.requires_grad_(False)
+    optimizer = make_optimizer(network, OptimizerConfig(name="adamw", lr=0.1, weight_decay=0.3))
+    groups = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
+    assert {p.ndim for p in groups[0.3]} == {4}
+    assert {p.ndim for p in groups[0.0]} == {1}
+    assert not any(p is network.head.weight for group in groups.values() for p in group)
+
+
+def test_the_cosine_schedule_warms_up_and_ends_near_zero():
+    recipe = Recipe(OptimizerConfig(name="sgd", lr=1.0), SchedulerConfig(name="cosine", warmup=0.1), steps=100)
+    rates = [rate_at(step, recipe) for step in range(101)]
+    assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0, abs=1e-9)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_the_step_schedule_falls_at_its_milestones():
+    config = SchedulerConfig(name="step", milestones=[0.5, 0.75], factor=0.1)
+    recipe = Recipe(OptimizerConfig(name="sgd", lr=1.0), config, steps=8)
+    assert [rate_at(step, recipe) for step in range(8)] == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_metrics_are_scikit_learns():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 8, 500)
+    probabilities = rng.dirichlet(np.ones(8), 500).astype(np.float32)
+    probabilities[np.arange(500), labels] += 0.2
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    found = Answers(probabilities, labels, np.arange(500))
+    result = measure(found, [f"c{i}" for i in range(8)], "test")
+    given = probabilities.argmax(axis=1)
+    assert result["test/accuracy"] == pytest.approx(accuracy_score(labels, given), abs=1e-6)
+    assert result["test/macro_f1"] == pytest.approx(f1_score(labels, given, average="macro"), abs=1e-6)
+    assert result["test/top5"] == pytest.approx(top_k_accuracy_score(labels, probabilities, k=5), abs=1e-6)
+    matrix = confusion_matrix(labels, given)
+    assert (confusion(found) == matrix).all()
+    assert result["test/accuracy/c3"] == pytest.approx(matrix[3, 3] / matrix[3].sum(), abs=1e-6)
+    sure = probabilities.max(axis=1)
+    bins = np.minimum((sure * 15).astype(int), 14)
+    ece = sum(
+        (bins == b).mean() * abs((given == labels)[bins == b].mean() - sure[bins == b].mean()) for b in np.unique(bins)
+    )
+    assert result["test/calibration_error"] == pytest.approx(ece, abs=1e-5)
+
+
+def test_top5_is_left_out_where_it_says_nothing():
+    found = Answers(np.eye(5, dtype=np.float32), np.arange(5), np.arange(5))
+    assert "test/top5" not in measure(found, list("abcde"), "test")
+
+
+def test_stored_weights_give_the_same_network_and_nothing_is_executed(tmp_path):
+    model = compose(["model=resnet", "model.width=4", "model.depth=1"]).model.arguments()
+    network = make_classifier(model, spec_of()).eval()
+    save_classifier(network, model, tmp_path / "final.ckpt")
+    again = load_classifier(tmp_path / "final.ckpt").eval()
+    images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
+    assert torch.equal(network(images), again(images))
+    assert weight_hash(network) == weight_hash(again)
+    again.head.bias.data[0] += 1e-7
+    assert weight_hash(network) != weight_hash(again)
+
+
+def test_weights_that_name_a_function_are_refused(tmp_path):
+    content = {"model": {"_target_": "os.system", "command": "true"}, "spec": spec_of().plain(), "state_dict": {}}
+    torch.save(content, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match="outside the allowed packages"):
+        load_classifier(tmp_path / "evil.ckpt")
+
+
+def test_a_pickle_is_no_weights_file(tmp_path):
+    import pickle
+
+    (tmp_path / "evil.ckpt").write_bytes(pickle.dumps(math.sqrt))
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        load_classifier(tmp_path / "evil.ckpt")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("option", sorted(options()["model"]))
+def test_every_architecture_trains_a_step_stops_and_goes_on(option, device, outputs):
+    """Found by itself: a YAML dropped into conf/model is trained, saved and resumed here."""
+    import signal
+
+    from conftest import outcome, run
+    from test_resume import killed_after
+
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    overrides = [f"model={option}", "debug=tiny", f"trainer={'gpu' if device == 'cuda' else 'cpu'}"]
+    if option == "timm":
+        overrides.append("model.name=test_resnet")
+    assert run(outputs / "a", *overrides) == 0
+    assert run(outputs / "b", *overrides, before=killed_after("supervised", 2)) == -signal.SIGKILL
+    assert run(outputs / "b", *overrides) == 0
+    assert outcome(outputs / "a") == outcome(outputs / "b")

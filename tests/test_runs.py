@@ -1,0 +1,250 @@
+"""A run's folder, its results, its report, and the commands that read them."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import QUIET, ROOT, only_run, outcome, run
+from PIL import Image
+from test_resume import NOISY
+
+from tutelage.insight.table import rows
+from tutelage.runs import RunFolder, read_record
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    outputs = tmp_path_factory.mktemp("finished")
+    assert run(outputs, *NOISY, "callbacks.report=true", "logger=tensorboard") == 0
+    return only_run(outputs)
+
+
+def record_of(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def test_a_run_leaves_what_the_design_says(finished):
+    kept = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    for name in ("config.yaml", "run.json", "report/index.html"):
+        assert name in kept
+    for stage in ("1-teacher", "3-student-1", "4-control"):
+        for name in ("metrics.csv", "checkpoints/last.ckpt", "checkpoints/final.ckpt", "test.npz"):
+            assert f"stages/{stage}/{name}" in kept
+    assert {"stages/2-labels-1/probabilities.npy", "stages/2-labels-1/pseudo_labels.parquet"} <= kept
+    assert not [name for name in kept if ".partial" in name]
+    assert any("tensorboard" in name for name in kept)
+
+
+def test_the_ledger_holds_what_is_needed_to_believe_the_result(finished):
+    record = record_of(finished)
+    assert record["status"] == "finished"
+    for key in ("command", "version", "git", "packages", "threads", "started", "finished", "identity"):
+        assert key in record
+    assert [entry["name"] for entry in record["stages"]] == ["teacher", "labels-1", "student-1", "control"]
+    student = record["stages"][2]
+    assert record["result"] == student["result"]
+    assert {"test/accuracy", "test/top5", "test/macro_f1", "test/calibration_error", "test/accuracy/7"} <= set(
+        student["result"]
+    )
+    answers = np.load(finished / "stages/3-student-1/test.npz", allow_pickle=False)
+    accuracy = (answers["probabilities"].argmax(axis=1) == answers["labels"]).mean()
+    assert student["result"]["test/accuracy"] == pytest.approx(accuracy, abs=1e-6)
+
+
+def test_the_control_has_the_last_students_network_and_all_the_steps(finished):
+    stages = {entry["name"]: entry for entry in record_of(finished)["stages"]}
+    assert stages["control"]["model"] == stages["student-1"]["model"]
+    assert stages["control"]["steps"] == stages["teacher"]["steps"] + stages["student-1"]["steps"]
+    assert stages["control"]["labels"] == stages["student-1"]["labels"] == 30
+
+
+def test_pseudo_labels_are_the_teachers_answers_and_their_truth_only_measures(finished):
+    table = pq.read_table(finished / "stages/2-labels-1/pseudo_labels.parquet").to_pydict()
+    stored = np.load(finished / "stages/2-labels-1/probabilities.npy", allow_pickle=False)
+    assert stored.dtype == np.float16
+    assert [int(label) for label in table["label"]] == stored.argmax(axis=1).tolist()
+    result = record_of(finished)["stages"][1]["result"]
+    kept = np.array(table["kept"])
+    right = np.array(table["label"])[kept] == np.array(table["truth"])[kept]
+    assert result["pool/kept"] == kept.sum()
+    assert result["pool/right"] == pytest.approx(right.mean(), abs=1e-6)
+    assert sum(table["copies"]) == result["pool/shown"]
+
+
+def test_a_metrics_table_has_a_row_an_epoch_with_the_right_means(finished):
+    with (finished / "stages/3-student-1/metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    steps = [int(row["step"]) for row in table]
+    assert steps[-1] == 7
+    assert steps == sorted(set(steps))
+    for row in table:
+        assert float(row["train/loss"]) == pytest.approx(
+            float(row["train/loss_labelled"]) + float(row["train/loss_pool"]), rel=1e-5
+        )
+
+
+def test_the_table_shows_every_network_with_its_labels(finished):
+    table = rows(record_of(finished))
+    assert [row[0] for row in table] == ["teacher", "student-1", "control"]
+    assert table[0][5] == "–"
+    assert table[1][5].isdigit()
+    assert table[2][5] == "–"
+
+
+def test_the_report_is_one_page_with_its_pictures_beside_it(finished):
+    page = (finished / "report" / "index.html").read_text()
+    embedded = re.findall(r'src="([^"]{0,30})', page)
+    assert len(embedded) == 5
+    assert all(source.startswith("data:image/png;base64,") for source in embedded)
+    assert "http" not in page.replace("http-equiv", "")
+    for name in ("curves", "confusion", "views", "pseudo_labels", "mistakes"):
+        with Image.open(finished / "report" / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+    for word in ("teacher", "student-1", "control", "Pseudo-labels", "Confusion matrix", "test/macro_f1"):
+        assert word in page
+
+
+def test_a_finished_run_answers_without_torch_and_trains_nothing(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    command = [sys.executable, "-X", "importtime", "-m", "tutelage.train", *QUIET, *NOISY, "callbacks.report=true"]
+    command += ["logger=tensorboard", f"paths.outputs={finished.parents[1]}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "student-1" in done.stdout
+    assert "report: " in done.stdout
+    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert not loaded & {"torch", "pytorch_lightning", "albumentations"}
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_a_report_that_was_lost_is_written_again(finished):
+    page = finished / "report" / "index.html"
+    page.unlink()
+    command = [sys.executable, "-m", "tutelage.cli", "report", str(finished)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert page.exists()
+
+
+def test_runs_are_listed(finished):
+    command = [sys.executable, "-m", "tutelage.cli", "runs", str(finished.parents[1])]
+    done = subprocess.run(command, capture_output=True, text=True, env={"COLUMNS": "200", "PATH": ""}, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert finished.name in done.stdout
+    assert "finished" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["report"], "report needs a run's folder"),
+        (["report", "nowhere"], "nowhere: no run; a report needs a finished run"),
+        (["runs", "nowhere"], "nowhere: no such folder"),
+        (["trian"], "unknown command 'trian': did you mean 'train'?"),
+    ],
+)
+def test_a_wrong_command_is_told_in_one_line(arguments, told):
+    command = [sys.executable, "-m", "tutelage.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_run_json_that_cannot_be_read_is_an_error_and_stays(tmp_path):
+    from tutelage.errors import UserError
+
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run.json cannot be read .*attempt=2"):
+        read_record(RunFolder(tmp_path))
+    assert (tmp_path / "run.json").read_text() == "{"
+
+
+def test_attempt_2_starts_anew_beside_the_old_run(outputs):
+    assert run(outputs, "debug=tiny") == 0
+    assert run(outputs, "debug=tiny", "attempt=2") == 0
+    assert len(list(outputs.glob("*/*/run.json"))) == 2
+
+
+def test_two_runs_of_the_same_science_give_the_same_bytes_and_another_seed_others(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert run(tmp_path / name, "debug=tiny", f"seed={seed}") == 0
+    first, second, third = (outcome(tmp_path / name) for name in "abc")
+    assert first == second
+    assert first["stages"][0]["weights_sha256"] != third["stages"][0]["weights_sha256"]
+
+
+def test_a_crash_is_written_down_and_the_same_command_goes_on(outputs):
+    def crash() -> None:
+        from tutelage.runs import runner
+
+        def full_disk(*_):  # noqa: ANN002, ANN202
+            raise OSError("disk full")
+
+        runner.measure = full_disk
+
+    assert run(outputs, "debug=tiny", before=crash) not in (0, 2)
+    record = record_of(only_run(outputs))
+    assert record["status"] == "failed"
+    assert record["reason"] == "OSError: disk full"
+    assert run(outputs, "debug=tiny") == 0
+    assert record_of(only_run(outputs))["status"] == "finished"
+
+
+def test_the_number_of_threads_is_recorded_and_used_again(outputs):
+    assert run(outputs, "debug=tiny", "trainer.threads=1") == 0
+    assert record_of(only_run(outputs))["threads"] == 1
+
+
+def test_validation_picks_the_best_epoch(outputs):
+    overrides = ["schedule.epochs=null", "schedule.steps=12", "data.limit=200", "data.validation=outside:50"]
+    assert run(outputs, *overrides, "data.labels_per_class=10", "optimizer.lr=0.02") == 0
+    folder = only_run(outputs)
+    with (folder / "metrics.csv").open() as file:
+        accuracies = [float(row["val/accuracy"]) for row in csv.DictReader(file)]
+    record = record_of(folder)
+    assert record["result"]["val/accuracy"] == pytest.approx(max(accuracies), abs=1e-6)
+    assert (folder / "checkpoints" / "best.ckpt").exists()
+    assert not (folder / "checkpoints" / "final.ckpt").exists()
+
+
+def test_an_image_folder_of_files_trains_to_the_end(outputs, tmp_path):
+    from test_data import write_images
+
+    for label in ("cat", "dog"):
+        write_images(tmp_path / "images" / "train" / label, 6)
+        write_images(tmp_path / "images" / "test" / label, 2)
+    write_images(tmp_path / "images" / "unlabelled", 5)
+    overrides = ["data=image_folder", f"data.root={tmp_path / 'images'}", "strategy=noisy_student", "debug=tiny"]
+    assert run(outputs, *overrides, "data.image_size=16", "callbacks.report=true") == 0
+    folder = only_run(outputs)
+    assert (folder / "report" / "pseudo_labels.png").exists()
+    table = pq.read_table(next(folder.glob("stages/2-*/pseudo_labels.parquet"))).to_pydict()
+    assert table["name"] == [f"unlabelled/{n}.png" for n in range(5)]
+    assert table["truth"] == [None] * 5
+
+
+@pytest.mark.parametrize("name", ["fashion_noisy_student", "fashion_lenet5"])
+def test_fashion_experiments_run_tiny(name, outputs):
+    from tutelage.data.sources import DEBIAN_FASHION
+
+    if not DEBIAN_FASHION.is_dir():
+        import os
+
+        assert not os.environ.get("CI"), "dataset-fashion-mnist is not installed"
+        pytest.skip("needs Debian's dataset-fashion-mnist")
+    assert run(outputs, f"experiment={name}", "debug=tiny") == 0
+
+
+def test_a_sweep_runs_each_job_into_its_own_folder(outputs):
+    command = [sys.executable, "-m", "tutelage.train", "-m", *QUIET, "debug=tiny", f"paths.outputs={outputs}", "seed=0,1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert len(list(outputs.glob("runs/*/run.json"))) == 2
+    assert (outputs / ".sweeps" / "multirun.yaml").exists()

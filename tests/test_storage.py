@@ -1,0 +1,74 @@
+"""Every write is whole or absent; locks name their holder."""
+
+import json
+import os
+import signal
+
+import pytest
+from conftest import forked
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tutelage.errors import UserError
+from tutelage.storage import PARTIAL_PREFIX, digest, locked, remove_partials, write_json, write_whole
+
+
+def test_a_write_that_is_killed_leaves_the_old_content(tmp_path):
+    file = tmp_path / "run.json"
+    write_json(file, {"old": True})
+
+    def die_half_way() -> int:
+        def write(out) -> None:  # noqa: ANN001
+            out.write(b"half of the new")
+            out.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        write_whole(file, write)
+        return 0
+
+    assert forked(die_half_way) == -signal.SIGKILL
+    assert json.loads(file.read_text()) == {"old": True}
+    assert list(tmp_path.glob(f"{PARTIAL_PREFIX}*"))
+    remove_partials(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
+    def fail(out) -> None:  # noqa: ANN001
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(tmp_path / "deep" / "file", fail)
+    assert not list((tmp_path / "deep").iterdir())
+
+
+def test_a_lock_is_free_again_when_its_holder_was_killed(tmp_path):
+    lock = tmp_path / "a.lock"
+
+    def hold_and_die() -> int:
+        with locked(lock, "it"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    assert forked(hold_and_die) == -signal.SIGKILL
+    with locked(lock, "it"):
+        pass
+
+
+def test_a_held_lock_is_refused_by_another_process(tmp_path):
+    lock = tmp_path / "a.lock"
+
+    def try_it() -> int:
+        try:
+            with locked(lock, "run x"):
+                return 1
+        except UserError as error:
+            return 0 if f"run x is in use by process {os.getppid()} " in str(error) else 2
+
+    with locked(lock, "run x"):
+        assert forked(try_it) == 0
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False) | st.text(), max_size=6))
+def test_a_digest_does_not_depend_on_the_order_of_keys(value):
+    assert digest(value) == digest(dict(reversed(value.items())))

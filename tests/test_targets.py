@@ -1,0 +1,52 @@
+"""What a stored config may name."""
+
+import albumentations
+import pytest
+
+from tutelage.errors import UserError
+from tutelage.models import ImageClassifier, LeNet5
+from tutelage.targets import build, resolve
+
+
+def test_an_architecture_of_ours_is_found():
+    assert resolve("tutelage.models.LeNet5", ImageClassifier, "model") is LeNet5
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "tutelage.storage.os.system",  # begins in an allowed package and ends outside it
+        "tutelage.runs.folder.subprocess.Popen",
+        "albumentations.core.serialization.warnings.warn",
+        "timm.models._hub.os.system",
+        "tutelage.models.base.nn.Linear",
+        "tutelage.models.ImageSpec",  # ours, but no architecture
+        "tutelage.models.Missing",
+        "LeNet5",
+        "",
+    ],
+)
+def test_anything_else_is_refused_in_one_line(target):
+    with pytest.raises(UserError) as refused:
+        resolve(target, ImageClassifier, "model._target_")
+    assert "\n" not in str(refused.value)
+    assert str(refused.value).startswith("model._target_: ")
+
+
+def test_a_class_from_elsewhere_that_has_the_right_base_is_refused(monkeypatch):
+    class Evil(albumentations.BasicTransform):
+        pass
+
+    import tutelage.augmentation as room
+
+    monkeypatch.setattr(room, "Evil", Evil, raising=False)
+    with pytest.raises(UserError, match="outside the allowed packages"):
+        resolve("tutelage.augmentation.Evil", albumentations.BasicTransform, "augmentation")
+
+
+def test_refused_arguments_are_told_in_one_line():
+    with pytest.raises(UserError, match=r"augmentation: Rotate refuses its arguments: .*limit") as refused:
+        build({"_target_": "albumentations.Rotate", "limit": "much"}, albumentations.BasicTransform, "augmentation")
+    assert "\n" not in str(refused.value)
