@@ -7,6 +7,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import csv
 import json
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -53,6 +54,20 @@ def run(outputs: Path, *overrides: str, before: Callable[[], None] = lambda: Non
         return execute(compose([*QUIET, f"paths.outputs={outputs}", *overrides]))
 
     return forked(work)
+
+
+def command(module: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m module`` in a process of its own and return what it printed."""
+    options = {"cwd": ROOT, "capture_output": True, "text": True, **options}
+    return subprocess.run([sys.executable, "-m", module, *arguments], **options)
+
+
+def loaded_packages(module: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """Run ``python -m module`` and return what it printed and the packages that it imported."""
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    done = command(module, *arguments, env=environment)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return done, {line.rpartition("|")[2].strip().split(".")[0] for line in lines}
 
 
 def only_run(outputs: Path) -> Path:

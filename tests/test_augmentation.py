@@ -1,5 +1,7 @@
 """RandAugment against torchvision and PIL, and every pipeline keyed by its draw."""
 
+from itertools import pairwise
+
 import albumentations
 import numpy as np
 import pytest
@@ -110,7 +112,7 @@ def test_a_larger_magnitude_never_changes_an_image_less(name):
     if name in {"Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"}:
         return  # what moves further need not differ more on a periodic picture; their tables are linear
     changes = [change(name, m) for m in range(0, 31, 5)]
-    assert all(later >= earlier - 0.5 for earlier, later in zip(changes, changes[1:], strict=False))
+    assert all(later >= earlier - 0.5 for earlier, later in pairwise(changes))
 
 
 def test_operations_and_signs_are_drawn_uniformly():

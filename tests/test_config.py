@@ -1,13 +1,9 @@
 """Every YAML composes and validates; what a user gets wrong is one line with the way out."""
 
-import subprocess
-import sys
-import time
-
 import pytest
-from conftest import ROOT
 from omegaconf import OmegaConf
 
+from conftest import command, loaded_packages
 from tutelage.compose import compose, conf_dir, options
 from tutelage.config import Config
 from tutelage.errors import UserError
@@ -86,7 +82,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "told"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("overrides", "told"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_what_is_wrong_is_told_in_one_line(overrides, told):
     with pytest.raises(UserError) as refused:
         compose(overrides)
@@ -109,10 +107,11 @@ LATE = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "told"), LATE, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("overrides", "told"), LATE, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_what_only_the_libraries_know_is_told_before_anything_is_written(overrides, told, outputs):
     from conftest import QUIET
-
     from tutelage.train import execute
 
     with pytest.raises(UserError) as refused:
@@ -197,30 +196,22 @@ def test_a_users_own_configs_join_ours(tmp_path):
     assert compose(["model=mine"], [str(tmp_path)]).model.width == 7
 
 
-def seconds_of(*command: str) -> tuple[float, subprocess.CompletedProcess[str]]:
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, cwd=ROOT)
-    return time.monotonic() - started, done
-
-
 @pytest.mark.parametrize(
     ("arguments", "unwanted"),
     [
-        (["-m", "tutelage.cli", "--help"], ("torch", "hydra", "omegaconf", "pydantic")),
-        (["-m", "tutelage.train", "modle.width=2"], ("torch", "albumentations", "pytorch_lightning")),
-        (["-m", "tutelage.train", "--help"], ("torch", "hydra")),
+        (["tutelage.cli", "--help"], ("torch", "hydra", "omegaconf", "pydantic")),
+        (["tutelage.train", "modle.width=2"], ("torch", "albumentations", "pytorch_lightning")),
+        (["tutelage.train", "--help"], ("torch", "hydra")),
     ],
 )
 def test_help_and_config_errors_load_nothing_heavy(arguments, unwanted):
-    _, done = seconds_of(*arguments)
-    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if "import time" in line}
+    _, loaded = loaded_packages(*arguments)
     assert "tutelage" in loaded
     assert not loaded & set(unwanted)
 
 
 def test_an_error_is_one_line_on_stderr_with_exit_code_2():
-    command = [sys.executable, "-m", "tutelage.cli", "train", "data=digits", "model=lenet5", "modle.width=2"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = command("tutelage.cli", "train", "data=digits", "model=lenet5", "modle.width=2")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -228,7 +219,7 @@ def test_an_error_is_one_line_on_stderr_with_exit_code_2():
 
 
 def test_help_lists_every_group_and_option_with_a_line_on_each():
-    done = subprocess.run([sys.executable, "-m", "tutelage.cli", "train", "--help"], capture_output=True, text=True)
+    done = command("tutelage.cli", "train", "--help")
     assert done.returncode == 0
     for group, entries in options().items():
         assert f"{group}=" in done.stdout

@@ -18,7 +18,13 @@ from tutelage.randomness import Key
 
 def data_config(**changes) -> DataConfig:
     base = dict(
-        _target_="tutelage.data.Digits", image_size=28, channels=1, mean=[0.3], std=[0.3], batch_size=8, validation="none"
+        _target_="tutelage.data.Digits",
+        image_size=28,
+        channels=1,
+        mean=[0.3],
+        std=[0.3],
+        batch_size=8,
+        validation="none",
     )
     return DataConfig(**{**base, **changes})
 
@@ -160,7 +166,9 @@ def test_fashion_mnist_is_read_from_a_folder(tmp_path):
     write_idx(tmp_path, "t10k", 20)
     source = fashion_mnist(str(tmp_path), 28, 1)
     assert (len(source.train), len(source.test), len(source.classes)) == (60, 20, 10)
-    assert (source.images[0][..., 0] == np.random.default_rng(60).integers(0, 256, (60, 28, 28), dtype=np.uint8)[0]).all()
+    assert (
+        source.images[0][..., 0] == np.random.default_rng(60).integers(0, 256, (60, 28, 28), dtype=np.uint8)[0]
+    ).all()
     assert source.labels[:11].tolist() == [*range(10), 0]
 
 

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT
 
 SOURCE = ROOT / "src" / "tutelage"
@@ -32,11 +33,11 @@ def room(module: str) -> str:
 
 
 def imports(file: Path) -> list[tuple[str, list[str]]]:
-    found = []
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tutelage":
-            found.append((node.module, [alias.name for alias in node.names]))
-    return found
+    return [
+        (node.module, [alias.name for alias in node.names])
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tutelage"
+    ]
 
 
 def test_every_room_has_a_floor():
@@ -57,4 +58,6 @@ def test_imports_go_down(file):
             # data before models: the one order on the third floor
             assert not (here == "data" and there == "models"), f"{relative} imports {module}"
         if there != here:
-            assert not [name for name in names if name.startswith("_") and name != "__version__"], f"{relative}: {module}"
+            assert not [name for name in names if name.startswith("_") and name != "__version__"], (
+                f"{relative}: {module}"
+            )

@@ -1,6 +1,7 @@
 """Architectures, losses, optimizers and schedules, against independent definitions."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_the_cosine_schedule_warms_up_and_ends_near_zero():
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0, abs=1e-9)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
 
 
 def test_the_step_schedule_falls_at_its_milestones():

@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_data import data_config, source_of
 from torch.nn import functional
 
+from test_data import data_config, source_of
 from tutelage.compose import compose
 from tutelage.config import NoisyStudentConfig, StudentConfig
 from tutelage.data import Shown, split
@@ -21,9 +21,7 @@ def recipe(**changes) -> NoisyStudentConfig:
     return NoisyStudentConfig(name="noisy_student", students=[StudentConfig()], **changes)
 
 
-PROBABILITIES = np.array(
-    [[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.55, 0.45], [0.8, 0.2]], dtype=np.float32
-)
+PROBABILITIES = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.55, 0.45], [0.8, 0.2]], dtype=np.float32)
 
 
 def test_by_hand_balance_keeps_the_most_confident_and_duplicates_the_rare():
@@ -101,7 +99,9 @@ def test_the_stages_are_the_papers_and_then_the_control():
     assert fits["control"].model == fits["student-2"].model == config.grown(config.strategy.students[1])
     assert fits["control"].model.dropout == 0.5
     assert fits["student-1"].images_per_step == 8 + 24
-    spec_sizes = [sum(p.numel() for p in make_network(fits[n]).parameters()) for n in ("teacher", "student-1", "student-2")]
+    spec_sizes = [
+        sum(p.numel() for p in make_network(fits[n]).parameters()) for n in ("teacher", "student-1", "student-2")
+    ]
     assert spec_sizes == sorted(set(spec_sizes))
 
 

@@ -8,7 +8,9 @@ from tutelage.data import Draws, Stream
 from tutelage.randomness import Key, Rekeyed
 
 numbers = st.integers(0, 2**40)
-keys = st.builds(Key, seed=st.integers(0, 2**62), stage=st.text(max_size=8), stream=st.sampled_from(["labelled", "pool"]))
+keys = st.builds(
+    Key, seed=st.integers(0, 2**62), stage=st.text(max_size=8), stream=st.sampled_from(["labelled", "pool"])
+)
 draws = st.tuples(numbers, numbers, st.integers(0, 100))
 
 
@@ -26,7 +28,12 @@ def test_different_draws_give_different_numbers(key, one, other):
 
 def test_every_part_of_a_key_matters():
     base = dict(seed=1, stage="teacher", stream="pool")
-    keys = [Key(**base), Key(**{**base, "seed": 2}), Key(**{**base, "stage": "s"}), Key(**{**base, "stream": "labelled"})]
+    keys = [
+        Key(**base),
+        Key(**{**base, "seed": 2}),
+        Key(**{**base, "stage": "s"}),
+        Key(**{**base, "stream": "labelled"}),
+    ]
     seen = {key.generator("p").random() for key in keys} | {keys[0].generator("q").random()}
     assert len(seen) == 5
     assert len({key.torch_seed("step", n, rank) for key in keys for n in range(3) for rank in range(2)}) == 24

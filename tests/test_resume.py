@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUIET, ROOT, only_run, outcome, run, tables
 
+from conftest import QUIET, ROOT, only_run, outcome, run, tables
 from tutelage.runs.checkpoints import LAST, PREVIOUS, is_sound, newest_sound
 
 # Every state that a resume has to bring back: dropout, averaged weights, validation and its best, several stages.
@@ -41,11 +41,11 @@ def killed_after(stage: str, step: int, when: str = "on_train_batch_end") -> Cal
         seeded = callbacks.StepRandomness.__init__
         hook = getattr(checkpoints.Checkpoints, when)
 
-        def remember(self, key):  # noqa: ANN001, ANN202
+        def remember(self, key):
             current["stage"] = key.stage
             seeded(self, key)
 
-        def save_then_die(self, trainer, *rest):  # noqa: ANN001, ANN002, ANN202
+        def save_then_die(self, trainer, *rest):
             self._seconds = 0.0
             hook(self, trainer, *rest)
             if current["stage"] == stage and trainer.global_step == step:
@@ -90,7 +90,7 @@ def test_a_run_killed_between_checkpoints_goes_back_to_the_last_one(undisturbed,
 
         hook = callbacks.EpochTable.on_train_batch_end
 
-        def trap(self, trainer, *rest):  # noqa: ANN001, ANN002, ANN202
+        def trap(self, trainer, *rest):
             hook(self, trainer, *rest)
             if trainer.global_step == 5:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -149,7 +149,7 @@ def signalled(sent: int, step: int) -> Callable[[], None]:
 
         hook = callbacks.EpochTable.on_train_batch_end
 
-        def send(self, trainer, *rest):  # noqa: ANN001, ANN002, ANN202
+        def send(self, trainer, *rest):
             hook(self, trainer, *rest)
             if trainer.global_step == step:
                 os.kill(os.getpid(), sent)
@@ -168,7 +168,7 @@ def test_sigusr1_saves_and_the_run_goes_on(outputs):
         signalled(signal.SIGUSR1, step=4)()
         save = checkpoints.WholeCheckpointIO.save_checkpoint
 
-        def note(self, checkpoint, path, storage_options=None):  # noqa: ANN001, ANN202
+        def note(self, checkpoint, path, storage_options=None):
             written.append(checkpoint["global_step"])
             (outputs / "saved").write_text(json.dumps(written))
             save(self, checkpoint, path)

@@ -3,17 +3,15 @@
 import csv
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import QUIET, ROOT, only_run, outcome, run
 from PIL import Image
-from test_resume import NOISY
 
+from conftest import QUIET, command, loaded_packages, only_run, outcome, run
+from test_resume import NOISY
 from tutelage.insight.table import rows
 from tutelage.runs import RunFolder, read_record
 
@@ -92,9 +90,9 @@ def test_a_metrics_table_has_a_row_an_epoch_with_the_right_means(finished):
 def test_the_table_shows_every_network_with_its_labels(finished):
     table = rows(record_of(finished))
     assert [row[0] for row in table] == ["teacher", "student-1", "control"]
-    assert table[0][5] == "–"
+    assert table[0][5] == "-"
     assert table[1][5].isdigit()
-    assert table[2][5] == "–"
+    assert table[2][5] == "-"
 
 
 def test_the_report_is_one_page_with_its_pictures_beside_it(finished):
@@ -112,13 +110,11 @@ def test_the_report_is_one_page_with_its_pictures_beside_it(finished):
 
 def test_a_finished_run_answers_without_torch_and_trains_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
-    command = [sys.executable, "-X", "importtime", "-m", "tutelage.train", *QUIET, *NOISY, "callbacks.report=true"]
-    command += ["logger=tensorboard", f"paths.outputs={finished.parents[1]}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    again = [*QUIET, *NOISY, "callbacks.report=true", "logger=tensorboard", f"paths.outputs={finished.parents[1]}"]
+    done, loaded = loaded_packages("tutelage.train", *again)
     assert done.returncode == 0, done.stderr
     assert "student-1" in done.stdout
     assert "report: " in done.stdout
-    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
     assert not loaded & {"torch", "pytorch_lightning", "albumentations"}
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
 
@@ -126,15 +122,13 @@ def test_a_finished_run_answers_without_torch_and_trains_nothing(finished):
 def test_a_report_that_was_lost_is_written_again(finished):
     page = finished / "report" / "index.html"
     page.unlink()
-    command = [sys.executable, "-m", "tutelage.cli", "report", str(finished)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = command("tutelage.cli", "report", str(finished))
     assert done.returncode == 0, done.stderr
     assert page.exists()
 
 
 def test_runs_are_listed(finished):
-    command = [sys.executable, "-m", "tutelage.cli", "runs", str(finished.parents[1])]
-    done = subprocess.run(command, capture_output=True, text=True, env={"COLUMNS": "200", "PATH": ""}, cwd=ROOT)
+    done = command("tutelage.cli", "runs", str(finished.parents[1]), env={"COLUMNS": "200", "PATH": ""})
     assert done.returncode == 0, done.stderr
     assert finished.name in done.stdout
     assert "finished" in done.stdout
@@ -150,8 +144,7 @@ def test_runs_are_listed(finished):
     ],
 )
 def test_a_wrong_command_is_told_in_one_line(arguments, told):
-    command = [sys.executable, "-m", "tutelage.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = command("tutelage.cli", *arguments)
     assert done.returncode == 2
     assert told in done.stderr
     assert done.stderr.count("\n") == 1
@@ -184,7 +177,7 @@ def test_a_crash_is_written_down_and_the_same_command_goes_on(outputs):
     def crash() -> None:
         from tutelage.runs import runner
 
-        def full_disk(*_):  # noqa: ANN002, ANN202
+        def full_disk(*_):
             raise OSError("disk full")
 
         runner.measure = full_disk
@@ -243,8 +236,7 @@ def test_fashion_experiments_run_tiny(name, outputs):
 
 
 def test_a_sweep_runs_each_job_into_its_own_folder(outputs):
-    command = [sys.executable, "-m", "tutelage.train", "-m", *QUIET, "debug=tiny", f"paths.outputs={outputs}", "seed=0,1"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    done = command("tutelage.train", "-m", *QUIET, "debug=tiny", f"paths.outputs={outputs}", "seed=0,1")
     assert done.returncode == 0, done.stderr
     assert len(list(outputs.glob("runs/*/run.json"))) == 2
     assert (outputs / ".sweeps" / "multirun.yaml").exists()

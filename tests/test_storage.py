@@ -5,10 +5,10 @@ import os
 import signal
 
 import pytest
-from conftest import forked
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import forked
 from tutelage.errors import UserError
 from tutelage.storage import PARTIAL_PREFIX, digest, locked, remove_partials, write_json, write_whole
 
@@ -18,7 +18,7 @@ def test_a_write_that_is_killed_leaves_the_old_content(tmp_path):
     write_json(file, {"old": True})
 
     def die_half_way() -> int:
-        def write(out) -> None:  # noqa: ANN001
+        def write(out) -> None:
             out.write(b"half of the new")
             out.flush()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -34,7 +34,7 @@ def test_a_write_that_is_killed_leaves_the_old_content(tmp_path):
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
-    def fail(out) -> None:  # noqa: ANN001
+    def fail(out) -> None:
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):

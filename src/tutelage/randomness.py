@@ -1,7 +1,7 @@
 """The draw: every random choice is a function of its key, never of what came before.
 
-A key is (seed, stage, stream, purpose) and a position in it (pass, index, copy). The first four choose a Philox key, the
-last three its counter (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), so that any draw of any pass
+A key is (seed, stage, stream, purpose) and a position in it (pass, index, copy). The first four choose a Philox key,
+the last three its counter (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), so that any draw of any pass
 can be made again, by any process, in any order.
 """
 
@@ -35,7 +35,7 @@ class Key:
         return np.random.Generator(np.random.Philox(key=key, counter=[0, pass_, index, copy]))
 
     def torch_seed(self, purpose: str, number: int = 0, rank: int = 0) -> int:
-        """Return a 63-bit seed for torch's generators: initial weights, or what an optimizer step draws (``number``)."""
+        """Return a 63-bit seed for torch's generators: of initial weights, or of optimizer step ``number``."""
         return int(_philox_key(self.seed, self.stage, self.stream, purpose, number, rank)[0] >> np.uint64(1))
 
 

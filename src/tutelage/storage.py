@@ -16,7 +16,7 @@ from tutelage.errors import UserError
 PARTIAL_PREFIX = ".partial-"
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file so that a reader, or a crash at any instant, meets the old content or the new, never a part.
 
     The temporary file lies beside the target (a move across file systems is a copy), is flushed to the disk and takes
@@ -49,7 +49,7 @@ def flush_folder(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or absent."""
-    write_whole(path, lambda file: file.write(text.encode()) and None)
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: Any) -> None:

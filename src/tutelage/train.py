@@ -39,7 +39,9 @@ def execute(config: Any) -> int:
     from tutelage.runs import FINISHED, RunFolder, identity, read_record, run_path
     from tutelage.storage import locked
 
-    fingerprint = list_folder(config.data.root).fingerprint() if config.data.target == "tutelage.data.ImageFolder" else ""
+    fingerprint = (
+        list_folder(config.data.root).fingerprint() if config.data.target == "tutelage.data.ImageFolder" else ""
+    )
     folder = RunFolder(run_path(config, fingerprint))
     record = read_record(folder)
     if record is None or record["status"] != FINISHED:
@@ -91,7 +93,7 @@ def help_text(groups: dict[str, dict[str, str]]) -> str:
     lines = [
         "tutelage train [GROUP=OPTION ...] [KEY=VALUE ...]",
         "",
-        "Trains, goes on with, or shows a run. What a run is follows from its config: the same command again resumes it.",
+        "Trains, goes on with, or shows a run. A run follows from its config: the same command again resumes it.",
         "",
         "  tutelage train experiment=digits_noisy_student          a whole experiment",
         "  tutelage train data=digits model=mlp model.width=400    a run of your own",

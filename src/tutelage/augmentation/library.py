@@ -4,6 +4,6 @@ import os
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-import albumentations  # noqa: E402
+import albumentations
 
 __all__ = ["albumentations"]

@@ -37,7 +37,7 @@ class Pipeline:
         if self._compose is None:
             return image
         self._draw.at(pass_, index, copy)
-        view = self._compose(image=image)["image"]
+        view: np.ndarray = self._compose(image=image)["image"]
         return view.reshape(*view.shape[:2], -1)
 
     def check(self, image: np.ndarray) -> None:

@@ -36,7 +36,9 @@ def _warp(image: np.ndarray, matrix: list[list[float]], fill: float) -> np.ndarr
     """Return ``image`` warped by the inverse map ``matrix`` (output pixel to input pixel)."""
     height, width = image.shape[:2]
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(image, np.array(matrix, dtype=np.float64), (width, height), flags=flags, borderValue=(fill,) * 4)
+    return cv2.warpAffine(
+        image, np.array(matrix, dtype=np.float64), (width, height), flags=flags, borderValue=(fill,) * 4
+    )
 
 
 def rotate(image: np.ndarray, degrees: float, fill: float) -> np.ndarray:
@@ -68,7 +70,8 @@ def translate_y(image: np.ndarray, pixels: float, fill: float) -> np.ndarray:
 
 
 def _table(image: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return cv2.LUT(image, np.clip(values, 0, LEVELS - 1).astype(np.uint8)).reshape(image.shape)
+    mapped: np.ndarray = cv2.LUT(image, np.clip(values, 0, LEVELS - 1).astype(np.uint8)).reshape(image.shape)
+    return mapped
 
 
 def _blend(degenerate: np.ndarray | float, image: np.ndarray, factor: float) -> np.ndarray:
@@ -101,7 +104,7 @@ def contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def sharpness(image: np.ndarray, factor: float) -> np.ndarray:
-    """Blend with a smoothed copy; the outermost pixels stay as they are, and so does an image of two rows or columns."""
+    """Blend with a smoothed copy; the outermost pixels stay as they are, so an image of two rows or columns does."""
     height, width = image.shape[:2]
     if height <= 2 or width <= 2:  # noqa: PLR2004 - no pixel has all its neighbours
         return image
@@ -130,8 +133,8 @@ def autocontrast(image: np.ndarray) -> np.ndarray:
         if low == high:
             out[..., c] = image[..., c]
         else:
-            scaled = (np.arange(LEVELS) - low) * ((LEVELS - 1) / (high - low))
-            out[..., c] = _table(np.ascontiguousarray(image[..., c : c + 1]), scaled)[..., 0]
+            stretched = (np.arange(LEVELS) - low) * ((LEVELS - 1) / (high - low))
+            out[..., c] = _table(np.ascontiguousarray(image[..., c : c + 1]), stretched)[..., 0]
     return out
 
 

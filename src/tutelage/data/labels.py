@@ -36,7 +36,8 @@ def write_probabilities(folder: Path, probabilities: np.ndarray) -> None:
 def read_probabilities(folder: Path) -> np.ndarray:
     """Return the stored probabilities (N, C) as float32, each row summing to one again."""
     stored: np.ndarray = np.load(folder / PROBABILITIES, allow_pickle=False).astype(np.float32)
-    return stored / stored.sum(axis=1, keepdims=True)
+    stored /= stored.sum(axis=1, keepdims=True)
+    return stored
 
 
 def write_table(folder: Path, source: Source, pool: np.ndarray, probabilities: np.ndarray, chosen: Selection) -> None:
@@ -65,7 +66,7 @@ def write_table(folder: Path, source: Source, pool: np.ndarray, probabilities: n
     )
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    write_whole(folder / TABLE, lambda file: file.write(buffer.getvalue()) and None)
+    write_whole(folder / TABLE, lambda file: file.write(buffer.getvalue()))
 
 
 def quality(source: Source, pool: np.ndarray, probabilities: np.ndarray, chosen: Selection) -> dict[str, float]:

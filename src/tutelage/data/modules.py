@@ -1,5 +1,6 @@
 """The DataModules: a dataset read once, split, and served as keyed training batches and plain evaluation batches."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -99,14 +100,12 @@ class PlainBatches(Dataset[Plain]):
         self._indices = indices
 
     def __len__(self) -> int:
-        return -(-len(self._indices) // EVALUATION_BATCH)
+        return math.ceil(len(self._indices) / EVALUATION_BATCH)
 
     def __getitem__(self, batch: int) -> Plain:
         indices = self._indices[batch * EVALUATION_BATCH : (batch + 1) * EVALUATION_BATCH]
         images = np.stack([self._source.images[int(i)] for i in indices])
-        return Plain(
-            channels_first(images), torch.from_numpy(self._source.labels[indices]), torch.from_numpy(indices)
-        )
+        return Plain(channels_first(images), torch.from_numpy(self._source.labels[indices]), torch.from_numpy(indices))
 
 
 class Steps(Sampler[int]):

@@ -243,7 +243,9 @@ def list_folder(root: str | None) -> FolderListing:
     classes = tuple(sorted({label for part, _, label in entries if label is not None and part in {"train", "all"}}))
     if len(classes) < 2:  # noqa: PLR2004 - one class is nothing to tell apart
         where = "train/CLASS/" if in_parts else "CLASS/"
-        raise UserError(f"data.root={root}: images of {len(classes)} classes found under {where}; at least 2 are needed")
+        raise UserError(
+            f"data.root={root}: images of {len(classes)} classes found under {where}; at least 2 are needed"
+        )
     strange = sorted({label for _, _, label in entries if label is not None} - set(classes))
     if strange:
         raise UserError(f"data.root={root}: classes in val/ or test/ that train/ lacks: {', '.join(strange[:5])}")

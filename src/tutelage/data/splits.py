@@ -42,7 +42,7 @@ def order_within_class(indices: np.ndarray, labels: np.ndarray, key: Key) -> dic
 
 
 def stratified(indices: np.ndarray, labels: np.ndarray, count: int, key: Key) -> np.ndarray:
-    """Return ``count`` of ``indices``, sorted, each class in proportion (largest remainders; ties to the lower class)."""
+    """Return ``count`` of ``indices``, sorted, each class in proportion (by largest remainders)."""
     orders = order_within_class(indices, labels, key)
     count = min(count, len(indices))
     exact = {c: count * len(order) / len(indices) for c, order in orders.items()}

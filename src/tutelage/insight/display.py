@@ -1,6 +1,5 @@
 """The live display of a run: stage, epoch, loss, accuracy and the time left for all of it. Needs no torch."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,35 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from tutelage.runs.observer import Observer, StageWork
+
 REDRAW_SECONDS = 0.2
 LINE_SECONDS = 15.0  # between two lines where there is no terminal to redraw on
 MEASURED_SECONDS = 1.0  # before that the time left is a guess not worth showing
 
 
-class Silent:
-    """Shows nothing but warnings."""
-
-    def begin(self, plan: Sequence[Any], folder: Path) -> None:
-        """The run starts."""
-
-    def stage(self, number: int, share_done: float) -> None:
-        """A stage starts."""
-
-    def progress(self, share: float, shown: Mapping[str, Any]) -> None:
-        """A part of the stage is done."""
-
-    def skipped(self, number: int) -> None:
-        """A stage was finished before."""
-
-    def say(self, line: str) -> None:
-        """Print what the user should know."""
-        print(line, file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """The run is over."""
-
-
-class Display(Silent):
+class Display(Observer):
     """A bar over the whole run on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
@@ -52,7 +30,7 @@ class Display(Silent):
             refresh_per_second=1 / REDRAW_SECONDS,
         )
         self._task = self._bar.add_task("starting", total=1.0, shown="")
-        self._plan: Sequence[Any] = ()
+        self._plan: Sequence[StageWork] = ()
         self._number = 0
         self._share = 0.0
         self._seconds = 0.0  # spent on the work that was done in this process
@@ -60,39 +38,39 @@ class Display(Silent):
         self._mark = time.monotonic()
         self._drawn = 0.0
 
-    def begin(self, plan: Sequence[Any], folder: Path) -> None:
+    def begin(self, plan: Sequence[StageWork], folder: Path) -> None:
         """Show the bar."""
         self._plan = plan
         if self._console.is_terminal:
             self._bar.start()
 
-    def stage(self, number: int, share_done: float) -> None:
+    def stage(self, number: int) -> None:
         """Name the stage."""
-        self._number, self._share, self._mark = number, share_done, time.monotonic()
-        self._drawn = 0.0
-        self.progress(share_done, {})
+        self._number, self._share, self._mark, self._drawn = number, -1.0, time.monotonic(), 0.0
+        self._draw({})
 
     def progress(self, share: float, shown: Mapping[str, Any]) -> None:
         """Draw, a few times a second at most; only then are values fetched from their device."""
         now = time.monotonic()
         every = REDRAW_SECONDS if self._console.is_terminal else LINE_SECONDS
-        if not self._plan or not self._number:
+        if not self._number:
             return
         if share < 1 and now - self._drawn < every:
             return
-        if share < self._share:  # a resumed stage begins where it was
-            self._share = share
-        self._worked += (share - self._share) * self._plan[self._number - 1].work
-        self._seconds += now - self._mark
+        if self._share >= 0:  # where a resumed stage begins shows with its first step
+            self._worked += (share - self._share) * self._plan[self._number - 1].work
+            self._seconds += now - self._mark
         self._share, self._mark, self._drawn = share, now, now
         self._draw(shown)
 
     def _draw(self, shown: Mapping[str, Any]) -> None:
         total = sum(stage.work for stage in self._plan)
         done = sum(stage.work for stage in self._plan[: self._number - 1])
-        done += self._share * self._plan[self._number - 1].work
+        done += max(0.0, self._share) * self._plan[self._number - 1].work
         name = self._plan[self._number - 1].name
-        parts = [f"{key} {_told(value)}" for key, value in shown.items() if key in {"epoch", "images", "loss", "accuracy"}]
+        parts = [
+            f"{key} {_told(value)}" for key, value in shown.items() if key in {"epoch", "images", "loss", "accuracy"}
+        ]
         if self._seconds > MEASURED_SECONDS and self._worked > 0:
             parts.append(f"{_duration((total - done) * self._seconds / self._worked)} left")
         description = f"stage {self._number} of {len(self._plan)}: {name}"
@@ -110,9 +88,9 @@ class Display(Silent):
         self._bar.stop()
 
 
-def display(wanted: bool) -> Silent:
+def display(wanted: bool) -> Observer:
     """Return the display, or one that only warns."""
-    return Display() if wanted else Silent()
+    return Display() if wanted else Observer()
 
 
 def _told(value: Any) -> str:

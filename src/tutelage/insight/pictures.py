@@ -33,15 +33,16 @@ def save(figure: Figure, file: Path) -> None:
 def learning_curves(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     """Draw loss and accuracy over the steps, one line a stage; validation dashed."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(2.2 * PANEL_WIDTH, PANEL_HEIGHT), layout="constrained")
-    for axes, value, title in ((left, "loss", "loss"), (right, "accuracy", "accuracy on what is trained on")):
+    validated = any(rows and "val/loss" in rows[0] for rows in tables.values())
+    for axes, value in ((left, "loss"), (right, "accuracy")):
         for number, (name, rows) in enumerate(tables.items()):
             steps = [row["step"] for row in rows]
             color = f"C{number}"
             axes.plot(steps, [row[f"train/{value}"] for row in rows], color=color, label=name, linewidth=1.4)
             if rows and f"val/{value}" in rows[0]:
                 axes.plot(steps, [row[f"val/{value}"] for row in rows], color=color, linestyle="--", linewidth=1.2)
-                title = f"{value} (dashed: validation)"
-        axes.set(title=title, xlabel="optimizer step")
+        told = "dashed: validation" if validated else "on the labelled images, augmented"
+        axes.set(title=f"{value} ({told})", xlabel="optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -53,7 +53,9 @@ def write_report(folder: RunFolder) -> None:
     config = Config.model_validate(OmegaConf.to_container(OmegaConf.load(folder.config_file)))
     data = data_module(config.data)
     entries = record["stages"]
-    places = {entry["name"]: folder.stage(number, entry["name"], len(entries)) for number, entry in enumerate(entries, 1)}
+    places = {
+        entry["name"]: folder.stage(number, entry["name"], len(entries)) for number, entry in enumerate(entries, 1)
+    }
     shown = [_curves(folder, record, places), _confusion(folder, record, places, data)]
     shown += [_views(folder, config, data, fits_last(record))]
     shown += [_pseudo_labels(folder, entry, places, data) for entry in entries if entry["kind"] == "label"][-1:]
@@ -164,7 +166,8 @@ def _page(folder: RunFolder, record: Mapping[str, Any], shown: Sequence[Picture]
         for one in shown
     )
     measured = "".join(
-        f"<tr><td>{html.escape(name)}</td><td></td><td>{value:.4f}</td></tr>" for name, value in record["result"].items()
+        f"<tr><td>{html.escape(name)}</td><td></td><td>{value:.4f}</td></tr>"
+        for name, value in record["result"].items()
     )
     facts = {key: record[key] for key in ("version", "git", "python", "packages", "threads", "started", "finished")}
     return (

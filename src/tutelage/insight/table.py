@@ -6,13 +6,13 @@ from typing import Any
 from tutelage import __version__
 
 HEADER = ("stage", "network", "weights", "steps", "labels", "pseudo", "right", "val", "test")
-NO_VALUE = "–"
+NO_VALUE = "-"
 
 
 def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return one row a trained network: what it learned from, and how well it does."""
     labelled = {entry["name"]: entry for entry in record["stages"] if entry["kind"] == "label"}
-    table = []
+    table: list[tuple[str, ...]] = []
     waiting: Mapping[str, Any] | None = None  # the labels that the next student learns from
     for entry in record["stages"]:
         if entry["name"] in labelled:
@@ -50,7 +50,9 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     }[kind]
     lines = []
     if any(entry["kind"] == "label" for entry in record["stages"]):
-        lines.append("pseudo: pool images kept with the teacher's label; right: the share of them labelled as in truth.")
+        lines.append(
+            "pseudo: pool images kept with the teacher's label; right: the share of them labelled as in truth."
+        )
     lines.append(told)
     if any(entry["control"] for entry in fits):
         lines.append(

@@ -33,7 +33,8 @@ class ImageSpec:
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Self:
         """Return the spec that ``plain()`` gave."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class ImageClassifier(pl.LightningModule):
 
     backbone: nn.Module
     head: nn.Module
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, spec: ImageSpec) -> None:
         super().__init__()
@@ -119,7 +122,7 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.O
 
 
 def rate_at(step: int, recipe: Recipe | None) -> float:
-    """Return the learning rate at ``step`` (from 0) as a share of ``optimizer.lr``: linear warm-up, then the schedule."""
+    """Return the learning rate at ``step`` (from 0) as a share of ``optimizer.lr``: warm-up, then the schedule."""
     if recipe is None:
         return 1.0
     config = recipe.scheduler

@@ -21,7 +21,9 @@ class LeNet5(ImageClassifier):
         padding = 2 if spec.image_size < PAPER_SIZE else 0
         size = spec.image_size + 2 * padding
         if spec.image_size < SMALLEST:
-            raise UserError(f"model=lenet5 needs images of {SMALLEST} pixels or more, not data.image_size={spec.image_size}")
+            raise UserError(
+                f"model=lenet5 needs images of {SMALLEST} pixels or more, not data.image_size={spec.image_size}"
+            )
         c1, c3, c5, f6 = (max(1, round(width * channels)) for channels in (6, 16, 120, 84))
         side = ((size - KERNEL + 1) // 2 - KERNEL + 1) // 2
         self.backbone = nn.Sequential(

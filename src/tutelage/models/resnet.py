@@ -34,7 +34,7 @@ class Block(nn.Module):
 
 
 class Mean(nn.Module):
-    """The mean over the image, (B, C, H, W) to (B, C); unlike adaptive pooling its backward is deterministic on CUDA."""
+    """The mean over the image, (B, C, H, W) to (B, C); unlike adaptive pooling, deterministic on CUDA too."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mean over height and width."""

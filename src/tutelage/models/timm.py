@@ -1,5 +1,7 @@
 """Any architecture of timm."""
 
+from typing import Any
+
 from tutelage.errors import UserError
 from tutelage.models.base import ImageClassifier, ImageSpec
 
@@ -13,12 +15,12 @@ class Timm(ImageClassifier):
         from torch import nn
 
         if not timm.is_model(name):
-            close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+            close = timm.list_models(f"*{name.split('_', maxsplit=1)[0]}*")[:5]
             hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
             raise UserError(f"model.name={name}: timm has no such architecture; {hint}")
-        noise = {"drop_path_rate": stochastic_depth} if stochastic_depth else {}
+        noise: dict[str, Any] = {"drop_path_rate": stochastic_depth} if stochastic_depth else {}
         try:
-            network = timm.create_model(name, num_classes=0, in_chans=spec.channels, **noise)
+            network: Any = timm.create_model(name, num_classes=0, in_chans=spec.channels, **noise)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UserError(f"model.name={name}: timm refuses it: {' '.join(str(error).split())}") from None
         self.backbone = nn.Sequential(network, nn.Dropout(dropout))

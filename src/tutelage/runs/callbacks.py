@@ -89,8 +89,8 @@ class EpochTable(pl.Callback):
     ) -> None:
         """Add the step's values; end the epoch where one ends and no validation does so."""
         for name, value in outputs.items():
-            value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            added = value.detach().float()
+            self._sums[name] = self._sums[name] + added if name in self._sums else added
         self._steps += 1
         step = trainer.global_step
         if step % self._epoch_steps and step != trainer.max_steps:
@@ -125,7 +125,7 @@ class EpochTable(pl.Callback):
 
     def _end_epoch(self, trainer: pl.Trainer, validation: dict[str, float]) -> None:
         step = trainer.global_step
-        row = {"epoch": math.ceil(step / self._epoch_steps), "step": step}
+        row: dict[str, float] = {"epoch": math.ceil(step / self._epoch_steps), "step": step}
         row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
         row |= {f"train/{name}": float(total) / self._steps for name, total in self._sums.items()}
         row |= validation

@@ -51,7 +51,7 @@ def is_sound(path: Path) -> bool:
 
 def newest_sound(folder: Path) -> tuple[Path | None, list[Path]]:
     """Return the newest checkpoint in ``folder`` that is sound, and the damaged ones that were passed over."""
-    damaged = []
+    damaged: list[Path] = []
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.exists():
             continue

@@ -10,7 +10,18 @@ IDENTITY_VERSION = 1
 HASH_LENGTH = 10
 
 # What a run *is*. Everything else in the config says where and how fast it runs, or what is shown.
-SECTIONS = ("seed", "attempt", "debug", "data", "model", "augmentation", "strategy", "optimizer", "scheduler", "schedule")
+SECTIONS = (
+    "seed",
+    "attempt",
+    "debug",
+    "data",
+    "model",
+    "augmentation",
+    "strategy",
+    "optimizer",
+    "scheduler",
+    "schedule",
+)
 TRAINER_KEYS = ("precision",)
 NOT_IN_DATA = ("root", "num_workers")  # where the data lies, how fast it is read
 ALWAYS_IN = ("seed",)  # also at its default, for people who read run.json
@@ -39,4 +50,6 @@ def run_path(config: Config, fingerprint: str) -> Path:
     """Return the folder that belongs to a config: the same for the same science, wherever and whenever it runs."""
     names = [config.data.target.rpartition(".")[2], config.model.target.rpartition(".")[2], config.strategy.name]
     readable = "-".join(name.lower() for name in names) + f"-s{config.seed}"
-    return Path(config.paths.outputs) / config.name / f"{readable}-{digest(identity(config, fingerprint))[:HASH_LENGTH]}"
+    return (
+        Path(config.paths.outputs) / config.name / f"{readable}-{digest(identity(config, fingerprint))[:HASH_LENGTH]}"
+    )

@@ -46,41 +46,12 @@ from tutelage.runs.callbacks import EpochTable, StepRandomness
 from tutelage.runs.checkpoints import Checkpoints, WholeCheckpointIO, newest_sound
 from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.interruption import Signals
+from tutelage.runs.observer import Observer, StageWork
 from tutelage.storage import remove_partials, write_whole
 from tutelage.strategies import Fit, Label, Stage, stages
 
 LOADING_FLOPS = 2e6  # what reading and augmenting an image weighs in the estimate of the time left
 INFERENCE_SHARE = 1 / 3  # a forward without its backward
-
-
-@dataclass(frozen=True)
-class StageWork:
-    """What a stage will cost, in units that only compare with each other."""
-
-    name: str
-    work: float
-
-
-class Observer:
-    """What a display may listen to; does nothing by itself."""
-
-    def begin(self, plan: Sequence[StageWork], folder: Path) -> None:
-        """The run starts or goes on; ``plan`` lists all its stages."""
-
-    def stage(self, number: int, share_done: float) -> None:
-        """Stage ``number`` (from 1) starts, ``share_done`` of it done before."""
-
-    def progress(self, share: float, shown: Mapping[str, Any]) -> None:
-        """``share`` of the stage is done; ``shown`` holds what to show (tensors are read only when drawn)."""
-
-    def skipped(self, number: int) -> None:
-        """Stage ``number`` was finished before."""
-
-    def say(self, line: str) -> None:
-        """Something the user should know."""
-
-    def end(self) -> None:
-        """The run is over, well or not."""
 
 
 class Progress(pl.Callback):
@@ -163,12 +134,9 @@ def run(config: Config, folder: RunFolder, identity: dict[str, Any], observer: O
         observer.begin([StageWork(stage.name, _work(this, stage)) for stage in this.plan], folder.path)
         try:
             for number, stage in enumerate(this.plan, start=1):
-                done = record.stage(stage.name)
-                if done is None:
-                    observer.stage(number, 0.0)
+                if record.stage(stage.name) is None:
+                    observer.stage(number)
                     record.finish_stage(_fit(this, stage) if isinstance(stage, Fit) else _label(this, stage))
-                else:
-                    observer.skipped(number)
                 if isinstance(stage, Label):
                     this.selections[stage.name] = stage.select(read_probabilities(this.place(stage).path))
             _test(this)
@@ -206,7 +174,10 @@ def _fit(this: Run, stage: Fit) -> dict[str, Any]:
     io = WholeCheckpointIO()
     before = io.load_checkpoint(checkpoint, "cpu") if checkpoint else None
     table = EpochTable(
-        place.metrics_file, stage.epoch_steps, _loggers(config, place, before), keep_weights if this.validated else lambda: None
+        place.metrics_file,
+        stage.epoch_steps,
+        _loggers(config, place, before),
+        keep_weights if this.validated else lambda: None,
     )
     if before is not None and before["global_step"] >= stage.steps:
         module.load_state_dict(before["state_dict"])
@@ -358,7 +329,7 @@ def _flops(this: Run, stage: Fit) -> float:
         network = make_classifier(stage.model.arguments(), this.spec).eval()
         size = this.spec.image_size
         network(torch.empty(1, this.spec.channels, size, size, dtype=torch.uint8))
-    return counter.get_total_flops() / INFERENCE_SHARE
+    return float(counter.get_total_flops() / INFERENCE_SHARE)
 
 
 @contextmanager

@@ -1,0 +1,120 @@
+"""What the framework costs: LeNet-5 on Fashion-MNIST against a plain PyTorch loop, in one process.
+
+Both sides train the same network on the same images with the same augmentation, batch size and optimizer. Ours does it
+as `tutelage train` does: Lightning, metrics.csv, TensorBoard, checkpoints and the display. Theirs is a loop that a
+careful person would write by hand: Albumentations in a Dataset, a DataLoader, normalisation on the device.
+
+After a warm-up of each, 9 pairs of 200 steps, interleaved; the figure is the median of the pairs' ratios.
+
+    make bench
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+import albumentations
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from tutelage.compose import compose
+from tutelage.config import Config
+from tutelage.data import ImageDataModule, data_module
+from tutelage.insight.display import display
+from tutelage.models import ImageSpec, make_classifier
+from tutelage.runs import RunFolder
+from tutelage.runs.folder import Record
+from tutelage.runs.interruption import Signals
+from tutelage.runs.runner import Run, StageWork, _fit, _quiet
+from tutelage.strategies import stages
+
+STEPS, PAIRS, WARM_UP = 200, 9, 50
+OVERRIDES = ["data=fashion_mnist", "model=lenet5", "augmentation=basic", "schedule.epochs=null", "data.validation=none"]
+
+
+class PlainDataset(Dataset[tuple[torch.Tensor, int]]):
+    """Images and labels in memory, augmented one by one."""
+
+    def __init__(self, config: Config, images: np.ndarray, labels: np.ndarray) -> None:
+        crop, flip = ({k: v for k, v in t.items() if k != "_target_"} for t in config.augmentation.transforms)
+        self.transform = albumentations.Compose(
+            [albumentations.RandomResizedCrop(**crop), albumentations.HorizontalFlip(**flip)]
+        )
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Return an augmented image (1, 28, 28) uint8 and its label."""
+        view = self.transform(image=self.images[index])["image"].reshape(28, 28)
+        return torch.from_numpy(view)[None], int(self.labels[index])
+
+
+def plain_loop(config: Config, data: ImageDataModule, steps: int) -> float:
+    """Train by a loop written by hand and return the seconds of its steps."""
+    source = data.source
+    spec = ImageSpec(1, 28, source.classes, tuple(config.data.mean), tuple(config.data.std))
+    torch.manual_seed(0)
+    network = make_classifier(config.model.arguments(), spec).train()
+    dataset = PlainDataset(config, source.images[data.splits.labelled], source.labels[data.splits.labelled])
+    loader = DataLoader(dataset, batch_size=config.data.batch_size, shuffle=True, drop_last=True)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.optimizer.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    started = time.perf_counter()
+    for step, (images, labels) in enumerate(loader):
+        if step == steps:
+            break
+        loss = functional.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return time.perf_counter() - started
+
+
+def ours(config: Config, data: ImageDataModule, folder: Path) -> float:
+    """Train as a run does, all logging and the display on, and return the seconds of its steps."""
+    observer = display(wanted=True)
+    this = Run(config, RunFolder(folder), Record(RunFolder(folder)), data, Signals(), observer)
+    this.plan = stages(config, data.source, data.splits)
+    observer.begin([StageWork(stage.name, 1.0) for stage in this.plan], folder)
+    observer.stage(1, 0.0)
+    with _quiet():
+        entry = _fit(this, this.plan[0])
+    observer.end()
+    return float(entry["seconds"])
+
+
+def main() -> None:
+    """Print every pair and the median ratio."""
+    data = data_module(compose([*OVERRIDES, "schedule.steps=1"]).data)
+    pairs = []
+    with tempfile.TemporaryDirectory() as top:
+        for number in range(-1, PAIRS):
+            steps = WARM_UP if number < 0 else STEPS
+            config = compose([*OVERRIDES, f"schedule.steps={steps}"])
+            times = {"ours": 0.0, "plain": 0.0}
+            for side in ("ours", "plain") if number % 2 else ("plain", "ours"):
+                if side == "ours":
+                    times[side] = ours(config, data, Path(top) / str(number))
+                else:
+                    times[side] = plain_loop(config, data, steps)
+            if number >= 0:
+                pairs.append((times["ours"], times["plain"]))
+                print(f"pair {number + 1}: ours {times['ours']:.2f} s, plain {times['plain']:.2f} s", flush=True)
+    ratio = statistics.median(mine / theirs for mine, theirs in pairs)
+    print(f"LeNet-5, Fashion-MNIST, batch 128, {STEPS} steps: median ratio ours / plain loop {ratio:.3f} (limit 1.10)")
+    sys.exit(0 if ratio <= 1.10 else 1)
+
+
+if __name__ == "__main__":
+    main()
