@@ -218,6 +218,14 @@ def test_an_error_is_one_line_on_stderr_with_exit_code_2():
     assert "did you mean 'model.width'?" in done.stderr
 
 
+@pytest.mark.parametrize("wrong", ["modle.width=3", "model.width=1,2,-3", "data=digits,digitz"])
+def test_a_sweep_with_a_wrong_job_is_refused_before_any_runs(wrong, outputs):
+    done = command("tutelage.train", "-m", "debug=tiny", f"paths.outputs={outputs}", "seed=0,1", wrong)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert not outputs.exists()
+
+
 def test_help_lists_every_group_and_option_with_a_line_on_each():
     done = command("tutelage.cli", "train", "--help")
     assert done.returncode == 0

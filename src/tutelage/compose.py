@@ -57,6 +57,32 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Config
         raise UserError(_explain(error, overrides)) from None
 
 
+def check_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> None:
+    """Compose every value of a sweep once, beside the first of the others: what is wrong is said before any job runs.
+
+    Raises:
+        UserError: an override cannot be read, or a value is refused.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        values = [
+            [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+            if one.is_sweep_override()
+            else [given]
+            for one, given in zip(parsed, overrides, strict=True)
+        ]
+    except HydraException as error:
+        raise UserError(_explain(error, overrides)) from None
+    firsts = [choices[0] for choices in values]
+    compose(firsts, config_dirs)
+    for place, choices in enumerate(values):
+        for other in choices[1:]:
+            compose([*firsts[:place], other, *firsts[place + 1 :]], config_dirs)
+
+
 def checked(composed: Any) -> Config:
     """Return the typed form of what Hydra composed.
 

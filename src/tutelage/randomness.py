@@ -1,8 +1,8 @@
 """The draw: every random choice is a function of its key, never of what came before.
 
 A key is (seed, stage, stream, purpose) and a position in it (pass, index, copy). The first four choose a Philox key,
-the last three its counter (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), so that any draw of any pass
-can be made again, by any process, in any order.
+the last three its counter (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), so that any draw of any
+pass can be made again, by any process, in any order.
 """
 
 import hashlib

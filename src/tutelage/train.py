@@ -137,10 +137,17 @@ def _hydra_main() -> None:
     """Let Hydra run sweeps and answer its own flags."""
     import hydra
 
-    from tutelage.compose import checked, conf_dir
+    from tutelage.compose import check_sweep, checked, conf_dir
+
+    arguments = sys.argv[1:]
+    if FLAGS_OF_SWEEPS & set(arguments):  # what is wrong with all jobs is said before the first
+        check_sweep(*_split([argument for argument in arguments if argument not in FLAGS_OF_SWEEPS]))
 
     def job(composed: Any) -> None:
-        code = execute(checked(composed))
+        try:
+            code = execute(checked(composed))
+        except UserError as error:
+            code = _complain(error)
         if code:
             sys.exit(code)
 

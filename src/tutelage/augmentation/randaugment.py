@@ -21,7 +21,7 @@ MAX_TRANSLATION = 150 / 331  # of the side
 MAX_FACTOR_CHANGE = 0.9
 POSTERIZE_BITS_DROPPED = 4
 LEVELS = 256
-GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])  # ITU-R 601-2, as PIL's convert("L")
+GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2, as PIL's convert("L")
 SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13  # PIL's ImageFilter.SMOOTH
 
 SIGNED = frozenset({"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"}) | frozenset(
@@ -84,7 +84,8 @@ def _grey(image: np.ndarray) -> np.ndarray:
     """Return the luminance (H, W, 1) float32 of a 1- or 3-channel image, in whole levels."""
     if image.shape[-1] == 1:
         return image.astype(np.float32)
-    return np.floor(image @ GREY_WEIGHTS.astype(np.float32))[..., None]
+    levels: np.ndarray = np.floor(image @ GREY_WEIGHTS)
+    return levels[..., None]
 
 
 def brightness(image: np.ndarray, factor: float) -> np.ndarray:
