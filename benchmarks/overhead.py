@@ -86,7 +86,7 @@ def ours(config: Config, data: ImageDataModule, folder: Path) -> float:
     observer = display(wanted=True)
     this = Run(config, RunFolder(folder), Record(RunFolder(folder)), data, Signals(), observer)
     this.plan = stages(config, data.source, data.splits)
-    observer.begin([StageWork(stage.name, 1.0) for stage in this.plan], folder)
+    observer.begin([StageWork(stage.name, 1.0) for stage in this.plan])
     observer.stage(1, 0.0)
     with _quiet():
         entry = _fit(this, this.plan[0])

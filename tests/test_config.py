@@ -75,7 +75,7 @@ WRONG = [
     (["trainer=cpu", "trainer.precision=16-mixed"], "trainer.precision=16-mixed needs a GPU"),
     (["trainer.precision=8"], "trainer.precision=8: input should be '32-true', '16-mixed' or 'bf16-mixed'"),
     (["strategy=noisy_student", "strategy.students=[]"], "strategy.students: List should have at least 1 item"),
-    (["strategy=noisy_student", "strategy.students=[{model:{depht:2}}]"], "unknown key 'depht'"),
+    (["strategy=noisy_student", "strategy.students=[{model:{depht:2}}]"], "unknown key 'depht': did you mean 'depth'?"),
     (["data.root=${nowhere}"], "${nowhere} in the config refers to a key that does not exist"),
     (["augmentation.transforms=[{p:1}]"], "each entry needs a _target_"),
     (["model.width"], "model.width"),
@@ -95,6 +95,8 @@ def test_what_is_wrong_is_told_in_one_line(overrides, told):
 
 
 LATE = [
+    (["trainer=gpu"], "trainer.accelerator=gpu: no CUDA device is visible"),
+    (["trainer.precision=16-mixed"], "trainer.precision=16-mixed: no CUDA device is visible"),
     (["data=image_folder"], "data=image_folder needs data.root=FOLDER"),
     (["augmentation.transforms=[{_target_:albumentations.Rotat}]"], "nothing is found at 'albumentations.Rotat'"),
     (["augmentation.transforms=[{_target_:os.system}]"], "'os.system' lies outside the allowed packages"),
@@ -176,7 +178,7 @@ def test_names_of_runs_are_for_ever():
     assert run_path(compose(["experiment=digits_noisy_student"]), "").name == DIGITS_NAME
 
 
-DIGITS_NAME = "digits-lenet5-noisy_student-s0-0000000000"
+DIGITS_NAME = "digits-lenet5-noisy_student-s0-0f7c62fe34"
 
 
 def test_the_folders_fingerprint_is_part_of_a_run():

@@ -239,3 +239,12 @@ def test_a_folder_that_cannot_serve_is_an_error(tmp_path, make, told):
 def test_a_folder_that_is_not_there_is_an_error():
     with pytest.raises(UserError, match=r"data.root=/nowhere: no such folder"):
         list_folder("/nowhere")
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    for label in ("a", "b"):
+        write_images(tmp_path / label, 2)
+    (tmp_path / "a" / "0.png").write_bytes(b"not an image")
+    source = image_folder(list_folder(str(tmp_path)), 16, 3)
+    with pytest.raises(UserError, match=r"a/0.png: cannot be read as an image"):
+        list(map(source.images.__getitem__, range(len(source.images))))

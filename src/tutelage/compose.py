@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tutelage.config import Config
+from tutelage.config import Config, Section
 from tutelage.errors import UserError
 
 HELP_HINT = "'tutelage train --help' lists groups and options"
@@ -115,7 +115,7 @@ def _first(error: ValidationError) -> str:
     told = complaint["msg"].removeprefix("Value error, ")
     more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
     if complaint["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{more}; {HELP_HINT}"
+        return f"unknown key {key!r}{more}{_nearest(str(complaint['loc'][-1]), _all_keys())} {HELP_HINT}"
     if isinstance(complaint["input"], dict | list) or not key:
         return (told if not key or told.startswith(f"{key.split('.')[0]}.") else f"{key}: {told}") + more
     return f"{key}={complaint['input']}: {told[0].lower()}{told[1:]}{more}"
@@ -147,6 +147,16 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
         known = []
     known += [group for group in options() if group not in NOT_A_GROUP]
     return f"unknown key {key!r} in {given!r}{_nearest(key, known)} {HELP_HINT}"
+
+
+def _all_keys() -> list[str]:
+    """Return the names of all keys of the schema."""
+    sections, known = [Section], set[str]()
+    while sections:
+        section = sections.pop()
+        sections += section.__subclasses__()
+        known |= set(section.model_fields)
+    return sorted(known)
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

@@ -199,8 +199,11 @@ class FileImages:
     def __getitem__(self, index: int) -> np.ndarray:
         from PIL import Image, ImageOps
 
-        with Image.open(self._paths[index]) as image:
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert(self._mode))
+        try:
+            with Image.open(self._paths[index]) as image:
+                pixels = np.asarray(ImageOps.exif_transpose(image).convert(self._mode))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"{self._paths[index]}: cannot be read as an image ({error}); mend or remove it") from None
         return resized(pixels.reshape(*pixels.shape[:2], -1), self._size)
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -38,7 +37,7 @@ class Display(Observer):
         self._mark = time.monotonic()
         self._drawn = 0.0
 
-    def begin(self, plan: Sequence[StageWork], folder: Path) -> None:
+    def begin(self, plan: Sequence[StageWork]) -> None:
         """Show the bar."""
         self._plan = plan
         if self._console.is_terminal:
@@ -77,7 +76,7 @@ class Display(Observer):
         if self._console.is_terminal:
             self._bar.update(self._task, completed=done / total, description=description, shown="  ".join(parts))
         elif shown:
-            self._console.print(f"{description}  {done / total:.0%}  " + "  ".join(parts), highlight=False)
+            self._console.print(f"{description}  {done / total:.0%}  " + "  ".join(parts), highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""

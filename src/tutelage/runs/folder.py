@@ -152,7 +152,9 @@ def _now() -> str:
 
 def _commit() -> str | None:
     """Return the git commit that the code lies in, with a + where it was changed since."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[3]
+    if not (here / ".git").exists():  # installed from a wheel: a repository around it is not ours
+        return None
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)  # noqa: S607
         changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)  # noqa: S607

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -18,7 +17,7 @@ class StageWork:
 class Observer:
     """Shows nothing but warnings; a display overrides what it draws."""
 
-    def begin(self, plan: Sequence[StageWork], folder: Path) -> None:
+    def begin(self, plan: Sequence[StageWork]) -> None:
         """The run starts or goes on; ``plan`` lists all its stages."""
 
     def stage(self, number: int) -> None:

@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
 from torch.utils.flop_counter import FlopCounterMode
 
+from tutelage import __version__
 from tutelage.augmentation import Pipeline
 from tutelage.config import Config
 from tutelage.data import (
@@ -29,6 +30,7 @@ from tutelage.data import (
     write_probabilities,
     write_table,
 )
+from tutelage.errors import UserError
 from tutelage.models import (
     Answers,
     ImageClassifier,
@@ -130,8 +132,10 @@ def run(config: Config, folder: RunFolder, identity: dict[str, Any], observer: O
         folder.path.mkdir(parents=True, exist_ok=True)
         remove_partials(folder.path)
         write_config(folder, config.model_dump(mode="json"))
+        if record.content and record.content["version"] != __version__:
+            observer.say(f"warning: begun by version {record.content['version']}, goes on with {__version__}")
         record.begin(identity, torch.get_num_threads())
-        observer.begin([StageWork(stage.name, _work(this, stage)) for stage in this.plan], folder.path)
+        observer.begin([*(StageWork(stage.name, _work(this, stage)) for stage in this.plan), _test_work(this)])
         try:
             for number, stage in enumerate(this.plan, start=1):
                 if record.stage(stage.name) is None:
@@ -139,6 +143,7 @@ def run(config: Config, folder: RunFolder, identity: dict[str, Any], observer: O
                     record.finish_stage(_fit(this, stage) if isinstance(stage, Fit) else _label(this, stage))
                 if isinstance(stage, Label):
                     this.selections[stage.name] = stage.select(read_probabilities(this.place(stage).path))
+            observer.stage(len(this.plan) + 1)
             _test(this)
         except Exception as error:
             record.fail(f"{type(error).__name__}: {error}")
@@ -149,7 +154,16 @@ def run(config: Config, folder: RunFolder, identity: dict[str, Any], observer: O
 
 
 def _check(this: Run) -> None:
-    """Build every pipeline and network once, so that what they refuse is said before anything is written."""
+    """Build every pipeline and network once, so that what they refuse is said before anything is written.
+
+    Raises:
+        UserError: a transform, a network or the device cannot be had.
+    """
+    trainer = this.config.trainer
+    if this.device.type == "cpu" and trainer.accelerator == "gpu":
+        raise UserError("trainer.accelerator=gpu: no CUDA device is visible; use trainer=cpu or trainer=auto")
+    if this.device.type == "cpu" and trainer.precision == "16-mixed":
+        raise UserError("trainer.precision=16-mixed: no CUDA device is visible; use 32-true or bf16-mixed")
     Pipeline(this.config.augmentation.transforms, Key(0, "check")).check(this.data.source.images[0])
     for stage in this.plan:
         if isinstance(stage, Fit):
@@ -274,14 +288,14 @@ def _label(this: Run, stage: Label) -> dict[str, Any]:
     }
 
 
-def _answers(this: Run, network: ImageClassifier, indices: np.ndarray) -> Answers:
-    """Return a network's answers; progress is shown, signals are heeded."""
+def _answers(this: Run, network: ImageClassifier, indices: np.ndarray, part: int = 0, parts: int = 1) -> Answers:
+    """Return a network's answers; progress is shown (``part`` of ``parts`` of the stage), signals are heeded."""
     done = 0
 
     def after_batch(images: int) -> None:
         nonlocal done
         done += images
-        this.observer.progress(done / len(indices), {"images": f"{done}/{len(indices)}"})
+        this.observer.progress((part + done / len(indices)) / parts, {"images": f"{done}/{len(indices)}"})
         this.signals.answer()
 
     return answers(network, this.data.plain(indices), this.device, after_batch)
@@ -290,12 +304,11 @@ def _answers(this: Run, network: ImageClassifier, indices: np.ndarray) -> Answer
 def _test(this: Run) -> None:
     """Measure every network on the test set, once, after the last stage, and finish the record."""
     result: dict[str, float] = {}
-    for stage in this.plan:
-        if not isinstance(stage, Fit):
-            continue
+    fits = [stage for stage in this.plan if isinstance(stage, Fit)]
+    for number, stage in enumerate(fits):
         entry = this.record.stage(stage.name)
         assert entry is not None  # noqa: S101 - every stage was finished before
-        found = _answers(this, this.network(stage.name), this.data.splits.test)
+        found = _answers(this, this.network(stage.name), this.data.splits.test, number, len(fits))
         _write_answers(this.place(stage).test_file, found)
         entry["result"] |= measure(found, this.data.source.classes, "test")
         this.record.finish_stage(entry)
@@ -321,6 +334,12 @@ def _work(this: Run, stage: Stage) -> float:
     if isinstance(stage, Fit):
         return stage.steps * stage.images_per_step * (_flops(this, stage) + LOADING_FLOPS)
     return len(this.data.splits.pool) * INFERENCE_SHARE * _flops(this, fits[stage.teacher])
+
+
+def _test_work(this: Run) -> StageWork:
+    """Return what testing every network costs."""
+    flops = sum(_flops(this, stage) for stage in this.plan if isinstance(stage, Fit))
+    return StageWork("test", len(this.data.splits.test) * INFERENCE_SHARE * flops)
 
 
 def _flops(this: Run, stage: Fit) -> float:
