@@ -11,7 +11,10 @@ from PIL import Image
 
 from tutelage.config import DataConfig
 from tutelage.data import UNKNOWN, Source, list_folder, split, stratified
-from tutelage.data.sources import Numbered, digits, fashion_mnist, image_folder
+from tutelage.data.digits import digits
+from tutelage.data.fashion_mnist import fashion_mnist
+from tutelage.data.image_folder import image_folder
+from tutelage.data.source import Numbered
 from tutelage.errors import UserError
 from tutelage.randomness import Key
 

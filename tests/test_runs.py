@@ -225,9 +225,9 @@ def test_an_image_folder_of_files_trains_to_the_end(outputs, tmp_path):
 
 @pytest.mark.parametrize("name", ["fashion_noisy_student", "fashion_lenet5"])
 def test_fashion_experiments_run_tiny(name, outputs):
-    from tutelage.data.sources import DEBIAN_FASHION
+    from tutelage.data.fashion_mnist import DEBIAN_FOLDER
 
-    if not DEBIAN_FASHION.is_dir():
+    if not DEBIAN_FOLDER.is_dir():
         import os
 
         assert not os.environ.get("CI"), "dataset-fashion-mnist is not installed"

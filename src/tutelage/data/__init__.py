@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from tutelage.data.image_folder import list_folder
 from tutelage.data.labels import Selection, quality, read_probabilities, write_probabilities, write_table
-from tutelage.data.sources import UNKNOWN, Source, list_folder
-from tutelage.data.splits import Splits, split, stratified
+from tutelage.data.source import UNKNOWN, Source
+from tutelage.data.splits import Splits, split
+from tutelage.data.stratify import stratified
 from tutelage.data.streams import Draws, Stream
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.sources import UNKNOWN, Source
+from tutelage.data.source import UNKNOWN, Source
 from tutelage.storage import write_whole
 
 PROBABILITIES = "probabilities.npy"

@@ -14,7 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tutelage.augmentation import Pipeline
 from tutelage.config import DataConfig
-from tutelage.data.sources import Images, Source, digits, fashion_mnist, image_folder, list_folder
+from tutelage.data.digits import digits
+from tutelage.data.fashion_mnist import fashion_mnist
+from tutelage.data.image_folder import image_folder, list_folder
+from tutelage.data.source import Images, Source
 from tutelage.data.splits import Splits, split
 from tutelage.data.streams import Draws, Stream
 from tutelage.randomness import Key

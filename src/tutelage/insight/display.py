@@ -76,7 +76,9 @@ class Display(Observer):
         if self._console.is_terminal:
             self._bar.update(self._task, completed=done / total, description=description, shown="  ".join(parts))
         elif shown:
-            self._console.print(f"{description}  {done / total:.0%}  " + "  ".join(parts), highlight=False, soft_wrap=True)
+            self._console.print(
+                f"{description}  {done / total:.0%}  " + "  ".join(parts), highlight=False, soft_wrap=True
+            )
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""

@@ -41,8 +41,7 @@ def learning_curves(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> Figu
             axes.plot(steps, [row[f"train/{value}"] for row in rows], color=color, label=name, linewidth=1.4)
             if rows and f"val/{value}" in rows[0]:
                 axes.plot(steps, [row[f"val/{value}"] for row in rows], color=color, linestyle="--", linewidth=1.2)
-        told = "dashed: validation" if validated else "on the labelled images, augmented"
-        axes.set(title=f"{value} ({told})", xlabel="optimizer step")
+        axes.set(title=f"{value}, dashed on validation" if validated else value, xlabel="optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

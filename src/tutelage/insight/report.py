@@ -24,6 +24,7 @@ from tutelage.storage import write_text
 ORIGINALS, VIEWS = 5, 7
 SAMPLES = 24
 COLUMNS = 8
+CURVES = "What is minimised, and the accuracy on labelled images as they are augmented; one line a stage."
 GOOD, BAD = "#2a7a2a", "#b02020"
 
 STYLE = """
@@ -69,7 +70,7 @@ def _curves(folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, R
         if entry["kind"] == "fit":
             with places[entry["name"]].metrics_file.open() as file:
                 tables[entry["name"]] = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    return _save(folder, "curves.png", pictures.learning_curves(tables), "Learning curves", "One line a stage.")
+    return _save(folder, "curves.png", pictures.learning_curves(tables), "Learning curves", CURVES)
 
 
 def _confusion(
