@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-USER_ERROR = 2
 HELP = """tutelage trains image classifiers from few labels.
 
   tutelage train [OVERRIDES]   train, go on with, or show a run   (tutelage train --help)
@@ -26,7 +25,7 @@ def main() -> None:
 
         print(f"tutelage {__version__}")
         return
-    from tutelage.errors import UserError
+    from tutelage.errors import UserError, complain
 
     try:
         command = commands.get(arguments[0])
@@ -38,8 +37,7 @@ def main() -> None:
             raise UserError(f"unknown command {arguments[0]!r}: {hint}")
         command(arguments[1:])
     except UserError as error:
-        print(f"tutelage: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        sys.exit(complain(error))
 
 
 def _train(arguments: Sequence[str]) -> None:
@@ -75,14 +73,14 @@ def _report(arguments: Sequence[str]) -> None:
     """Write the reports of finished runs again."""
     from tutelage.errors import UserError
     from tutelage.insight.report import write_report
-    from tutelage.runs import FINISHED, RunFolder, read_record
+    from tutelage.runs import RunFolder, is_finished, read_record
 
     if not arguments:
         raise UserError("report needs a run's folder: tutelage report outputs/EXPERIMENT/RUN")
     for argument in arguments:
         folder = RunFolder(Path(argument))
-        record = read_record(folder)
-        if record is None or record["status"] != FINISHED:
+        if not is_finished(folder):
+            record = read_record(folder)
             state = "no run" if record is None else f"a run that is {record['status']}"
             raise UserError(f"{argument}: {state}; a report needs a finished run")
         write_report(folder)

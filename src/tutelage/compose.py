@@ -8,11 +8,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tutelage.config import Config, Section
+from tutelage.config import OWN_MODELS, Config, Section
 from tutelage.errors import UserError
 
 HELP_HINT = "'tutelage train --help' lists groups and options"
-NOT_A_GROUP = {"hydra"}
+SECTIONS = ["paths", *(name for name, field in Config.model_fields.items() if field.is_required())]
+TAGS = OWN_MODELS | {"other", "supervised", "noisy_student"}  # the schema's names for alternatives, in no key
 
 
 def conf_dir() -> Path:
@@ -70,9 +71,10 @@ def check_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> No
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         values = [
             [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
-            if one.is_sweep_override()
+            if one.is_choice_sweep() or one.is_range_sweep()
             else [given]
             for one, given in zip(parsed, overrides, strict=True)
+            if one.is_choice_sweep() or one.is_range_sweep() or not (one.is_sweep_override() or one.is_hydra_override())
         ]
     except HydraException as error:
         raise UserError(_explain(error, overrides)) from None
@@ -98,20 +100,39 @@ def checked(composed: Any) -> Config:
         raise UserError(_explain(error, ())) from None
     assert isinstance(plain, dict)  # noqa: S101 - the top of a config is a mapping
     plain.pop("hydra", None)
-    # A pipeline's own parameters, which its transforms refer to, have served once they are resolved.
-    plain["augmentation"] = {"transforms": plain["augmentation"].get("transforms", [])}
+    for section in SECTIONS:
+        if not isinstance(plain.get(section), dict):
+            raise UserError(f"{section}={plain.get(section)}: choose an option; {HELP_HINT}")
+    plain["augmentation"] = _without_parameters(composed.augmentation, plain["augmentation"])
     try:
         return Config.model_validate(plain)
     except ValidationError as error:
         raise UserError(_first(error)) from None
 
 
+def _without_parameters(composed: Any, plain: dict[str, Any]) -> dict[str, Any]:
+    """Return an augmentation without the parameters that its transforms refer to: once resolved, they have served.
+
+    Raises:
+        UserError: a key that nothing refers to.
+    """
+    from omegaconf import OmegaConf
+
+    referred = str(OmegaConf.to_container(composed, resolve=False).get("transforms"))  # type: ignore[union-attr]
+    for key in plain:
+        if key != "transforms" and f"${{augmentation.{key}}}" not in referred:
+            known = ["transforms", *re.findall(r"\$\{augmentation\.(\w+)\}", referred)]
+            raise UserError(f"unknown key 'augmentation.{key}'{_nearest(key, known)} {HELP_HINT}")
+    if "transforms" not in plain:
+        raise UserError("augmentation.transforms: missing; an empty list means images as they are")
+    return {"transforms": plain["transforms"]}
+
+
 def _first(error: ValidationError) -> str:
     """Return the first complaint of a validation as one line: key, value, what is allowed."""
     complaints = error.errors(include_url=False)
     complaint = complaints[0]
-    tags = {"MLP", "LeNet5", "ResNet", "Timm", "other", "supervised", "noisy_student"}
-    key = ".".join(str(part) for part in complaint["loc"] if part not in tags)
+    key = ".".join(str(part) for part in complaint["loc"] if part not in TAGS)
     told = complaint["msg"].removeprefix("Value error, ")
     more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
     if complaint["type"] == "extra_forbidden":
@@ -145,7 +166,7 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
         known = list(_flat(compose(others).model_dump()))
     except UserError:
         known = []
-    known += [group for group in options() if group not in NOT_A_GROUP]
+    known += list(options())
     return f"unknown key {key!r} in {given!r}{_nearest(key, known)} {HELP_HINT}"
 
 

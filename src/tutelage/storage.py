@@ -14,13 +14,16 @@ from typing import IO, Any
 from tutelage.errors import UserError
 
 PARTIAL_PREFIX = ".partial-"
+TRAILER = b"\nsha256:"
+TRAILER_LENGTH = len(TRAILER) + 64
+BLOCK = 1 << 20
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], object], keep: Path | None = None) -> None:
     """Write a file so that a reader, or a crash at any instant, meets the old content or the new, never a part.
 
     The temporary file lies beside the target (a move across file systems is a copy), is flushed to the disk and takes
-    the target's name; then the folder is flushed too.
+    the target's name; then the folder is flushed too. With ``keep``, what was there before goes on under that name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL_PREFIX)
@@ -30,11 +33,64 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
         Path(partial).replace(path)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+class _Hashed:
+    """A file that is written and hashed at once."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def write(self, part: bytes) -> int:
+        self._hash.update(part)
+        return self._file.write(part)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def trailer(self) -> bytes:
+        return TRAILER + self._hash.hexdigest().encode()
+
+
+def write_checked(path: Path, write: Callable[[Any], object], keep: Path | None = None) -> None:
+    """Write a file whole or absent, followed by its own SHA-256 (see ``is_sound``).
+
+    Zip archives, which torch writes, are read from their end backwards and do not mind what follows.
+
+    Args:
+        path: the target.
+        write: writes the content, in sequence.
+        keep: takes the file that was at ``path`` before, once the new one is complete.
+    """
+
+    def write_both(file: IO[bytes]) -> None:
+        hashed = _Hashed(file)
+        write(hashed)
+        file.write(hashed.trailer())
+
+    write_whole(path, write_both, keep)
+
+
+def is_sound(path: Path) -> bool:
+    """Return whether a file that ``write_checked`` wrote is there and as it was written."""
+    try:
+        with path.open("rb") as file:
+            left = path.stat().st_size - TRAILER_LENGTH
+            whole = hashlib.sha256()
+            while left > 0 and (part := file.read(min(left, BLOCK))):
+                whole.update(part)
+                left -= len(part)
+            return left == 0 and file.read() == TRAILER + whole.hexdigest().encode()
+    except OSError:
+        return False
 
 
 def flush_folder(folder: Path) -> None:

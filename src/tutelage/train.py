@@ -1,15 +1,21 @@
 """The Hydra app: ``python -m tutelage.train``, which ``tutelage train`` hands over to."""
 
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, complain
 
-USER_ERROR = 2
-FLAGS_OF_SWEEPS = {"-m", "--multirun"}
+if TYPE_CHECKING:  # at run time they are imported when they are needed
+    from tutelage.config import Config
+    from tutelage.runs import RunFolder
+
+SWEEP_FLAGS = {"-m", "--multirun"}
+CONFIG_DIR_FLAGS = {"--config-dir", "-cd"}
 
 
 def main() -> None:
@@ -20,61 +26,63 @@ def main() -> None:
     try:
         if {"-h", "--help"} & set(arguments):
             print(help_text(options()))
-            return
-        if not _is_for_hydra(arguments):
-            config = compose(*_split(arguments))
-            sys.exit(execute(config))
-        _hydra_main()
+        elif _is_for_hydra(arguments):
+            sys.exit(_hydra_main(arguments))
+        else:
+            sys.exit(execute(compose(*_split(arguments)), arguments))
     except UserError as error:
-        sys.exit(_complain(error))
+        sys.exit(complain(error))
+    except KeyboardInterrupt:
+        print("stopped before anything began", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
-def execute(config: Any) -> int:
+def execute(config: "Config", arguments: Sequence[str] = ()) -> int:
     """Train a run, go on with it, or show what it gave; return the exit code.
+
+    Args:
+        config: what to run.
+        arguments: what was typed, to be recorded.
 
     Raises:
         UserError: what the user got wrong.
     """
-    from tutelage.data import list_folder
-    from tutelage.runs import FINISHED, RunFolder, identity, read_record, run_path
+    from tutelage.data import fingerprint
+    from tutelage.runs import RunFolder, identity, is_finished, read_record, run_path
     from tutelage.storage import locked
 
-    fingerprint = (
-        list_folder(config.data.root).fingerprint() if config.data.target == "tutelage.data.ImageFolder" else ""
-    )
-    folder = RunFolder(run_path(config, fingerprint))
-    record = read_record(folder)
-    if record is None or record["status"] != FINISHED:
+    what = fingerprint(config.data)
+    folder = RunFolder(run_path(config, what))
+    if not is_finished(folder):
         with locked(folder.lock_file, f"run {folder.path}"):
-            code = _train(config, folder, identity(config, fingerprint))
+            # Another process may have finished it between the first look and the lock.
+            code = 0 if is_finished(folder) else _train(config, folder, identity(config, what), arguments)
         if code:
             return code
-        record = read_record(folder)
-    assert record is not None  # noqa: S101 - a finished run has a record
-    _show(config, folder, record)
+    _show(config, folder, read_record(folder) or {})
     return 0
 
 
-def _train(config: Any, folder: Any, identity: dict[str, Any]) -> int:
+def _train(config: "Config", folder: "RunFolder", identity: dict[str, Any], arguments: Sequence[str]) -> int:
     """Run the stages that are left; return 0, or 128 + the signal that stopped them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before torch starts, or cuBLAS is not deterministic
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     from tutelage.insight.display import display
+    from tutelage.runs.interruption import Stopped
 
     observer = display(config.callbacks.display)
     observer.say(f"run: {folder.path}")
-    from tutelage.runs.interruption import Stopped
     from tutelage.runs.runner import run
 
     try:
-        run(config, folder, identity, observer)
+        run(config, folder, identity, shlex.join(["tutelage", "train", *arguments]), observer)
     except Stopped as stopped:
         print(f"{stopped}; saved. The same command goes on from here.", file=sys.stderr)
         return stopped.exit_code
     return 0
 
 
-def _show(config: Any, folder: Any, record: dict[str, Any]) -> None:
+def _show(config: "Config", folder: "RunFolder", record: dict[str, Any]) -> None:
     """Print the table, and the way to the report, made where it is missing."""
     from tutelage.insight.table import print_table
 
@@ -83,7 +91,7 @@ def _show(config: Any, folder: Any, record: dict[str, Any]) -> None:
     if config.callbacks.report and not page.exists():
         from tutelage.insight.report import write_report
 
-        write_report(folder)
+        write_report(folder, config)
     if page.exists():
         print(f"report: {page}")
 
@@ -112,9 +120,8 @@ def help_text(groups: dict[str, dict[str, str]]) -> str:
 
 def _is_for_hydra(arguments: Sequence[str]) -> bool:
     """Return whether Hydra itself must see the command: sweeps and its own flags."""
-    known = {"--config-dir", "-cd"}
     flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")}
-    return bool(flags - known)
+    return bool(flags - CONFIG_DIR_FLAGS) or any(argument.startswith("hydra.mode=") for argument in arguments)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -123,7 +130,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     rest = iter(arguments)
     for argument in rest:
         name, _, value = argument.partition("=")
-        if name in {"--config-dir", "-cd"}:
+        if name in CONFIG_DIR_FLAGS:
             folder = value or next(rest, "")
             if not Path(folder).is_dir():
                 raise UserError(f"--config-dir {folder}: no such folder")
@@ -133,30 +140,31 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return overrides, folders
 
 
-def _hydra_main() -> None:
-    """Let Hydra run sweeps and answer its own flags."""
+def _hydra_main(arguments: Sequence[str]) -> int:
+    """Let Hydra run sweeps and answer its own flags; return the worst exit code of the jobs.
+
+    A job that the user got wrong does not keep the others from running; a signal ends the sweep.
+    """
     import hydra
+    from hydra.core.hydra_config import HydraConfig
 
     from tutelage.compose import check_sweep, checked, conf_dir
 
-    arguments = sys.argv[1:]
-    if FLAGS_OF_SWEEPS & set(arguments):  # what is wrong with all jobs is said before the first
-        check_sweep(*_split([argument for argument in arguments if argument not in FLAGS_OF_SWEEPS]))
+    flags = {argument for argument in arguments if argument.startswith("-")}
+    if flags and flags <= SWEEP_FLAGS | CONFIG_DIR_FLAGS:
+        check_sweep(*_split([argument for argument in arguments if argument not in SWEEP_FLAGS]))
+    codes = [0]
 
     def job(composed: Any) -> None:
         try:
-            code = execute(checked(composed))
+            codes.append(execute(checked(composed), HydraConfig.get().overrides.task))
         except UserError as error:
-            code = _complain(error)
-        if code:
-            sys.exit(code)
+            codes.append(complain(error))
+        if codes[-1] > 128:  # noqa: PLR2004 - 128 + signal, by the shell's custom
+            sys.exit(codes[-1])
 
     hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
-
-
-def _complain(error: UserError) -> int:
-    print(f"tutelage: {error}", file=sys.stderr)
-    return USER_ERROR
+    return max(codes)
 
 
 if __name__ == "__main__":

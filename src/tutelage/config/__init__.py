@@ -1,6 +1,7 @@
 """What a run is, typed and checked, without torch."""
 
 from tutelage.config.schema import (
+    OWN_MODELS,
     AugmentationConfig,
     CallbacksConfig,
     Config,
@@ -15,10 +16,12 @@ from tutelage.config.schema import (
     StrategyConfig,
     StudentConfig,
     SupervisedConfig,
+    Targeted,
     TrainerConfig,
 )
 
 __all__ = [
+    "OWN_MODELS",
     "AugmentationConfig",
     "CallbacksConfig",
     "Config",
@@ -33,5 +36,6 @@ __all__ = [
     "StrategyConfig",
     "StudentConfig",
     "SupervisedConfig",
+    "Targeted",
     "TrainerConfig",
 ]

@@ -17,7 +17,9 @@ Positive = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A group of keys; unknown ones are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True, strict=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True, allow_inf_nan=False
+    )
 
 
 class Targeted(Section):
@@ -104,16 +106,16 @@ class TimmConfig(Targeted):
 class OtherModelConfig(Targeted):
     """A user's own architecture; its arguments are checked when it is built."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(extra="allow")
 
 
-_OWN_MODELS = {"MLP", "LeNet5", "ResNet", "Timm"}
+OWN_MODELS = frozenset({"MLP", "LeNet5", "ResNet", "Timm"})
 
 
 def _which_model(value: Any) -> str:
     target = value.get("_target_", "") if isinstance(value, dict) else value.target
     module, _, name = str(target).rpartition(".")
-    return name if module == "tutelage.models" and name in _OWN_MODELS else "other"
+    return name if module == "tutelage.models" and name in OWN_MODELS else "other"
 
 
 ModelConfig = Annotated[
@@ -269,7 +271,7 @@ class Config(Section):
                 self.grown(student)
         return self
 
-    def grown(self, student: StudentConfig) -> "Targeted":
+    def grown(self, student: StudentConfig) -> Targeted:
         """Return the student's model: ``model`` with the student's changes, checked like any other."""
         changed = {**self.model.arguments(), **student.model}
         return type(self.model).model_validate(changed)

@@ -2,8 +2,17 @@
 
 from typing import TYPE_CHECKING, Any
 
+from tutelage.config import DataConfig
 from tutelage.data.image_folder import list_folder
-from tutelage.data.labels import Selection, quality, read_probabilities, write_probabilities, write_table
+from tutelage.data.labels import (
+    PROBABILITIES,
+    TABLE,
+    Selection,
+    quality,
+    read_probabilities,
+    write_probabilities,
+    write_table,
+)
 from tutelage.data.source import UNKNOWN, Source
 from tutelage.data.splits import Splits, split
 from tutelage.data.stratify import stratified
@@ -33,6 +42,8 @@ _WITH_TORCH = {
 }
 
 __all__ = [
+    "PROBABILITIES",
+    "TABLE",
     "UNKNOWN",
     "Digits",
     "Draws",
@@ -47,6 +58,7 @@ __all__ = [
     "Stream",
     "Training",
     "data_module",
+    "fingerprint",
     "list_folder",
     "quality",
     "read_probabilities",
@@ -55,6 +67,23 @@ __all__ = [
     "write_probabilities",
     "write_table",
 ]
+
+
+def fingerprint(config: DataConfig) -> str:
+    """Return what the data is beyond its config: of a folder, its names, sizes and labels.
+
+    Our own datasets are answered without torch; of others their DataModule is asked.
+
+    Raises:
+        UserError: the data is not there.
+    """
+    if config.target in {"tutelage.data.Digits", "tutelage.data.FashionMNIST"}:
+        return ""
+    if config.target == "tutelage.data.ImageFolder":
+        return list_folder(config.root).fingerprint()
+    from tutelage.data.modules import data_module
+
+    return data_module(config).fingerprint()
 
 
 def __getattr__(name: str) -> Any:

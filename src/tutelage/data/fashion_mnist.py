@@ -1,6 +1,7 @@
 """Fashion-MNIST (Xiao et al. 2017), in LeCun's IDX files."""
 
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from tutelage.data.source import Numbered, Source, no_images, resized, with_channels
 from tutelage.errors import UserError
 
+PIXELS = 28 * 28
 IDX_HEADER_BYTES = {"images": 16, "labels": 8}
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -22,7 +24,8 @@ def fashion_mnist(root: str | None, image_size: int, channels: int) -> Source:
     folder = _folder(root)
     images, labels = [], []
     for part in ("train", "t10k"):
-        images.append(_idx(folder, f"{part}-images-idx3-ubyte", "images").reshape(-1, 28, 28, 1))
+        pixels = _idx(folder, f"{part}-images-idx3-ubyte", "images")
+        images.append(pixels[: len(pixels) // PIXELS * PIXELS].reshape(-1, 28, 28, 1))
         labels.append(_idx(folder, f"{part}-labels-idx1-ubyte", "labels").astype(np.int64))
         if len(images[-1]) != len(labels[-1]):
             raise UserError(f"{folder}: {part} has {len(images[-1])} images and {len(labels[-1])} labels")
@@ -73,6 +76,6 @@ def _idx(folder: Path, name: str, kind: str) -> np.ndarray:
     packed, plain = folder / f"{name}.gz", folder / name
     try:
         content = gzip.decompress(packed.read_bytes()) if packed.is_file() else plain.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{packed}: cannot be read ({error}); fetch the file again") from None
-    return np.frombuffer(content, dtype=np.uint8, offset=IDX_HEADER_BYTES[kind])
+    return np.frombuffer(content, dtype=np.uint8)[IDX_HEADER_BYTES[kind] :]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.source import UNKNOWN, Source
-from tutelage.storage import write_whole
+from tutelage.storage import write_checked, write_whole
 
 PROBABILITIES = "probabilities.npy"
 TABLE = "pseudo_labels.parquet"
@@ -30,7 +30,7 @@ class Selection:
 
 def write_probabilities(folder: Path, probabilities: np.ndarray) -> None:
     """Write a teacher's probabilities (N, C) for the pool as float16, whole or absent."""
-    write_whole(folder / PROBABILITIES, lambda file: np.save(file, probabilities.astype(np.float16)))
+    write_checked(folder / PROBABILITIES, lambda file: np.save(file, probabilities.astype(np.float16)))
 
 
 def read_probabilities(folder: Path) -> np.ndarray:

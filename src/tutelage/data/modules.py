@@ -1,6 +1,7 @@
 """The DataModules: a dataset read once, split, and served as keyed training batches and plain evaluation batches."""
 
 import math
+import signal
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -125,6 +126,12 @@ class Steps(Sampler[int]):
         return iter(range(self._done(), self._total))
 
 
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Let a worker outlive a signal to the whole process group, so that the step under way is finished and saved."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class ImageDataModule(pl.LightningDataModule):
     """A dataset with its splits, and the loaders of the stage under way.
 
@@ -179,6 +186,7 @@ class ImageDataModule(pl.LightningDataModule):
             batch_size=None,
             num_workers=self.config.num_workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_leave_signals_to_the_parent,
             generator=torch.Generator(),  # of its own: a loader must not draw from the training's
             **options,
         )
@@ -206,6 +214,10 @@ class ImageFolder(ImageDataModule):
     def read(self) -> Source:
         """Return the folder's images at the config's size."""
         return image_folder(list_folder(self.config.root), self.config.image_size, self.config.channels)
+
+    def fingerprint(self) -> str:
+        """Return a digest of names, sizes and labels."""
+        return list_folder(self.config.root).fingerprint()
 
 
 def data_module(config: DataConfig) -> ImageDataModule:

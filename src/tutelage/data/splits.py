@@ -47,7 +47,7 @@ def split(source: Source, config: DataConfig) -> Splits:
     if config.limit is not None:
         key = Key(config.split_seed, "limit")
         train, test = (stratified(part, labels, config.limit, key) for part in (train, test))
-        own, unlabelled = own[: config.limit], unlabelled[: config.limit]
+        own, unlabelled = (key.generator("parts").permutation(part)[: config.limit] for part in (own, unlabelled))
     orders = order_within_class(train, labels, Key(config.split_seed, "budget"))
     labelled = np.sort(np.concatenate([order[: _budget(config, order, source, c)] for c, order in orders.items()]))
     rest = np.setdiff1d(train, labelled)
@@ -66,7 +66,7 @@ def split(source: Source, config: DataConfig) -> Splits:
     elif kind == "outside":
         if config.limit is not None:
             count = min(count, len(rest) // 2)
-        if count > len(rest):
+        if not 0 < count <= len(rest):
             raise UserError(f"data.validation=outside:{count}: only {len(rest)} images lie outside the label budget")
         validation = stratified(rest, labels, count, key)
         rest = np.setdiff1d(rest, validation)

@@ -13,10 +13,10 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from tutelage.config import Config
-from tutelage.data import UNKNOWN, data_module
-from tutelage.data.modules import ImageDataModule
+from tutelage.data import TABLE, UNKNOWN, ImageDataModule, data_module
 from tutelage.insight import pictures
-from tutelage.insight.table import HEADER, fits_last, notes, rows
+from tutelage.insight.table import HEADER, last_fit, notes, rows
+from tutelage.models import Answers, confusion
 from tutelage.randomness import Key
 from tutelage.runs import RunFolder, read_record
 from tutelage.storage import write_text
@@ -47,18 +47,23 @@ class Picture:
     told: str
 
 
-def write_report(folder: RunFolder) -> None:
-    """Write ``report/index.html`` and its PNG files for a finished run."""
+def write_report(folder: RunFolder, config: Config | None = None) -> None:
+    """Write ``report/index.html`` and its PNG files for a finished run.
+
+    Args:
+        folder: the run's.
+        config: the run's config, where it is at hand (data may lie elsewhere now); else the stored one.
+    """
     record = read_record(folder)
     assert record is not None  # noqa: S101 - the caller has seen the record
-    config = Config.model_validate(OmegaConf.to_container(OmegaConf.load(folder.config_file)))
+    config = config or Config.model_validate(OmegaConf.to_container(OmegaConf.load(folder.config_file)))
     data = data_module(config.data)
     entries = record["stages"]
     places = {
         entry["name"]: folder.stage(number, entry["name"], len(entries)) for number, entry in enumerate(entries, 1)
     }
     shown = [_curves(folder, record, places), _confusion(folder, record, places, data)]
-    shown += [_views(folder, config, data, fits_last(record))]
+    shown += [_views(folder, config, data, last_fit(record))]
     shown += [_pseudo_labels(folder, entry, places, data) for entry in entries if entry["kind"] == "label"][-1:]
     shown += _mistakes(folder, record, places, data)
     write_text(folder.report / "index.html", _page(folder, record, shown))
@@ -76,11 +81,9 @@ def _curves(folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, R
 def _confusion(
     folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, RunFolder], data: ImageDataModule
 ) -> Picture:
-    name = fits_last(record)
+    name = last_fit(record)
     answers = _answers(places[name])
-    count = len(data.source.classes)
-    matrix = np.zeros((count, count), dtype=np.int64)
-    np.add.at(matrix, (answers["labels"], answers["probabilities"].argmax(axis=1)), 1)
+    matrix = confusion(Answers(answers["probabilities"].astype(np.float32), answers["labels"], answers["indices"]))
     told = f"{name} on the {len(answers['labels'])} test images; rows are true classes."
     return _save(
         folder, "confusion.png", pictures.confusion_matrix(matrix, data.source.classes), "Confusion matrix", told
@@ -106,8 +109,6 @@ def _pseudo_labels(
 ) -> Picture:
     import pyarrow.parquet as pq
 
-    from tutelage.data.labels import TABLE
-
     table = pq.read_table(places[entry["name"]].path / TABLE).to_pylist()
     by_confidence = sorted(table, key=lambda row: -row["confidence"])
     chosen = [by_confidence[i] for i in np.linspace(0, len(table) - 1, min(SAMPLES, len(table))).astype(int)]
@@ -129,7 +130,7 @@ def _pseudo_labels(
 def _mistakes(
     folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, RunFolder], data: ImageDataModule
 ) -> list[Picture]:
-    name, source = fits_last(record), data.source
+    name, source = last_fit(record), data.source
     answers = _answers(places[name])
     given, sure = answers["probabilities"].argmax(axis=1), answers["probabilities"].max(axis=1).astype(float)
     wrong = np.flatnonzero((given != answers["labels"]) & (answers["labels"] != UNKNOWN))
@@ -154,7 +155,7 @@ def _save(folder: RunFolder, file: str, figure: Any, heading: str, told: str) ->
 
 
 def _page(folder: RunFolder, record: Mapping[str, Any], shown: Sequence[Picture]) -> str:
-    best = fits_last(record)
+    best = last_fit(record)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADER)
     body = "".join(
         f"<tr{' class=best' if row[0] == best else ''}>" + "".join(f"<td>{html.escape(v)}</td>" for v in row) + "</tr>"

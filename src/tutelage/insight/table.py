@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tutelage import __version__
+from tutelage.runs.folder import commit
 
 HEADER = ("stage", "network", "weights", "steps", "labels", "pseudo", "right", "val", "test")
 NO_VALUE = "-"
@@ -59,8 +60,9 @@ def notes(record: Mapping[str, Any]) -> list[str]:
             "Control: the last student's network, augmentation and noise on the labels alone, "
             "for as many steps as all other stages together."
         )
-    if record["version"] != __version__:
-        lines.append(f"This run was made by version {record['version']}; this is {__version__}.")
+    made, now = (record["version"], record["git"]), (__version__, commit())
+    if made != now:
+        lines.append(f"Made by version {_code(*made)} of the code; this is {_code(*now)}.")
     return lines
 
 
@@ -73,16 +75,20 @@ def print_table(record: Mapping[str, Any]) -> None:
     for number, name in enumerate(HEADER):
         table.add_column(name, justify="left" if number < 2 else "right", overflow="fold")  # noqa: PLR2004 - two texts
     for row in rows(record):
-        table.add_row(*row, style="bold" if row[0] == fits_last(record) else None)
+        table.add_row(*row, style="bold" if row[0] == last_fit(record) else None)
     console = Console()
     console.print(table)
     for line in notes(record):
         console.print(line, style="dim", highlight=False)
 
 
-def fits_last(record: Mapping[str, Any]) -> str:
+def last_fit(record: Mapping[str, Any]) -> str:
     """Return the name of the network that the run is after: the last one trained before the control."""
     return next(str(e["name"]) for e in reversed(record["stages"]) if e["kind"] == "fit" and not e["control"])
+
+
+def _code(version: str, git: str | None) -> str:
+    return version if git is None else f"{version} ({git[:10]}{'+' if git.endswith('+') else ''})"
 
 
 def _network(entry: Mapping[str, Any]) -> str:

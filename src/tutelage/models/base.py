@@ -99,10 +99,11 @@ class ImageClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the recipe's optimizer, with its learning rate renewed at every step."""
-        if self.recipe is None:
+        recipe = self.recipe
+        if recipe is None:
             raise RuntimeError("give the network a Recipe before it trains")
-        optimizer = make_optimizer(self, self.recipe.optimizer)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, self.recipe))
+        optimizer = make_optimizer(self, recipe.optimizer)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, recipe))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -121,10 +122,8 @@ def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.O
     return kind(groups, lr=config.lr)
 
 
-def rate_at(step: int, recipe: Recipe | None) -> float:
+def rate_at(step: int, recipe: Recipe) -> float:
     """Return the learning rate at ``step`` (from 0) as a share of ``optimizer.lr``: warm-up, then the schedule."""
-    if recipe is None:
-        return 1.0
     config = recipe.scheduler
     warmup = round(config.warmup * recipe.steps)
     if step < warmup:

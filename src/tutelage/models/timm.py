@@ -20,8 +20,19 @@ class Timm(ImageClassifier):
             raise UserError(f"model.name={name}: timm has no such architecture; {hint}")
         noise: dict[str, Any] = {"drop_path_rate": stochastic_depth} if stochastic_depth else {}
         try:
-            network: Any = timm.create_model(name, num_classes=0, in_chans=spec.channels, **noise)
+            network = self._create(name, spec, noise)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UserError(f"model.name={name}: timm refuses it: {' '.join(str(error).split())}") from None
         self.backbone = nn.Sequential(network, nn.Dropout(dropout))
-        self.head = nn.Linear(network.num_features, len(spec.classes))
+        self.head = nn.Linear(getattr(network, "head_hidden_size", network.num_features), len(spec.classes))
+
+    @staticmethod
+    def _create(name: str, spec: ImageSpec, noise: dict[str, Any]) -> Any:
+        """Return timm's network without its head; those that are built for one image size are told ours."""
+        import timm
+
+        arguments = {"num_classes": 0, "in_chans": spec.channels, **noise}
+        try:
+            return timm.create_model(name, img_size=spec.image_size, **arguments)
+        except TypeError:  # it takes any size
+            return timm.create_model(name, **arguments)

@@ -8,7 +8,7 @@ import torch
 
 from tutelage.errors import UserError
 from tutelage.models.base import ImageClassifier, ImageSpec
-from tutelage.storage import write_whole
+from tutelage.storage import is_sound, write_checked
 from tutelage.targets import build
 
 
@@ -25,7 +25,7 @@ def make_classifier(model: dict[str, Any], spec: ImageSpec) -> ImageClassifier:
 def save_classifier(network: ImageClassifier, model: dict[str, Any], path: Path) -> None:
     """Write weights, architecture and image spec, whole or absent."""
     content = {"state_dict": network.state_dict(), "model": model, "spec": network.spec.plain()}
-    write_whole(path, lambda file: torch.save(content, file))
+    write_checked(path, lambda file: torch.save(content, file))
 
 
 def load_classifier(path: Path) -> ImageClassifier:
@@ -37,6 +37,8 @@ def load_classifier(path: Path) -> ImageClassifier:
     Raises:
         UserError: the file is missing or damaged.
     """
+    if not is_sound(path):
+        raise UserError(f"{path}: missing or damaged (its checksum differs); the run's command makes it again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

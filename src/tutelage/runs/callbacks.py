@@ -17,8 +17,6 @@ from tutelage.models import accuracy, cross_entropy
 from tutelage.randomness import Key
 from tutelage.storage import write_text
 
-TIME_COLUMNS = ("seconds",)
-
 
 class StepRandomness(pl.Callback):
     """Makes what a step draws (dropout, stochastic depth) a function of the step, so that no state needs saving.

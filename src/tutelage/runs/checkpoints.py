@@ -1,8 +1,6 @@
 """Checkpoints that are whole, flushed to the disk and checked when read."""
 
 import time
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +9,18 @@ import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from tutelage.runs.interruption import Signals
-from tutelage.storage import write_whole
+from tutelage.storage import is_sound, write_checked
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 SECONDS_BETWEEN_EPOCH_ENDS = 10.0
 
 
 class WholeCheckpointIO(CheckpointIO):
-    """Writes beside the target, flushes, renames; the file before stays as ``previous.ckpt``.
-
-    A torch file is a zip archive and carries a CRC-32 of each of its records, which ``is_sound`` compares.
-    """
+    """Writes beside the target, with a checksum, flushes, renames; the file before stays as ``previous.ckpt``."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path``, whole or absent."""
-        path = Path(path)
-        if path.name == LAST and path.exists():
-            path.replace(path.with_name(PREVIOUS))
-        write_whole(path, lambda file: torch.save(checkpoint, file))
+        write_checked(Path(path), lambda file: torch.save(checkpoint, file), keep=Path(path).with_name(PREVIOUS))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint by torch's restricted loader, whatever the caller would allow."""
@@ -38,15 +30,6 @@ class WholeCheckpointIO(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint."""
         Path(path).unlink(missing_ok=True)
-
-
-def is_sound(path: Path) -> bool:
-    """Return whether every record of a checkpoint file has the checksum that was written with it."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
-        return False
 
 
 def newest_sound(folder: Path) -> tuple[Path | None, list[Path]]:
@@ -73,6 +56,10 @@ class Checkpoints(pl.Callback):
         self._epoch_steps = epoch_steps
         self._signals = signals
         self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals back: Lightning has put its own handler around ours, which stops without saving."""
+        self._signals.install()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -3,7 +3,7 @@
 import json
 import platform
 import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -75,13 +75,14 @@ class Record:
         self._file = folder.record_file
         self.content: dict[str, Any] = read_record(folder) or {}
 
-    def begin(self, identity: dict[str, Any], threads: int) -> None:
-        """Note that the run is under way, by which command and code."""
+    def begin(self, identity: dict[str, Any], command: str, threads: int) -> None:
+        """Note that the run is under way, or goes on, by which command and code."""
+        code = {"version": __version__, "git": commit()}
         self.content = {
             "status": RUNNING,
-            "command": " ".join(["tutelage train", *sys.argv[1:]]),
-            "version": __version__,
-            "git": _commit(),
+            "command": command,
+            **code,
+            "sessions": [*self.content.get("sessions", []), {"started": _now(), **code}],
             "python": platform.python_version(),
             "packages": {name: version(name) for name in RECORDED_PACKAGES},
             "threads": threads,
@@ -108,8 +109,9 @@ class Record:
         self.content["stages"] = [kept for kept in self.content["stages"] if kept["name"] != entry["name"]] + [entry]
         self._write()
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Write the run down as finished."""
+    def finish(self, result: dict[str, Any], order: Sequence[str]) -> None:
+        """Write the run down as finished, its stages in ``order``."""
+        self.content["stages"].sort(key=lambda entry: order.index(entry["name"]))
         self.content |= {"status": FINISHED, "finished": _now(), "result": result}
         self._write()
 
@@ -139,6 +141,12 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def is_finished(folder: RunFolder) -> bool:
+    """Return whether a run is there and finished."""
+    record = read_record(folder)
+    return record is not None and record.get("status") == FINISHED
+
+
 def write_config(folder: RunFolder, resolved: dict[str, Any]) -> None:
     """Write the resolved config."""
     from omegaconf import OmegaConf
@@ -150,7 +158,7 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Return the git commit that the code lies in, with a + where it was changed since."""
     here = Path(__file__).parents[3]
     if not (here / ".git").exists():  # installed from a wheel: a repository around it is not ours

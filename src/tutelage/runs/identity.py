@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import Config
+from tutelage.config import Config, NoisyStudentConfig
 from tutelage.storage import digest
 
 IDENTITY_VERSION = 1
@@ -23,7 +23,8 @@ SECTIONS = (
     "schedule",
 )
 TRAINER_KEYS = ("precision",)
-NOT_IN_DATA = ("root", "num_workers")  # where the data lies, how fast it is read
+# Where the data lies and how fast it is read; what transforms made of mirror stands in the augmentation.
+NOT_IN_DATA = ("root", "num_workers", "mirror")
 ALWAYS_IN = ("seed",)  # also at its default, for people who read run.json
 
 
@@ -41,9 +42,23 @@ def identity(config: Config, fingerprint: str) -> dict[str, Any]:
     trainer = {key: value for key, value in chosen.get("trainer", {}).items() if key in TRAINER_KEYS}
     if trainer:
         picked["trainer"] = trainer
+    if isinstance(config.strategy, NoisyStudentConfig):  # what the students are, not how it was written
+        picked["strategy"]["students"] = [
+            {"model": config.grown(student).model_dump(mode="json", exclude_defaults=True), "length": student.length}
+            for student in config.strategy.students
+        ]
     if fingerprint:
         picked["data"]["fingerprint"] = fingerprint
-    return {"identity_version": IDENTITY_VERSION, **picked}
+    return {"identity_version": IDENTITY_VERSION, **_plain_numbers(picked)}
+
+
+def _plain_numbers(value: Any) -> Any:
+    """Return ``value`` with whole floats as integers: 9.0 is typed for 9."""
+    if isinstance(value, dict):
+        return {key: _plain_numbers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain_numbers(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def run_path(config: Config, fingerprint: str) -> Path:

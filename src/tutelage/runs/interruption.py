@@ -35,13 +35,17 @@ class Signals:
         if self._stop is not None:
             raise Stopped(self._stop)
 
+    def install(self) -> None:
+        """Become the handler of the signals."""
+        for number in (SAVE, *STOP):
+            signal.signal(number, self._note)
+
     @contextmanager
     def watched(self) -> Iterator["Signals"]:
         """Turn signals into flags while the block runs; a second SIGINT ends the process at once."""
         before = {number: signal.getsignal(number) for number in (SAVE, *STOP)}
         try:
-            for number in before:
-                signal.signal(number, self._note)
+            self.install()
             yield self
         finally:
             for number, handler in before.items():

@@ -13,8 +13,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from tutelage.config import Config, NoisyStudentConfig
-from tutelage.config.schema import Targeted
+from tutelage.config import Config, NoisyStudentConfig, Targeted
 from tutelage.data import Plain, Selection, Shown, Source, Splits, Stream
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, accuracy, cross_entropy

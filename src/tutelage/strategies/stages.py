@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from pytorch_lightning import LightningModule
 
-from tutelage.config import Config
-from tutelage.config.schema import Targeted
+from tutelage.config import Config, Targeted
 from tutelage.data import Selection, Source, Splits, Stream
 from tutelage.models import ImageClassifier
 

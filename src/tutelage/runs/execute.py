@@ -1,0 +1,276 @@
+"""How each kind of stage is executed: fit a network, label the pool, and the test after the last stage."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from tutelage.config import Config
+from tutelage.data import (
+    PROBABILITIES,
+    ImageDataModule,
+    Selection,
+    Training,
+    quality,
+    read_probabilities,
+    write_probabilities,
+    write_table,
+)
+from tutelage.models import (
+    Answers,
+    ImageClassifier,
+    ImageSpec,
+    Recipe,
+    answers,
+    load_classifier,
+    make_classifier,
+    measure,
+    save_classifier,
+    weight_hash,
+)
+from tutelage.randomness import Key
+from tutelage.runs.callbacks import EpochTable, StepRandomness
+from tutelage.runs.checkpoints import Checkpoints, WholeCheckpointIO, newest_sound
+from tutelage.runs.folder import Record, RunFolder
+from tutelage.runs.interruption import Signals
+from tutelage.runs.observer import Observer
+from tutelage.storage import is_sound, write_whole
+from tutelage.strategies import Fit, Label, Stage
+
+
+@dataclass
+class Run:
+    """A run under way: its config, data, folder and what its stages left so far."""
+
+    config: Config
+    folder: RunFolder
+    record: Record
+    data: ImageDataModule
+    signals: Signals
+    observer: Observer
+    selections: dict[str, Selection] = field(default_factory=dict)
+    plan: Sequence[Stage] = ()
+
+    @property
+    def spec(self) -> ImageSpec:
+        """What the networks see and tell apart."""
+        data = self.config.data
+        return ImageSpec(data.channels, data.image_size, self.data.source.classes, tuple(data.mean), tuple(data.std))
+
+    @property
+    def validated(self) -> bool:
+        """Whether there are validation images."""
+        return len(self.data.splits.validation) > 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute."""
+        gpu = self.config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+        return torch.device("cuda", 0) if gpu else torch.device("cpu")
+
+    def place(self, stage: Stage) -> RunFolder:
+        """Return the folder of a stage."""
+        return self.folder.stage(self.plan.index(stage) + 1, stage.name, len(self.plan))
+
+    def weights(self, stage: Fit) -> Path:
+        """Return the file with the network that a stage ends with."""
+        return self.place(stage).weights(self.validated)
+
+    def network(self, name: str) -> ImageClassifier:
+        """Return the network that the Fit stage ``name`` ended with."""
+        return load_classifier(next(self.weights(s) for s in self.plan if isinstance(s, Fit) and s.name == name))
+
+
+def is_intact(this: Run, stage: Stage) -> bool:
+    """Return whether what a finished stage left is still there and sound; say it and clear the way where it is not."""
+    left = this.weights(stage) if isinstance(stage, Fit) else this.place(stage).path / PROBABILITIES
+    if is_sound(left):
+        return True
+    this.observer.say(f"warning: {left} is damaged or gone: stage {stage.name} is done again")
+    if isinstance(stage, Fit) and this.validated:  # the best weights are in no checkpoint: only training finds them
+        for file in this.place(stage).checkpoints.iterdir():
+            file.unlink()
+    return False
+
+
+def fit(this: Run, stage: Fit) -> dict[str, Any]:
+    """Train a stage's network, from its newest checkpoint where there is one, and return its entry in the ledger."""
+    config, place = this.config, this.place(stage)
+    place.checkpoints.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(Key(config.seed, stage.name).torch_seed("initial weights"))
+    network = make_classifier(stage.model.arguments(), this.spec)
+    network.recipe = Recipe(config.optimizer, config.scheduler, stage.steps)
+    module: Any = stage.module(network)
+
+    def keep_weights() -> None:
+        save_classifier(module.classifier, stage.model.arguments(), this.weights(stage))
+
+    checkpoint = _newest(this, stage)
+    before = WholeCheckpointIO().load_checkpoint(checkpoint, "cpu") if checkpoint else None
+    on_best = keep_weights if this.validated else lambda: None
+    table = EpochTable(place.metrics_file, stage.epoch_steps, _loggers(config, place, before), on_best)
+    if before is not None and before["global_step"] >= stage.steps:
+        module.load_state_dict(before["state_dict"])  # averaged, where weights are averaged
+        table.load_state_dict(before["callbacks"]["EpochTable"])
+    else:
+        this.data.training = Training(
+            streams=stage.streams(this.selections),
+            transforms=config.augmentation.transforms,
+            key=lambda stream: Key(config.seed, stage.name, stream),
+            steps=stage.steps,
+        )
+        try:
+            _trainer(this, stage, table).fit(module, datamodule=this.data, ckpt_path=checkpoint, weights_only=True)
+        except SIGTERMException:  # a signal in the instant before our handler was set again
+            this.signals.answer()
+            raise
+    if not this.validated:
+        keep_weights()
+    last = table.rows[-1]
+    return {
+        "name": stage.name,
+        "kind": "fit",
+        "control": stage.control,
+        "model": stage.model.arguments(),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "steps": stage.steps,
+        "labels": len(this.data.splits.labelled),
+        "validation": this.data.splits.validation_kind,
+        "weights_sha256": weight_hash(load_classifier(this.weights(stage))),
+        "seconds": last["seconds"],
+        "result": {name: value for name, value in (table.best or last).items() if "/" in name},
+    }
+
+
+def _trainer(this: Run, stage: Fit, table: EpochTable) -> pl.Trainer:
+    """Return the Trainer of a stage, which is one long epoch to Lightning (see ``ImageDataModule``)."""
+    config, place = this.config, this.place(stage)
+    ema = [EMAWeightAveraging(decay=config.optimizer.ema_decay)] if config.optimizer.ema_decay else []
+    return pl.Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=1,
+        precision=config.trainer.precision,
+        max_steps=stage.steps,
+        max_epochs=1,
+        val_check_interval=stage.epoch_steps,
+        check_val_every_n_epoch=None,
+        limit_val_batches=1.0 if this.validated else 0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=place.path,
+        plugins=[WholeCheckpointIO()],
+        # The order matters: the table sees averaged weights in a validation, a checkpoint sees all that the others did.
+        callbacks=[
+            StepRandomness(Key(config.seed, stage.name)),
+            table,
+            *ema,
+            Progress(this.observer, stage.epoch_steps),
+            Checkpoints(place.checkpoints, config.callbacks.checkpoint_minutes, stage.epoch_steps, this.signals),
+        ],
+    )
+
+
+class Progress(pl.Callback):
+    """Hands each step's values to an observer."""
+
+    def __init__(self, observer: Observer, epoch_steps: int) -> None:
+        self._observer = observer
+        self._epoch_steps = epoch_steps
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Report the step."""
+        step, steps = trainer.global_step, trainer.max_steps
+        epoch, epochs = (-(-count // self._epoch_steps) for count in (step, steps))
+        self._observer.progress(step / steps, {"epoch": f"{epoch}/{epochs}", **outputs})
+
+
+def _newest(this: Run, stage: Fit) -> Path | None:
+    """Return the checkpoint to go on from; damaged ones are named and removed."""
+    checkpoint, damaged = newest_sound(this.place(stage).checkpoints)
+    for path in damaged:
+        instead = f"going on from {checkpoint.name}" if checkpoint else f"stage {stage.name} starts anew"
+        this.observer.say(f"warning: {path} is damaged (its checksum differs): {instead}")
+        path.unlink()
+    return checkpoint
+
+
+def _loggers(config: Config, place: RunFolder, before: Mapping[str, Any] | None) -> list[Logger]:
+    if not config.logger.tensorboard:
+        return []
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    purge = before["global_step"] + 1 if before else 0
+    return [TensorBoardLogger(place.path / "tensorboard", name="", version="", purge_step=purge)]
+
+
+def label(this: Run, stage: Label) -> dict[str, Any]:
+    """Let a stage's teacher label the pool, without noise, and return its entry in the ledger."""
+    place, pool, source = this.place(stage), this.data.splits.pool, this.data.source
+    started = time.monotonic()
+    network = this.network(stage.teacher)
+    found = _answers(this, network, pool, lambda share: share)
+    write_probabilities(place.path, found.probabilities)
+    probabilities = read_probabilities(place.path)  # what the student will see, also in a run that resumes here
+    chosen = stage.select(probabilities)
+    write_table(place.path, source, pool, probabilities, chosen)
+    return {
+        "name": stage.name,
+        "kind": "label",
+        "teacher": stage.teacher,
+        "teacher_sha256": weight_hash(network),
+        "seconds": round(time.monotonic() - started, 3),
+        "result": quality(source, pool, probabilities, chosen),
+    }
+
+
+def test(this: Run) -> None:
+    """Measure every network on the test set, once, after the last stage, and finish the record."""
+    result: dict[str, float] = {}
+    fits = [stage for stage in this.plan if isinstance(stage, Fit)]
+    for number, stage in enumerate(fits):
+        entry = this.record.stage(stage.name)
+        assert entry is not None  # noqa: S101 - every stage was finished before
+        network, images = this.network(stage.name), this.data.splits.test
+        found = _answers(this, network, images, lambda share, done=number: (done + share) / len(fits))  # type: ignore[misc]
+        _write_answers(this.place(stage).test_file, found)
+        entry["result"] |= measure(found, this.data.source.classes, "test")
+        this.record.finish_stage(entry)
+        if not stage.control:
+            result = entry["result"]
+    this.record.finish(result, [stage.name for stage in this.plan])
+
+
+def _answers(this: Run, network: ImageClassifier, indices: np.ndarray, of_stage: Callable[[float], float]) -> Answers:
+    """Return a network's answers; progress is shown, signals are heeded."""
+    done = 0
+
+    def after_batch(images: int) -> None:
+        nonlocal done
+        done += images
+        this.observer.progress(of_stage(done / len(indices)), {"images": f"{done}/{len(indices)}"})
+        this.signals.answer()
+
+    return answers(network, this.data.plain(indices), this.device, after_batch)
+
+
+def _write_answers(file: Path, found: Answers) -> None:
+    write_whole(
+        file,
+        lambda out: np.savez(
+            out, probabilities=found.probabilities.astype(np.float16), labels=found.labels, indices=found.indices
+        ),
+    )

@@ -1,0 +1,38 @@
+"""What stages cost, for the estimate of the time left."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tutelage.config import Targeted
+from tutelage.errors import UserError
+from tutelage.models import ImageSpec, make_classifier
+
+LOADING_FLOPS = 1.5e7  # what reading and augmenting an image weighs beside arithmetic, measured on small images
+FORWARD_SHARE = 1 / 3  # of a training step: a backward costs two forwards
+
+
+def forward_flops(model: Targeted, spec: ImageSpec) -> float:
+    """Return the floating-point operations of one image's way through a network, on the meta device.
+
+    Raises:
+        UserError: the network cannot be built, or does not take images of this size.
+    """
+    with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network = make_classifier(model.arguments(), spec).eval()
+        try:
+            network(torch.empty(1, spec.channels, spec.image_size, spec.image_size, dtype=torch.uint8))
+        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            name = getattr(model, "name", model.target)
+            raise UserError(f"model {name} does not take data.image_size={spec.image_size}: {reason}") from None
+    return float(counter.get_total_flops())
+
+
+def training(images: int, flops: float) -> float:
+    """Return the work of training on ``images`` images."""
+    return images * (flops / FORWARD_SHARE + LOADING_FLOPS)
+
+
+def answering(images: int, flops: float) -> float:
+    """Return the work of answering on ``images`` images."""
+    return images * flops
