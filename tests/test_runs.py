@@ -175,12 +175,12 @@ def test_two_runs_of_the_same_science_give_the_same_bytes_and_another_seed_other
 
 def test_a_crash_is_written_down_and_the_same_command_goes_on(outputs):
     def crash() -> None:
-        from tutelage.runs import runner
+        from tutelage.runs import execute
 
         def full_disk(*_):
             raise OSError("disk full")
 
-        runner.measure = full_disk
+        execute.measure = full_disk
 
     assert run(outputs, "debug=tiny", before=crash) not in (0, 2)
     record = record_of(only_run(outputs))

@@ -72,7 +72,6 @@ def _runs(arguments: Sequence[str]) -> None:
 def _report(arguments: Sequence[str]) -> None:
     """Write the reports of finished runs again."""
     from tutelage.errors import UserError
-    from tutelage.insight.report import write_report
     from tutelage.runs import RunFolder, is_finished, read_record
 
     if not arguments:
@@ -83,6 +82,8 @@ def _report(arguments: Sequence[str]) -> None:
             record = read_record(folder)
             state = "no run" if record is None else f"a run that is {record['status']}"
             raise UserError(f"{argument}: {state}; a report needs a finished run")
+        from tutelage.insight.report import write_report
+
         write_report(folder)
         print(f"report: {folder.report / 'index.html'}")
 

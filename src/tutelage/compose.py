@@ -56,6 +56,9 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Config
             return checked(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, overrides)) from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # Hydra's, on values that are no option
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{' '.join(overrides)[:160]}: cannot be composed ({reason}); {HELP_HINT}") from None
 
 
 def check_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> None:

@@ -133,7 +133,10 @@ def locked(path: Path, what: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be made ({error.strerror}); choose another paths.outputs") from None
     holder = path.with_suffix(".holder.json")
     lock = FileLock(path)
     try:

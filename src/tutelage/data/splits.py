@@ -47,7 +47,9 @@ def split(source: Source, config: DataConfig) -> Splits:
     if config.limit is not None:
         key = Key(config.split_seed, "limit")
         train, test = (stratified(part, labels, config.limit, key) for part in (train, test))
-        own, unlabelled = (key.generator("parts").permutation(part)[: config.limit] for part in (own, unlabelled))
+        own, unlabelled = (
+            np.sort(key.generator("parts").permutation(part)[: config.limit]) for part in (own, unlabelled)
+        )
     orders = order_within_class(train, labels, Key(config.split_seed, "budget"))
     labelled = np.sort(np.concatenate([order[: _budget(config, order, source, c)] for c, order in orders.items()]))
     rest = np.setdiff1d(train, labelled)

@@ -51,10 +51,7 @@ def run(
         plan = _check(this)
         if record.content and record.content["version"] != __version__:
             observer.say(f"warning: begun by version {record.content['version']}, goes on with {__version__}")
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder.path}: cannot be made ({error.strerror}); choose another paths.outputs") from None
+        folder.path.mkdir(parents=True, exist_ok=True)
         remove_partials(folder.path)
         write_config(folder, config.model_dump(mode="json"))
         record.begin(identity, command, torch.get_num_threads())
