@@ -1,5 +1,6 @@
 """The command is the run: killed anywhere and typed again, it ends as if nothing had happened."""
 
+import csv
 import json
 import os
 import random
@@ -211,6 +212,38 @@ def test_two_damaged_checkpoints_mean_a_fresh_start_of_the_stage(tmp_path):
     for name in (LAST, PREVIOUS):
         (tmp_path / name).write_bytes(b"not a checkpoint")
     assert newest_sound(tmp_path) == (None, [tmp_path / LAST, tmp_path / PREVIOUS])
+
+
+def test_tensorboard_shows_each_epoch_of_a_killed_run_once(outputs):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    overrides = (*NOISY, "logger=tensorboard")
+
+    def die_unsaved() -> None:
+        from tutelage.runs import callbacks
+
+        hook = callbacks.EpochTable.on_train_batch_end
+
+        def trap(self, trainer, *rest):
+            hook(self, trainer, *rest)
+            if trainer.global_step == 6:
+                self._loggers[0].experiment.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        callbacks.EpochTable.on_train_batch_end = trap
+
+    assert run(outputs, *overrides, before=die_unsaved) == -signal.SIGKILL  # before the first checkpoint
+    assert run(outputs, *overrides, before=killed_after("teacher", 5)) == -signal.SIGKILL
+    assert run(outputs, *overrides, before=die_unsaved) == -signal.SIGKILL  # past the last one
+    assert run(outputs, *overrides) == 0
+    teacher = only_run(outputs) / "stages" / "1-teacher"
+    events = EventAccumulator(str(teacher / "tensorboard"))
+    events.Reload()
+    with (teacher / "metrics.csv").open() as file:
+        rows = [(int(row["step"]), float(row["train/loss"])) for row in csv.DictReader(file)]
+    shown = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert [step for step, _ in shown] == [step for step, _ in rows]
+    assert [value for _, value in shown] == pytest.approx([value for _, value in rows])
 
 
 @given(st.data())

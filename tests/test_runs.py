@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -240,3 +241,25 @@ def test_a_sweep_runs_each_job_into_its_own_folder(outputs):
     assert done.returncode == 0, done.stderr
     assert len(list(outputs.glob("runs/*/run.json"))) == 2
     assert (outputs / ".sweeps" / "multirun.yaml").exists()
+
+
+def test_a_job_of_a_sweep_that_is_wrong_does_not_keep_the_others_from_running(outputs):
+    sweep = ["-m", *QUIET, "debug=tiny", "model=timm", "model.name=resnet_18,test_resnet", f"paths.outputs={outputs}"]
+    done = command("tutelage.train", *sweep)
+    assert done.returncode == 2
+    assert "model.name=resnet_18: timm has no such architecture" in done.stderr
+    assert only_run(outputs)
+
+
+def test_the_recorded_command_can_be_typed_again(outputs):
+    students = "strategy.students=[{model: {width: 1.5}, length: 1.0}]"
+    arguments = [
+        "strategy=noisy_student",
+        students,
+        "debug=tiny",
+        "data.labels_per_class=2",
+        f"paths.outputs={outputs}",
+    ]
+    assert command("tutelage.train", *QUIET, *arguments).returncode == 0
+    recorded = shlex.split(record_of(only_run(outputs))["command"])
+    assert recorded == ["tutelage", "train", *QUIET, *arguments]
