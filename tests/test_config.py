@@ -78,7 +78,8 @@ WRONG = [
     (["strategy=noisy_student", "strategy.students=[{model:{depht:2}}]"], "unknown key 'depht': did you mean 'depth'?"),
     (["data.root=${nowhere}"], "${nowhere} in the config refers to a key that does not exist"),
     (["augmentation.transforms=[{p:1}]"], "each entry needs a _target_"),
-    (["model.width"], "model.width"),
+    (["model.width"], "'model.width' is not KEY=VALUE"),
+    (["paths.outputs="], "paths.outputs=: string should have at least 1 character"),
     (["+augmentation.magnitud=3"], "unknown key 'augmentation.magnitud'"),
     (["augmentation=randaugment", "+augmentation.num_op=3"], "'augmentation.num_op': did you mean 'num_ops'?"),
     (["augmentation=null"], "augmentation"),
@@ -102,6 +103,10 @@ def test_what_is_wrong_is_told_in_one_line(overrides, told):
 
 
 LATE = [
+    (
+        ["strategy=noisy_student", "data.labels_per_class=2", "model=mlp", "strategy.students=[{model:{width:2}}]"],
+        "strategy.students: student-1 would have 1,606 weights, fewer than the 1,276,810 of its teacher",
+    ),
     (["trainer=gpu"], "trainer.accelerator=gpu: no CUDA device is visible"),
     (["trainer.precision=16-mixed"], "trainer.precision=16-mixed: no CUDA device is visible"),
     (["data=image_folder"], "data=image_folder needs data.root=FOLDER"),
@@ -111,7 +116,7 @@ LATE = [
     (["model=timm", "model.name=resnet_18"], "model.name=resnet_18: timm has no such architecture"),
     (["data.image_size=8"], "model=lenet5 needs images of 12 pixels or more"),
     (["strategy=noisy_student"], "strategy=noisy_student: no unlabelled images"),
-    (["data.limit=100", "data.validation=outside:50"], "data.validation=outside:0: only 0 images"),
+    (["data.limit=100", "data.validation=outside:50"], "data.validation=outside:50: only 0 images"),
     (["model=timm", "model.name=vgg11"], "model vgg11 does not take data.image_size=28"),
     (["paths.outputs=/proc/x"], "/proc/x"),
     (["data.labels_per_class=500"], "data.labels_per_class=500: class '0' has"),

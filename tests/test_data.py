@@ -251,3 +251,13 @@ def test_a_file_that_is_no_image_is_named(tmp_path):
     source = image_folder(list_folder(str(tmp_path)), 16, 3)
     with pytest.raises(UserError, match=r"a/0.png: cannot be read as an image"):
         list(map(source.images.__getitem__, range(len(source.images))))
+
+
+def test_a_class_without_images_or_with_too_few_is_named(tmp_path):
+    for label in ("cat", "dog"):
+        write_images(tmp_path / label, 1)
+    with pytest.raises(UserError, match=r"class '(cat|dog)' has too few images to set some aside for a test set"):
+        image_folder(list_folder(str(tmp_path)), 16, 3)
+    (tmp_path / "cat" / "0.png").unlink()
+    with pytest.raises(UserError, match=r"cat: a class without images"):
+        list_folder(str(tmp_path))

@@ -47,41 +47,33 @@ def _train(arguments: Sequence[str]) -> None:
 
 
 def _runs(arguments: Sequence[str]) -> None:
-    """List the runs below a folder, newest last."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """List the runs below a folder, newest last, a line each that ends in the run's folder."""
     from tutelage.errors import UserError
-    from tutelage.runs import RunFolder, read_record
+    from tutelage.runs import RunFolder, state
 
     root = Path(arguments[0] if arguments else "outputs")
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the folder of the runs: tutelage runs DIR")
-    found = [(path, read_record(RunFolder(path.parent))) for path in root.glob("*/*/run.json")]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "status", "started", "test"):
-        table.add_column(name, overflow="fold")
-    for path, record in sorted(found, key=lambda one: (one[1] or {}).get("started", "")):
-        if record is not None:
-            accuracy = record["result"].get("test/accuracy")
-            told = "" if accuracy is None else f"{100 * accuracy:.1f} %"
-            table.add_row(str(path.parent), record["status"], record["started"], told)
-    Console().print(table if table.row_count else f"no runs below {root}")
+    found = [(state(folder), folder.path) for folder in (RunFolder(p.parent) for p in root.glob("*/*/run.json"))]
+    if not found:
+        print(f"no runs below {root}")
+        return
+    print(f"{'started':<16}  {'status':<10}  {'test':>7}  run")
+    for told, path in sorted(found, key=lambda one: one[0].started):
+        print(f"{told.started:<16}  {told.status:<10}  {told.test:>7}  {path}")
 
 
 def _report(arguments: Sequence[str]) -> None:
     """Write the reports of finished runs again."""
     from tutelage.errors import UserError
-    from tutelage.runs import RunFolder, is_finished, read_record
+    from tutelage.runs import RunFolder, is_finished, state
 
     if not arguments:
         raise UserError("report needs a run's folder: tutelage report outputs/EXPERIMENT/RUN")
     for argument in arguments:
         folder = RunFolder(Path(argument))
         if not is_finished(folder):
-            record = read_record(folder)
-            state = "no run" if record is None else f"a run that is {record['status']}"
-            raise UserError(f"{argument}: {state}; a report needs a finished run")
+            raise UserError(f"{argument}: {state(folder).status}; a report needs a finished run")
         from tutelage.insight.report import write_report
 
         write_report(folder)

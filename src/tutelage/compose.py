@@ -158,6 +158,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"{found[1]} needs a value: give {found[1]}=..."
     if found := re.search(r"[Ii]nterpolation key '([^']+)' not found", text):
         return f"${{{found[1]}}} in the config refers to a key that does not exist"
+    if found := re.search(r"Error parsing override '([^']+)'", text):
+        return f"{found[1]!r} is not KEY=VALUE; {HELP_HINT}"
     return " ".join(text.split())[:300]
 
 
@@ -184,7 +186,7 @@ def _all_keys() -> list[str]:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f": did you mean {close[0]!r}?" if close else ";"
 
 

@@ -151,6 +151,19 @@ def locked(path: Path, what: str) -> Iterator[None]:
         lock.release()
 
 
+def is_held(path: Path) -> bool:
+    """Return whether a process holds the lock at ``path``."""
+    from filelock import FileLock, Timeout
+
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def _describe(holder: Path) -> str:
     try:
         held = json.loads(holder.read_text())

@@ -2,9 +2,12 @@
 
 import importlib
 import inspect
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
+
+from pydantic import ValidationError
 
 from tutelage.errors import UserError
 
@@ -53,8 +56,14 @@ def build(config: Mapping[str, Any], base: type, key: str, **extra: Any) -> Any:
     arguments = {name: value for name, value in config.items() if name != "_target_"}
     found = resolve(str(config["_target_"]), base, key)
     try:
-        return found(**arguments, **extra)
-    except (TypeError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", r"Argument\(s\).*not valid")  # Albumentations only warns of misspelt ones
+            return found(**arguments, **extra)
+    except (TypeError, ValueError, UserWarning) as error:
+        if isinstance(error.__cause__, ValidationError):  # Albumentations' schemas
+            first = error.__cause__.errors(include_url=False)[0]
+            told = f"{first['loc'][0]}={first['input']}: {first['msg']}"
+            raise UserError(f"{key}: {found.__name__} refuses {told}") from None
         reason = " ".join(str(error).split())
         raise UserError(f"{key}: {found.__name__} refuses its arguments: {reason}") from None
 

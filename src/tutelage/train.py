@@ -71,7 +71,7 @@ def _train(config: "Config", folder: "RunFolder", identity: dict[str, Any], argu
     from tutelage.runs.interruption import Stopped
 
     observer = display(config.callbacks.display)
-    observer.say(f"run: {folder.path}")
+    observer.loading()
     from tutelage.runs.runner import run
 
     try:
@@ -79,6 +79,8 @@ def _train(config: "Config", folder: "RunFolder", identity: dict[str, Any], argu
     except Stopped as stopped:
         print(f"{stopped}; saved. The same command goes on from here.", file=sys.stderr)
         return stopped.exit_code
+    finally:
+        observer.end()
     return 0
 
 

@@ -242,7 +242,7 @@ class CallbacksConfig(Section):
 class PathsConfig(Section):
     """Where results go."""
 
-    outputs: str = "outputs"
+    outputs: Annotated[str, Field(min_length=1)] = "outputs"
 
 
 class Config(Section):

@@ -73,7 +73,11 @@ def list_folder(root: str | None) -> FolderListing:
         for label in sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else ():
             if not in_parts and label == "unlabelled":
                 continue
-            entries += [(part, path, label) for path in _image_files(folder, top / label)]
+            files = _image_files(folder, top / label)
+            if not files:
+                known = ", ".join(sorted(IMAGE_SUFFIXES))
+                raise UserError(f"{top / label}: a class without images (looked for {known}); fill or remove it")
+            entries += [(part, path, label) for path in files]
     entries += [("unlabelled", path, None) for path in _image_files(folder, folder / "unlabelled")]
     classes = tuple(sorted({label for part, _, label in entries if label is not None and part in {"train", "all"}}))
     if len(classes) < 2:  # noqa: PLR2004 - one class is nothing to tell apart
@@ -107,6 +111,9 @@ def image_folder(listing: FolderListing, image_size: int, channels: int) -> Sour
     if not len(test):
         test = stratified(train, labels, max(1, len(train) // 5), Key(0, "image_folder", "test"))
         train = np.setdiff1d(train, test)
+        for c, label in enumerate(listing.classes):
+            if not (labels[train] == c).any():
+                raise UserError(f"{listing.root}: class {label!r} has too few images to set some aside for a test set")
     paths = [listing.root / name for _, name, _ in listing.entries]
     return Source(
         images=FileImages(paths, image_size, channels),

@@ -69,7 +69,8 @@ def split(source: Source, config: DataConfig) -> Splits:
         if config.limit is not None:
             count = min(count, len(rest) // 2)
         if not 0 < count <= len(rest):
-            raise UserError(f"data.validation=outside:{count}: only {len(rest)} images lie outside the label budget")
+            told = f"only {len(rest)} images lie outside the label budget; lower it by data.labels_per_class"
+            raise UserError(f"data.validation={config.validation}: {told}")
         validation = stratified(rest, labels, count, key)
         rest = np.setdiff1d(rest, validation)
     pool = np.concatenate([rest, unlabelled])

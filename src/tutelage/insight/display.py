@@ -28,6 +28,7 @@ class Display(Observer):
             transient=True,
             refresh_per_second=1 / REDRAW_SECONDS,
         )
+        self._status = self._console.status("loading PyTorch and the data")
         self._task = self._bar.add_task("starting", total=1.0, shown="")
         self._plan: Sequence[StageWork] = ()
         self._number = 0
@@ -37,8 +38,14 @@ class Display(Observer):
         self._mark = time.monotonic()
         self._drawn = 0.0
 
+    def loading(self) -> None:
+        """Show that something is going on."""
+        if self._console.is_terminal:
+            self._status.start()
+
     def begin(self, plan: Sequence[StageWork]) -> None:
         """Show the bar."""
+        self._status.stop()
         self._plan = plan
         if self._console.is_terminal:
             self._bar.start()
@@ -76,9 +83,8 @@ class Display(Observer):
         if self._console.is_terminal:
             self._bar.update(self._task, completed=done / total, description=description, shown="  ".join(parts))
         elif shown:
-            self._console.print(
-                f"{description}  {done / total:.0%}  " + "  ".join(parts), highlight=False, soft_wrap=True
-            )
+            line = "  ".join([description, *parts, f"run {done / total:.0%} done"])
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
@@ -86,6 +92,7 @@ class Display(Observer):
 
     def end(self) -> None:
         """Take the bar away."""
+        self._status.stop()
         self._bar.stop()
 
 

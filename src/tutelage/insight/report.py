@@ -24,7 +24,10 @@ from tutelage.storage import write_text
 ORIGINALS, VIEWS = 5, 7
 SAMPLES = 24
 COLUMNS = 8
-CURVES = "What is minimised, and the accuracy on labelled images as they are augmented; one line a stage."
+CURVES = (
+    "What is minimised (a student's loss has a second term, for the pool), and the accuracy on labelled images as "
+    "they are augmented; one line a stage."
+)
 GOOD, BAD = "#2a7a2a", "#b02020"
 
 STYLE = """

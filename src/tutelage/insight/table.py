@@ -21,14 +21,14 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
             continue
         result = entry["result"]
         pool = waiting or {}
-        kept = f"{pool['pool/kept']:.0f}" if pool else NO_VALUE
+        kept = f"{pool['pool/kept']:,.0f}" if pool else NO_VALUE
         table.append(
             (
                 entry["name"],
                 _network(entry),
                 f"{entry['parameters']:,}",
-                str(entry["steps"]),
-                str(entry["labels"]),
+                f"{entry['steps']:,}",
+                f"{entry['labels']:,}",
                 kept,
                 _percent(pool.get("pool/right")),
                 _percent(result.get("val/accuracy")),
@@ -42,18 +42,20 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def notes(record: Mapping[str, Any]) -> list[str]:
     """Return what belongs under the table."""
     fits = [entry for entry in record["stages"] if entry["kind"] == "fit"]
-    kind = fits[0]["validation"]
+    kind, images = fits[0]["validation"], fits[0]["validation_images"]
     told = {
         "none": "No validation: all labels are trained on, the schedule is fixed, the final weights are kept.",
-        "inside": "Validation: a tenth of the labels, held out; the weights of the best epoch are kept.",
-        "outside": "Validation: images beside the label budget; the weights of the best epoch are kept.",
-        "own": "Validation: the dataset's own part; the weights of the best epoch are kept.",
+        "inside": f"Validation: {images} of {images + fits[0]['labels']} labels, held out",
+        "outside": f"Validation: {images} images beside the label budget",
+        "own": f"Validation: the dataset's own {images} images",
     }[kind]
+    if images:
+        told += "; the weights of the best epoch are kept."
     lines = []
-    if any(entry["kind"] == "label" for entry in record["stages"]):
-        lines.append(
-            "pseudo: pool images kept with the teacher's label; right: the share of them labelled as in truth."
-        )
+    labels = [entry for entry in record["stages"] if entry["kind"] == "label"]
+    if labels:
+        right = "; right: the share of them labelled as in truth" if "pool/right" in labels[0]["result"] else ""
+        lines.append(f"pseudo: pool images kept with the teacher's label{right}.")
     lines.append(told)
     if any(entry["control"] for entry in fits):
         lines.append(
@@ -73,7 +75,7 @@ def print_table(record: Mapping[str, Any]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if number < 2 else "right", overflow="fold")  # noqa: PLR2004 - two texts
+        table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)  # noqa: PLR2004 - two texts
     for row in rows(record):
         table.add_row(*row, style="bold" if row[0] == last_fit(record) else None)
     console = Console()
@@ -95,7 +97,7 @@ def _network(entry: Mapping[str, Any]) -> str:
     model = dict(entry["model"])
     name = str(model.pop("_target_")).rpartition(".")[2]
     width = model.get("width")
-    return name if width is None else f"{name} width {width:g}"
+    return str(model.get("name", name)) if width is None else f"{name} x{width:g}"
 
 
 def _percent(value: float | None) -> str:

@@ -144,6 +144,7 @@ def fit(this: Run, stage: Fit) -> dict[str, Any]:
         "steps": stage.steps,
         "labels": len(this.data.splits.labelled),
         "validation": this.data.splits.validation_kind,
+        "validation_images": len(this.data.splits.validation),
         "weights_sha256": weight_hash(load_classifier(this.weights(stage))),
         "seconds": last["seconds"],
         "result": {name: value for name, value in (table.best or last).items() if "/" in name},

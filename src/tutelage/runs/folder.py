@@ -12,7 +12,7 @@ from typing import Any
 
 from tutelage import __version__
 from tutelage.errors import UserError
-from tutelage.storage import write_json, write_text
+from tutelage.storage import is_held, write_json, write_text
 
 RUNNING, FINISHED, FAILED = "running", "finished", "failed"
 RECORDED_PACKAGES = ("torch", "pytorch-lightning", "albumentations", "numpy", "opencv-python-headless")
@@ -134,6 +134,8 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
         content = json.loads(folder.record_file.read_text())
     except FileNotFoundError:
         return None
+    except NotADirectoryError:
+        raise UserError(f"{folder.path}: a part of this path is a file; choose another paths.outputs") from None
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder.record_file} cannot be read ({error}); move the folder away, or start beside it with attempt=2"
@@ -145,6 +147,31 @@ def is_finished(folder: RunFolder) -> bool:
     """Return whether a run is there and finished."""
     record = read_record(folder)
     return record is not None and record.get("status") == FINISHED
+
+
+@dataclass(frozen=True)
+class State:
+    """A run in a line: when it was started, how it stands, its test accuracy."""
+
+    started: str
+    status: str
+    test: str
+
+
+def state(folder: RunFolder) -> State:
+    """Return how a run stands; one that was killed is told from one that is running by its lock."""
+    try:
+        record = read_record(folder)
+    except UserError:
+        return State("", "unreadable", "")
+    if record is None:
+        return State("", "no run", "")
+    status = str(record.get("status"))
+    if status == RUNNING and not is_held(folder.lock_file):
+        status = "stopped"
+    accuracy = record.get("result", {}).get("test/accuracy")
+    started = datetime.fromisoformat(record["started"]).astimezone().strftime("%Y-%m-%d %H:%M")
+    return State(started, status, "" if accuracy is None else f"{100 * accuracy:.1f} %")
 
 
 def write_config(folder: RunFolder, resolved: dict[str, Any]) -> None:

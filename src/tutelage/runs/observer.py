@@ -17,6 +17,9 @@ class StageWork:
 class Observer:
     """Shows nothing but warnings; a display overrides what it draws."""
 
+    def loading(self) -> None:
+        """Libraries and data are loaded, which takes seconds."""
+
     def begin(self, plan: Sequence[StageWork]) -> None:
         """The run starts or goes on; ``plan`` lists all its stages."""
 

@@ -55,6 +55,7 @@ def run(
         remove_partials(folder.path)
         write_config(folder, config.model_dump(mode="json"))
         record.begin(identity, command, torch.get_num_threads())
+        observer.say(f"run: {folder.path}")
         observer.begin(plan)
         try:
             _execute(this)
@@ -63,8 +64,6 @@ def run(
         except Exception as error:
             record.fail(f"{type(error).__name__}: {error}")
             raise
-        finally:
-            observer.end()
     return record.content
 
 
@@ -92,7 +91,16 @@ def _check(this: Run) -> Sequence[StageWork]:
     if this.device.type == "cpu" and trainer.precision == "16-mixed":
         raise UserError("trainer.precision=16-mixed: no CUDA device is visible; use 32-true or bf16-mixed")
     Pipeline(this.config.augmentation.transforms, Key(0, "check")).check(this.data.source.images[0])
-    flops = {stage.name: work.forward_flops(stage.model, this.spec) for stage in this.plan if isinstance(stage, Fit)}
+    sizes = {stage.name: work.size_of(stage.model, this.spec) for stage in this.plan if isinstance(stage, Fit)}
+    for stage in this.plan:
+        if isinstance(stage, Fit) and stage.grows_from is not None:
+            own, teachers = sizes[stage.name].parameters, sizes[stage.grows_from].parameters
+            if own < teachers:
+                raise UserError(
+                    f"strategy.students: {stage.name} would have {own:,} weights, fewer than the {teachers:,} of its "
+                    f"teacher; give students sizes that suit the model"
+                )
+    flops = {name: size.flops for name, size in sizes.items()}
     plan = [
         StageWork(stage.name, work.training(stage.steps * stage.images_per_step, flops[stage.name]))
         if isinstance(stage, Fit)

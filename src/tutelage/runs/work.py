@@ -1,5 +1,7 @@
 """What stages cost, for the estimate of the time left."""
 
+from dataclasses import dataclass
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,8 +13,16 @@ LOADING_FLOPS = 1.5e7  # what reading and augmenting an image weighs beside arit
 FORWARD_SHARE = 1 / 3  # of a training step: a backward costs two forwards
 
 
-def forward_flops(model: Targeted, spec: ImageSpec) -> float:
-    """Return the floating-point operations of one image's way through a network, on the meta device.
+@dataclass(frozen=True)
+class Size:
+    """How large a network is: floating-point operations of an image's forward, and parameters."""
+
+    flops: float
+    parameters: int
+
+
+def size_of(model: Targeted, spec: ImageSpec) -> Size:
+    """Return the size of a network, from one image's way through it on the meta device.
 
     Raises:
         UserError: the network cannot be built, or does not take images of this size.
@@ -25,7 +35,7 @@ def forward_flops(model: Targeted, spec: ImageSpec) -> float:
             reason = " ".join(str(error).split())[:200]
             name = getattr(model, "name", model.target)
             raise UserError(f"model {name} does not take data.image_size={spec.image_size}: {reason}") from None
-    return float(counter.get_total_flops())
+    return Size(float(counter.get_total_flops()), sum(p.numel() for p in network.parameters()))
 
 
 def training(images: int, flops: float) -> float:

@@ -127,7 +127,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
             control=control,
         )
 
-    def on_both(name: str, model: Targeted, extent: Length, labels: str) -> Fit:
+    def on_both(name: str, model: Targeted, extent: Length, labels: str, teacher: str) -> Fit:
         def streams(selections: Mapping[str, Selection]) -> Sequence[Stream]:
             chosen = selections[labels]
             if not len(chosen.entries):
@@ -142,6 +142,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
             images_per_step=labelled.batch_size + pool_batch,
             streams=streams,
             module=NoisyStudent,
+            grows_from=teacher,
         )
 
     fits = [on_labels("teacher", config.model, length(config, recipe.teacher_length, labelled_size))]
@@ -149,7 +150,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     for number, student in enumerate(recipe.students, start=1):
         labels = Label(f"labels-{number}", fits[-1].name, partial(select, config=recipe))
         extent = length(config, student.length, labelled_size, pool_size)
-        fits.append(on_both(f"student-{number}", config.grown(student), extent, labels.name))
+        fits.append(on_both(f"student-{number}", config.grown(student), extent, labels.name, labels.teacher))
         plan += [labels, fits[-1]]
     if recipe.control:
         steps = sum(fit.steps for fit in fits)

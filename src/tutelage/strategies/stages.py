@@ -24,6 +24,7 @@ class Fit:
         streams: what it trains on, given the selections of the Label stages before it.
         module: the LightningModule around the network.
         control: it is there to be compared with, not what the run is after.
+        grows_from: the stage whose network must not be larger than this one's.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Fit:
     streams: Callable[[Mapping[str, Selection]], Sequence[Stream]]
     module: Callable[[ImageClassifier], LightningModule]
     control: bool = False
+    grows_from: str | None = None
 
 
 @dataclass(frozen=True)
