@@ -72,12 +72,12 @@ def _train(config: "Config", folder: "RunFolder", identity: dict[str, Any], argu
 
     observer = display(config.callbacks.display)
     observer.loading()
-    from tutelage.runs.runner import run
-
     try:
+        from tutelage.runs.runner import run
+
         run(config, folder, identity, shlex.join(["tutelage", "train", *arguments]), observer)
     except Stopped as stopped:
-        print(f"{stopped}; saved. The same command goes on from here.", file=sys.stderr)
+        observer.say(f"{stopped}; saved. The same command goes on from here.")
         return stopped.exit_code
     finally:
         observer.end()
