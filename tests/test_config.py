@@ -1,5 +1,7 @@
 """Every YAML composes and validates; what a user gets wrong is one line with the way out."""
 
+import json
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -264,3 +266,39 @@ def test_help_lists_every_group_and_option_with_a_line_on_each():
         for option, told in entries.items():
             assert option in done.stdout
             assert told in done.stdout
+
+
+OWN_MODEL = """
+from torch import nn
+
+from tutelage.models import ImageClassifier
+
+
+class Linear(ImageClassifier):
+    def __init__(self, spec, *, bias=True):
+        super().__init__(spec)
+        self.backbone = nn.Flatten()
+        self.head = nn.Linear(spec.channels * spec.image_size**2, len(spec.classes), bias=bias)
+"""
+
+
+def test_a_users_own_architecture_trains_once_its_package_is_allowed(tmp_path):
+    (tmp_path / "mymodels.py").write_text(OWN_MODEL)
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "linear.yaml").write_text("_target_: mymodels.Linear\nbias: false\n")
+    arguments = ["--config-dir", "conf", "model=linear", "debug=tiny", "callbacks=quiet"]
+    refused = command("tutelage.train", *arguments, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "'mymodels.Linear' lies outside the allowed packages" in refused.stderr
+    assert "--allow mymodels adds one you trust" in refused.stderr
+    done = command("tutelage.cli", "train", "--allow", "mymodels", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "7,840" in done.stdout  # 28 * 28 * 10 weights, no bias
+    (record,) = tmp_path.glob("outputs/*/*/run.json")
+    assert json.loads(record.read_text())["command"].startswith("tutelage train --allow=mymodels --config-dir conf")
+
+
+def test_allow_without_a_package_is_an_error():
+    done = command("tutelage.cli", "train", "--allow", "data=digits")
+    assert done.returncode == 2
+    assert "--allow data=digits: give the name of a top-level package" in done.stderr

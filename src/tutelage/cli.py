@@ -15,7 +15,13 @@ HELP = """tutelage trains image classifiers from few labels.
 
 def main() -> None:
     """Run a sub-command; what the user got wrong is one line and exit code 2."""
-    arguments = sys.argv[1:]
+    from tutelage.errors import UserError, complain
+    from tutelage.targets import take_allowed
+
+    try:
+        arguments = take_allowed(sys.argv[1:])
+    except UserError as error:
+        sys.exit(complain(error))
     commands: dict[str, Callable[[Sequence[str]], None]] = {"train": _train, "runs": _runs, "report": _report}
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(HELP, end="")
@@ -25,8 +31,6 @@ def main() -> None:
 
         print(f"tutelage {__version__}")
         return
-    from tutelage.errors import UserError, complain
-
     try:
         command = commands.get(arguments[0])
         if command is None:

@@ -2,21 +2,50 @@
 
 import importlib
 import inspect
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
-
-from pydantic import ValidationError
 
 from tutelage.errors import UserError
 
 PLUGIN_GROUP = "tutelage.plugins"
+ALLOW_FLAG = "--allow"
+ALLOW_VARIABLE = "TUTELAGE_ALLOW"
+
+
+def take_allowed(arguments: Sequence[str]) -> list[str]:
+    """Note the packages of ``--allow PACKAGE`` for this process and those it starts; return the other arguments.
+
+    Raises:
+        UserError: no package follows.
+    """
+    left: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, _, package = argument.partition("=")
+        if name != ALLOW_FLAG:
+            left.append(argument)
+            continue
+        package = package or next(rest, "")
+        if not package.isidentifier():
+            raise UserError(
+                f"{ALLOW_FLAG} {package}: give the name of a top-level package, such as {ALLOW_FLAG} mymodels"
+            )
+        os.environ[ALLOW_VARIABLE] = " ".join(dict.fromkeys([*by_flag(), package]))
+    return left
+
+
+def by_flag() -> list[str]:
+    """Return the packages that ``--allow`` named."""
+    return os.environ.get(ALLOW_VARIABLE, "").split()
 
 
 def allowed_packages() -> frozenset[str]:
-    """Return the top-level packages whose classes a config may name; plug-ins add theirs by an entry point."""
-    return frozenset({"tutelage", "albumentations"}) | {point.module for point in entry_points(group=PLUGIN_GROUP)}
+    """Return the top-level packages whose classes a config may name: ours, plug-ins' and those of ``--allow``."""
+    plugins = {point.module.split(".")[0] for point in entry_points(group=PLUGIN_GROUP)}
+    return frozenset({"tutelage", "albumentations", *plugins, *by_flag()})
 
 
 def resolve(target: str, base: type, key: str) -> type:
@@ -60,6 +89,8 @@ def build(config: Mapping[str, Any], base: type, key: str, **extra: Any) -> Any:
             warnings.filterwarnings("error", r"Argument\(s\).*not valid")  # Albumentations only warns of misspelt ones
             return found(**arguments, **extra)
     except (TypeError, ValueError, UserWarning) as error:
+        from pydantic import ValidationError
+
         if isinstance(error.__cause__, ValidationError):  # Albumentations' schemas
             first = error.__cause__.errors(include_url=False)[0]
             told = f"{first['loc'][0]}={first['input']}: {first['msg']}"
@@ -69,8 +100,8 @@ def build(config: Mapping[str, Any], base: type, key: str, **extra: Any) -> Any:
 
 
 def _refused(target: str, key: str) -> UserError:
-    allowed = ", ".join(sorted(allowed_packages()))
+    allowed, package = ", ".join(sorted(allowed_packages())), target.partition(".")[0]
     return UserError(
         f"{key}: {target!r} lies outside the allowed packages ({allowed}); "
-        f"a package joins them by an entry point in the group {PLUGIN_GROUP!r}"
+        f"{ALLOW_FLAG} {package} adds one you trust, an entry point in {PLUGIN_GROUP!r} does so for good"
     )

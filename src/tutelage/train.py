@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import UserError, complain
+from tutelage.targets import ALLOW_FLAG, by_flag, take_allowed
 
 if TYPE_CHECKING:  # at run time they are imported when they are needed
     from tutelage.config import Config
@@ -22,8 +23,8 @@ def main() -> None:
     """Check the command, then train, go on, or print the result of a run that is finished."""
     from tutelage.compose import compose, options
 
-    arguments = sys.argv[1:]
     try:
+        sys.argv[1:] = arguments = take_allowed(sys.argv[1:])
         if {"-h", "--help"} & set(arguments):
             print(help_text(options()))
         elif _is_for_hydra(arguments):
@@ -75,13 +76,19 @@ def _train(config: "Config", folder: "RunFolder", identity: dict[str, Any], argu
     try:
         from tutelage.runs.runner import run
 
-        run(config, folder, identity, shlex.join(["tutelage", "train", *arguments]), observer)
+        run(config, folder, identity, _as_typed(arguments), observer)
     except Stopped as stopped:
         observer.say(f"{stopped}; saved. The same command goes on from here.")
         return stopped.exit_code
     finally:
         observer.end()
     return 0
+
+
+def _as_typed(arguments: Sequence[str]) -> str:
+    """Return the command that would do the same again."""
+    flags = [f"{ALLOW_FLAG}={package}" for package in by_flag()]
+    return shlex.join(["tutelage", "train", *flags, *arguments])
 
 
 def _show(config: "Config", folder: "RunFolder", record: dict[str, Any]) -> None:
@@ -111,6 +118,7 @@ def help_text(groups: dict[str, dict[str, str]]) -> str:
         "  tutelage train experiment=NAME debug=tiny               the same in seconds",
         "  tutelage train experiment=NAME --cfg job                what the config would be",
         "  tutelage train --config-dir DIR ...                     with configs of your own beside ours",
+        "  tutelage train --allow PACKAGE ...                      with classes of your own as a _target_",
         "",
     ]
     for group, entries in groups.items():
