@@ -302,3 +302,17 @@ def test_allow_without_a_package_is_an_error():
     done = command("tutelage.cli", "train", "--allow", "data=digits")
     assert done.returncode == 2
     assert "--allow data=digits: give the name of a top-level package" in done.stderr
+
+
+def test_an_unknown_key_in_a_config_file_is_told_once(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "odd.yaml").write_text("defaults:\n  - override /dat: digits\n")
+    with pytest.raises(UserError, match="unknown key 'dat' in a config file: did you mean 'data'"):
+        compose(["experiment=odd"], [str(tmp_path)])
+
+
+def test_a_hint_knows_the_users_own_configs(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text("_target_: mymodels.Net\nblocks: 3\n")
+    with pytest.raises(UserError, match="did you mean 'model.blocks'"):
+        compose(["model=mine", "model.blokcs=4"], [str(tmp_path)])

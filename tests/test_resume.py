@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,6 +282,14 @@ def test_what_a_finished_stage_left_is_made_again_where_it_was_damaged(undisturb
     damage(only_run(outputs) / "stages" / stage.replace("WEIGHTS", weights), "truncated")
     assert run(outputs, *overrides) == 0
     assert "is damaged or gone" in capfd.readouterr().err
+    assert outcome(outputs) == expected
+
+
+def test_a_finished_stage_whose_folder_is_gone_is_made_again(undisturbed, outputs):
+    overrides, expected = undisturbed
+    assert run(outputs, *overrides, before=killed_after("student-1", 2)) == -signal.SIGKILL
+    shutil.rmtree(only_run(outputs) / "stages" / "1-teacher")
+    assert run(outputs, *overrides) == 0
     assert outcome(outputs) == expected
 
 

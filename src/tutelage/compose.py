@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Config
             composed = hydra_compose("config", overrides=[*overrides, *(search_path if config_dirs else [])])
             return checked(composed)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(error, overrides)) from None
+        raise UserError(_explain(error, overrides, config_dirs)) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # Hydra's, on values that are no option
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{' '.join(overrides)[:160]}: cannot be composed ({reason}); {HELP_HINT}") from None
@@ -80,7 +81,7 @@ def check_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> No
             if one.is_choice_sweep() or one.is_range_sweep() or not (one.is_sweep_override() or one.is_hydra_override())
         ]
     except HydraException as error:
-        raise UserError(_explain(error, overrides)) from None
+        raise UserError(_explain(error)) from None
     firsts = [choices[0] for choices in values]
     compose(firsts, config_dirs)
     for place, choices in enumerate(values):
@@ -100,7 +101,7 @@ def checked(composed: Any) -> Config:
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(_explain(error, ())) from None
+        raise UserError(_explain(error)) from None
     assert isinstance(plain, dict)  # noqa: S101 - the top of a config is a mapping
     plain.pop("hydra", None)
     for section in SECTIONS:
@@ -145,11 +146,11 @@ def _first(error: ValidationError) -> str:
     return f"{key}={complaint['input']}: {told[0].lower()}{told[1:]}{more}"
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
+def _explain(error: Exception, overrides: Sequence[str] = (), config_dirs: Sequence[str] = ()) -> str:
     """Return one line for an error of Hydra or OmegaConf."""
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(found[1], overrides)
+        return _unknown_key(found[1], overrides, config_dirs)
     if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, option = found[1], found[2]
         allowed = sorted(re.findall(r"^\t(\S+)$", text, re.MULTILINE)) or sorted(options().get(group, {}))
@@ -163,15 +164,15 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     return " ".join(text.split())[:300]
 
 
-def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+def _unknown_key(key: str, overrides: Sequence[str], config_dirs: Sequence[str]) -> str:
     """Return the line for a key that no config has, with the nearest that exists under the other overrides."""
-    given = next((o for o in overrides if o.split("=")[0].lstrip("+~") == key), key)
-    others = [o for o in overrides if o != given]
-    try:
-        known = list(_flat(compose(others).model_dump()))
-    except UserError:
-        known = []
-    known += list(options())
+    known = list(options())
+    given = next((o for o in overrides if o.split("=")[0].lstrip("+~") == key), None)
+    if given is None:  # not typed: a config file names it
+        name = key.partition("@")[0]  # without the package it would go to
+        return f"unknown key {name!r} in a config file{_nearest(name, known)} {HELP_HINT}"
+    with suppress(UserError):
+        known += _flat(compose([o for o in overrides if o != given], config_dirs).model_dump())
     return f"unknown key {key!r} in {given!r}{_nearest(key, known)} {HELP_HINT}"
 
 

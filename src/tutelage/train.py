@@ -160,7 +160,7 @@ def _hydra_main(arguments: Sequence[str]) -> int:
 
     from tutelage.compose import check_sweep, checked, conf_dir
 
-    flags = {argument for argument in arguments if argument.startswith("-")}
+    flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")}
     if flags and flags <= SWEEP_FLAGS | CONFIG_DIR_FLAGS:
         check_sweep(*_split([argument for argument in arguments if argument not in SWEEP_FLAGS]))
     codes = [0]

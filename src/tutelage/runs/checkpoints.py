@@ -16,11 +16,13 @@ SECONDS_BETWEEN_EPOCH_ENDS = 10.0
 
 
 class WholeCheckpointIO(CheckpointIO):
-    """Writes beside the target, with a checksum, flushes, renames; the file before stays as ``previous.ckpt``."""
+    """Writes beside the target, with a checksum, flushes, renames; the last before stays as ``previous.ckpt``."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path``, whole or absent."""
-        write_checked(Path(path), lambda file: torch.save(checkpoint, file), keep=Path(path).with_name(PREVIOUS))
+        path = Path(path)
+        keep = path.with_name(PREVIOUS) if path.name == LAST else None
+        write_checked(path, lambda file: torch.save(checkpoint, file), keep)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint by torch's restricted loader, whatever the caller would allow."""

@@ -96,7 +96,7 @@ def is_intact(this: Run, stage: Stage) -> bool:
         return True
     this.observer.say(f"warning: {left} is damaged or gone: stage {stage.name} is done again")
     if isinstance(stage, Fit) and this.validated:  # the best weights are in no checkpoint: only training finds them
-        for file in this.place(stage).checkpoints.iterdir():
+        for file in this.place(stage).checkpoints.glob("*"):
             file.unlink()
     return False
 
@@ -121,6 +121,7 @@ def fit(this: Run, stage: Fit) -> dict[str, Any]:
         module.load_state_dict(before["state_dict"])  # averaged, where weights are averaged
         table.load_state_dict(before["callbacks"]["EpochTable"])
     else:
+        before = None  # Lightning reads the file again; two copies of a large network need not stay
         this.data.training = Training(
             streams=stage.streams(this.selections),
             transforms=config.augmentation.transforms,
