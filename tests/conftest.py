@@ -1,8 +1,13 @@
 """What the tests share: one thread, no look-ups, runs in a forked copy of this process."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tutelage-tests-")  # the user's stays as it is
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import csv
@@ -20,6 +25,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 QUIET = ("callbacks=quiet", "trainer.threads=1", "logger=csv")
 
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 torch.set_num_threads(1)  # a process whose thread pool was used cannot be forked safely
 
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tutelage.config import DataConfig
-from tutelage.data import UNKNOWN, Source, list_folder, split, stratified
+from tutelage.data import UNKNOWN, Source, split, stratified
 from tutelage.data.digits import digits
 from tutelage.data.fashion_mnist import fashion_mnist
-from tutelage.data.image_folder import image_folder
+from tutelage.data.image_files import image_files
+from tutelage.data.listing import list_folder
 from tutelage.data.source import Numbered
 from tutelage.errors import UserError
 from tutelage.randomness import Key
@@ -197,7 +198,9 @@ def test_an_image_folder_with_parts_is_read_as_they_say(tmp_path):
         for label in ("cat", "dog"):
             write_images(tmp_path / part / label, count)
     write_images(tmp_path / "unlabelled", 4)
-    source = image_folder(list_folder(str(tmp_path)), 16, 3)
+    source = image_files(
+        list_folder(str(tmp_path)), data_config(image_size=16, channels=3, mean=[0.3] * 3, std=[0.3] * 3)
+    )
     assert source.classes == ("cat", "dog")
     assert [len(p) for p in (source.train, source.val, source.test, source.unlabelled)] == [10, 4, 6, 4]
     assert (source.labels[source.unlabelled] == UNKNOWN).all()
@@ -210,7 +213,9 @@ def test_an_image_folder_with_parts_is_read_as_they_say(tmp_path):
 def test_an_image_folder_of_classes_alone_is_split(tmp_path):
     for label in ("a", "b"):
         write_images(tmp_path / label, 10, mode="L")
-    source = image_folder(list_folder(str(tmp_path)), 16, 1)
+    source = image_files(
+        list_folder(str(tmp_path)), data_config(image_size=16, channels=1, mean=[0.3] * 1, std=[0.3] * 1)
+    )
     assert (len(source.train), len(source.test)) == (16, 4)
     assert np.bincount(source.labels[source.test]).tolist() == [2, 2]
 
@@ -244,20 +249,11 @@ def test_a_folder_that_is_not_there_is_an_error():
         list_folder("/nowhere")
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path):
-    for label in ("a", "b"):
-        write_images(tmp_path / label, 2)
-    (tmp_path / "a" / "0.png").write_bytes(b"not an image")
-    source = image_folder(list_folder(str(tmp_path)), 16, 3)
-    with pytest.raises(UserError, match=r"a/0.png: cannot be read as an image"):
-        list(map(source.images.__getitem__, range(len(source.images))))
-
-
 def test_a_class_without_images_or_with_too_few_is_named(tmp_path):
     for label in ("cat", "dog"):
         write_images(tmp_path / label, 1)
     with pytest.raises(UserError, match=r"class '(cat|dog)' has too few images to set some aside for a test set"):
-        image_folder(list_folder(str(tmp_path)), 16, 3)
+        image_files(list_folder(str(tmp_path)), data_config(image_size=16, channels=3, mean=[0.3] * 3, std=[0.3] * 3))
     (tmp_path / "cat" / "0.png").unlink()
     with pytest.raises(UserError, match=r"cat: a class without images"):
         list_folder(str(tmp_path))

@@ -27,6 +27,7 @@ from tutelage.models import (
     make_classifier,
     measure,
     save_classifier,
+    start_from,
     weight_hash,
 )
 from tutelage.models.base import make_optimizer, rate_at
@@ -231,8 +232,17 @@ def test_a_pickle_is_no_weights_file(tmp_path):
         load_classifier(tmp_path / "evil.ckpt")
 
 
+SMALL = {
+    "timm": ["model.name=test_resnet"],
+    "torchvision": ["model.name=squeezenet1_1"],
+    "alexnet": ["data.image_size=67", "model.width=0.125"],
+    "vgg": ["data.image_size=32", "model.width=0.125"],
+}
+AT_ONCE = {"nearest_neighbours"}  # learns in one pass; tests of its own
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("option", sorted(options()["model"]))
+@pytest.mark.parametrize("option", sorted(set(options()["model"]) - AT_ONCE))
 def test_every_architecture_trains_a_step_stops_and_goes_on(option, device, outputs):
     """Found by itself: a YAML dropped into conf/model is trained, saved and resumed here."""
     import signal
@@ -243,9 +253,117 @@ def test_every_architecture_trains_a_step_stops_and_goes_on(option, device, outp
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs CUDA")
     overrides = [f"model={option}", "debug=tiny", f"trainer={'gpu' if device == 'cuda' else 'cpu'}"]
-    if option == "timm":
-        overrides.append("model.name=test_resnet")
+    overrides += SMALL.get(option, [])
     assert run(outputs / "a", *overrides) == 0
     assert run(outputs / "b", *overrides, before=killed_after("supervised", 2)) == -signal.SIGKILL
     assert run(outputs / "b", *overrides) == 0
     assert outcome(outputs / "a") == outcome(outputs / "b")
+
+
+def test_class_weights_are_scikit_learns_and_scale_each_images_loss():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    from tutelage.data import class_weights
+
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    weights_of_classes = class_weights(labels, 3)
+    assert weights_of_classes == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=labels))
+    assert class_weights(labels, 4)[3] == 0.0
+    torch.manual_seed(0)
+    logits, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 0])
+    weight = torch.tensor(weights_of_classes)
+    by_hand = (weight[targets] * functional.cross_entropy(logits, targets, reduction="none")).mean()
+    torch.testing.assert_close(cross_entropy(logits, targets, weight), by_hand)
+    one_hot = functional.one_hot(targets, 3).float()
+    torch.testing.assert_close(cross_entropy(logits, one_hot, weight), by_hand)
+
+
+def test_sampling_evens_classes_out_and_numbers_the_duplicates():
+    from tutelage.data import evened
+
+    labels = np.array([0] * 7 + [1] * 3 + [2])
+    entries, copies = evened(labels)
+    assert np.bincount(labels[entries]).tolist() == [7, 7, 7]
+    assert set(entries) == set(range(11))
+    assert len({*zip(entries.tolist(), copies.tolist(), strict=True)}) == len(entries)
+    assert copies[labels[entries] == 2].tolist() == list(range(7))
+
+
+def saved_weights(network: nn.Module, file) -> None:
+    if file.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file(network.state_dict(), file)
+    else:
+        torch.save(network.state_dict(), file)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("classes", [10, 7])
+def test_timm_starts_from_a_local_weights_file(tmp_path, suffix, classes):
+    import timm
+
+    torch.manual_seed(0)
+    reference = timm.create_model("resnet10t", num_classes=10, in_chans=3).eval()
+    file = tmp_path / f"weights.{suffix}"
+    saved_weights(reference, file)
+    network = Timm(spec_of(3, 32, classes), name="resnet10t").eval()
+    told = start_from(network, file)
+    assert ("starts anew" in told) == (classes == 7)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    normalised = (images / 255 - 0.3) / 0.2
+    torch.testing.assert_close(
+        network.features(images), reference.forward_head(reference.forward_features(normalised), pre_logits=True)
+    )
+    if classes == 10:
+        torch.testing.assert_close(network(images), reference(normalised))
+
+
+def test_weights_of_another_naming_fit_by_order(tmp_path):
+    torch.manual_seed(0)
+    network, other = LeNet5(spec_of()), LeNet5(spec_of())
+    renamed = {f"module.layer{n}": tensor for n, tensor in enumerate(other.state_dict().values())}
+    torch.save({"state_dict": renamed}, tmp_path / "w.pth")
+    start_from(network, tmp_path / "w.pth")
+    assert weight_hash(network) == weight_hash(other)
+
+
+def test_our_own_checkpoints_are_weights_files(tmp_path):
+    model = compose(["model=mlp", "model.width=4"]).model.arguments()
+    network, other = make_classifier(model, spec_of()), make_classifier(model, spec_of())
+    save_classifier(other, model, tmp_path / "final.ckpt")
+    start_from(network, tmp_path / "final.ckpt")
+    assert weight_hash(network) == weight_hash(other)
+
+
+def test_weights_that_do_not_fit_are_refused_with_a_list(tmp_path):
+    torch.save(LeNet5(spec_of(), width=2).state_dict(), tmp_path / "wide.pth")
+    with pytest.raises(UserError, match=r"do not fit .* backbone.0.weight 6x1x5x5 against backbone.0.weight 12x1x5x5"):
+        start_from(LeNet5(spec_of()), tmp_path / "wide.pth")
+    torch.save({"a": 3}, tmp_path / "none.pth")
+    with pytest.raises(UserError, match="holds no tensors by name"):
+        start_from(LeNet5(spec_of()), tmp_path / "none.pth")
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    with pytest.raises(UserError, match="cannot be read as weights"):
+        start_from(LeNet5(spec_of()), tmp_path / "junk.pth")
+    with pytest.raises(UserError, match="no such file"):
+        start_from(LeNet5(spec_of()), tmp_path / "nowhere.pth")
+
+
+def test_a_run_starts_from_weights_and_its_name_follows_their_content(outputs, tmp_path):
+    from conftest import only_run, run
+
+    model = compose(["model=mlp", "model.width=8"]).model.arguments()
+    for name, seed in (("one", 0), ("two", 1)):
+        torch.manual_seed(seed)
+        save_classifier(make_classifier(model, spec_of()), model, tmp_path / f"{name}.ckpt")
+    (tmp_path / "copy.ckpt").write_bytes((tmp_path / "one.ckpt").read_bytes())
+    words = ["model=mlp", "model.width=8", "debug=tiny", "optimizer.lr=1e-9"]
+    for name in ("one", "copy"):
+        assert run(outputs, *words, f"init_from={tmp_path / name}.ckpt") == 0
+    folder = only_run(outputs)
+    trained = load_classifier(next((folder / "checkpoints").glob("[bf]*.ckpt")))
+    before = load_classifier(tmp_path / "one.ckpt")
+    torch.testing.assert_close(trained.head.weight, before.head.weight, atol=1e-6, rtol=0)
+    assert run(outputs, *words, f"init_from={tmp_path / 'two'}.ckpt") == 0
+    assert len(list(outputs.glob("*/*/run.json"))) == 2

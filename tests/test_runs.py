@@ -139,7 +139,7 @@ def test_runs_are_listed(finished):
     ("arguments", "told"),
     [
         (["report"], "report needs a run's folder"),
-        (["report", "nowhere"], "nowhere: no run; a report needs a finished run"),
+        (["report", "nowhere"], "nowhere: no run; this needs the folder of a finished run"),
         (["runs", "nowhere"], "nowhere: no such folder"),
         (["trian"], "unknown command 'trian': did you mean 'train'?"),
     ],

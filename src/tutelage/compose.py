@@ -1,6 +1,7 @@
 """From command line to a checked config, without torch; what a user got wrong becomes one line."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -43,6 +44,30 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Config
     Raises:
         UserError: anything that the schema or Hydra refuses.
     """
+    return checked(_composed(overrides, config_dirs))
+
+
+def own_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list[str] | None:
+    """Return what an experiment itself sweeps over, as overrides, less the keys that ``overrides`` set.
+
+    Returns:
+        None where there is no experiment, or one that is a single run.
+
+    Raises:
+        UserError: an override cannot be read.
+    """
+    experiments = [override for override in overrides if override.lstrip("+").startswith("experiment=")]
+    if not experiments:
+        return None
+    hydra = _composed(experiments, config_dirs, with_hydra=True).hydra
+    if str(hydra.mode).rpartition(".")[2] != "MULTIRUN":
+        return None
+    given = {override.lstrip("+~").split("=")[0] for override in overrides}
+    return [f"{key}={values}" for key, values in (hydra.sweeper.params or {}).items() if key not in given]
+
+
+def _composed(overrides: Sequence[str], config_dirs: Sequence[str], with_hydra: bool = False) -> Any:
+    """Return what Hydra composes; what it refuses becomes one line."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -50,11 +75,11 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Config
     from omegaconf.errors import OmegaConfBaseException
 
     search_path = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).resolve()) for d in config_dirs)}]"]
+    words = [*overrides, *(search_path if config_dirs else [])]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            composed = hydra_compose("config", overrides=[*overrides, *(search_path if config_dirs else [])])
-            return checked(composed)
+            return hydra_compose("config", overrides=words, return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, overrides, config_dirs)) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # Hydra's, on values that are no option
@@ -62,8 +87,11 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Config
         raise UserError(f"{' '.join(overrides)[:160]}: cannot be composed ({reason}); {HELP_HINT}") from None
 
 
-def check_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> None:
+def check_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
     """Compose every value of a sweep once, beside the first of the others: what is wrong is said before any job runs.
+
+    Returns:
+        how many jobs it has.
 
     Raises:
         UserError: an override cannot be read, or a value is refused.
@@ -87,6 +115,7 @@ def check_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> No
     for place, choices in enumerate(values):
         for other in choices[1:]:
             compose([*firsts[:place], other, *firsts[place + 1 :]], config_dirs)
+    return math.prod(map(len, values))
 
 
 def checked(composed: Any) -> Config:

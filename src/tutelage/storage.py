@@ -56,12 +56,12 @@ class _Hashed:
     def flush(self) -> None:
         self._file.flush()
 
-    def trailer(self) -> bytes:
-        return TRAILER + self._hash.hexdigest().encode()
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
 
 
-def write_checked(path: Path, write: Callable[[Any], object], keep: Path | None = None) -> None:
-    """Write a file whole or absent, followed by its own SHA-256 (see ``is_sound``).
+def write_checked(path: Path, write: Callable[[Any], object], keep: Path | None = None) -> str:
+    """Write a file whole or absent, followed by its own SHA-256 (see ``is_sound``), and return that.
 
     Zip archives, which torch writes, are read from their end backwards and do not mind what follows.
 
@@ -74,9 +74,12 @@ def write_checked(path: Path, write: Callable[[Any], object], keep: Path | None 
     def write_both(file: IO[bytes]) -> None:
         hashed = _Hashed(file)
         write(hashed)
-        file.write(hashed.trailer())
+        file.write(TRAILER + hashed.hexdigest().encode())
+        digests.append(hashed.hexdigest())
 
+    digests: list[str] = []
     write_whole(path, write_both, keep)
+    return digests[0]
 
 
 def is_sound(path: Path) -> bool:
@@ -123,6 +126,19 @@ def digest(value: Any) -> str:
     """Return the SHA-256 of a JSON-able value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path, key: str) -> str:
+    """Return the SHA-256 of a file that the config's ``key`` names.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{key}={path}: cannot be read ({error.strerror})") from None
 
 
 @contextmanager

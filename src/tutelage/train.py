@@ -21,16 +21,21 @@ CONFIG_DIR_FLAGS = {"--config-dir", "-cd"}
 
 def main() -> None:
     """Check the command, then train, go on, or print the result of a run that is finished."""
-    from tutelage.compose import compose, options
+    from tutelage.compose import compose, options, own_sweep
 
     try:
         sys.argv[1:] = arguments = take_allowed(sys.argv[1:])
         if {"-h", "--help"} & set(arguments):
             print(help_text(options()))
-        elif _is_for_hydra(arguments):
-            sys.exit(_hydra_main(arguments))
-        else:
-            sys.exit(execute(compose(*_split(arguments)), arguments))
+            return
+        flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")} - CONFIG_DIR_FLAGS
+        if flags - SWEEP_FLAGS:
+            sys.exit(_hydra_main())
+        overrides, folders = _split([argument for argument in arguments if argument not in SWEEP_FLAGS])
+        swept = own_sweep(overrides, folders)
+        if flags or swept is not None or "hydra.mode=MULTIRUN" in overrides:
+            sys.exit(_sweep([*overrides, *(swept or [])], folders))
+        sys.exit(execute(compose(overrides, folders), arguments))
     except UserError as error:
         sys.exit(complain(error))
     except KeyboardInterrupt:
@@ -38,30 +43,43 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def execute(config: "Config", arguments: Sequence[str] = ()) -> int:
+def execute(config: "Config", arguments: Sequence[str] = (), line_only: bool = False) -> int:
     """Train a run, go on with it, or show what it gave; return the exit code.
 
     Args:
         config: what to run.
         arguments: what was typed, to be recorded.
+        line_only: show a finished run by one line, not by its table.
 
     Raises:
         UserError: what the user got wrong.
     """
-    from tutelage.data import fingerprint
-    from tutelage.runs import RunFolder, identity, is_finished, read_record, run_path
+    from tutelage.runs import identity, is_finished, read_record, state
     from tutelage.storage import locked
 
-    what = fingerprint(config.data)
-    folder = RunFolder(run_path(config, what))
+    folder, what = _place(config)
     if not is_finished(folder):
         with locked(folder.lock_file, f"run {folder.path}"):
             # Another process may have finished it between the first look and the lock.
             code = 0 if is_finished(folder) else _train(config, folder, identity(config, what), arguments)
         if code:
             return code
-    _show(config, folder, read_record(folder) or {})
+    record = read_record(folder) or {}
+    _write_missing_report(config, folder, record)
+    if line_only:
+        print(f"  test {state(folder).test}", flush=True)
+    else:
+        _show(folder, record)
     return 0
+
+
+def _place(config: "Config") -> tuple["RunFolder", str]:
+    """Return the folder that belongs to a config, and the fingerprint of its data."""
+    from tutelage.data import fingerprint
+    from tutelage.runs import RunFolder, run_path
+
+    what = fingerprint(config.data)
+    return RunFolder(run_path(config, what)), what
 
 
 def _train(config: "Config", folder: "RunFolder", identity: dict[str, Any], arguments: Sequence[str]) -> int:
@@ -91,16 +109,26 @@ def _as_typed(arguments: Sequence[str]) -> str:
     return shlex.join(["tutelage", "train", *flags, *arguments])
 
 
-def _show(config: "Config", folder: "RunFolder", record: dict[str, Any]) -> None:
-    """Print the table, and the way to the report, made where it is missing."""
+def _write_missing_report(config: "Config", folder: "RunFolder", record: dict[str, Any]) -> None:
+    """Measure the shifts that the config asks for and write the report, where these are missing."""
+    missing = [shift for shift in config.callbacks.shifts if not (folder.path / "shifts" / f"{shift}.json").exists()]
+    if missing:
+        from tutelage.insight.shifts import curve
+
+        for shift in missing:
+            curve(folder, record, config, shift)
+    if config.callbacks.report and (missing or not (folder.report / "index.html").exists()):
+        from tutelage.insight.report import write_report
+
+        write_report(folder, config)
+
+
+def _show(folder: "RunFolder", record: dict[str, Any]) -> None:
+    """Print the table, and the way to the report."""
     from tutelage.insight.table import print_table
 
     print_table(record)
     page = folder.report / "index.html"
-    if config.callbacks.report and not page.exists():
-        from tutelage.insight.report import write_report
-
-        write_report(folder, config)
     if page.exists():
         print(f"report: {page}")
 
@@ -128,12 +156,6 @@ def help_text(groups: dict[str, dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def _is_for_hydra(arguments: Sequence[str]) -> bool:
-    """Return whether Hydra itself must see the command: sweeps and its own flags."""
-    flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")}
-    return bool(flags - CONFIG_DIR_FLAGS) or any(argument.startswith("hydra.mode=") for argument in arguments)
-
-
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the overrides and the folders given by ``--config-dir``."""
     overrides, folders = [], []
@@ -150,24 +172,47 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return overrides, folders
 
 
-def _hydra_main(arguments: Sequence[str]) -> int:
+def _sweep(overrides: Sequence[str], folders: Sequence[str]) -> int:
+    """Let Hydra run the jobs of a sweep, compare their results, and return the worst of their exit codes."""
+    from tutelage.compose import check_sweep
+    from tutelage.insight.comparison import compare
+
+    count = check_sweep(overrides, folders)
+    folder_flags = [word for folder in folders for word in ("--config-dir", folder)]
+    # What an experiment sweeps over stands in the overrides; Hydra must not add it again.
+    sys.argv[1:] = ["--multirun", *folder_flags, *overrides, "hydra.sweeper.params=null"]
+    done: list[tuple[Sequence[str], Path]] = []
+    code = _hydra_main(count, done)
+    if done:
+        compare(done, done[0][1].parent / "report")
+    return code
+
+
+def _hydra_main(count: int = 0, done: list[tuple[Sequence[str], Path]] | None = None) -> int:
     """Let Hydra run sweeps and answer its own flags; return the worst exit code of the jobs.
 
     A job that the user got wrong does not keep the others from running; a signal ends the sweep.
+
+    Args:
+        count: how many jobs a sweep has; 0 where it is none.
+        done: takes the overrides and the folder of each job that came to its end.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    from tutelage.compose import check_sweep, checked, conf_dir
+    from tutelage.compose import checked, conf_dir
 
-    flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")}
-    if flags and flags <= SWEEP_FLAGS | CONFIG_DIR_FLAGS:
-        check_sweep(*_split([argument for argument in arguments if argument not in SWEEP_FLAGS]))
     codes = [0]
 
     def job(composed: Any) -> None:
+        task = list(HydraConfig.get().overrides.task)
+        if count:
+            print(f"run {len(codes)} of {count}: {' '.join(task)}", flush=True)
         try:
-            codes.append(execute(checked(composed), HydraConfig.get().overrides.task))
+            config = checked(composed)
+            codes.append(execute(config, task, line_only=count > 0))
+            if done is not None and not codes[-1]:
+                done.append((task, _place(config)[0].path))
         except UserError as error:
             codes.append(complain(error))
         if codes[-1] > 128:  # noqa: PLR2004 - 128 + signal, by the shell's custom

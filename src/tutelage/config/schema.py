@@ -5,13 +5,17 @@ leave neutral values out, so a new key leaves the names of old runs alone. The v
 in ``conf/``.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PartOf = Annotated[float, Field(ge=0, lt=1)]  # a probability under which something is left
 Positive = Annotated[int, Field(ge=1)]
+Width = Annotated[float, Field(gt=0, le=64)]  # multiplies the channels of every layer
+Shift = Literal["brightness", "crop", "rotate", "translate"]
+SHIFTS: tuple[Shift, ...] = get_args(Shift)
+RGB = 3
 
 
 class Section(BaseModel):
@@ -47,6 +51,11 @@ class DataConfig(Section):
     split_seed: int = 0
     validation: str = "auto"
     limit: Positive | None = None
+    balance: Literal["none", "weights", "sampling"] = "none"
+    unlabelled: str | None = None
+    background: list[Annotated[int, Field(ge=0, le=255)]] = Field(default_factory=lambda: [255, 255, 255])
+    max_pixels: Positive = 178_956_970
+    on_bad_image: Literal["stop", "skip"] = "stop"
     batch_size: Positive
     num_workers: Annotated[int, Field(ge=0, le=256)] = 0
 
@@ -64,7 +73,15 @@ class DataConfig(Section):
             raise ValueError("data.labels and data.labels_per_class exclude each other: set one of them to null")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise ValueError(f"data.mean and data.std need one value for each of the {self.channels} channels")
+        if len(self.background) != RGB:
+            raise ValueError("data.background needs three values, red, green and blue, such as [255,255,255]")
         return self
+
+
+class PerceptronConfig(Targeted):
+    """One fully connected layer on all pixels."""
+
+    target: Literal["tutelage.models.Perceptron"] = Field(alias="_target_")
 
 
 class MLPConfig(Targeted):
@@ -80,8 +97,29 @@ class LeNet5Config(Targeted):
     """LeNet-5; ``width`` multiplies the channels of every layer."""
 
     target: Literal["tutelage.models.LeNet5"] = Field(alias="_target_")
-    width: Annotated[float, Field(gt=0, le=64)] = 1.0
+    width: Width = 1.0
     dropout: PartOf = 0.0
+
+
+class AlexNetConfig(Targeted):
+    """AlexNet in two groups."""
+
+    target: Literal["tutelage.models.AlexNet"] = Field(alias="_target_")
+    width: Width = 1.0
+    norm: Literal["lrn", "batch", "none"] = "lrn"
+    pool: Literal["flatten", "average"] = "flatten"
+    dropout: PartOf = 0.5
+
+
+class VGGConfig(Targeted):
+    """VGG of 11, 13, 16 or 19 layers."""
+
+    target: Literal["tutelage.models.VGG"] = Field(alias="_target_")
+    depth: Literal[11, 13, 16, 19]
+    batch_norm: bool = False
+    width: Width = 1.0
+    pool: Literal["flatten", "average"] = "flatten"
+    dropout: PartOf = 0.5
 
 
 class ResNetConfig(Targeted):
@@ -103,13 +141,31 @@ class TimmConfig(Targeted):
     stochastic_depth: PartOf = 0.0
 
 
+class TorchvisionConfig(Targeted):
+    """Any classifier of torchvision, by its name there."""
+
+    target: Literal["tutelage.models.Torchvision"] = Field(alias="_target_")
+    name: str
+    dropout: PartOf = 0.0
+
+
+class NearestNeighboursConfig(Targeted):
+    """k nearest neighbours among the labelled images, by pixels or by the features of a backbone."""
+
+    target: Literal["tutelage.models.NearestNeighbours"] = Field(alias="_target_")
+    k: Positive
+    backbone: "ModelConfig | None" = None
+
+
 class OtherModelConfig(Targeted):
     """A user's own architecture; its arguments are checked when it is built."""
 
     model_config = ConfigDict(extra="allow")
 
 
-OWN_MODELS = frozenset({"MLP", "LeNet5", "ResNet", "Timm"})
+OWN_MODELS = frozenset(
+    {"Perceptron", "MLP", "LeNet5", "AlexNet", "VGG", "ResNet", "Torchvision", "Timm", "NearestNeighbours"}
+)
 
 
 def _which_model(value: Any) -> str:
@@ -119,10 +175,15 @@ def _which_model(value: Any) -> str:
 
 
 ModelConfig = Annotated[
-    Annotated[MLPConfig, Tag("MLP")]
+    Annotated[PerceptronConfig, Tag("Perceptron")]
+    | Annotated[MLPConfig, Tag("MLP")]
     | Annotated[LeNet5Config, Tag("LeNet5")]
+    | Annotated[AlexNetConfig, Tag("AlexNet")]
+    | Annotated[VGGConfig, Tag("VGG")]
     | Annotated[ResNetConfig, Tag("ResNet")]
+    | Annotated[TorchvisionConfig, Tag("Torchvision")]
     | Annotated[TimmConfig, Tag("Timm")]
+    | Annotated[NearestNeighboursConfig, Tag("NearestNeighbours")]
     | Annotated[OtherModelConfig, Tag("other")],
     Discriminator(_which_model),
 ]
@@ -237,6 +298,7 @@ class CallbacksConfig(Section):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     display: bool = True
     report: bool = True
+    shifts: list[Shift] = Field(default_factory=list)
 
 
 class PathsConfig(Section):
@@ -252,6 +314,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     attempt: Positive = 1
     debug: Literal["tiny"] | None = None
+    init_from: str | None = None
     paths: PathsConfig = Field(default_factory=PathsConfig)
     data: DataConfig
     model: ModelConfig
@@ -267,6 +330,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _students_fit_the_model(self) -> Self:
         if isinstance(self.strategy, NoisyStudentConfig):
+            if isinstance(self.model, NearestNeighboursConfig):
+                raise ValueError("model=nearest_neighbours learns from labels alone: it goes with strategy=supervised")
             for student in self.strategy.students:
                 self.grown(student)
         return self

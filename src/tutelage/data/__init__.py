@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from tutelage.config import DataConfig
-from tutelage.data.image_folder import list_folder
+from tutelage.data.balance import class_weights, evened
+from tutelage.data.image_files import LISTINGS
 from tutelage.data.labels import (
     PROBABILITIES,
     TABLE,
@@ -13,6 +14,7 @@ from tutelage.data.labels import (
     write_probabilities,
     write_table,
 )
+from tutelage.data.listing import few
 from tutelage.data.source import UNKNOWN, Source
 from tutelage.data.splits import Splits, split
 from tutelage.data.stratify import stratified
@@ -20,46 +22,73 @@ from tutelage.data.streams import Draws, Stream
 
 if TYPE_CHECKING:
     from tutelage.data.modules import (
+        CIFAR10,
+        CIFAR100,
+        MNIST,
+        STL10,
+        SVHN,
         Digits,
         FashionMNIST,
+        HuggingFace,
         ImageDataModule,
         ImageFolder,
+        ImageNet,
         Plain,
         Shown,
+        Table,
         Training,
         data_module,
     )
 
 _WITH_TORCH = {
+    "CIFAR10",
+    "CIFAR100",
     "Digits",
     "FashionMNIST",
+    "HuggingFace",
     "ImageDataModule",
     "ImageFolder",
+    "ImageNet",
+    "MNIST",
     "Plain",
+    "STL10",
+    "SVHN",
     "Shown",
+    "Table",
     "Training",
     "data_module",
 }
+_NAMED_DATA = {"CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "MNIST", "STL10", "SVHN"}  # the name says all
 
 __all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
     "PROBABILITIES",
+    "STL10",
+    "SVHN",
     "TABLE",
     "UNKNOWN",
     "Digits",
     "Draws",
     "FashionMNIST",
+    "HuggingFace",
     "ImageDataModule",
     "ImageFolder",
+    "ImageNet",
     "Plain",
     "Selection",
     "Shown",
     "Source",
     "Splits",
     "Stream",
+    "Table",
     "Training",
+    "class_weights",
     "data_module",
+    "evened",
+    "few",
     "fingerprint",
-    "list_folder",
     "quality",
     "read_probabilities",
     "split",
@@ -77,10 +106,11 @@ def fingerprint(config: DataConfig) -> str:
     Raises:
         UserError: the data is not there.
     """
-    if config.target in {"tutelage.data.Digits", "tutelage.data.FashionMNIST"}:
+    module, _, name = config.target.rpartition(".")
+    if module == "tutelage.data" and name in _NAMED_DATA:
         return ""
-    if config.target == "tutelage.data.ImageFolder":
-        return list_folder(config.root).fingerprint()
+    if module == "tutelage.data" and name in LISTINGS:
+        return LISTINGS[name](config).fingerprint()
     from tutelage.data.modules import data_module
 
     return data_module(config).fingerprint()

@@ -15,12 +15,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tutelage.augmentation import Pipeline
 from tutelage.config import DataConfig
+from tutelage.data.cifar import cifar10, cifar100
 from tutelage.data.digits import digits
+from tutelage.data.download import Tell, silent
 from tutelage.data.fashion_mnist import fashion_mnist
-from tutelage.data.image_folder import image_folder, list_folder
+from tutelage.data.huggingface import hugging_face, saved_as
+from tutelage.data.image_files import LISTINGS, image_files
+from tutelage.data.mnist import mnist
 from tutelage.data.source import Images, Source
 from tutelage.data.splits import Splits, split
+from tutelage.data.stl10 import stl10
 from tutelage.data.streams import Draws, Stream
+from tutelage.data.svhn import svhn
 from tutelage.randomness import Key
 from tutelage.targets import resolve
 
@@ -143,6 +149,7 @@ class ImageDataModule(pl.LightningDataModule):
         super().__init__()
         self.config = config
         self.training: Training | None = None
+        self.tell: Tell = silent  # is told of long reads
 
     @abstractmethod
     def read(self) -> Source:
@@ -156,6 +163,11 @@ class ImageDataModule(pl.LightningDataModule):
     def source(self) -> Source:
         """The dataset, read once."""
         return self.read()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their labels."""
+        return self.source.classes
 
     @cached_property
     def splits(self) -> Splits:
@@ -200,24 +212,95 @@ class Digits(ImageDataModule):
         return digits(self.config.image_size, self.config.channels)
 
 
+class MNIST(ImageDataModule):
+    """MNIST: 60,000 training and 10,000 test images of handwritten digits."""
+
+    def read(self) -> Source:
+        """Return MNIST at the config's size."""
+        return mnist(self.config.root, self.config.image_size, self.config.channels, self.tell)
+
+
 class FashionMNIST(ImageDataModule):
     """Fashion-MNIST: 60,000 training and 10,000 test images of clothes."""
 
     def read(self) -> Source:
         """Return Fashion-MNIST at the config's size."""
-        return fashion_mnist(self.config.root, self.config.image_size, self.config.channels)
+        return fashion_mnist(self.config.root, self.config.image_size, self.config.channels, self.tell)
+
+
+class CIFAR10(ImageDataModule):
+    """CIFAR-10: 50,000 training and 10,000 test photographs of 10 classes."""
+
+    def read(self) -> Source:
+        """Return CIFAR-10 at the config's size."""
+        return cifar10(self.config.root, self.config.image_size, self.config.channels, self.tell)
+
+
+class CIFAR100(ImageDataModule):
+    """CIFAR-100: 50,000 training and 10,000 test photographs of 100 classes."""
+
+    def read(self) -> Source:
+        """Return CIFAR-100 at the config's size."""
+        return cifar100(self.config.root, self.config.image_size, self.config.channels, self.tell)
+
+
+class SVHN(ImageDataModule):
+    """SVHN: 73,257 training and 26,032 test photographs of house numbers."""
+
+    def read(self) -> Source:
+        """Return SVHN at the config's size."""
+        return svhn(self.config.root, self.config.image_size, self.config.channels, self.tell)
+
+
+class STL10(ImageDataModule):
+    """STL-10: 5,000 training, 8,000 test and 100,000 unlabelled photographs."""
+
+    def read(self) -> Source:
+        """Return STL-10 at the config's size."""
+        return stl10(self.config.root, self.config.image_size, self.config.channels, self.tell)
 
 
 class ImageFolder(ImageDataModule):
     """A folder of image files."""
 
+    listed_as = "ImageFolder"
+
     def read(self) -> Source:
-        """Return the folder's images at the config's size."""
-        return image_folder(list_folder(self.config.root), self.config.image_size, self.config.channels)
+        """Return the images at the config's size, once each file has proved to be readable."""
+        return image_files(LISTINGS[self.listed_as](self.config), self.config, self.tell)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes; no image is read for them."""
+        return LISTINGS[self.listed_as](self.config).classes
 
     def fingerprint(self) -> str:
         """Return a digest of names, sizes and labels."""
-        return list_folder(self.config.root).fingerprint()
+        return LISTINGS[self.listed_as](self.config).fingerprint()
+
+
+class ImageNet(ImageFolder):
+    """ImageNet in folders: ``train/`` and ``val/``, which by custom is the test set."""
+
+    listed_as = "ImageNet"
+
+
+class Table(ImageFolder):
+    """A CSV or Parquet table of paths and labels."""
+
+    listed_as = "Table"
+
+
+class HuggingFace(ImageDataModule):
+    """A dataset of Hugging Face's ``datasets``: saved on disk, or by its name there."""
+
+    def read(self) -> Source:
+        """Return the dataset's images at the config's size."""
+        return hugging_face(self.config)
+
+    def fingerprint(self) -> str:
+        """Return the fingerprint that the library keeps."""
+        return saved_as(self.config)
 
 
 def data_module(config: DataConfig) -> ImageDataModule:

@@ -1,12 +1,18 @@
 """What a dataset is before any split: images, labels and its makers' parts, in one index space."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from tutelage.errors import UserError
+
 UNKNOWN = -1  # the label of an image that has none
+GREY = 1  # channels
+LARGEST_IN_MEMORY = 1 << 30  # bytes of all images of a dataset
 
 
 class Images(Protocol):
@@ -30,6 +36,8 @@ class Source:
         val: indices of a validation set of its own, empty where there is none.
         unlabelled: indices of images without labels.
         names: a name for each image (a path, or its number).
+        left_out: names of files that could not be read and are not among the images.
+        notes: what the user should know about the data.
     """
 
     images: Images
@@ -40,6 +48,8 @@ class Source:
     val: np.ndarray
     unlabelled: np.ndarray
     names: Sequence[str]
+    left_out: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 def no_images() -> np.ndarray:
@@ -75,5 +85,109 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """Return images (..., 1) with their grey value in each of ``channels`` channels."""
-    return images if channels == images.shape[-1] else np.repeat(images, channels, axis=-1)
+    """Return images (..., W, 1 or 3) with ``channels`` channels: grey is repeated, RGB becomes grey by ITU-R 601."""
+    if channels == images.shape[-1]:
+        return images
+    if channels == GREY:
+        import cv2
+
+        rows = np.ascontiguousarray(images).reshape(-1, *images.shape[-2:])  # cv2 knows no axis of images
+        return cv2.cvtColor(rows, cv2.COLOR_RGB2GRAY).reshape(*images.shape[:-1], GREY)
+    return np.repeat(images, channels, axis=-1)
+
+
+class ArrayImages:
+    """Arrays of uint8 images (N, H, W, C) one behind the other, each image brought to size when it is asked for.
+
+    The arrays may be memory-mapped and views in any order: no image is read before its turn.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray], image_size: int, channels: int) -> None:
+        self._arrays = arrays
+        self._starts = np.cumsum([0, *map(len, arrays)])
+        self._size = image_size
+        self._channels = channels
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        place = int(np.searchsorted(self._starts, index, side="right")) - 1
+        image = np.array(self._arrays[place][index - self._starts[place]], order="C")  # no view of a read-only file
+        return with_channels(resized(image, self._size), self._channels)
+
+
+def from_arrays(arrays: Sequence[np.ndarray], image_size: int, channels: int) -> Images:
+    """Return arrays of uint8 images (N, H, W, C), one behind the other, at a size: in memory where they fit well.
+
+    Memory-mapped arrays, and what would become larger than ``LARGEST_IN_MEMORY``, are brought to size image by image.
+    """
+    lazy = ArrayImages(arrays, image_size, channels)
+    if any(isinstance(array, np.memmap) for array in arrays):
+        return lazy
+    shape = (len(lazy), image_size, image_size, channels)
+    if math.prod(shape) > LARGEST_IN_MEMORY:
+        return lazy
+    whole = np.empty(shape, dtype=np.uint8)
+    for index in range(len(lazy)):
+        whole[index] = lazy[index]
+    return whole
+
+
+class Part(NamedTuple):
+    """What a dataset's makers labelled: images (N, H, W, C) uint8 and labels (N,) of any integers."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+def from_parts(
+    place: Path,
+    train: Part,
+    test: Part,
+    classes: tuple[str, ...],
+    image_size: int,
+    channels: int,
+    unlabelled: np.ndarray | None = None,
+) -> Source:
+    """Return a source of a training set, a test set and perhaps unlabelled images (N, H, W, C) uint8, in this order.
+
+    Raises:
+        UserError: a part, read from ``place``, has no images, another number of labels or labels beyond the classes.
+    """
+    for name, (images, labels) in {"train": train, "test": test}.items():
+        if len(images) != len(labels) or not len(images):
+            raise UserError(f"{place}: {name} has {len(images)} images and {len(labels)} labels; fetch the files again")
+        wrong = labels[(labels < 0) | (labels >= len(classes))]
+        if len(wrong):
+            raise UserError(
+                f"{place}: {name} has label {wrong[0]}, but there are {len(classes)} classes; fetch the files again"
+            )
+    arrays = [train.images, test.images] + ([] if unlabelled is None else [unlabelled])
+    ends = np.cumsum([0, *map(len, arrays)])
+    labels = np.full(ends[-1], UNKNOWN, dtype=np.int64)
+    labels[: ends[2]] = np.concatenate([train.labels, test.labels])
+    return Source(
+        images=from_arrays(arrays, image_size, channels),
+        labels=labels,
+        classes=classes,
+        train=np.arange(ends[1]),
+        test=np.arange(ends[1], ends[2]),
+        val=no_images(),
+        unlabelled=np.arange(ends[2], ends[-1]),
+        names=Numbered(len(labels)),
+    )
+
+
+def class_names(file: Path) -> tuple[str, ...]:
+    """Return the lines of a text file that are not empty.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); unpack the archive again") from None

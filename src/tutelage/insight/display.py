@@ -43,6 +43,15 @@ class Display(Observer):
         if self._console.is_terminal:
             self._status.start()
 
+    def reading(self, what: str, share: float) -> None:
+        """Name what is read, and how far it is."""
+        line = f"{what}: {share:.0%}"
+        if self._console.is_terminal:
+            self._status.update(line)
+        elif time.monotonic() - self._mark > LINE_SECONDS:
+            self._mark = time.monotonic()
+            self.say(line)
+
     def begin(self, plan: Sequence[StageWork]) -> None:
         """Show the bar."""
         self._status.stop()

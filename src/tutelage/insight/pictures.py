@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -19,7 +20,15 @@ PANEL_WIDTH, PANEL_HEIGHT = 4.2, 3.2
 TILE = 1.15  # inches
 MOST_NAMED_CLASSES = 25  # above it a confusion matrix carries no names
 LONGEST_NAME = 12
-DIVIDER = "#888888"
+MOST_TEMPLATES_ABREAST = 10
+TEMPLATE_QUANTILE = 0.99  # of the absolute weights: the colours' range, so that single pixels do not fade the rest
+WIDE_RANGE = 20  # from there on x is logarithmic
+STRENGTH = {
+    "brightness": "share of white added",
+    "crop": "share of the side cut away",
+    "rotate": "degrees",
+    "translate": "share of the side moved",
+}
 
 
 def save(figure: Figure, file: Path) -> None:
@@ -67,6 +76,74 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
             color = "white" if share > 0.5 else "black"  # noqa: PLR2004 - dark blue from there on
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=7, color=color)
     return figure
+
+
+def shift_curves(shift: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Draw accuracies over the strengths of a shift, one line (strengths, accuracies) a network."""
+    figure, axes = plt.subplots(figsize=(1.5 * PANEL_WIDTH, PANEL_HEIGHT), layout="constrained")
+    for name, (strengths, accuracies) in lines.items():
+        axes.plot(strengths, accuracies, marker="o", markersize=3, linewidth=1.4, label=name)
+    axes.set(xlabel=STRENGTH[shift], ylabel="test accuracy", ylim=(0, 1))
+    if shift != "rotate":
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    _finish(axes)
+    return figure
+
+
+def templates(weights: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Draw the weights (C, H, W) of linear units as images around zero, one a class."""
+    columns = min(MOST_TEMPLATES_ABREAST, len(classes))
+    rows = math.ceil(len(classes) / columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(TILE * columns, (TILE + 0.28) * rows), squeeze=False, layout="constrained"
+    )
+    most = float(np.quantile(np.abs(weights), TEMPLATE_QUANTILE)) or 1.0
+    for place, axes in enumerate(grid.flat):
+        axes.set_axis_off()
+        if place < len(classes):
+            axes.imshow(weights[place], cmap="RdBu_r", vmin=-most, vmax=most)
+            axes.set_title(shortened(classes[place]), fontsize=7, pad=3)
+    return figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture's part: a measure over x, one line a name; each of its points is the mean of its values."""
+
+    heading: str
+    lines: Mapping[str, Mapping[float, Sequence[float]]]
+    share: bool = False
+
+
+def panels(x_name: str, shown: Sequence[Panel]) -> Figure:
+    """Draw measures side by side over a common x, means as lines and single values as faint dots."""
+    figure, grid = plt.subplots(
+        1, len(shown), figsize=(0.85 * PANEL_WIDTH * len(shown), PANEL_HEIGHT), squeeze=False, layout="constrained"
+    )
+    for axes, panel in zip(grid.flat, shown, strict=True):
+        for number, (name, points) in enumerate(panel.lines.items()):
+            xs = sorted(points)
+            color = f"C{number}"
+            axes.plot(xs, [np.mean(points[x]) for x in xs], marker="o", markersize=3, color=color, label=name)
+            axes.scatter(
+                [x for x in xs for _ in points[x]], [v for x in xs for v in points[x]], s=8, color=color, alpha=0.35
+            )
+        every = [x for points in panel.lines.values() for x in points]
+        if min(every) > 0 and max(every) / min(every) >= WIDE_RANGE:
+            axes.set_xscale("log")
+        axes.set(title=panel.heading, xlabel=x_name)
+        if panel.share:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        else:
+            axes.set_yscale("log")
+        _finish(axes)
+    return figure
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
 
 
 def tiles(images: Sequence[np.ndarray], titles: Sequence[str], columns: int, colors: Sequence[str] = ()) -> Figure:

@@ -1,25 +1,21 @@
 """The report of a finished run: one page that holds its pictures, and the pictures beside it."""
 
-import base64
 import csv
 import html
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from tutelage.config import Config
 from tutelage.data import TABLE, UNKNOWN, ImageDataModule, data_module
-from tutelage.insight import pictures
-from tutelage.insight.table import HEADER, last_fit, notes, rows
-from tutelage.models import Answers, confusion
+from tutelage.insight import page, pictures
+from tutelage.insight.shifts import Curve, stored_curves
+from tutelage.insight.table import HEADER, notes, rows
+from tutelage.models import Answers, Perceptron, confusion, load_classifier
 from tutelage.randomness import Key
-from tutelage.runs import RunFolder, read_record
-from tutelage.storage import write_text
+from tutelage.runs import RunFolder, last_fit, read_record, stage_folders, stored_config, trained
 
 ORIGINALS, VIEWS = 5, 7
 SAMPLES = 24
@@ -28,26 +24,11 @@ CURVES = (
     "What is minimised (a student's loss has a second term, for the pool), and the accuracy on labelled images as "
     "they are augmented; one line a stage."
 )
+TEMPLATES = "templates.png"
+TEMPLATES_TOLD = (
+    "A perceptron's weights as images, one a class: red speaks for the class, blue against it, white says nothing."
+)
 GOOD, BAD = "#2a7a2a", "#b02020"
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; } th, td { padding: .25rem .8rem .25rem 0; text-align: right; }
-th { border-bottom: 1px solid #888; font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-th:nth-child(2), td:nth-child(2) { text-align: left; }
-tr.best td { font-weight: 600; } .note { color: #666; font-size: .9rem; } img { max-width: 100%; }
-code { background: #f3f3f3; padding: .1rem .3rem; }
-"""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture of the report: its file's name, its heading and what it shows."""
-
-    file: str
-    heading: str
-    told: str
 
 
 def write_report(folder: RunFolder, config: Config | None = None) -> None:
@@ -59,41 +40,44 @@ def write_report(folder: RunFolder, config: Config | None = None) -> None:
     """
     record = read_record(folder)
     assert record is not None  # noqa: S101 - the caller has seen the record
-    config = config or Config.model_validate(OmegaConf.to_container(OmegaConf.load(folder.config_file)))
+    config = config or stored_config(folder)
     data = data_module(config.data)
-    entries = record["stages"]
-    places = {
-        entry["name"]: folder.stage(number, entry["name"], len(entries)) for number, entry in enumerate(entries, 1)
-    }
-    shown = [_curves(folder, record, places), _confusion(folder, record, places, data)]
-    shown += [_views(folder, config, data, last_fit(record))]
+    entries, places = record["stages"], stage_folders(folder, record)
+    shown = [_confusion(folder, record, places, data)]
+    if any(entry.get("steps") for entry in entries):  # otherwise images were stored as they are
+        shown = [_curves(folder, record, places), *shown, _views(folder, config, data, last_fit(record))]
+    shown += [_shift(folder, curve) for curve in stored_curves(folder)]
+    shown += _templates(folder, record)
     shown += [_pseudo_labels(folder, entry, places, data) for entry in entries if entry["kind"] == "label"][-1:]
     shown += _mistakes(folder, record, places, data)
-    write_text(folder.report / "index.html", _page(folder, record, shown))
+    page.write(folder.report / "index.html", folder.path.name, folder.path.parent.name, _body(record, shown))
 
 
-def _curves(folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, RunFolder]) -> Picture:
+def _curves(folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, RunFolder]) -> page.Picture:
     tables = {}
     for entry in record["stages"]:
         if entry["kind"] == "fit":
             with places[entry["name"]].metrics_file.open() as file:
                 tables[entry["name"]] = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    return _save(folder, "curves.png", pictures.learning_curves(tables), "Learning curves", CURVES)
+    return page.picture(folder.report / "curves.png", pictures.learning_curves(tables), "Learning curves", CURVES)
 
 
 def _confusion(
     folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, RunFolder], data: ImageDataModule
-) -> Picture:
+) -> page.Picture:
     name = last_fit(record)
     answers = _answers(places[name])
     matrix = confusion(Answers(answers["probabilities"].astype(np.float32), answers["labels"], answers["indices"]))
     told = f"{name} on the {len(answers['labels'])} test images; rows are true classes."
-    return _save(
-        folder, "confusion.png", pictures.confusion_matrix(matrix, data.source.classes), "Confusion matrix", told
+    return page.picture(
+        folder.report / "confusion.png",
+        pictures.confusion_matrix(matrix, data.source.classes),
+        "Confusion matrix",
+        told,
     )
 
 
-def _views(folder: RunFolder, config: Config, data: ImageDataModule, stage: str) -> Picture:
+def _views(folder: RunFolder, config: Config, data: ImageDataModule, stage: str) -> page.Picture:
     from tutelage.augmentation import Pipeline
 
     view = Pipeline(config.augmentation.transforms, Key(config.seed, stage, "labelled"))
@@ -104,12 +88,32 @@ def _views(folder: RunFolder, config: Config, data: ImageDataModule, stage: str)
         name = pictures.shortened(data.source.classes[data.source.labels[index]])
         titles += [f"{name}: original", *(f"pass {pass_}" for pass_ in range(VIEWS))]
     told = "Labelled images as they are, and as the last network saw them in its first passes."
-    return _save(folder, "views.png", pictures.tiles(images, titles, VIEWS + 1), "What the network saw", told)
+    return page.picture(
+        folder.report / "views.png", pictures.tiles(images, titles, VIEWS + 1), "What the network saw", told
+    )
+
+
+def _shift(folder: RunFolder, curve: Curve) -> page.Picture:
+    told = f"The test images, {curve.told}; at 0 they are as they are."
+    lines = {name: (curve.strengths, values) for name, values in curve.accuracy.items()}
+    figure = pictures.shift_curves(curve.shift, lines)
+    return page.picture(folder.report / f"shift_{curve.shift}.png", figure, f"Shift: {curve.shift}", told)
+
+
+def _templates(folder: RunFolder, record: Mapping[str, Any]) -> list[page.Picture]:
+    """Return the pictures of a perceptron's weights; of other networks none."""
+    network = load_classifier(trained(folder, record)[last_fit(record)])
+    if not isinstance(network, Perceptron):
+        return []
+    spec = network.spec
+    weights = network.head.weight.detach().reshape(-1, spec.channels, spec.image_size, spec.image_size).mean(dim=1)
+    figure = pictures.templates(weights.numpy(), spec.classes)
+    return [page.picture(folder.report / TEMPLATES, figure, "Templates", TEMPLATES_TOLD)]
 
 
 def _pseudo_labels(
     folder: RunFolder, entry: Mapping[str, Any], places: Mapping[str, RunFolder], data: ImageDataModule
-) -> Picture:
+) -> page.Picture:
     import pyarrow.parquet as pq
 
     table = pq.read_table(places[entry["name"]].path / TABLE).to_pylist()
@@ -127,12 +131,12 @@ def _pseudo_labels(
         "Green agrees with the truth that was set aside, red does not; training never sees it."
     )
     figure = pictures.tiles(images, titles, COLUMNS, colors)
-    return _save(folder, "pseudo_labels.png", figure, "Pseudo-labels", told)
+    return page.picture(folder.report / "pseudo_labels.png", figure, "Pseudo-labels", told)
 
 
 def _mistakes(
     folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, RunFolder], data: ImageDataModule
-) -> list[Picture]:
+) -> list[page.Picture]:
     name, source = last_fit(record), data.source
     answers = _answers(places[name])
     given, sure = answers["probabilities"].argmax(axis=1), answers["probabilities"].max(axis=1).astype(float)
@@ -144,7 +148,11 @@ def _mistakes(
     titles = [f"{classes[given[i]]} {sure[i]:.0%}\ntruth: {classes[answers['labels'][i]]}" for i in worst]
     images = [source.images[int(answers["indices"][i])] for i in worst]
     told = f"Test images that {name} got wrong, the most confident first ({len(wrong)} of {len(given)} are wrong)."
-    return [_save(folder, "mistakes.png", pictures.tiles(images, titles, COLUMNS), "Most confident mistakes", told)]
+    return [
+        page.picture(
+            folder.report / "mistakes.png", pictures.tiles(images, titles, COLUMNS), "Most confident mistakes", told
+        )
+    ]
 
 
 def _answers(place: RunFolder) -> dict[str, np.ndarray]:
@@ -152,39 +160,16 @@ def _answers(place: RunFolder) -> dict[str, np.ndarray]:
         return dict(stored)
 
 
-def _save(folder: RunFolder, file: str, figure: Any, heading: str, told: str) -> Picture:
-    pictures.save(figure, folder.report / file)
-    return Picture(file, heading, told)
-
-
-def _page(folder: RunFolder, record: Mapping[str, Any], shown: Sequence[Picture]) -> str:
+def _body(record: Mapping[str, Any], shown: Sequence[page.Picture]) -> str:
     best = last_fit(record)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADER)
-    body = "".join(
-        f"<tr{' class=best' if row[0] == best else ''}>" + "".join(f"<td>{html.escape(v)}</td>" for v in row) + "</tr>"
-        for row in rows(record)
-    )
-    told = "".join(f"<p class=note>{html.escape(line)}</p>" for line in notes(record))
-    figures = "".join(
-        f"<h2>{html.escape(one.heading)}</h2><p class=note>{html.escape(one.told)}</p>"
-        f'<img alt="{html.escape(one.heading)}" src="data:image/png;base64,{_encoded(folder.report / one.file)}">'
-        for one in shown
-    )
     measured = "".join(
         f"<tr><td>{html.escape(name)}</td><td></td><td>{value:.4f}</td></tr>"
         for name, value in record["result"].items()
     )
     facts = {key: record[key] for key in ("version", "git", "python", "packages", "threads", "started", "finished")}
     return (
-        "<!doctype html><html lang=en><meta charset=utf-8>"
-        f"<title>{html.escape(folder.path.name)}</title><style>{STYLE}</style>"
-        f"<h1>{html.escape(folder.path.parent.name)}</h1>"
         f"<p class=note><code>{html.escape(record['command'])}</code></p>"
-        f"<table><tr>{head}</tr>{body}</table>{told}{figures}"
+        f"{page.table(HEADER, rows(record), best)}{page.notes(notes(record))}{page.figures(shown)}"
         f"<h2>All measures of {html.escape(best)}</h2><table>{measured}</table>"
-        f"<h2>How it was made</h2><pre>{html.escape(json.dumps(facts, indent=2))}</pre></html>\n"
+        f"<h2>How it was made</h2><pre>{html.escape(json.dumps(facts, indent=2))}</pre>"
     )
-
-
-def _encoded(file: Path) -> str:
-    return base64.b64encode(file.read_bytes()).decode()

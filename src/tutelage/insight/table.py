@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tutelage import __version__
+from tutelage.runs import last_fit
 from tutelage.runs.folder import commit
 
 HEADER = ("stage", "network", "weights", "steps", "labels", "pseudo", "right", "val", "test")
@@ -52,6 +53,9 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     if images:
         told += "; the weights of the best epoch are kept."
     lines = []
+    left_out = record.get("data", {}).get("left_out", [])
+    if left_out:
+        lines.append(f"Data: {len(left_out):,} unreadable files were left out (run.json names them).")
     labels = [entry for entry in record["stages"] if entry["kind"] == "label"]
     if labels:
         right = "; right: the share of them labelled as in truth" if "pool/right" in labels[0]["result"] else ""
@@ -82,11 +86,6 @@ def print_table(record: Mapping[str, Any]) -> None:
     console.print(table)
     for line in notes(record):
         console.print(line, style="dim", highlight=False)
-
-
-def last_fit(record: Mapping[str, Any]) -> str:
-    """Return the name of the network that the run is after: the last one trained before the control."""
-    return next(str(e["name"]) for e in reversed(record["stages"]) if e["kind"] == "fit" and not e["control"])
 
 
 def _code(version: str, git: str | None) -> str:

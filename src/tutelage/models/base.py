@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import pytorch_lightning as pl
@@ -39,16 +40,22 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network learns: update rule, learning rate over time, and for how many steps."""
+    """How a network learns: update rule, learning rate over time, for how many steps, and what each class weighs."""
 
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
     steps: int
+    class_weights: tuple[float, ...] | None = None
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits (B, C) and classes (B,) int64 or probabilities (B, C)."""
-    return functional.cross_entropy(logits, targets)
+def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the mean cross-entropy of logits (B, C) and classes (B,) int64 or probabilities (B, C).
+
+    With ``weights`` (C,) each class's part counts that many times; it stays a mean over the images.
+    """
+    if weights is None:
+        return functional.cross_entropy(logits, targets)
+    return functional.cross_entropy(logits, targets, weights, reduction="sum") / len(logits)
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -68,11 +75,13 @@ class ImageClassifier(pl.LightningModule):
     head: nn.Module
     mean: Tensor
     scale: Tensor
+    class_weights: Tensor | None
 
     def __init__(self, spec: ImageSpec) -> None:
         super().__init__()
         self.spec = spec
         self.recipe: Recipe | None = None
+        self.register_buffer("class_weights", None, persistent=False)
         shape = (1, spec.channels, 1, 1)
         self.register_buffer("mean", torch.tensor(spec.mean).mul(PIXEL_MAX).view(shape), persistent=False)
         self.register_buffer("scale", torch.tensor(spec.std).mul(PIXEL_MAX).reciprocal().view(shape), persistent=False)
@@ -84,14 +93,30 @@ class ImageClassifier(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, C) of uint8 images (B, C, H, W)."""
-        logits: Tensor = self.head(self.backbone((images.float() - self.mean) * self.scale))
+        logits: Tensor = self.head(self.features(images))
         return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the backbone's features (B, D) of uint8 images (B, C, H, W)."""
+        found: Tensor = self.backbone((images.float() - self.mean) * self.scale)
+        return found
+
+    def learn_by(self, recipe: Recipe) -> None:
+        """Take up how to learn."""
+        self.recipe = recipe
+        self.class_weights = None if recipe.class_weights is None else torch.tensor(recipe.class_weights)
+
+    def attach(self, folder: Path) -> None:
+        """Take up what the network keeps in files beside its checkpoint; most keep nothing there."""
 
     def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss and what is shown beside it."""
         images, targets = batch["labelled"]
         logits = self(images)
-        return {"loss": cross_entropy(logits, targets), "accuracy": accuracy(logits.detach(), targets)}
+        return {
+            "loss": cross_entropy(logits, targets, self.class_weights),
+            "accuracy": accuracy(logits.detach(), targets),
+        }
 
     def validation_step(self, batch: Plain, batch_idx: int) -> dict[str, Tensor]:
         """Return logits (B, C) and labels (B,) of un-augmented images."""

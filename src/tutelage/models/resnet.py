@@ -5,6 +5,7 @@ from torch.nn import functional
 from torchvision.ops import StochasticDepth
 
 from tutelage.models.base import ImageClassifier, ImageSpec
+from tutelage.models.layers import Mean
 
 STAGES = 3
 
@@ -31,14 +32,6 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return relu(shortcut + branch)."""
         return functional.relu(self.shortcut(x) + self.drop(self.branch(x)))
-
-
-class Mean(nn.Module):
-    """The mean over the image, (B, C, H, W) to (B, C); unlike adaptive pooling, deterministic on CUDA too."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the mean over height and width."""
-        return x.mean(dim=(2, 3))
 
 
 class ResNet(ImageClassifier):

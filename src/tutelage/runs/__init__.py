@@ -1,6 +1,30 @@
 """Runs: identity, folder, ledger, checkpoints, resume."""
 
-from tutelage.runs.folder import RunFolder, is_finished, read_record, state
+from tutelage.runs.folder import (
+    FINISHED,
+    RunFolder,
+    finished_run,
+    is_finished,
+    last_fit,
+    read_record,
+    stage_folders,
+    state,
+    stored_config,
+    trained,
+)
 from tutelage.runs.identity import identity, run_path
 
-__all__ = ["RunFolder", "identity", "is_finished", "read_record", "run_path", "state"]
+__all__ = [
+    "FINISHED",
+    "RunFolder",
+    "finished_run",
+    "identity",
+    "is_finished",
+    "last_fit",
+    "read_record",
+    "run_path",
+    "stage_folders",
+    "state",
+    "stored_config",
+    "trained",
+]

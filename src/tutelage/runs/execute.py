@@ -13,27 +13,31 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from tutelage.config import Config
+from tutelage.config import Config, DataConfig
 from tutelage.data import (
     PROBABILITIES,
     ImageDataModule,
     Selection,
     Training,
+    class_weights,
     quality,
     read_probabilities,
     write_probabilities,
     write_table,
 )
 from tutelage.models import (
+    BANK_FILES,
     Answers,
     ImageClassifier,
     ImageSpec,
+    NearestNeighbours,
     Recipe,
     answers,
     load_classifier,
     make_classifier,
     measure,
     save_classifier,
+    start_from,
     weight_hash,
 )
 from tutelage.randomness import Key
@@ -44,6 +48,11 @@ from tutelage.runs.interruption import Signals
 from tutelage.runs.observer import Observer
 from tutelage.storage import is_sound, write_whole
 from tutelage.strategies import Fit, Label, Stage
+
+
+def spec_of(data: DataConfig, classes: Sequence[str]) -> ImageSpec:
+    """Return what networks see and tell apart on some data."""
+    return ImageSpec(data.channels, data.image_size, tuple(classes), tuple(data.mean), tuple(data.std))
 
 
 @dataclass
@@ -62,8 +71,7 @@ class Run:
     @property
     def spec(self) -> ImageSpec:
         """What the networks see and tell apart."""
-        data = self.config.data
-        return ImageSpec(data.channels, data.image_size, self.data.source.classes, tuple(data.mean), tuple(data.std))
+        return spec_of(self.config.data, self.data.source.classes)
 
     @property
     def validated(self) -> bool:
@@ -84,6 +92,13 @@ class Run:
         """Return the file with the network that a stage ends with."""
         return self.place(stage).weights(self.validated)
 
+    def left_by(self, stage: Stage) -> list[Path]:
+        """Return the files that a finished stage leaves for those after it."""
+        if isinstance(stage, Label):
+            return [self.place(stage).path / PROBABILITIES]
+        bank = [self.place(stage).checkpoints / name for name in BANK_FILES] if stage.one_pass else []
+        return [self.weights(stage), *bank]
+
     def network(self, name: str) -> ImageClassifier:
         """Return the network that the Fit stage ``name`` ended with."""
         return load_classifier(next(self.weights(s) for s in self.plan if isinstance(s, Fit) and s.name == name))
@@ -91,10 +106,10 @@ class Run:
 
 def is_intact(this: Run, stage: Stage) -> bool:
     """Return whether what a finished stage left is still there and sound; say it and clear the way where it is not."""
-    left = this.weights(stage) if isinstance(stage, Fit) else this.place(stage).path / PROBABILITIES
-    if is_sound(left):
+    damaged = [file for file in this.left_by(stage) if not is_sound(file)]
+    if not damaged:
         return True
-    this.observer.say(f"warning: {left} is damaged or gone: stage {stage.name} is done again")
+    this.observer.say(f"warning: {damaged[0]} is damaged or gone: stage {stage.name} is done again")
     if isinstance(stage, Fit) and this.validated:  # the best weights are in no checkpoint: only training finds them
         for file in this.place(stage).checkpoints.glob("*"):
             file.unlink()
@@ -105,9 +120,8 @@ def fit(this: Run, stage: Fit) -> dict[str, Any]:
     """Train a stage's network, from its newest checkpoint where there is one, and return its entry in the ledger."""
     config, place = this.config, this.place(stage)
     place.checkpoints.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(Key(config.seed, stage.name).torch_seed("initial weights"))
-    network = make_classifier(stage.model.arguments(), this.spec)
-    network.recipe = Recipe(config.optimizer, config.scheduler, stage.steps)
+    network = _new(this, stage)
+    network.learn_by(Recipe(config.optimizer, config.scheduler, stage.steps, _weights_of_classes(this)))
     module: Any = stage.module(network)
 
     def keep_weights() -> None:
@@ -136,19 +150,61 @@ def fit(this: Run, stage: Fit) -> dict[str, Any]:
     if not this.validated:
         keep_weights()
     last = table.rows[-1]
+    result = {name: value for name, value in (table.best or last).items() if "/" in name}
+    return _entry(this, stage, last["seconds"], result)
+
+
+def memorise(this: Run, stage: Fit) -> dict[str, Any]:
+    """Let a network store the labelled images, in one pass, and return its entry in the ledger."""
+    splits, started = this.data.splits, time.monotonic()
+    network = _new(this, stage).to(this.device)
+    assert isinstance(network, NearestNeighbours)  # noqa: S101 - no other stage is of one pass
+    folder = this.place(stage).checkpoints
+    folder.mkdir(parents=True, exist_ok=True)
+    batches = this.data.plain(splits.labelled)
+    network.memorise(batches, len(splits.labelled), folder, _heed(this, len(splits.labelled), lambda share: share))
+    result: dict[str, float] = {}
+    if this.validated:
+        found = answers(network, this.data.plain(splits.validation), this.device, lambda images: this.signals.answer())
+        result = {"val/accuracy": measure(found, this.data.source.classes, "val")["val/accuracy"]}
+    save_classifier(network, stage.model.arguments(), this.weights(stage))
+    return _entry(this, stage, round(time.monotonic() - started, 3), result)
+
+
+def _new(this: Run, stage: Fit) -> ImageClassifier:
+    """Return a stage's network as it begins: random weights of its key, or those of ``init_from``."""
+    config = this.config
+    torch.manual_seed(Key(config.seed, stage.name).torch_seed("initial weights"))
+    network = make_classifier(stage.model.arguments(), this.spec)
+    if config.init_from is not None:
+        start_from(network, Path(config.init_from).expanduser())
+    return network
+
+
+def _weights_of_classes(this: Run) -> tuple[float, ...] | None:
+    source = this.data.source
+    if this.config.data.balance != "weights":
+        return None
+    return class_weights(source.labels[this.data.splits.labelled], len(source.classes))
+
+
+def _entry(this: Run, stage: Fit, seconds: float, result: dict[str, float]) -> dict[str, Any]:
+    """Return the ledger's entry of a stage that ended with a network."""
+    network = load_classifier(this.weights(stage))
     return {
         "name": stage.name,
         "kind": "fit",
         "control": stage.control,
         "model": stage.model.arguments(),
         "parameters": sum(p.numel() for p in network.parameters()),
-        "steps": stage.steps,
+        "bytes": sum(file.stat().st_size for file in this.left_by(stage)),
+        "steps": 0 if stage.one_pass else stage.steps,
         "labels": len(this.data.splits.labelled),
         "validation": this.data.splits.validation_kind,
         "validation_images": len(this.data.splits.validation),
-        "weights_sha256": weight_hash(load_classifier(this.weights(stage))),
-        "seconds": last["seconds"],
-        "result": {name: value for name, value in (table.best or last).items() if "/" in name},
+        "weights_sha256": weight_hash(network),
+        "seconds": seconds,
+        "result": result,
     }
 
 
@@ -247,7 +303,9 @@ def test(this: Run) -> None:
         entry = this.record.stage(stage.name)
         assert entry is not None  # noqa: S101 - every stage was finished before
         network, images = this.network(stage.name), this.data.splits.test
+        started = time.monotonic()
         found = _answers(this, network, images, lambda share, done=number: (done + share) / len(fits))  # type: ignore[misc]
+        entry["answer_seconds"] = round(time.monotonic() - started, 3)
         _write_answers(this.place(stage).test_file, found)
         entry["result"] |= measure(found, this.data.source.classes, "test")
         this.record.finish_stage(entry)
@@ -258,15 +316,20 @@ def test(this: Run) -> None:
 
 def _answers(this: Run, network: ImageClassifier, indices: np.ndarray, of_stage: Callable[[float], float]) -> Answers:
     """Return a network's answers; progress is shown, signals are heeded."""
+    return answers(network, this.data.plain(indices), this.device, _heed(this, len(indices), of_stage))
+
+
+def _heed(this: Run, images: int, of_stage: Callable[[float], float]) -> Callable[[int], None]:
+    """Return what to call after each batch of images: shows progress, heeds signals."""
     done = 0
 
-    def after_batch(images: int) -> None:
+    def after_batch(just_done: int) -> None:
         nonlocal done
-        done += images
-        this.observer.progress(of_stage(done / len(indices)), {"images": f"{done}/{len(indices)}"})
+        done += just_done
+        this.observer.progress(of_stage(done / images), {"images": f"{done}/{images}"})
         this.signals.answer()
 
-    return answers(network, this.data.plain(indices), this.device, after_batch)
+    return after_batch
 
 
 def _write_answers(file: Path, found: Answers) -> None:

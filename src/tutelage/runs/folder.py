@@ -3,7 +3,7 @@
 import json
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage import __version__
+from tutelage.config import Config
 from tutelage.errors import UserError
 from tutelage.storage import is_held, write_json, write_text
 
@@ -75,7 +76,7 @@ class Record:
         self._file = folder.record_file
         self.content: dict[str, Any] = read_record(folder) or {}
 
-    def begin(self, identity: dict[str, Any], command: str, threads: int) -> None:
+    def begin(self, identity: dict[str, Any], command: str, threads: int, data: dict[str, Any]) -> None:
         """Note that the run is under way, or goes on, by which command and code."""
         code = {"version": __version__, "git": commit()}
         self.content = {
@@ -89,6 +90,7 @@ class Record:
             "started": self.content.get("started") or _now(),
             "finished": None,
             "identity": identity,
+            "data": data,
             "result": {},
             "stages": self.content.get("stages", []),
         }
@@ -141,6 +143,43 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
             f"{folder.record_file} cannot be read ({error}); move the folder away, or start beside it with attempt=2"
         ) from None
     return content if isinstance(content, dict) else None
+
+
+def stage_folders(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, RunFolder]:
+    """Return the folder of each stage of a finished run, by the stage's name."""
+    names = [entry["name"] for entry in record["stages"]]
+    return {name: folder.stage(number, name, len(names)) for number, name in enumerate(names, 1)}
+
+
+def trained(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the weights file of each network that a finished run trained, by the stage's name."""
+    places = stage_folders(folder, record)
+    fits = [entry for entry in record["stages"] if entry["kind"] == "fit"]
+    return {entry["name"]: places[entry["name"]].weights(entry["validation_images"] > 0) for entry in fits}
+
+
+def last_fit(record: Mapping[str, Any]) -> str:
+    """Return the name of the network that the run is after: the last one trained before the control."""
+    return next(str(e["name"]) for e in reversed(record["stages"]) if e["kind"] == "fit" and not e["control"])
+
+
+def stored_config(folder: RunFolder) -> Config:
+    """Return the config of a run as it was stored."""
+    from omegaconf import OmegaConf
+
+    return Config.model_validate(OmegaConf.to_container(OmegaConf.load(folder.config_file)))
+
+
+def finished_run(path: str) -> tuple[RunFolder, dict[str, Any]]:
+    """Return the folder and the record of a finished run that a user names.
+
+    Raises:
+        UserError: it is none.
+    """
+    folder = RunFolder(Path(path))
+    if not is_finished(folder):
+        raise UserError(f"{path}: {state(folder).status}; this needs the folder of a finished run ('tutelage runs')")
+    return folder, read_record(folder) or {}
 
 
 def is_finished(folder: RunFolder) -> bool:

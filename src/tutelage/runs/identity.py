@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.config import Config, NoisyStudentConfig
-from tutelage.storage import digest
+from tutelage.storage import digest, file_digest
 
 IDENTITY_VERSION = 1
 HASH_LENGTH = 10
@@ -24,7 +24,7 @@ SECTIONS = (
 )
 TRAINER_KEYS = ("precision",)
 # Where the data lies and how fast it is read; what transforms made of mirror stands in the augmentation.
-NOT_IN_DATA = ("root", "num_workers", "mirror")
+NOT_IN_DATA = ("root", "unlabelled", "num_workers", "mirror")
 ALWAYS_IN = ("seed",)  # also at its default, for people who read run.json
 
 
@@ -47,6 +47,8 @@ def identity(config: Config, fingerprint: str) -> dict[str, Any]:
             {"model": config.grown(student).model_dump(mode="json", exclude_defaults=True), "length": student.length}
             for student in config.strategy.students
         ]
+    if config.init_from is not None:
+        picked["init_from"] = file_digest(Path(config.init_from).expanduser(), "init_from")
     if fingerprint:
         picked["data"]["fingerprint"] = fingerprint
     return {"identity_version": IDENTITY_VERSION, **_plain_numbers(picked)}

@@ -20,6 +20,9 @@ class Observer:
     def loading(self) -> None:
         """Libraries and data are loaded, which takes seconds."""
 
+    def reading(self, what: str, share: float) -> None:
+        """``share`` of a long read is done: files are checked, or a dataset fetched."""
+
     def begin(self, plan: Sequence[StageWork]) -> None:
         """The run starts or goes on; ``plan`` lists all its stages."""
 

@@ -5,23 +5,26 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tutelage import __version__
 from tutelage.augmentation import Pipeline
 from tutelage.config import Config
-from tutelage.data import data_module, read_probabilities
+from tutelage.data import ImageDataModule, data_module, few, read_probabilities
 from tutelage.errors import UserError
+from tutelage.models import make_classifier, start_from
 from tutelage.randomness import Key
 from tutelage.runs import work
-from tutelage.runs.execute import Run, fit, is_intact, label, test
+from tutelage.runs.execute import Run, fit, is_intact, label, memorise, test
 from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.interruption import Signals, Stopped
 from tutelage.runs.observer import Observer, StageWork
 from tutelage.storage import remove_partials
-from tutelage.strategies import Fit, Label, stages
+from tutelage.strategies import Fit, Label, Stage, stages
 
 
 def run(
@@ -46,6 +49,12 @@ def run(
     _prepare_torch(config.trainer.threads or record.threads or len(os.sched_getaffinity(0)))
     data = data_module(config.data)
     with Signals().watched() as signals, _quiet():
+
+        def tell(what: str, share: float) -> None:
+            observer.reading(what, share)
+            signals.answer()
+
+        data.tell = tell
         this = Run(config, folder, record, data, signals, observer)
         this.plan = stages(config, data.source, data.splits)
         plan = _check(this)
@@ -54,8 +63,9 @@ def run(
         folder.path.mkdir(parents=True, exist_ok=True)
         remove_partials(folder.path)
         write_config(folder, config.model_dump(mode="json"))
-        record.begin(identity, command, torch.get_num_threads())
+        record.begin(identity, command, torch.get_num_threads(), _told_of(data))
         observer.say(f"run: {folder.path}")
+        _tell_of_data(this)
         observer.begin(plan)
         try:
             _execute(this)
@@ -72,11 +82,18 @@ def _execute(this: Run) -> None:
     for number, stage in enumerate(this.plan, start=1):
         if this.record.stage(stage.name) is None or not is_intact(this, stage):
             this.observer.stage(number)
-            this.record.finish_stage(fit(this, stage) if isinstance(stage, Fit) else label(this, stage))
+            this.record.finish_stage(_done(this, stage))
         if isinstance(stage, Label):
             this.selections[stage.name] = stage.select(read_probabilities(this.place(stage).path))
     this.observer.stage(len(this.plan) + 1)
     test(this)
+
+
+def _done(this: Run, stage: Stage) -> dict[str, Any]:
+    """Execute a stage and return its entry in the ledger."""
+    if isinstance(stage, Label):
+        return label(this, stage)
+    return memorise(this, stage) if stage.one_pass else fit(this, stage)
 
 
 def _check(this: Run) -> Sequence[StageWork]:
@@ -85,7 +102,7 @@ def _check(this: Run) -> Sequence[StageWork]:
     Raises:
         UserError: one of them cannot be had.
     """
-    trainer, splits = this.config.trainer, this.data.splits
+    trainer = this.config.trainer
     if this.device.type == "cpu" and trainer.accelerator == "gpu":
         raise UserError("trainer.accelerator=gpu: no CUDA device is visible; use trainer=cpu or trainer=auto")
     if this.device.type == "cpu" and trainer.precision == "16-mixed":
@@ -100,14 +117,62 @@ def _check(this: Run) -> Sequence[StageWork]:
                     f"strategy.students: {stage.name} would have {own:,} weights, fewer than the {teachers:,} of its "
                     f"teacher; give students sizes that suit the model"
                 )
-    flops = {name: size.flops for name, size in sizes.items()}
-    plan = [
-        StageWork(stage.name, work.training(stage.steps * stage.images_per_step, flops[stage.name]))
-        if isinstance(stage, Fit)
-        else StageWork(stage.name, work.answering(len(splits.pool), flops[stage.teacher]))
-        for stage in this.plan
-    ]
+    if this.config.init_from is not None:
+        _check_start(this)
+    return _plan(this, {name: size.flops for name, size in sizes.items()})
+
+
+def _check_start(this: Run) -> None:
+    """Raise a UserError unless the weights of ``init_from`` fit every network; say what they fill."""
+    told = set()
+    for stage in this.plan:
+        if isinstance(stage, Fit):
+            with torch.device("meta"):
+                network = make_classifier(stage.model.arguments(), this.spec)
+            told.add(start_from(network, Path(this.config.init_from or "").expanduser()))
+    for line in sorted(told):
+        this.observer.say(line)
+
+
+def _plan(this: Run, flops: dict[str, float]) -> Sequence[StageWork]:
+    """Return what the stages and the test will cost, given the operations of each network's forward."""
+    splits, plan = this.data.splits, []
+    for stage in this.plan:
+        if isinstance(stage, Label):
+            plan.append(StageWork(stage.name, work.answering(len(splits.pool), flops[stage.teacher])))
+        elif stage.one_pass:
+            plan.append(StageWork(stage.name, work.answering(len(splits.labelled), flops[stage.name])))
+            flops[stage.name] += work.comparing(len(splits.labelled), this.spec)
+        else:
+            plan.append(StageWork(stage.name, work.training(stage.steps * stage.images_per_step, flops[stage.name])))
     return [*plan, StageWork("test", sum(work.answering(len(splits.test), each) for each in flops.values()))]
+
+
+def _told_of(data: ImageDataModule) -> dict[str, Any]:
+    """Return what the record says of the data: its classes in the order of their labels, and how many images."""
+    source = data.source
+    return {
+        "classes": list(source.classes),
+        "images": len(source.labels),
+        "test": len(data.splits.test),
+        "left_out": list(source.left_out),
+        "labelled": np.bincount(source.labels[data.splits.labelled], minlength=len(source.classes)).tolist(),
+    }
+
+
+def _tell_of_data(this: Run) -> None:
+    """Say what the user should know of the data: files left out, classes with no image or a single one."""
+    source, labelled = this.data.source, this.data.splits.labelled
+    for note in source.notes:
+        this.observer.say(f"note: {note}")
+    if source.left_out:
+        this.observer.say(f"warning: {len(source.left_out):,} unreadable files are left out: {few(source.left_out)}")
+    counts = np.bincount(source.labels[labelled], minlength=len(source.classes))
+    for number, told in ((0, "no labelled image"), (1, "a single labelled image")):
+        names = [source.classes[c] for c in np.flatnonzero(counts == number)]
+        if names and (number == 0 or this.config.data.labels_per_class != 1):
+            what = "class" if len(names) == 1 else f"{len(names)} classes"
+            this.observer.say(f"warning: {what} with {told}: {few(names)}")
 
 
 def _prepare_torch(threads: int) -> None:

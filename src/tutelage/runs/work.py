@@ -46,3 +46,8 @@ def training(images: int, flops: float) -> float:
 def answering(images: int, flops: float) -> float:
     """Return the work of answering on ``images`` images."""
     return images * flops
+
+
+def comparing(images: int, spec: ImageSpec) -> float:
+    """Return the work of comparing one image with ``images`` others."""
+    return 2.0 * images * spec.channels * spec.image_size**2

@@ -41,7 +41,8 @@ class NoisyStudent(pl.LightningModule):
         labelled, pool = batch["labelled"], batch["pool"]
         logits = self.student(torch.cat([labelled.images, pool.images]))
         on_labelled, on_pool = logits.split([len(labelled.images), len(pool.images)])
-        loss_labelled, loss_pool = cross_entropy(on_labelled, labelled.targets), cross_entropy(on_pool, pool.targets)
+        loss_labelled = cross_entropy(on_labelled, labelled.targets, self.student.class_weights)
+        loss_pool = cross_entropy(on_pool, pool.targets)
         return {
             "loss": loss_labelled + loss_pool,
             "loss_labelled": loss_labelled.detach(),
@@ -113,7 +114,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
         )
     labelled = labelled_stream(config, source, splits)
     pool_batch = max(1, round(recipe.unlabelled_ratio * labelled.batch_size))
-    labelled_size, pool_size = (len(splits.labelled), labelled.batch_size), (len(splits.pool), pool_batch)
+    labelled_size, pool_size = (len(labelled.indices), labelled.batch_size), (len(splits.pool), pool_batch)
 
     def on_labels(name: str, model: Targeted, extent: Length, control: bool = False) -> Fit:
         return Fit(

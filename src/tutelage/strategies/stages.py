@@ -7,7 +7,7 @@ import numpy as np
 from pytorch_lightning import LightningModule
 
 from tutelage.config import Config, Targeted
-from tutelage.data import Selection, Source, Splits, Stream
+from tutelage.data import Selection, Source, Splits, Stream, evened
 from tutelage.models import ImageClassifier
 
 
@@ -25,6 +25,7 @@ class Fit:
         module: the LightningModule around the network.
         control: it is there to be compared with, not what the run is after.
         grows_from: the stage whose network must not be larger than this one's.
+        one_pass: the network stores the labelled images in one pass, un-augmented, instead of optimizing.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Fit:
     module: Callable[[ImageClassifier], LightningModule]
     control: bool = False
     grows_from: str | None = None
+    one_pass: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,5 +85,9 @@ def length(config: Config, share: float, *sizes: tuple[int, int]) -> Length:
 
 
 def labelled_stream(config: Config, source: Source, splits: Splits) -> Stream:
-    """Return the stream of the labelled images."""
-    return Stream("labelled", splits.labelled, source.labels[splits.labelled], config.data.batch_size)
+    """Return the stream of the labelled images; under ``data.balance=sampling`` rare classes come repeatedly."""
+    indices, copies = splits.labelled, np.zeros(len(splits.labelled), dtype=np.int64)
+    if config.data.balance == "sampling":
+        entries, copies = evened(source.labels[indices])
+        indices = indices[entries]
+    return Stream("labelled", indices, source.labels[indices], config.data.batch_size, copies)

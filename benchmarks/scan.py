@@ -1,0 +1,50 @@
+"""A folder of 50,000 small files: seconds of the first scan, and of one that finds nothing new.
+
+Ends with an error where the first takes 60 s or more, or the second 3 s or more.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+FILES, CLASSES, SIDE = 50_000, 50, 64
+FIRST_LIMIT, SECOND_LIMIT = 60.0, 3.0
+
+
+def main() -> None:
+    """Write the folder, scan it twice."""
+    with tempfile.TemporaryDirectory() as top:
+        os.environ["XDG_CACHE_HOME"] = f"{top}/cache"
+        from tutelage.data.listing import list_folder
+        from tutelage.data.scan import unreadable
+
+        rng = np.random.default_rng(0)
+        pictures = [Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)) for _ in range(20)]
+        for number in range(FILES):
+            folder = Path(top, "images", f"{number % CLASSES:02}")
+            folder.mkdir(parents=True, exist_ok=True)
+            kind = "jpg" if number % 2 else "png"
+            pictures[number % len(pictures)].save(folder / f"{number}.{kind}")
+
+        def scan() -> float:
+            started = time.perf_counter()
+            listing = list_folder(f"{top}/images")
+            listing.fingerprint()
+            bad = unreadable(listing, 10**8, lambda what, share: None)
+            assert not bad
+            assert len(listing.entries) == FILES
+            return time.perf_counter() - started
+
+        first, second = scan(), scan()
+    print(f"scan of {FILES:,} files: {first:.1f} s, again {second:.2f} s")
+    if first >= FIRST_LIMIT or second >= SECOND_LIMIT:
+        sys.exit("scan: too slow")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Image files as a dataset: those of a folder, of a table, of ImageNet."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tutelage.config import DataConfig
+from tutelage.data.download import Tell, silent
+from tutelage.data.listing import ALL, LABELLED_PARTS, UNLABELLED, Listing, list_folder, list_table
+from tutelage.data.pixels import BadImage, read_pixels
+from tutelage.data.scan import unreadable
+from tutelage.data.source import UNKNOWN, Source, resized
+from tutelage.data.stratify import stratified
+from tutelage.errors import UserError
+from tutelage.randomness import Key
+
+MOST_BAD_NAMED = 20
+
+# by the name of the DataModule
+LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
+    "ImageFolder": lambda config: list_folder(config.root, config.unlabelled),
+    "ImageNet": lambda config: list_folder(config.root, config.unlabelled, val_is_test=True),
+    "Table": lambda config: list_table(config.root, config.unlabelled),
+}
+
+
+class FileImages:
+    """Image files, read when asked for and brought to one size."""
+
+    def __init__(self, paths: Sequence[str], config: DataConfig) -> None:
+        self._paths = paths
+        self._config = config
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        config = self._config
+        try:
+            pixels = read_pixels(Path(self._paths[index]), config.channels, config.background, config.max_pixels)
+        except BadImage as error:
+            raise UserError(f"{self._paths[index]}: cannot be read as an image ({error}); mend or remove it") from None
+        return resized(pixels, config.image_size)
+
+
+def image_files(listing: Listing, config: DataConfig, tell: Tell = silent) -> Source:
+    """Return listed images as a source, each file tried; without a test set a fifth of each class is set aside for it.
+
+    Raises:
+        UserError: a file gives no pixels and ``data.on_bad_image`` is stop; or a class is left without images.
+    """
+    listing, left_out = _readable(listing, config, tell)
+    entries = listing.entries
+    number = {label: index for index, label in enumerate(listing.classes)}
+    labels = np.array([UNKNOWN if entry.label is None else number[entry.label] for entry in entries], dtype=np.int64)
+    parts = np.array([entry.part for entry in entries])
+    indices = {part: np.flatnonzero(parts == part) for part in (ALL, *LABELLED_PARTS, UNLABELLED)}
+    train, test = np.concatenate([indices["train"], indices[ALL]]), indices["test"]
+    if not len(test):
+        test = stratified(train, labels, max(1, len(train) // 5), Key(0, "image_folder", "test"))
+        train = np.setdiff1d(train, test)
+        for c, label in enumerate(listing.classes):
+            if not (labels[train] == c).any():
+                raise UserError(f"{listing.where}: class {label!r} has too few images to set some aside for a test set")
+    return Source(
+        images=FileImages([entry.path for entry in entries], config),
+        labels=labels,
+        classes=listing.classes,
+        train=train,
+        test=test,
+        val=indices["val"],
+        unlabelled=indices[UNLABELLED],
+        names=[entry.name for entry in entries],
+        left_out=left_out,
+        notes=listing.notes,
+    )
+
+
+def _readable(listing: Listing, config: DataConfig, tell: Tell) -> tuple[Listing, tuple[str, ...]]:
+    """Return the listing without the files that give no pixels, and these files' names.
+
+    Raises:
+        UserError: there are such files and ``data.on_bad_image`` is stop; all of them are named before.
+    """
+    bad = unreadable(listing, config.max_pixels, tell)
+    if not bad:
+        return listing, ()
+    if config.on_bad_image == "stop":
+        lines = [f"{listing.entries[number].path}: {reason}" for number, reason in bad.items()]
+        if len(lines) > MOST_BAD_NAMED:
+            lines[MOST_BAD_NAMED:] = [f"... and {len(lines) - MOST_BAD_NAMED:,} more"]
+        print(*lines, sep=os.linesep, file=sys.stderr)
+        raise UserError(
+            f"{listing.where}: {len(bad):,} of {len(listing.entries):,} files cannot be read as images (listed above): "
+            "mend or remove them, or leave them out with data.on_bad_image=skip"
+        )
+    kept = tuple(entry for number, entry in enumerate(listing.entries) if number not in bad)
+    lost = set(listing.classes) - {entry.label for entry in kept if entry.part in {"train", ALL}}
+    if lost:
+        raise UserError(f"{listing.where}: class {min(lost)!r} has no readable image; mend or remove it")
+    return replace(listing, entries=kept), tuple(listing.entries[number].name for number in bad)

@@ -1,0 +1,213 @@
+"""What a sweep gave: one table and one page over all its runs."""
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.config import SHIFTS
+from tutelage.insight import page, pictures
+from tutelage.insight.report import TEMPLATES, TEMPLATES_TOLD
+from tutelage.insight.shifts import stored_curves
+from tutelage.runs import FINISHED, RunFolder, last_fit, read_record
+
+SEED = "seed"
+KILO = 1000.0
+WIDEST = 1000  # characters; where a terminal is narrower its lines wrap, and nothing is cut
+
+
+@dataclass(frozen=True)
+class Job:
+    """A finished run of a sweep: what was chosen for it, and what it gave."""
+
+    chosen: Mapping[str, str]
+    folder: RunFolder
+    record: Mapping[str, Any]
+
+    @property
+    def network(self) -> Mapping[str, Any]:
+        """The ledger's entry of the network that the run is after."""
+        name = last_fit(self.record)
+        return next(entry for entry in self.record["stages"] if entry["name"] == name)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something to compare runs by; shares are drawn linearly, the rest on a logarithmic scale."""
+
+    heading: str
+    of: Callable[[Job], float | None]
+    told: Callable[[float], str]
+    share: bool = False
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _megabytes(job: Job) -> float | None:
+    stored = job.network.get("bytes")
+    return None if stored is None else stored / KILO**2
+
+
+def _seconds(job: Job) -> float:
+    return float(sum(entry["seconds"] for entry in job.record["stages"] if not entry.get("control")))
+
+
+def _milliseconds_an_answer(job: Job) -> float | None:
+    seconds, images = job.network.get("answer_seconds"), job.record.get("data", {}).get("test")
+    return KILO * seconds / images if seconds and images else None
+
+
+MEASURES = (
+    Measure("val", lambda job: job.record["result"].get("val/accuracy"), _percent, share=True),
+    Measure("test", lambda job: job.record["result"].get("test/accuracy"), _percent, share=True),
+    Measure("MB kept", _megabytes, "{:.3g}".format),
+    Measure("s to learn", _seconds, "{:.3g}".format),
+    Measure("ms an answer", _milliseconds_an_answer, "{:.3g}".format),
+)
+
+
+def compare(runs: Sequence[tuple[Sequence[str], Path]], folder: Path) -> None:
+    """Print one table over the finished runs of a sweep, and write a page with its pictures.
+
+    Runs that differ in their seed alone make one row: the mean, and the standard deviation where there are several.
+
+    Args:
+        runs: what was typed or swept for each run, and its folder.
+        folder: where ``index.html`` and the pictures go.
+    """
+    jobs, keys = _jobs(runs)
+    if not jobs:
+        return
+    head, rows = _rows(keys, jobs)
+    _print(head, rows, len(keys))
+    shown = [*_over_x(keys, jobs, folder), *_shifts(keys, jobs, folder), *_templates(jobs)]
+    links = "".join(
+        f'<li><a href="../{html.escape(job.folder.path.name)}/report/index.html">'
+        f"{html.escape(_label([*keys, SEED], job) or job.folder.path.name)}</a></li>"
+        for job in jobs
+    )
+    title = folder.parent.name
+    body = f"{page.table(head, rows)}{page.figures(shown)}<h2>The runs</h2><ul>{links}</ul>"
+    page.write(folder / "index.html", title, title, body)
+    print(f"report: {folder / 'index.html'}")
+
+
+def _jobs(runs: Sequence[tuple[Sequence[str], Path]]) -> tuple[list[Job], list[str]]:
+    """Return the finished runs, and the keys, but for the seed, in which they differ."""
+    chosen = [dict(one.lstrip("+").split("=", 1) for one in run if "=" in one) for run, _ in runs]
+    keys = dict.fromkeys(key for run in chosen for key in run)
+    varied = [key for key in keys if len({run.get(key) for run in chosen}) > 1]
+    jobs = []
+    for run, folder in zip(chosen, (RunFolder(path) for _, path in runs), strict=True):
+        record = read_record(folder)
+        if record is not None and record["status"] == FINISHED:
+            jobs.append(Job({key: run[key] for key in varied if key in run}, folder, record))
+    return jobs, [key for key in varied if key != SEED]
+
+
+def _grouped(keys: Sequence[str], jobs: Sequence[Job]) -> dict[tuple[str, ...], list[Job]]:
+    """Return the runs by their values at ``keys``."""
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(tuple(job.chosen.get(key, "") for key in keys), []).append(job)
+    return groups
+
+
+def _values(jobs: Sequence[Job], measure: Measure) -> list[float]:
+    return [value for job in jobs if (value := measure.of(job)) is not None]
+
+
+def _rows(keys: Sequence[str], jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of the table; measures that no run has are left out."""
+    groups = _grouped(keys, jobs)
+    measures = [measure for measure in MEASURES if _values(jobs, measure)]
+    head = [*(key.rpartition(".")[2] for key in keys), "runs", *(measure.heading for measure in measures)]
+    rows = []
+    for chosen, members in groups.items():
+        row = [*chosen, str(len(members))]
+        for measure in measures:
+            values = _values(members, measure)
+            told = measure.told(float(np.mean(values))) if values else "-"
+            row.append(f"{told} +- {100 * np.std(values, ddof=1):.1f}" if measure.share and len(values) > 1 else told)
+        rows.append(row)
+    return head, rows
+
+
+def _print(head: Sequence[str], rows: Sequence[Sequence[str]], names: int) -> None:
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for number, name in enumerate(head):
+        shown.add_column(name, justify="left" if number < names else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    console = Console()
+    wide = Measurement.get(console, console.options.update(max_width=WIDEST), shown).maximum
+    Console(width=max(wide, console.width)).print(shown)
+
+
+def _label(keys: Sequence[str], job: Job) -> str:
+    return " ".join(
+        job.chosen[key] if "." not in key and key != SEED else f"{key.rpartition('.')[2]} {job.chosen[key]}"
+        for key in keys
+        if key in job.chosen
+    )
+
+
+def _over_x(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page.Picture]:
+    """Return the picture of all measures over the first number that the sweep varied; none where there is none."""
+    x = next((key for key in keys if all(_is_number(job.chosen.get(key, "")) for job in jobs)), None)
+    if x is None:
+        return []
+    others = [key for key in keys if key != x]
+    shown = []
+    for measure in MEASURES:
+        lines: dict[str, dict[float, list[float]]] = {}
+        for job in jobs:
+            if (value := measure.of(job)) is not None:
+                points = lines.setdefault(_label(others, job) or "all", {})
+                points.setdefault(float(job.chosen[x]), []).append(value)
+        if lines:
+            shown.append(pictures.Panel(measure.heading, lines, measure.share))
+    told = "Lines join the means over seeds; faint dots are single runs."
+    name = x.rpartition(".")[2]
+    return [page.picture(folder / "over_x.png", pictures.panels(name, shown), f"Over {name}", told)]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _shifts(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page.Picture]:
+    """Return a picture for each shift that was measured: one line a row of the table, the mean over its runs."""
+    shown = []
+    for shift in SHIFTS:
+        lines: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
+        told = ""
+        for members in _grouped(keys, jobs).values():
+            found = [(job, one) for job in members for one in stored_curves(job.folder) if one.shift == shift]
+            if found:
+                told = f"The test images, {found[0][1].told}."
+                accuracies = np.mean([one.accuracy[last_fit(job.record)] for job, one in found], axis=0)
+                lines[_label(keys, members[0])] = (found[0][1].strengths, list(accuracies))
+        if lines:
+            figure = pictures.shift_curves(shift, lines)
+            shown.append(page.picture(folder / f"shift_{shift}.png", figure, f"Shift: {shift}", told))
+    return shown
+
+
+def _templates(jobs: Sequence[Job]) -> list[page.Picture]:
+    """Return the first perceptron's templates, where a run drew them."""
+    drawn = [file for job in jobs if (file := job.folder.report / TEMPLATES).is_file()]
+    return [page.Picture(file, "Templates", TEMPLATES_TOLD) for file in drawn[:1]]

@@ -1,0 +1,138 @@
+"""Accuracy over the strength of a shift: the test images made darker, cropped, turned or moved."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tutelage.config import SHIFTS, Config, Shift
+from tutelage.data import ImageDataModule, data_module
+from tutelage.errors import UserError
+from tutelage.models import ImageClassifier, load_classifier
+from tutelage.runs import RunFolder, trained
+from tutelage.storage import write_json
+
+PIXEL_MAX = 255
+
+STRENGTHS: dict[Shift, tuple[float, ...]] = {
+    "brightness": (-0.8, -0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6, 0.8),
+    "crop": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+    "rotate": (-90, -75, -60, -45, -30, -15, 0, 15, 30, 45, 60, 75, 90),
+    "translate": (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5),
+}
+TOLD: dict[Shift, str] = {
+    "brightness": "with this share of white added to every pixel and clipped",
+    "crop": "with this share of each side cut away around the centre, enlarged to size again",
+    "rotate": "turned by so many degrees, black at the corners",
+    "translate": "moved by this share of the side, the mean of right, left, down and up, black where they were",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy over the strength of a shift, for each network of a run."""
+
+    shift: Shift
+    told: str
+    strengths: Sequence[float]
+    accuracy: Mapping[str, Sequence[float]]
+    images: int
+    weights: Mapping[str, str]
+
+
+def shifted(images: Tensor, shift: Shift, strength: float) -> list[Tensor]:
+    """Return uint8 images (B, C, H, W) under a shift; several where directions are averaged over.
+
+    Args:
+        images: (B, C, H, W) uint8.
+        shift: which.
+        strength: brightness: the share of 255 added; crop: the share of the side cut away; rotate: degrees; translate:
+            the share of the side, to the nearest pixel.
+    """
+    from torchvision.transforms.v2 import InterpolationMode
+    from torchvision.transforms.v2 import functional as transforms
+
+    height, width = images.shape[-2:]
+    if shift == "brightness":
+        return [(images.int() + round(strength * PIXEL_MAX)).clamp(0, PIXEL_MAX).byte()]
+    if shift == "crop":
+        kept = [max(1, round(side * (1 - strength))) for side in (height, width)]
+        return [transforms.resize(transforms.center_crop(images, kept), [height, width], antialias=True)]
+    if shift == "rotate":
+        return [transforms.rotate(images, strength, InterpolationMode.BILINEAR)]
+    down, right = round(strength * height), round(strength * width)
+    if not (down or right):
+        return [images]
+    padded = torch.nn.functional.pad(images, (right, right, down, down))
+    starts = ((down, 0), (down, 2 * right), (0, right), (2 * down, right))
+    return [padded[..., top : top + height, left : left + width] for top, left in starts]
+
+
+def curve(folder: RunFolder, record: Mapping[str, Any], config: Config, shift: Shift) -> Curve:
+    """Return a finished run's accuracy under a shift: measured once, then read from its folder."""
+    weights = {entry["name"]: entry["weights_sha256"] for entry in record["stages"] if entry["kind"] == "fit"}
+    stored = _read(folder, shift)
+    if stored is not None and stored.weights == weights and list(stored.strengths) == list(STRENGTHS[shift]):
+        return stored
+    data = data_module(config.data)
+    told = record.get("data", {}).get("classes", list(data.source.classes))
+    if told != list(data.source.classes):
+        raise UserError(f"{folder.path}: the classes of its data have changed since; give it the data of the run again")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    accuracy = {
+        name: _accuracies(load_classifier(file).eval().to(device), data, shift)
+        for name, file in trained(folder, record).items()
+    }
+    found = Curve(shift, TOLD[shift], STRENGTHS[shift], accuracy, len(data.splits.test), weights)
+    write_json(_file(folder, shift), asdict(found))
+    return found
+
+
+def print_curve(found: Curve) -> None:
+    """Print a curve as a table: strengths across, a row a network."""
+    from rich.console import Console
+    from rich.table import Table
+
+    degrees = found.shift == "rotate"
+    console = Console()
+    console.print(f"{found.shift}: {found.images:,} test images {found.told}", highlight=False, soft_wrap=True)
+    shown = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    shown.add_column("network", no_wrap=True)
+    for strength in found.strengths:
+        shown.add_column(f"{strength:g}" if degrees else f"{strength:.0%}", justify="right", no_wrap=True)
+    for name, accuracies in found.accuracy.items():
+        shown.add_row(name, *(f"{100 * value:.1f}" for value in accuracies))
+    console.print(shown)
+
+
+def stored_curves(folder: RunFolder) -> list[Curve]:
+    """Return the curves that were measured of a run."""
+    return [found for shift in SHIFTS if (found := _read(folder, shift)) is not None]
+
+
+def _accuracies(network: ImageClassifier, data: ImageDataModule, shift: Shift) -> list[float]:
+    """Return the network's accuracy on the test images at each strength."""
+    strengths = STRENGTHS[shift]
+    right = np.zeros(len(strengths))
+    with torch.inference_mode():
+        for batch in data.plain(data.splits.test):
+            images, labels = batch.images.to(network.device), batch.labels.to(network.device)
+            for place, strength in enumerate(strengths):
+                views = shifted(images, shift, strength)
+                right[place] += sum(float((network(view).argmax(dim=1) == labels).sum()) for view in views) / len(views)
+    return [round(float(share), 6) for share in right / max(1, len(data.splits.test))]
+
+
+def _file(folder: RunFolder, shift: Shift) -> Any:
+    return folder.path / "shifts" / f"{shift}.json"
+
+
+def _read(folder: RunFolder, shift: Shift) -> Curve | None:
+    try:
+        return Curve(**json.loads(_file(folder, shift).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -1,0 +1,408 @@
+"""Image files of every mode, folders, tables and lists, the scan before a run, Hugging Face's datasets."""
+
+import os
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from test_data import data_config, write_images
+from tutelage.data import UNKNOWN
+from tutelage.data import scan as scan_module
+from tutelage.data.huggingface import hugging_face, saved_as
+from tutelage.data.image_files import image_files
+from tutelage.data.listing import list_folder, list_table
+from tutelage.data.pixels import BadImage, read_pixels
+from tutelage.errors import UserError
+
+WHITE, MAGENTA = (255, 255, 255), (255, 0, 255)
+LIMIT = 10_000
+
+
+def rgb_config(**changes):
+    return data_config(**{"image_size": 16, "channels": 3, "mean": [0.3] * 3, "std": [0.3] * 3, **changes})
+
+
+def saved(image: Image.Image, kind: str, **options) -> BytesIO:
+    file = BytesIO()
+    image.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+def ramp(mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)).convert(mode)
+
+
+def rgb(file, background=WHITE, **options) -> np.ndarray:
+    return read_pixels(file, 3, background, LIMIT, **options)
+
+
+def grey(file, background=WHITE) -> np.ndarray:
+    return read_pixels(file, 1, background, LIMIT)[..., 0]
+
+
+def test_grey_and_colour_files_give_their_pixels_and_each_other():
+    assert (rgb(saved(ramp(), "PNG")) == np.asarray(ramp())).all()
+    assert (grey(saved(ramp("L"), "PNG")) == np.asarray(ramp("L"))).all()
+    assert (rgb(saved(ramp("L"), "PNG")) == np.asarray(ramp("L"))[..., None]).all()
+    red, green, blue = np.asarray(ramp()).astype(float).transpose(2, 0, 1)
+    assert np.abs(grey(saved(ramp(), "PNG")) - (0.299 * red + 0.587 * green + 0.114 * blue)).max() <= 1  # ITU-R 601
+
+
+def test_black_and_white_is_0_and_255():
+    image = Image.fromarray(np.array([[True, False, True]]))
+    assert image.mode == "1"
+    assert grey(saved(image, "PNG")).tolist() == [[255, 0, 255]]
+
+
+def test_a_palette_is_resolved_also_with_a_transparent_entry():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    assert rgb(saved(image, "PNG")).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+    assert rgb(saved(image, "PNG", transparency=0), MAGENTA).tolist() == [[[255, 0, 255], [40, 50, 60]]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparent_pixels_lie_over_the_background(mode):
+    colour = (200, 100, 50) if mode == "RGBA" else (90,)
+    image = Image.new(mode, (3, 1))
+    for x, alpha in enumerate((255, 51, 0)):
+        image.putpixel((x, 0), (*colour, alpha))
+    full = np.array(colour if mode == "RGBA" else colour * 3)
+    for background in (WHITE, MAGENTA, (0, 0, 0)):
+        opaque, fifth, clear = rgb(saved(image, "PNG"), background)[0]
+        assert (opaque == full).all()
+        assert np.abs(fifth - (0.2 * full + 0.8 * np.array(background))).max() <= 1
+        assert (clear == background).all()
+
+
+def test_a_colour_declared_transparent_counts_as_such():
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.putpixel((1, 0), (9, 9, 9))
+    assert rgb(saved(image, "PNG", transparency=(1, 2, 3)), MAGENTA).tolist() == [[[255, 0, 255], [9, 9, 9]]]
+
+
+@given(st.lists(st.integers(0, 65535), min_size=1, max_size=20))
+@settings(max_examples=30, deadline=None)
+def test_sixteen_bits_become_eight_by_their_range(values):
+    wide = np.array([values], dtype=np.uint16)
+    for kind in ("PNG", "TIFF"):
+        found = grey(saved(Image.fromarray(wide), kind))
+        assert np.abs(found - wide / 257.0).max() <= 0.5
+
+
+def test_sixteen_bit_colour_keeps_its_range():
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)  # 16 bits, RGB
+    rows = b"\0" + struct.pack(">6H", 0, 65535, 32768, 257, 514, 771)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert np.abs(rgb(BytesIO(content))[0].astype(int) - [[0, 255, 128], [1, 2, 3]]).max() <= 1
+
+
+def test_cmyk_becomes_rgb():
+    image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))  # red: no cyan
+    red = rgb(saved(image, "JPEG", quality=100))[4, 4]
+    assert red[0] > 240
+    assert red[1:].max() < 15
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_undone(orientation):
+    upright = np.zeros((16, 24, 3), dtype=np.uint8)
+    upright[:8, :8] = 255  # bright top left
+    undo = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }
+    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = rgb(saved(stored, "PNG", exif=exif.tobytes()))
+    assert found.shape == upright.shape
+    assert (found == upright).all()
+
+
+def test_a_damaged_exif_block_turns_nothing():
+    found = rgb(saved(ramp(), "PNG", exif=b"Exif\0\0nonsense"))
+    assert (found == np.asarray(ramp())).all()
+
+
+def test_of_an_animation_the_first_frame_counts():
+    frames = [Image.new("RGB", (4, 4), (60 * n, 0, 0)) for n in range(3)]
+    for kind in ("GIF", "WEBP", "PNG"):
+        options = {"save_all": True, "append_images": frames[1:]} | ({"lossless": True} if kind == "WEBP" else {})
+        assert (rgb(saved(frames[0], kind, **options)) == 0).all()
+
+
+def test_interlaced_files_are_read_whole():
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    progressive = grey(saved(image, "JPEG", progressive=True, quality=100))
+    assert np.abs(progressive.astype(int) - np.asarray(image)).max() <= 3
+    interlaced = saved(image, "GIF", interlace=1)
+    assert (grey(interlaced) == np.asarray(image)).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "cannot identify image file"),
+        (b"not an image at all", "cannot identify image file"),
+        (saved(ramp(), "PNG").getvalue()[:60], "truncated"),
+        (saved(ramp(), "JPEG").getvalue()[:-40], "truncated"),
+        (saved(Image.new("F", (2, 2)), "TIFF").getvalue(), "floating-point pixels have no fixed range"),
+        (saved(Image.new("L", (200, 200)), "PNG").getvalue(), r"200 x 200 .* set data.max_pixels=40000"),
+    ],
+    ids=["empty", "text", "cut png", "cut jpeg", "float", "bomb"],
+)
+def test_what_gives_no_pixels_says_why(content, told):
+    for reduced in (False, True):
+        with pytest.raises(BadImage, match=told):
+            rgb(BytesIO(content), reduced=reduced)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
+    from PIL import ImageFile
+
+    def explode(self):
+        raise AssertionError("decoded")
+
+    file = saved(Image.new("1", (3000, 3000)), "PNG")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", explode)
+    with pytest.raises(BadImage, match="3000 x 3000"):
+        rgb(file)
+
+
+def folder_with_bad_files(top: Path) -> Path:
+    for part, count in (("train", 4), ("test", 2)):
+        for label in ("cat", "dog"):
+            write_images(top / part / label, count)
+    (top / "train" / "cat" / "1.png").write_bytes(b"not an image")
+    (top / "train" / "dog" / "2.png").write_bytes((top / "train" / "dog" / "3.png").read_bytes()[:50])
+    return top
+
+
+def test_unreadable_files_end_a_run_with_their_list(tmp_path, capsys):
+    listing = list_folder(str(folder_with_bad_files(tmp_path)))
+    with pytest.raises(UserError, match=r"2 of 12 files cannot be read .* data.on_bad_image=skip"):
+        image_files(listing, rgb_config())
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(f"{tmp_path}/train/cat/1.png: cannot identify image file")
+    assert "dog/2.png" in lines[1]
+
+
+def test_or_they_are_left_out_and_counted(tmp_path):
+    listing = list_folder(str(folder_with_bad_files(tmp_path)))
+    source = image_files(listing, rgb_config(on_bad_image="skip"))
+    assert sorted(source.left_out) == ["train/cat/1.png", "train/dog/2.png"]
+    assert len(source.train) == 6
+    assert all(source.images[i].shape == (16, 16, 3) for i in range(len(source.images)))
+
+
+def test_a_class_whose_files_are_all_bad_is_an_error(tmp_path):
+    for label in ("cat", "dog"):
+        write_images(tmp_path / "train" / label, 2)
+    for file in (tmp_path / "train" / "cat").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="class 'cat' has no readable image"):
+        image_files(list_folder(str(tmp_path)), rgb_config(on_bad_image="skip"))
+
+
+def test_a_second_scan_tries_only_what_changed(tmp_path, monkeypatch):
+    folder_with_bad_files(tmp_path)
+    tried = []
+    complaint = scan_module._complaint
+    monkeypatch.setattr(scan_module, "_complaint", lambda path, limit: tried.append(path) or complaint(path, limit))
+
+    def scan(limit=LIMIT):
+        tried.clear()
+        return scan_module.unreadable(list_folder(str(tmp_path)), limit, lambda what, share: None)
+
+    assert len(scan()) == 2
+    assert len(tried) == 12
+    assert len(scan()) == 2
+    assert len(tried) == 2  # bad files are tried again
+    Image.new("RGB", (5, 5)).save(tmp_path / "train" / "cat" / "1.png")
+    os.utime(tmp_path / "train" / "cat" / "0.png", ns=(1, 1))
+    assert len(scan()) == 1
+    assert len(tried) == 3
+    assert len(scan(limit=30)) == 12 - 1  # another limit: everything is tried again; only 5 x 5 are few enough
+
+
+def test_a_damaged_cache_costs_a_scan_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for label in ("cat", "dog"):
+        write_images(tmp_path / "data" / label, 2)
+    listing = list_folder(str(tmp_path / "data"))
+    assert not scan_module.unreadable(listing, LIMIT, lambda what, share: None)
+    (cache,) = (tmp_path / "cache" / "tutelage" / "scans").iterdir()
+    for content in (b"", b"junk", cache.read_bytes()[:100]):
+        cache.write_bytes(content)
+        assert not scan_module.unreadable(listing, LIMIT, lambda what, share: None)
+
+
+def test_a_scan_that_is_stopped_keeps_what_it_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan_module, "FILES_A_TASK", 1)
+    for label in ("cat", "dog"):
+        write_images(tmp_path / label, 20)
+    listing = list_folder(str(tmp_path))
+
+    def stop(what, share):
+        if share > 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan_module.unreadable(listing, LIMIT, stop)
+    shares = []
+    scan_module.unreadable(listing, LIMIT, lambda what, share: shares.append(what))
+    assert shares[0] == "checking 19 image files"
+
+
+def test_hidden_files_are_no_data_and_linked_folders_are(tmp_path):
+    for label in ("cat", "dog"):
+        write_images(tmp_path / "elsewhere" / label, 3)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / label).symlink_to(tmp_path / "elsewhere" / label)
+    (tmp_path / "elsewhere" / "cat" / "._0.png").write_bytes(b"resource fork")
+    (tmp_path / "elsewhere" / "cat" / "back").symlink_to(tmp_path / "elsewhere" / "cat")
+    (tmp_path / "data" / ".cache").mkdir()
+    assert len(list_folder(str(tmp_path / "data")).entries) == 6
+
+
+def test_imagenets_val_is_the_test_set(tmp_path):
+    for part, count in (("train", 5), ("val", 2)):
+        for label in ("n01440764", "n01443537"):
+            write_images(tmp_path / part / label, count)
+    source = image_files(list_folder(str(tmp_path), val_is_test=True), rgb_config())
+    assert (len(source.train), len(source.test), len(source.val)) == (10, 4, 0)
+
+
+def table(top: Path, rows: list[tuple], columns=("path", "label", "split"), kind: str = "csv") -> str:
+    top.mkdir(parents=True, exist_ok=True)
+    for name, *_ in rows:
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 12), (len(name) * 3, 0, 0)).save(top / name)
+    file = top / f"list.{kind}"
+    if kind == "csv":
+        lines = [",".join("" if value is None else str(value) for value in row) for row in [columns, *rows]]
+        file.write_text("\n".join(lines) + "\n")
+    else:
+        pq.write_table(pa.table({c: [row[i] for row in rows] for i, c in enumerate(columns)}), file)
+    return str(file)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_of_paths_and_labels_is_read(tmp_path, kind):
+    rows = [(f"a/{n}.png", "cat" if n % 2 else "dog", "train") for n in range(6)]
+    rows += [("v.png", "cat", "val"), ("t.png", "dog", "test"), ("u.png", None, "unlabelled"), ("w.png", None, "train")]
+    source = image_files(list_table(table(tmp_path, rows, kind=kind)), rgb_config())
+    assert source.classes == ("cat", "dog")
+    assert [len(p) for p in (source.train, source.val, source.test, source.unlabelled)] == [6, 1, 1, 2]
+    assert source.names[int(source.test[0])] == "t.png"
+
+
+def test_numbers_as_labels_keep_their_order_and_a_fifth_is_set_aside(tmp_path):
+    rows = [(f"{n}.png", n % 12) for n in range(120)]
+    for kind in ("csv", "parquet"):
+        source = image_files(list_table(table(tmp_path / kind, rows, ("path", "label"), kind)), rgb_config())
+        assert source.classes == tuple(map(str, range(12)))
+        assert (len(source.train), len(source.test)) == (96, 24)
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "told"),
+    [
+        (("file", "label"), [("a.png", "x")], "no column 'path' .there are file, label"),
+        (("path", "class"), [("a.png", "x")], "no column 'label'"),
+        (("path", "label"), [("a.png", "x"), ("a.png", "y")], "paths that stand in it twice: a.png"),
+        (("path", "label"), [("a.png", "x"), ("b.png", "x")], "rows of 1 classes to learn from"),
+        (("path", "label", "split"), [("a.png", "x", "fold1"), ("b.png", "y", "train")], "split 'fold1'; allowed are"),
+        (
+            ("path", "label", "split"),
+            [("a.png", "x", "train"), ("b.png", "y", "train"), ("c.png", "z", "test")],
+            "no training row has: z",
+        ),
+    ],
+)
+def test_a_table_that_cannot_serve_is_an_error(tmp_path, columns, rows, told):
+    with pytest.raises(UserError, match=told):
+        list_table(table(tmp_path, rows, columns))
+
+
+def test_files_that_a_table_names_in_vain_are_told(tmp_path):
+    file = table(tmp_path, [("a.png", "x"), ("b.png", "y")], ("path", "label"))
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(UserError, match=r"1 files are not there, taken from .*: b.png"):
+        list_table(file)
+    (tmp_path / "list.csv").write_bytes(b"\xff\xfe\0,\0\n")
+    with pytest.raises(UserError, match=r"list.csv: (cannot be read as a table|no column)"):
+        list_table(file)
+    with pytest.raises(UserError, match="nothing.csv: no such file"):
+        list_table(str(tmp_path / "nothing.csv"))
+    with pytest.raises(UserError, match=r"neither a .csv nor a .parquet"):
+        list_table(str(tmp_path))
+
+
+def test_unlabelled_images_come_from_a_folder_or_a_list(tmp_path):
+    for label in ("cat", "dog"):
+        write_images(tmp_path / "data" / "train" / label, 3)
+    write_images(tmp_path / "more", 4)
+    (tmp_path / "list.txt").write_text("more/0.png\nmore/1.png\n\n")
+    (tmp_path / "list.csv").write_text("path\nmore/2.png\n")
+    for place, count in (("more", 4), ("list.txt", 2), ("list.csv", 1)):
+        listing = list_folder(str(tmp_path / "data"), str(tmp_path / place))
+        source = image_files(listing, rgb_config())
+        assert len(source.unlabelled) == count
+        assert (source.labels[source.unlabelled] == UNKNOWN).all()
+    with pytest.raises(UserError, match="neither a folder nor a list"):
+        list_folder(str(tmp_path / "data"), str(tmp_path / "nowhere"))
+
+
+def test_images_that_are_labelled_or_tested_on_do_not_enter_the_pool(tmp_path):
+    for part in ("train", "test"):
+        for label in ("cat", "dog"):
+            write_images(tmp_path / part / label, 3)
+    listing = list_folder(str(tmp_path), str(tmp_path / "test"))
+    assert not [entry for entry in listing.entries if entry.part == "unlabelled"]
+    assert "6 of its images stand elsewhere" in listing.notes[0]
+
+
+def test_a_dataset_of_hugging_face_is_read_from_disk(tmp_path):
+    datasets = pytest.importorskip("datasets") if not os.environ.get("CI") else __import__("datasets")
+    features = datasets.Features(
+        {"picture": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "eel"])}
+    )
+    images = [Image.new("RGBA", (20, 20), (10 * n, 0, 0, 255 * (n % 2))) for n in range(9)]
+    whole = datasets.Dataset.from_dict({"picture": images, "label": [0, 1, 2] * 3}, features=features)
+    unknown = datasets.Dataset.from_dict({"picture": images[:2], "label": [-1, -1]}, features=features)
+    parts = {"train": whole, "validation": whole.select([0]), "test": whole.select([1, 2]), "unsupervised": unknown}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "hf"))
+    config = rgb_config(root=str(tmp_path / "hf"), background=[0, 255, 0])
+    source = hugging_face(config)
+    assert source.classes == ("cat", "dog", "eel")
+    assert [len(p) for p in (source.train, source.val, source.test, source.unlabelled)] == [9, 1, 2, 2]
+    assert source.images[4][8, 8].tolist() == [0, 255, 0]
+    assert source.images[5][8, 8].tolist() == [50, 0, 0]
+    assert source.labels[:4].tolist() == [0, 1, 2, 0]
+    assert saved_as(config) == saved_as(config)
+    with pytest.raises(UserError, match="no such folder of save_to_disk, nor on the hub"):
+        hugging_face(rgb_config(root=str(tmp_path / "none")))

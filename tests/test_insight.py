@@ -1,0 +1,150 @@
+"""Shifts, sweeps and what is shown of them."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import command, only_run, run
+from tutelage.insight.shifts import STRENGTHS, shifted
+from tutelage.runs import RunFolder, finished_run, stored_config
+
+
+def images(channels: int = 1, size: int = 20) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, channels, size, size), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("shift", sorted(STRENGTHS))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_strength_0_leaves_images_as_they_are_and_all_keep_their_form(shift, channels):
+    batch = images(channels)
+    for strength in STRENGTHS[shift]:
+        for view in shifted(batch, shift, strength):
+            assert view.shape == batch.shape
+            assert view.dtype == torch.uint8
+            assert (strength != 0) or torch.equal(view, batch)
+
+
+def test_brightness_adds_and_clips():
+    batch = images()
+    (darker,) = shifted(batch, "brightness", -0.4)
+    assert torch.equal(darker, (batch.int() - 102).clamp(min=0).byte())
+    assert (shifted(batch, "brightness", 1.0)[0] == 255).all()
+
+
+def test_translation_moves_by_whole_pixels_right_left_down_and_up():
+    batch = images().numpy()
+    views = [view.numpy() for view in shifted(torch.from_numpy(batch), "translate", 0.15)]
+    for view, (axis, by) in zip(views, [(3, 3), (3, -3), (2, 3), (2, -3)], strict=True):
+        expected = np.roll(batch, by, axis)
+        edge = slice(0, 3) if by > 0 else slice(-3, None)
+        expected[(..., edge) if axis == 3 else (..., edge, slice(None))] = 0
+        assert (view == expected).all()
+
+
+def test_rotation_is_pils():
+    batch = images(size=21)
+    for degrees in (-90, -30, 45, 90):
+        (turned,) = shifted(batch, "rotate", degrees)
+        expected = Image.fromarray(batch[0, 0].numpy()).rotate(degrees, Image.Resampling.BILINEAR)
+        inner = np.abs(turned[0, 0].numpy().astype(int) - np.asarray(expected))[4:-4, 4:-4]
+        assert inner.max() <= 2
+
+
+def test_a_crop_keeps_the_centre_and_enlarges_it():
+    batch = torch.zeros(1, 1, 20, 20, dtype=torch.uint8)
+    batch[..., 5:15, 5:15] = 200
+    (view,) = shifted(batch, "crop", 0.5)
+    assert (view == 200).all()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("evaluated")
+    assert run(outputs, "model=perceptron", "debug=tiny", "callbacks.report=true", "callbacks.shifts=[crop]") == 0
+    return only_run(outputs)
+
+
+def test_a_run_measures_the_shifts_that_its_config_asks_for(finished):
+    stored = json.loads((finished / "shifts" / "crop.json").read_text())
+    record = json.loads((finished / "run.json").read_text())
+    assert stored["accuracy"]["supervised"][0] == pytest.approx(record["result"]["test/accuracy"])
+    page = (finished / "report" / "index.html").read_text()
+    for heading in ("Shift: crop", "Templates", "Confusion matrix", "Learning curves"):
+        assert f"<h2>{heading}</h2>" in page
+    assert stored_config(RunFolder(finished)).callbacks.shifts == ["crop"]
+
+
+def test_evaluate_prints_the_numbers_and_adds_the_picture(finished):
+    done = command("tutelage.cli", "evaluate", str(finished), "shift=translate,rotate")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"network +0% +5% +10% +15% +20% +25% +30% +40% +50%", done.stdout)
+    assert "200 test images turned by so many degrees" in done.stdout
+    assert "…" not in done.stdout
+    assert (finished / "report" / "shift_rotate.png").exists()
+    before = (finished / "shifts" / "rotate.json").stat().st_mtime_ns
+    assert command("tutelage.cli", "evaluate", str(finished), "shift=rotate").returncode == 0
+    assert (finished / "shifts" / "rotate.json").stat().st_mtime_ns == before  # measured once
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "evaluate needs one run's folder"),
+        (["nowhere"], "nowhere: no run; this needs the folder of a finished run"),
+        (["RUN", "shift=rotat"], "shift=rotat: no such shift; allowed are brightness, crop, rotate, translate"),
+        (["RUN", "strength=3"], "strength=3: evaluate knows shift=NAME"),
+    ],
+)
+def test_what_evaluate_cannot_do_is_one_line(finished, arguments, told):
+    done = command("tutelage.cli", "evaluate", *(str(finished) if word == "RUN" else word for word in arguments))
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_run_whose_classes_have_changed_is_not_evaluated(finished, tmp_path):
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    record = json.loads((copy / "run.json").read_text())
+    record["data"]["classes"][0] = "zero"
+    (copy / "run.json").write_text(json.dumps(record))
+    done = command("tutelage.cli", "evaluate", str(copy), "shift=brightness")
+    assert done.returncode == 2
+    assert "the classes of its data have changed since" in done.stderr
+
+
+def test_an_experiment_that_is_a_sweep_compares_its_runs(tmp_path):
+    words = ["experiment=knn_cost", "debug=tiny", "trainer.threads=1", f"paths.outputs={tmp_path}", "callbacks=quiet"]
+    words += ["data.labels_per_class=2,5", "seed=0,1", "data=digits"]
+    done = command("tutelage.train", *words)
+    assert done.returncode == 0, done.stderr
+    assert "run 8 of 8" in done.stdout
+    table = done.stdout[done.stdout.index("labels_per_class ") :]
+    assert len(re.findall(r"^[25] +(nearest_neighbours|lenet5) +2 ", table, re.MULTILINE)) == 4
+    assert "+-" in table
+    page = (tmp_path / "knn_cost" / "report" / "index.html").read_text()
+    assert "<h2>Over labels_per_class</h2>" in page
+    again = command("tutelage.train", *words)
+    assert again.returncode == 0
+    assert again.stdout[again.stdout.index("labels_per_class ") :] == table
+
+
+def test_a_job_that_fails_does_not_keep_a_sweep_from_its_table(tmp_path):
+    words = [f"paths.outputs={tmp_path}", "debug=tiny", "callbacks=quiet", "model.width=1,2", "data.image_size=8,28"]
+    done = command("tutelage.train", "-m", *words)
+    assert done.returncode == 2
+    assert done.stderr.count("model=lenet5 needs images of 12 pixels or more") == 2
+    assert re.search(r"^width +runs +val", done.stdout, re.MULTILINE) or "image_size" in done.stdout
+    assert "report:" in done.stdout
+
+
+def test_finished_run_takes_finished_runs_only(finished):
+    folder, record = finished_run(str(finished))
+    assert folder.path == finished
+    assert record["status"] == "finished"

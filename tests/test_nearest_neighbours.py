@@ -1,0 +1,146 @@
+"""k nearest neighbours against scikit-learn, and its run: one pass, a bank beside the checkpoint."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+
+from conftest import only_run, outcome, run
+from tutelage.data import Plain
+from tutelage.errors import UserError
+from tutelage.models import ImageSpec, NearestNeighbours, load_classifier, make_classifier, save_classifier
+from tutelage.models import nearest_neighbours as module
+from tutelage.models.nearest_neighbours import nearest
+
+
+def spec_of(size: int = 8, classes: int = 4) -> ImageSpec:
+    return ImageSpec(1, size, tuple(map(str, range(classes))), (0.3,), (0.2,))
+
+
+def batches(images: np.ndarray, labels: np.ndarray, size: int = 32):
+    for start in range(0, len(images), size):
+        some = slice(start, start + size)
+        yield Plain(torch.from_numpy(images[some]), torch.from_numpy(labels[some]), torch.arange(len(labels[some])))
+
+
+def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, 1, 8, 8), dtype=np.uint8), rng.integers(0, 4, count)
+
+
+@pytest.mark.parametrize("block", [1 << 10, 1 << 14, 1 << 25])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_neighbours_are_scikit_learns_however_the_bank_is_cut(monkeypatch, kind, block):
+    monkeypatch.setattr(module, "BLOCK_BYTES", block)
+    rng = np.random.default_rng(1)
+    bank = rng.integers(0, 256, (500, 64)).astype(kind)
+    queries = rng.integers(0, 256, (70, 64)).astype(kind)
+    found = nearest(torch.from_numpy(queries), bank, 7)
+    distances, expected = (
+        NearestNeighbors(n_neighbors=7, algorithm="brute").fit(bank.astype(float)).kneighbors(queries.astype(float))
+    )
+    assert len(np.unique(distances)) > 480  # hardly a tie
+    assert (found.numpy() == expected).mean() > 0.99
+    ours = np.linalg.norm(bank[found.numpy()].astype(float) - queries[:, None].astype(float), axis=2)
+    np.testing.assert_allclose(ours, distances, rtol=1e-12)
+
+
+@given(st.integers(0, 999), st.integers(1, 40), st.integers(1, 12), st.floats(0, 1e6))
+@settings(max_examples=60, deadline=None)
+def test_distances_are_the_smallest_there_are_however_far_from_zero(seed, count, k, far):
+    """Far from zero float32 cannot tell neighbours apart; the answer stays exact."""
+    rng = np.random.default_rng(seed)
+    bank = (far + rng.normal(size=(count, 5))).astype(np.float32)
+    queries = (far + rng.normal(size=(3, 5))).astype(np.float32)
+    found = nearest(torch.from_numpy(queries), bank, k).numpy()
+    every = ((bank[None].astype(float) - queries[:, None].astype(float)) ** 2).sum(axis=2)
+    assert found.shape == (3, min(k, count))
+    best = np.sort(every, axis=1)[:, : min(k, count)]
+    np.testing.assert_array_equal(np.take_along_axis(every, found, axis=1), best)
+
+
+def test_votes_are_scikit_learns(tmp_path):
+    images, labels = drawn(300)
+    asked, _ = drawn(64, seed=1)
+    network = NearestNeighbours(spec_of(), k=5)
+    network.memorise(batches(images, labels), len(images), tmp_path)
+    reference = KNeighborsClassifier(5).fit(images.reshape(300, -1).astype(float), labels)
+    expected = reference.predict_proba(asked.reshape(64, -1).astype(float))
+    found = network(torch.from_numpy(asked)).softmax(dim=1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (found.argmax(axis=1) == reference.predict(asked.reshape(64, -1).astype(float))).all()
+
+
+def test_a_backbones_features_are_compared_where_one_is_given(tmp_path):
+    images, labels = drawn(100)
+    torch.manual_seed(0)
+    network = NearestNeighbours(spec_of(), k=1, backbone={"_target_": "tutelage.models.MLP", "width": 16, "depth": 1})
+    network.memorise(batches(images, labels), len(images), tmp_path)
+    with torch.inference_mode():
+        features = network.features(torch.from_numpy(images)).numpy()
+    assert features.shape == (100, 16)
+    np.testing.assert_array_equal(np.load(tmp_path / "bank.npy", mmap_mode="r"), features)
+    assert (network(torch.from_numpy(images)).argmax(dim=1).numpy() == labels).mean() > 0.9
+
+
+def test_the_bank_is_mapped_not_read_and_checked(tmp_path):
+    images, labels = drawn(50)
+    model = {"_target_": "tutelage.models.NearestNeighbours", "k": 3}
+    network = make_classifier(model, spec_of())
+    network.memorise(batches(images, labels), 50, tmp_path)
+    save_classifier(network, model, tmp_path / "final.ckpt")
+    again = load_classifier(tmp_path / "final.ckpt")
+    assert isinstance(again.head._bank, np.memmap)
+    asked = torch.from_numpy(drawn(9, seed=2)[0])
+    assert torch.equal(again(asked), network(asked))
+    content = bytearray((tmp_path / "bank.npy").read_bytes())
+    content[200] ^= 1
+    (tmp_path / "bank.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"bank.npy: missing or damaged .*; the run's command makes it again"):
+        load_classifier(tmp_path / "final.ckpt")
+
+
+def test_a_run_that_was_killed_in_its_pass_or_lost_its_bank_makes_it_again(outputs):
+    def killed_at_the_second_batch():
+        from tutelage.runs import execute
+
+        heed = execute._heed
+
+        def trap(*arguments):
+            after, calls = heed(*arguments), []
+
+            def count(images):
+                calls.append(images)
+                after(images)
+                if len(calls) == 2:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            return count
+
+        execute._heed = trap
+
+    overrides = ["model=nearest_neighbours", "data.validation=inside", "data.labels_per_class=100"]
+    assert run(outputs / "a", *overrides) == 0
+    assert run(outputs / "b", *overrides, before=killed_at_the_second_batch) == -signal.SIGKILL
+    assert not list(outputs.glob("b/*/*/checkpoints/bank.npy"))
+    assert run(outputs / "b", *overrides) == 0
+    assert outcome(outputs / "a") == outcome(outputs / "b")
+    folder = only_run(outputs / "b")
+    assert not list(folder.rglob(".partial-*"))
+    entry = json.loads((folder / "run.json").read_text())["stages"][0]
+    assert entry["bytes"] > 900 * 28 * 28
+    assert entry["result"]["val/accuracy"] > 0.9
+    assert entry["steps"] == 0
+
+
+def test_neighbours_teach_no_student():
+    from tutelage.compose import compose
+
+    with pytest.raises(UserError, match="it goes with strategy=supervised"):
+        compose(["model=nearest_neighbours", "strategy=noisy_student", "data.labels_per_class=2"])
