@@ -56,7 +56,10 @@ WRONG = [
     (["model.widht=2"], "unknown key 'model.widht' in 'model.widht=2': did you mean 'model.width'?"),
     (["dta=digits"], "unknown key 'dta' in 'dta=digits': did you mean 'data'?"),
     (["+model.depth=2"], "unknown key 'model.depth'"),
-    (["model=lenet6"], "model=lenet6: no such option: did you mean 'lenet5'? Allowed: alexnet, lenet5, mlp, nearest_neighbours, perceptron, resnet, "),
+    (
+        ["model=lenet6"],
+        "did you mean 'lenet5'? Allowed: alexnet, lenet5, mlp, nearest_neighbours, perceptron, resnet, timm, ",
+    ),
     (["experiment=nothing"], "experiment=nothing: no such option"),
     (["model.width=-2"], "model.width=-2: input should be greater than 0"),
     (["model.width=wide"], "model.width=wide: input should be a valid number"),
