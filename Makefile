@@ -36,8 +36,10 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## speed against a plain PyTorch loop
+bench: $(STAMP) ## speed: against a plain PyTorch loop, of k-NN against scikit-learn, of scanning 50,000 files
 	@$(BIN)/python benchmarks/overhead.py
+	@$(BIN)/python benchmarks/neighbours.py
+	@$(BIN)/python benchmarks/scan.py
 
 report: $(STAMP) ## write the reports of RUN=outputs/EXPERIMENT/NAME again
 	@$(BIN)/tutelage report $(RUN)

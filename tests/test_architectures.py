@@ -22,6 +22,7 @@ from tutelage.models import (
     Timm,
     Torchvision,
     make_classifier,
+    start_from,
 )
 from tutelage.runs.work import size_of
 
@@ -174,7 +175,7 @@ def test_alexnets_response_norm_is_torchs():
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
-def test_vgg_with_torchvisions_weights_learns_as_torchvisions(name):
+def test_vgg_with_torchvisions_weights_learns_as_torchvisions(name, tmp_path):
     torch.manual_seed(0)
     network = VGG(spec_of(3, 224), depth=11, batch_norm=name.endswith("bn")).eval()
     reference = models.get_model(name, num_classes=10).eval()
@@ -182,8 +183,10 @@ def test_vgg_with_torchvisions_weights_learns_as_torchvisions(name):
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.5, 0.5)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    given = zip(network.state_dict(), reference.state_dict().values(), strict=True)
-    network.load_state_dict(dict(given))
+    file = tmp_path / "weights.pth"
+    torch.save(reference.state_dict(), file)
+    start_from(network, file)
+    file.unlink()  # half a gigabyte
     images = images_of(3, 224)
     pixels = (images.float() - network.mean) * network.scale  # to the bit: a rounding may move a maximum, and gradients
     logits, expected = network(images), reference(pixels)

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 DPI = 110
 PANEL_WIDTH, PANEL_HEIGHT = 4.2, 3.2
@@ -132,10 +132,15 @@ def panels(x_name: str, shown: Sequence[Panel]) -> Figure:
         if min(every) > 0 and max(every) / min(every) >= WIDE_RANGE:
             axes.set_xscale("log")
         axes.set(title=panel.heading, xlabel=x_name)
+        axes.set_xticks(sorted(set(every)), [f"{x:g}" for x in sorted(set(every))], minor=False)
+        axes.xaxis.set_minor_locator(NullLocator())
         if panel.share:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         else:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
         _finish(axes)
     return figure
 
