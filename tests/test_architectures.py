@@ -122,7 +122,7 @@ def test_too_small_an_image_is_an_error(kind, size, name):
 
 @pytest.mark.parametrize("option", ["perceptron", "alexnet", "vgg", "torchvision"])
 def test_the_configs_build_what_they_name(option):
-    config = compose([f"model={option}"]).model
+    config = compose([f"model={option}", "data.image_size=67"]).model
     network = make_classifier(config.arguments(), spec_of(1, 67))
     assert network(images_of(1, 67)).shape == (2, 10)
     assert type(network).__name__.lower() == option
@@ -283,7 +283,7 @@ def test_a_misspelt_torchvision_name_is_an_error_with_a_hint():
 def test_a_size_that_a_torchvision_network_does_not_take_is_one_line(name, size, message):
     config = compose(["model=torchvision", f"model.name={name}"]).model
     with pytest.raises(UserError, match=message) as refused:
-        size_of(config, spec_of(3, size))
+        size_of(config.arguments(), spec_of(3, size))
     assert "\n" not in str(refused.value)
 
 

@@ -12,7 +12,7 @@ from tutelage.errors import UserError
 from tutelage.runs import identity, run_path
 
 EVERY_OPTION = [(group, option) for group, entries in options().items() for option in entries]
-NEEDED = {"image_folder": ["data.root=somewhere"]}
+NEEDED = {"alexnet": ["data.image_size=67"], "vgg": ["data.image_size=32"]}
 
 
 @pytest.mark.parametrize(("group", "option"), EVERY_OPTION)
@@ -125,7 +125,7 @@ LATE = [
     (["model=timm", "model.name=vgg11"], "model vgg11 does not take data.image_size=28"),
     (["paths.outputs=/proc/x"], "/proc/x"),
     (["data.labels_per_class=500"], "data.labels_per_class=500: class '0' has"),
-    (["data=fashion_mnist", "data.root=/nowhere"], "data.root=/nowhere: no Fashion-MNIST there"),
+    (["data=fashion_mnist", "data.root=/nowhere"], "data.root=/nowhere: no such folder"),
 ]
 
 

@@ -233,8 +233,8 @@ def test_the_fingerprint_of_a_folder_follows_names_sizes_and_labels_not_the_plac
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda top: None, "images of 0 classes"),
-        (lambda top: write_images(top / "train" / "a", 2), "images of 1 classes"),
+        (lambda top: None, "found no class under CLASS/"),
+        (lambda top: write_images(top / "train" / "a", 2), "found 1 class .a. under train/CLASS/"),
         (lambda top: [write_images(top / p, 2) for p in ("train/a", "train/b", "test/c")], "that train/ lacks: c"),
     ],
 )

@@ -311,7 +311,7 @@ def test_a_damaged_file_is_an_error_that_names_it_or_its_folder(name, file, dama
     write(tmp_path)
     path = tmp_path / file
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    with pytest.raises(UserError, match=r"; (fetch the files? again|unpack the archive again)$") as refused:
+    with pytest.raises(UserError, match=r"; (fetch the files? again|remove the folder to unpack it again)$") as refused:
         read(str(tmp_path), side, channels)
     told = str(refused.value)
     assert "\n" not in told

@@ -1,6 +1,7 @@
 """Image files of every mode, folders, tables and lists, the scan before a run, Hugging Face's datasets."""
 
 import os
+import re
 import struct
 import zlib
 from io import BytesIO
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from test_data import data_config, write_images
-from tutelage.data import UNKNOWN
+from tutelage.config import DataConfig
+from tutelage.data import UNKNOWN, fingerprint
+from tutelage.data import image_files as files_module
 from tutelage.data import scan as scan_module
 from tutelage.data.huggingface import hugging_face, saved_as
 from tutelage.data.image_files import image_files
 from tutelage.data.listing import list_folder, list_table
-from tutelage.data.pixels import BadImage, read_pixels
+from tutelage.data.pixels import BadImage, complaint, read_pixels
 from tutelage.errors import UserError
 
 WHITE, MAGENTA = (255, 255, 255), (255, 0, 255)
@@ -43,8 +46,8 @@ def ramp(mode: str = "RGB") -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)).convert(mode)
 
 
-def rgb(file, background=WHITE, **options) -> np.ndarray:
-    return read_pixels(file, 3, background, LIMIT, **options)
+def rgb(file, background=WHITE) -> np.ndarray:
+    return read_pixels(file, 3, background, LIMIT)
 
 
 def grey(file, background=WHITE) -> np.ndarray:
@@ -164,31 +167,56 @@ def test_interlaced_files_are_read_whole():
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "cannot identify image file"),
-        (b"not an image at all", "cannot identify image file"),
+        (b"", "no image, or not one of PNG, JPEG"),
+        (b"not an image at all", "no image, or not one of PNG, JPEG"),
         (saved(ramp(), "PNG").getvalue()[:60], "truncated"),
         (saved(ramp(), "JPEG").getvalue()[:-40], "truncated"),
-        (saved(Image.new("F", (2, 2)), "TIFF").getvalue(), "floating-point pixels have no fixed range"),
+        (saved(Image.new("F", (2, 2)), "TIFF").getvalue(), "pixels of 32 bits have no fixed range"),
         (saved(Image.new("L", (200, 200)), "PNG").getvalue(), r"200 x 200 .* set data.max_pixels=40000"),
     ],
     ids=["empty", "text", "cut png", "cut jpeg", "float", "bomb"],
 )
 def test_what_gives_no_pixels_says_why(content, told):
-    for reduced in (False, True):
-        with pytest.raises(BadImage, match=told):
-            rgb(BytesIO(content), reduced=reduced)
+    with pytest.raises(BadImage, match=told):
+        rgb(BytesIO(content))
+    assert re.search(told, complaint(BytesIO(content), LIMIT))
 
 
-def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF"])
+def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch, kind):
     from PIL import ImageFile
 
-    def explode(self):
+    def explode(*arguments):
         raise AssertionError("decoded")
 
-    file = saved(Image.new("1", (3000, 3000)), "PNG")
+    file = saved(Image.new("L", (3000, 3000)), kind)
     monkeypatch.setattr(ImageFile.ImageFile, "load", explode)
     with pytest.raises(BadImage, match="3000 x 3000"):
         rgb(file)
+
+
+@pytest.mark.parametrize("kind", ["ICO", "EPS", "PDF"])
+def test_formats_that_decode_or_run_when_they_are_opened_are_no_images(kind):
+    with pytest.raises(BadImage, match="no image, or not one of"):
+        rgb(saved(Image.new("RGB", (64, 64)), kind))
+
+
+def test_a_transparent_value_of_sixteen_bits_counts():
+    wide = np.array([[0, 65535, 257]], dtype=np.uint16)
+    file = saved(Image.fromarray(wide), "PNG", transparency=0)
+    assert rgb(file, MAGENTA).tolist() == [[[255, 0, 255], [255, 255, 255], [1, 1, 1]]]
+
+
+def test_a_file_that_cannot_be_opened_is_no_bad_image(tmp_path):
+    with pytest.raises(UserError, match="cannot be opened .No such file or directory."):
+        rgb(tmp_path / "nowhere.png")
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_whatever_stands_in_an_exif_block_the_pixels_are_read(block):
+    found = rgb(saved(ramp(), "JPEG", quality=100, exif=b"Exif\0\0MM\0*\0\0\0\x08" + block))
+    assert sorted(found.shape) == [3, 6, 9]
 
 
 def folder_with_bad_files(top: Path) -> Path:
@@ -202,11 +230,11 @@ def folder_with_bad_files(top: Path) -> Path:
 
 def test_unreadable_files_end_a_run_with_their_list(tmp_path, capsys):
     listing = list_folder(str(folder_with_bad_files(tmp_path)))
-    with pytest.raises(UserError, match=r"2 of 12 files cannot be read .* data.on_bad_image=skip"):
+    with pytest.raises(UserError, match=r"2 images of 12 cannot be read .* data.on_bad_image=skip"):
         image_files(listing, rgb_config())
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith(f"{tmp_path}/train/cat/1.png: cannot identify image file")
+    assert lines[0].startswith(f"{tmp_path}/train/cat/1.png: no image, or not one of")
     assert "dog/2.png" in lines[1]
 
 
@@ -230,12 +258,13 @@ def test_a_class_whose_files_are_all_bad_is_an_error(tmp_path):
 def test_a_second_scan_tries_only_what_changed(tmp_path, monkeypatch):
     folder_with_bad_files(tmp_path)
     tried = []
-    complaint = scan_module._complaint
-    monkeypatch.setattr(scan_module, "_complaint", lambda path, limit: tried.append(path) or complaint(path, limit))
+    complaint = files_module.complaint
+    monkeypatch.setattr(files_module, "complaint", lambda path, limit: tried.append(path) or complaint(path, limit))
 
     def scan(limit=LIMIT):
         tried.clear()
-        return scan_module.unreadable(list_folder(str(tmp_path)), limit, lambda what, share: None)
+        config = rgb_config(on_bad_image="skip", max_pixels=limit)
+        return image_files(list_folder(str(tmp_path)), config).left_out
 
     assert len(scan()) == 2
     assert len(tried) == 12
@@ -245,7 +274,10 @@ def test_a_second_scan_tries_only_what_changed(tmp_path, monkeypatch):
     os.utime(tmp_path / "train" / "cat" / "0.png", ns=(1, 1))
     assert len(scan()) == 1
     assert len(tried) == 3
-    assert len(scan(limit=30)) == 12 - 1  # another limit: everything is tried again; only 5 x 5 are few enough
+    scan(limit=LIMIT - 1)
+    assert len(tried) == 12  # another limit: everything is tried again
+    scan()
+    assert len(tried) == 1  # and the first is not forgotten
 
 
 def test_a_damaged_cache_costs_a_scan_only(tmp_path, monkeypatch):
@@ -253,15 +285,15 @@ def test_a_damaged_cache_costs_a_scan_only(tmp_path, monkeypatch):
     for label in ("cat", "dog"):
         write_images(tmp_path / "data" / label, 2)
     listing = list_folder(str(tmp_path / "data"))
-    assert not scan_module.unreadable(listing, LIMIT, lambda what, share: None)
+    image_files(listing, rgb_config())
     (cache,) = (tmp_path / "cache" / "tutelage" / "scans").iterdir()
     for content in (b"", b"junk", cache.read_bytes()[:100]):
         cache.write_bytes(content)
-        assert not scan_module.unreadable(listing, LIMIT, lambda what, share: None)
+        image_files(listing, rgb_config())
 
 
 def test_a_scan_that_is_stopped_keeps_what_it_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan_module, "FILES_A_TASK", 1)
+    monkeypatch.setattr(scan_module, "IMAGES_A_TASK", 1)
     for label in ("cat", "dog"):
         write_images(tmp_path / label, 20)
     listing = list_folder(str(tmp_path))
@@ -271,10 +303,10 @@ def test_a_scan_that_is_stopped_keeps_what_it_found(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        scan_module.unreadable(listing, LIMIT, stop)
-    shares = []
-    scan_module.unreadable(listing, LIMIT, lambda what, share: shares.append(what))
-    assert shares[0] == "checking 19 image files"
+        image_files(listing, rgb_config(), stop)
+    told = []
+    image_files(listing, rgb_config(), lambda what, share: told.append(what))
+    assert told[0] == "checking 19 images"
 
 
 def test_hidden_files_are_no_data_and_linked_folders_are(tmp_path):
@@ -334,7 +366,7 @@ def test_numbers_as_labels_keep_their_order_and_a_fifth_is_set_aside(tmp_path):
         (("file", "label"), [("a.png", "x")], "no column 'path' .there are file, label"),
         (("path", "class"), [("a.png", "x")], "no column 'label'"),
         (("path", "label"), [("a.png", "x"), ("a.png", "y")], "paths that stand in it twice: a.png"),
-        (("path", "label"), [("a.png", "x"), ("b.png", "x")], "rows of 1 classes to learn from"),
+        (("path", "label"), [("a.png", "x"), ("b.png", "x")], "found 1 class .x. to learn from"),
         (("path", "label", "split"), [("a.png", "x", "fold1"), ("b.png", "y", "train")], "split 'fold1'; allowed are"),
         (
             ("path", "label", "split"),
@@ -404,5 +436,87 @@ def test_a_dataset_of_hugging_face_is_read_from_disk(tmp_path):
     assert source.images[5][8, 8].tolist() == [50, 0, 0]
     assert source.labels[:4].tolist() == [0, 1, 2, 0]
     assert saved_as(config) == saved_as(config)
-    with pytest.raises(UserError, match="no such folder of save_to_disk, nor on the hub"):
+    with pytest.raises(UserError, match="is no folder, and the hub gives no such dataset"):
         hugging_face(rgb_config(root=str(tmp_path / "none")))
+
+
+def test_labels_that_other_programs_take_for_nothing_stay_labels(tmp_path):
+    rows = [(f"{n}.png", ("NA", "DE", "null")[n % 3]) for n in range(30)]
+    source = image_files(list_table(table(tmp_path, rows, ("path", "label"))), rgb_config())
+    assert source.classes == ("DE", "NA", "null")
+    assert not len(source.unlabelled)
+
+
+def test_numbers_written_in_two_ways_keep_one_order(tmp_path):
+    rows = [(f"{n}.png", ("1", "01", "2")[n % 3]) for n in range(30)]
+    assert list_table(table(tmp_path, rows, ("path", "label"))).classes == ("01", "1", "2")
+
+
+def test_a_label_of_a_pool_image_only_measures(tmp_path):
+    rows = [(f"{n}.png", "ab"[n % 2], "train") for n in range(8)]
+    rows += [("t.png", "a", "test"), ("u.png", "b", "unlabelled"), ("v.png", "zebra", "unlabelled")]
+    source = image_files(list_table(table(tmp_path, rows)), rgb_config())
+    assert source.labels[source.unlabelled].tolist() == [1, UNKNOWN]
+    assert source.classes == ("a", "b")
+
+
+def test_one_path_written_in_two_ways_is_one_image(tmp_path):
+    file = table(tmp_path, [("a.png", "x"), ("b.png", "y"), ("./a.png", "x")], ("path", "label"))
+    with pytest.raises(UserError, match=r"stand in it twice: .*a.png"):
+        list_table(file)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda top: write_images(top / "val", 3), "val: 3 images outside class folders: 0.png, 1.png, 2.png"),
+        (lambda top: (top / "test").symlink_to(top / "train"), "two of train/, val/ and test/ are the same folder"),
+        (
+            lambda top: (top / "train" / "cat" / "x.png").symlink_to("nowhere"),
+            "x.png: cannot be read .a link that leads",
+        ),
+    ],
+)
+def test_a_folder_that_would_not_do_what_it_seems_to_is_an_error(tmp_path, make, told):
+    for label in ("cat", "dog"):
+        write_images(tmp_path / "train" / label, 3)
+    make(tmp_path)
+    with pytest.raises(UserError, match=told):
+        list_folder(str(tmp_path), val_is_test=True)
+
+
+def test_val_and_test_without_train_are_no_classes(tmp_path):
+    for part in ("val", "test"):
+        write_images(tmp_path / part / "cat", 2)
+    with pytest.raises(UserError, match="val/ and test/, but no train/"):
+        list_folder(str(tmp_path))
+
+
+def test_what_is_left_out_is_part_of_what_a_run_is(tmp_path):
+    folder_with_bad_files(tmp_path)
+    config = DataConfig.model_validate(
+        rgb_config(root=str(tmp_path), on_bad_image="skip").model_dump() | {"_target_": "tutelage.data.ImageFolder"}
+    )
+    before = fingerprint(config)
+    bad = tmp_path / "train" / "cat" / "1.png"
+    good = tmp_path / "train" / "cat" / "0.png"
+    bad.write_bytes(good.read_bytes())
+    assert fingerprint(config) != before
+
+
+def test_hugging_faces_bad_images_and_missing_labels(tmp_path, capsys):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    whole = datasets.Dataset.from_dict(
+        {"image": [Image.new("L", (8, 8))] * 23 + [None], "label": [*range(11), *range(11), None, 3]}, features=features
+    )
+    whole.save_to_disk(str(tmp_path / "hf"))
+    with pytest.raises(UserError, match="1 image of 24 cannot be read"):
+        hugging_face(rgb_config(root=str(tmp_path / "hf")))
+    assert capsys.readouterr().err.startswith("image 23: no image")
+    source = hugging_face(rgb_config(root=str(tmp_path / "hf"), on_bad_image="skip"))
+    assert source.classes == tuple(map(str, range(11)))
+    assert list(source.left_out) == ["23"]
+    assert source.unlabelled.tolist() == [22]
+    assert 23 not in {*source.train, *source.test}

@@ -96,7 +96,7 @@ def test_evaluate_prints_the_numbers_and_adds_the_picture(finished):
         ([], "evaluate needs one run's folder"),
         (["nowhere"], "nowhere: no run; this needs the folder of a finished run"),
         (["RUN", "shift=rotat"], "shift=rotat: no such shift; allowed are brightness, crop, rotate, translate"),
-        (["RUN", "strength=3"], "strength=3: evaluate knows shift=NAME"),
+        (["RUN", "strength=3"], "strength: evaluate knows shift=NAME"),
     ],
 )
 def test_what_evaluate_cannot_do_is_one_line(finished, arguments, told):
@@ -106,17 +106,17 @@ def test_what_evaluate_cannot_do_is_one_line(finished, arguments, told):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_run_whose_classes_have_changed_is_not_evaluated(finished, tmp_path):
+def test_a_run_whose_data_has_changed_is_not_evaluated(finished, tmp_path):
     import shutil
 
     copy = tmp_path / "run"
     shutil.copytree(finished, copy)
     record = json.loads((copy / "run.json").read_text())
-    record["data"]["classes"][0] = "zero"
+    record["identity"]["data"]["fingerprint"] = "another"
     (copy / "run.json").write_text(json.dumps(record))
     done = command("tutelage.cli", "evaluate", str(copy), "shift=brightness")
     assert done.returncode == 2
-    assert "the classes of its data have changed since" in done.stderr
+    assert "its data has changed since; data.root=FOLDER says" in done.stderr
 
 
 def test_an_experiment_that_is_a_sweep_compares_its_runs(tmp_path):
@@ -128,7 +128,8 @@ def test_an_experiment_that_is_a_sweep_compares_its_runs(tmp_path):
     table = done.stdout[done.stdout.index("labels_per_class ") :]
     assert len(re.findall(r"^[25] +(nearest_neighbours|lenet5) +2 ", table, re.MULTILINE)) == 4
     assert "+-" in table
-    page = (tmp_path / "knn_cost" / "report" / "index.html").read_text()
+    (file,) = tmp_path.glob("knn_cost/sweep-*/index.html")
+    page = file.read_text()
     assert "<h2>Over labels_per_class</h2>" in page
     again = command("tutelage.train", *words)
     assert again.returncode == 0
@@ -136,15 +137,60 @@ def test_an_experiment_that_is_a_sweep_compares_its_runs(tmp_path):
 
 
 def test_a_job_that_fails_does_not_keep_a_sweep_from_its_table(tmp_path):
-    words = [f"paths.outputs={tmp_path}", "debug=tiny", "callbacks=quiet", "model.width=1,2", "data.image_size=8,28"]
-    done = command("tutelage.train", "-m", *words)
+    words = [f"paths.outputs={tmp_path}", "debug=tiny", "callbacks=quiet", "model=timm"]
+    done = command("tutelage.train", "-m", *words, "model.name=test_resnet,resnet_18,test_efficientnet")
     assert done.returncode == 2
-    assert done.stderr.count("model=lenet5 needs images of 12 pixels or more") == 2
-    assert re.search(r"^width +runs +val", done.stdout, re.MULTILINE) or "image_size" in done.stdout
+    assert done.stderr.count("timm has no such architecture") == 1
+    assert re.search(r"^name +runs +(val +)?test .*\ntest_resnet +1 .*\ntest_efficientnet +1 ", done.stdout, re.MULTILINE)
+    assert "no result: model.name=resnet_18: model.name=resnet_18: timm has no such" in done.stdout
     assert "report:" in done.stdout
+
+
+def test_a_value_that_no_job_can_have_is_told_before_any_runs(tmp_path):
+    done = command("tutelage.train", "-m", f"paths.outputs={tmp_path}", "debug=tiny", "data.image_size=28,8")
+    assert done.returncode == 2
+    assert done.stderr.count("model=lenet5 needs images of 12 pixels or more") == 1
+    assert not list(tmp_path.glob("runs/*/run.json"))
+
+
+def test_experiments_themselves_can_be_swept_over(tmp_path):
+    words = [f"paths.outputs={tmp_path}", "debug=tiny", "callbacks=quiet", "data=digits", "model=perceptron"]
+    done = command("tutelage.train", "-m", *words, "experiment=why_cnn,lecun1998")
+    assert done.returncode == 0, done.stderr
+    assert "run 2 of 2" in done.stdout
+
+
+def test_explain_shows_a_network_without_its_run_and_with_it(finished):
+    done = command("tutelage.cli", "explain", "--summary", "model=lenet5", "data.image_size=32")
+    assert re.search(r"^total +416,520 +61,706$", done.stdout, re.MULTILINE), done.stderr
+    done = command("tutelage.cli", "explain", "--summary", str(finished))
+    assert re.search(r"^total +7,840 +7,850$", done.stdout, re.MULTILINE), done.stderr
+    done = command("tutelage.cli", "explain", "--summary", "model=nearest_neighbours", "+model@model.backbone=lenet5")
+    assert "Conv2d" in done.stdout, done.stderr
 
 
 def test_finished_run_takes_finished_runs_only(finished):
     folder, record = finished_run(str(finished))
     assert folder.path == finished
     assert record["status"] == "finished"
+
+
+def test_a_finished_sweep_is_shown_without_torch(finished, tmp_path):
+    from conftest import loaded_packages
+
+    words = [f"paths.outputs={tmp_path}", "debug=tiny", "callbacks=quiet", "model=perceptron", "-m", "seed=0,1"]
+    assert command("tutelage.train", *words).returncode == 0
+    done, packages = loaded_packages("tutelage.train", *words)
+    assert done.returncode == 0
+    assert not packages & {"torch", "pytorch_lightning", "albumentations"}
+
+
+def test_training_that_diverges_ends_in_one_line(outputs, capfd):
+    assert run(outputs, "model=mlp", "debug=tiny", "optimizer=sgd", "optimizer.lr=1e30", "schedule.steps=8") != 0
+    assert "training has diverged; lower optimizer.lr" in capfd.readouterr().err
+
+
+def test_runs_lists_an_experiments_runs_too(finished):
+    for folder in (finished, finished.parent, finished.parents[1]):
+        done = command("tutelage.cli", "runs", str(folder))
+        assert str(finished) in done.stdout

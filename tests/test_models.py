@@ -278,17 +278,6 @@ def test_class_weights_are_scikit_learns_and_scale_each_images_loss():
     torch.testing.assert_close(cross_entropy(logits, one_hot, weight), by_hand)
 
 
-def test_sampling_evens_classes_out_and_numbers_the_duplicates():
-    from tutelage.data import evened
-
-    labels = np.array([0] * 7 + [1] * 3 + [2])
-    entries, copies = evened(labels)
-    assert np.bincount(labels[entries]).tolist() == [7, 7, 7]
-    assert set(entries) == set(range(11))
-    assert len({*zip(entries.tolist(), copies.tolist(), strict=True)}) == len(entries)
-    assert copies[labels[entries] == 2].tolist() == list(range(7))
-
-
 def saved_weights(network: nn.Module, file) -> None:
     if file.suffix == ".safetensors":
         from safetensors.torch import save_file

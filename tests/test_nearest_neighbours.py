@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from resource import RUSAGE_SELF, getrusage
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from conftest import only_run, outcome, run
+from conftest import ROOT, only_run, outcome, run
 from tutelage.data import Plain
 from tutelage.errors import UserError
 from tutelage.models import ImageSpec, NearestNeighbours, load_classifier, make_classifier, save_classifier
@@ -144,3 +147,54 @@ def test_neighbours_teach_no_student():
 
     with pytest.raises(UserError, match="it goes with strategy=supervised"):
         compose(["model=nearest_neighbours", "strategy=noisy_student", "data.labels_per_class=2"])
+
+
+def test_a_backbone_takes_weights_and_says_so_where_it_has_none(outputs, tmp_path, capfd):
+    from tutelage.compose import compose
+
+    model = compose(["model=lenet5"]).model.arguments()
+    spec = ImageSpec(1, 28, tuple(map(str, range(10))), (0.305,), (0.345,))
+    torch.manual_seed(3)
+    save_classifier(make_classifier(model, spec), model, tmp_path / "final.ckpt")
+    words = ["model=nearest_neighbours", "+model@model.backbone=lenet5", "debug=tiny"]
+    assert run(outputs / "a", *words, f"init_from={tmp_path / 'final.ckpt'}") == 0
+    found = load_classifier(next((only_run(outputs / "a") / "checkpoints").glob("[bf]*.ckpt")))
+    before = load_classifier(tmp_path / "final.ckpt")
+    images = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)
+    torch.testing.assert_close(found.features(images), before.features(images))
+    assert "weights are random" not in capfd.readouterr().err
+    assert run(outputs / "b", *words) == 0
+    assert "the backbone's weights are random; init_from=FILE" in capfd.readouterr().err
+
+
+def test_a_bank_of_another_network_is_refused(tmp_path):
+    model = {"_target_": "tutelage.models.NearestNeighbours", "k": 3}
+    for name, seed in (("one", 0), ("two", 1)):
+        network = make_classifier(model, spec_of())
+        images, labels = drawn(50, seed)
+        network.memorise(batches(images, labels), 50, tmp_path / name)
+        save_classifier(network, model, tmp_path / name / "final.ckpt")
+    for file in module.BANK_FILES:
+        kept = (tmp_path / "one" / file).read_bytes()
+        (tmp_path / "one" / file).write_bytes((tmp_path / "two" / file).read_bytes())
+        with pytest.raises(UserError, match=f"{file}: missing or damaged"):
+            load_classifier(tmp_path / "one" / "final.ckpt")
+        (tmp_path / "one" / file).write_bytes(kept)
+
+
+def peak_growth(side: int, k: int) -> int:
+    """Return by how many bytes the peak of a fork's memory grows in looking up 256 images."""
+    rng = np.random.default_rng(0)
+    bank = rng.integers(0, 256, (700, 3 * side * side), dtype=np.uint8)
+    queries = torch.from_numpy(bank[:256].copy())
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    found = nearest(queries, bank, k)
+    assert (found[:, 0] == torch.arange(256)).all()
+    return (getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+@pytest.mark.parametrize(("side", "k"), [(160, 5), (28, 600)])
+def test_memory_stays_bounded_for_large_images_and_many_neighbours(side, k):
+    command = f"import test_nearest_neighbours as t; print(t.peak_growth({side}, {k}))"
+    grown = int(subprocess.run([sys.executable, "-c", command], cwd=ROOT / "tests", capture_output=True).stdout)
+    assert grown < 400e6

@@ -1,7 +1,7 @@
 """A sample is a function of its draw."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutelage.data import Draws, Stream
@@ -70,8 +70,8 @@ def test_each_pass_of_a_stream_shows_every_image_once(stream, seed):
     shown = [drawn for step in range(steps) for drawn in draws.at(step)][: 3 * size]
     for pass_ in range(3):
         part = shown[pass_ * size : (pass_ + 1) * size]
-        assert {p for p, _ in part} == {pass_}
-        assert sorted(entry for _, entry in part) == list(range(size))
+        assert {p for p, _, _ in part} == {pass_}
+        assert sorted(entry for _, entry, _ in part) == list(range(size))
 
 
 @given(streams, st.integers(0, 1000))
@@ -85,4 +85,21 @@ def test_a_streams_position_follows_from_the_step_alone(stream, step):
 def test_passes_come_in_different_orders():
     stream = Stream("pool", np.arange(50), np.zeros(50, dtype=np.int64), 50)
     draws = Draws(stream, Key(0, "s"))
-    assert [e for _, e in draws.at(0)] != [e for _, e in draws.at(1)]
+    assert [e for _, e, _ in draws.at(0)] != [e for _, e, _ in draws.at(1)]
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=4), st.integers(1, 7), st.integers(0, 50))
+@settings(max_examples=60)
+def test_an_even_stream_shows_classes_equally_often_and_each_image_of_a_class_too(sizes, batch, seed):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    stream = Stream("labelled", np.arange(len(labels)), labels, batch, even=True)
+    draws, passes = Draws(stream, Key(seed, "s")), 12
+    steps = -(-passes * stream.length // batch)
+    shown = [drawn for step in range(steps) for drawn in draws.at(step)][: passes * stream.length]
+    assert len(set(shown)) == len(shown)  # no view comes twice
+    for pass_ in range(passes):
+        entries = [entry for number, entry, _ in shown if number == pass_]
+        assert np.bincount(labels[entries]).tolist() == [max(sizes)] * len(sizes)
+    counts = np.bincount([entry for _, entry, _ in shown], minlength=len(labels))
+    for c in range(len(sizes)):
+        assert np.ptp(counts[labels == c]) <= 1

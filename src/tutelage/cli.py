@@ -1,6 +1,7 @@
 """The ``tutelage`` command. Nothing is imported before it is needed: ``--help`` answers at once."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,6 +46,9 @@ def main() -> None:
 
         print(f"tutelage {__version__}")
         return
+    if arguments[0] != "train" and {"-h", "--help"} & set(arguments):
+        print(HELP, end="")
+        return
     try:
         command = commands.get(arguments[0])
         if command is None:
@@ -54,8 +58,13 @@ def main() -> None:
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(commands)}"
             raise UserError(f"unknown command {arguments[0]!r}: {hint}")
         command(arguments[1:])
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(complain(error))
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def _train(arguments: Sequence[str]) -> None:
@@ -72,7 +81,8 @@ def _runs(arguments: Sequence[str]) -> None:
     root = Path(arguments[0] if arguments else "outputs")
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the folder of the runs: tutelage runs DIR")
-    found = [(state(folder), folder.path) for folder in (RunFolder(p.parent) for p in root.glob("*/*/run.json"))]
+    records = [record for depth in ("", "*/", "*/*/") for record in root.glob(f"{depth}run.json")]
+    found = [(state(folder), folder.path) for folder in (RunFolder(record.parent) for record in records)]
     if not found:
         print(f"no runs below {root}")
         return
@@ -101,58 +111,60 @@ def _evaluate(arguments: Sequence[str]) -> None:
     from tutelage.runs import finished_run, stored_config
 
     runs = [argument for argument in arguments if "=" not in argument or Path(argument).is_dir()]
-    options = [argument for argument in arguments if argument not in runs]
+    options = dict(argument.split("=", 1) for argument in arguments if argument not in runs)
     if len(runs) != 1:
         raise UserError("evaluate needs one run's folder: tutelage evaluate outputs/EXPERIMENT/RUN shift=translate")
+    if unknown := set(options) - {"shift", "data.root"}:
+        raise UserError(f"{min(unknown)}: evaluate knows shift=NAME,... and data.root=FOLDER")
     folder, record = finished_run(runs[0])
-    wanted = _shifts(options)
+    wanted, config = _shifts(options.get("shift")), stored_config(folder)
+    if "data.root" in options:
+        moved = config.data.model_copy(update={"root": options["data.root"]})
+        config = config.model_copy(update={"data": moved})
+    from tutelage.data import data_module
+    from tutelage.insight.curves import print_curve
     from tutelage.insight.report import write_report
-    from tutelage.insight.shifts import curve, print_curve
+    from tutelage.insight.shifts import curve
 
-    config = stored_config(folder)
+    data = data_module(config.data)
     for shift in wanted:
-        print_curve(curve(folder, record, config, shift))
+        print_curve(curve(folder, record, data, shift))
     write_report(folder, config)
     print(f"report: {folder.report / 'index.html'}")
 
 
-def _shifts(options: Sequence[str]) -> "Sequence[Shift]":
+def _shifts(names: str | None) -> "Sequence[Shift]":
     """Return the shifts that ``shift=...`` names; all where it is not given."""
     from tutelage.config import SHIFTS
     from tutelage.errors import UserError
 
-    chosen: list[Shift] = []
-    for option in options:
-        key, _, values = option.partition("=")
-        if key != "shift":
-            raise UserError(f"{option}: evaluate knows shift=NAME,... only; NAME is one of {', '.join(SHIFTS)}")
-        for value in values.split(","):
-            found = next((shift for shift in SHIFTS if shift == value), None)
-            if found is None:
-                raise UserError(f"shift={value}: no such shift; allowed are {', '.join(SHIFTS)}")
-            chosen.append(found)
-    return chosen or SHIFTS
+    if names is None:
+        return SHIFTS
+    unknown = sorted(set(names.split(",")) - set(SHIFTS))
+    if unknown:
+        raise UserError(f"shift={unknown[0]}: no such shift; allowed are {', '.join(SHIFTS)}")
+    return [shift for shift in SHIFTS if shift in names.split(",")]
 
 
 def _explain(arguments: Sequence[str]) -> None:
     """Print the layers of a run's network, or of the one that a config names."""
-    from tutelage.compose import compose
+    from tutelage.compose import compose, split_words
     from tutelage.errors import UserError
-    from tutelage.runs import finished_run, last_fit, trained
+    from tutelage.runs import finished_run, last_fit, stored_config
 
     rest = [argument for argument in arguments if argument != "--summary"]
     if len(rest) == len(arguments):
         raise UserError("explain shows --summary so far: tutelage explain --summary RUN, or model=vgg data=digits")
-    run = len(rest) == 1 and Path(rest[0]).is_dir()
-    config = None if run else compose(rest)
-    from tutelage.insight.summary import network_of, print_summary
-    from tutelage.models import load_classifier
-
-    if config is not None:
-        print_summary(network_of(config))
-    else:
+    if len(rest) == 1 and Path(rest[0]).is_dir():
         folder, record = finished_run(rest[0])
-        print_summary(load_classifier(trained(folder, record)[last_fit(record)]))
+        data, classes = stored_config(folder).data, record["data"]["classes"]
+        model = next(entry["model"] for entry in record["stages"] if entry["name"] == last_fit(record))
+    else:
+        config = compose(*split_words(rest))
+        data, model, classes = config.data, config.model.arguments(), None
+    from tutelage.insight.summary import network_of, print_summary
+
+    print_summary(network_of(model, data, classes))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from tutelage.config import OWN_MODELS, Config, Section
 from tutelage.errors import UserError
 
+CONFIG_DIR_FLAGS = {"--config-dir", "-cd"}
 HELP_HINT = "'tutelage train --help' lists groups and options"
 SECTIONS = ["paths", *(name for name, field in Config.model_fields.items() if field.is_required())]
 TAGS = OWN_MODELS | {"other", "supervised", "noisy_student"}  # the schema's names for alternatives, in no key
@@ -32,6 +33,22 @@ def options() -> dict[str, dict[str, str]]:
         told = next((line for line in comments if not line.startswith("@")), "")
         groups.setdefault(file.parent.name, {})[file.stem] = told
     return groups
+
+
+def split_words(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the overrides and the folders given by ``--config-dir``."""
+    overrides, folders = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        name, _, value = argument.partition("=")
+        if name in CONFIG_DIR_FLAGS:
+            folder = value or next(rest, "")
+            if not Path(folder).is_dir():
+                raise UserError(f"--config-dir {folder}: no such folder")
+            folders.append(folder)
+        else:
+            overrides.append(argument)
+    return overrides, folders
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Config:
@@ -57,7 +74,8 @@ def own_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list
         UserError: an override cannot be read.
     """
     experiments = [override for override in overrides if override.lstrip("+").startswith("experiment=")]
-    if not experiments:
+    chosen = {override.partition("=")[2] for override in overrides if override.startswith("hydra.mode=")}
+    if not experiments or "RUN" in chosen or any("," in experiment for experiment in experiments):
         return None
     hydra = _composed(experiments, config_dirs, with_hydra=True).hydra
     if str(hydra.mode).rpartition(".")[2] != "MULTIRUN":

@@ -84,6 +84,11 @@ def write_checked(path: Path, write: Callable[[Any], object], keep: Path | None 
 
 def is_sound(path: Path) -> bool:
     """Return whether a file that ``write_checked`` wrote is there and as it was written."""
+    return sound_digest(path) is not None
+
+
+def sound_digest(path: Path) -> str | None:
+    """Return the SHA-256 of a file that ``write_checked`` wrote; None where it is not as it was written."""
     try:
         with path.open("rb") as file:
             left = path.stat().st_size - TRAILER_LENGTH
@@ -91,9 +96,10 @@ def is_sound(path: Path) -> bool:
             while left > 0 and (part := file.read(min(left, BLOCK))):
                 whole.update(part)
                 left -= len(part)
-            return left == 0 and file.read() == TRAILER + whole.hexdigest().encode()
+            sound = left == 0 and file.read() == TRAILER + whole.hexdigest().encode()
+            return whole.hexdigest() if sound else None
     except OSError:
-        return False
+        return None
 
 
 def flush_folder(folder: Path) -> None:
@@ -138,7 +144,7 @@ def file_digest(path: Path, key: str) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"{key}={path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{key}={path}: cannot be read as a file ({error.strerror})") from None
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import UserError, complain
@@ -13,15 +12,16 @@ from tutelage.targets import ALLOW_FLAG, by_flag, take_allowed
 
 if TYPE_CHECKING:  # at run time they are imported when they are needed
     from tutelage.config import Config
+    from tutelage.insight.comparison import Outcome
     from tutelage.runs import RunFolder
 
 SWEEP_FLAGS = {"-m", "--multirun"}
-CONFIG_DIR_FLAGS = {"--config-dir", "-cd"}
+SHOWING_FLAGS = {"-c", "--cfg", "-i", "--info"}
 
 
 def main() -> None:
     """Check the command, then train, go on, or print the result of a run that is finished."""
-    from tutelage.compose import compose, options, own_sweep
+    from tutelage.compose import CONFIG_DIR_FLAGS, compose, options, own_sweep, split_words
 
     try:
         sys.argv[1:] = arguments = take_allowed(sys.argv[1:])
@@ -30,8 +30,10 @@ def main() -> None:
             return
         flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")} - CONFIG_DIR_FLAGS
         if flags - SWEEP_FLAGS:
+            if flags & SWEEP_FLAGS and flags & SHOWING_FLAGS:
+                raise UserError(f"{min(flags & SHOWING_FLAGS)} shows one config: leave out {min(flags & SWEEP_FLAGS)}")
             sys.exit(_hydra_main())
-        overrides, folders = _split([argument for argument in arguments if argument not in SWEEP_FLAGS])
+        overrides, folders = split_words([argument for argument in arguments if argument not in SWEEP_FLAGS])
         swept = own_sweep(overrides, folders)
         if flags or swept is not None or "hydra.mode=MULTIRUN" in overrides:
             sys.exit(_sweep([*overrides, *(swept or [])], folders))
@@ -39,7 +41,7 @@ def main() -> None:
     except UserError as error:
         sys.exit(complain(error))
     except KeyboardInterrupt:
-        print("stopped before anything began", file=sys.stderr)
+        print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 
@@ -76,9 +78,14 @@ def execute(config: "Config", arguments: Sequence[str] = (), line_only: bool = F
 def _place(config: "Config") -> tuple["RunFolder", str]:
     """Return the folder that belongs to a config, and the fingerprint of its data."""
     from tutelage.data import fingerprint
+    from tutelage.insight.display import display
     from tutelage.runs import RunFolder, run_path
 
-    what = fingerprint(config.data)
+    observer = display(config.callbacks.display)
+    try:
+        what = fingerprint(config.data, observer.reading)
+    finally:
+        observer.end()
     return RunFolder(run_path(config, what)), what
 
 
@@ -111,12 +118,16 @@ def _as_typed(arguments: Sequence[str]) -> str:
 
 def _write_missing_report(config: "Config", folder: "RunFolder", record: dict[str, Any]) -> None:
     """Measure the shifts that the config asks for and write the report, where these are missing."""
-    missing = [shift for shift in config.callbacks.shifts if not (folder.path / "shifts" / f"{shift}.json").exists()]
+    from tutelage.insight.curves import read_curve
+
+    missing = [shift for shift in config.callbacks.shifts if read_curve(folder, shift) is None]
     if missing:
+        from tutelage.data import data_module
         from tutelage.insight.shifts import curve
 
+        data = data_module(config.data)
         for shift in missing:
-            curve(folder, record, config, shift)
+            curve(folder, record, data, shift)
     if config.callbacks.report and (missing or not (folder.report / "index.html").exists()):
         from tutelage.insight.report import write_report
 
@@ -156,46 +167,29 @@ def help_text(groups: dict[str, dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the overrides and the folders given by ``--config-dir``."""
-    overrides, folders = [], []
-    rest = iter(arguments)
-    for argument in rest:
-        name, _, value = argument.partition("=")
-        if name in CONFIG_DIR_FLAGS:
-            folder = value or next(rest, "")
-            if not Path(folder).is_dir():
-                raise UserError(f"--config-dir {folder}: no such folder")
-            folders.append(folder)
-        else:
-            overrides.append(argument)
-    return overrides, folders
-
-
 def _sweep(overrides: Sequence[str], folders: Sequence[str]) -> int:
     """Let Hydra run the jobs of a sweep, compare their results, and return the worst of their exit codes."""
     from tutelage.compose import check_sweep
-    from tutelage.insight.comparison import compare
+    from tutelage.insight.comparison import Outcome, compare
 
     count = check_sweep(overrides, folders)
     folder_flags = [word for folder in folders for word in ("--config-dir", folder)]
     # What an experiment sweeps over stands in the overrides; Hydra must not add it again.
     sys.argv[1:] = ["--multirun", *folder_flags, *overrides, "hydra.sweeper.params=null"]
-    done: list[tuple[Sequence[str], Path]] = []
-    code = _hydra_main(count, done)
-    if done:
-        compare(done, done[0][1].parent / "report")
+    outcomes: list[Outcome] = []
+    code = _hydra_main(count, outcomes)
+    compare(outcomes, _as_typed(["-m", *folder_flags, *overrides]))
     return code
 
 
-def _hydra_main(count: int = 0, done: list[tuple[Sequence[str], Path]] | None = None) -> int:
+def _hydra_main(count: int = 0, outcomes: "list[Outcome] | None" = None) -> int:
     """Let Hydra run sweeps and answer its own flags; return the worst exit code of the jobs.
 
     A job that the user got wrong does not keep the others from running; a signal ends the sweep.
 
     Args:
         count: how many jobs a sweep has; 0 where it is none.
-        done: takes the overrides and the folder of each job that came to its end.
+        outcomes: takes what became of each job.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -211,10 +205,14 @@ def _hydra_main(count: int = 0, done: list[tuple[Sequence[str], Path]] | None = 
         try:
             config = checked(composed)
             codes.append(execute(config, task, line_only=count > 0))
-            if done is not None and not codes[-1]:
-                done.append((task, _place(config)[0].path))
+            path, reason = _place(config)[0].path, ""
         except UserError as error:
             codes.append(complain(error))
+            path, reason = None, str(error)
+        if outcomes is not None:
+            from tutelage.insight.comparison import Outcome
+
+            outcomes.append(Outcome(task, path, reason))
         if codes[-1] > 128:  # noqa: PLR2004 - 128 + signal, by the shell's custom
             sys.exit(codes[-1])
 

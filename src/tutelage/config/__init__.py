@@ -3,10 +3,12 @@
 from tutelage.config.schema import (
     OWN_MODELS,
     SHIFTS,
+    AlexNetConfig,
     AugmentationConfig,
     CallbacksConfig,
     Config,
     DataConfig,
+    LeNet5Config,
     LoggerConfig,
     ModelConfig,
     NearestNeighboursConfig,
@@ -21,15 +23,19 @@ from tutelage.config.schema import (
     SupervisedConfig,
     Targeted,
     TrainerConfig,
+    VGGConfig,
+    too_small,
 )
 
 __all__ = [
     "OWN_MODELS",
     "SHIFTS",
+    "AlexNetConfig",
     "AugmentationConfig",
     "CallbacksConfig",
     "Config",
     "DataConfig",
+    "LeNet5Config",
     "LoggerConfig",
     "ModelConfig",
     "NearestNeighboursConfig",
@@ -44,4 +50,6 @@ __all__ = [
     "SupervisedConfig",
     "Targeted",
     "TrainerConfig",
+    "VGGConfig",
+    "too_small",
 ]

@@ -5,7 +5,7 @@ leave neutral values out, so a new key leaves the names of old runs alone. The v
 in ``conf/``.
 """
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -16,6 +16,12 @@ Width = Annotated[float, Field(gt=0, le=64)]  # multiplies the channels of every
 Shift = Literal["brightness", "crop", "rotate", "translate"]
 SHIFTS: tuple[Shift, ...] = get_args(Shift)
 RGB = 3
+FILE_DATA = {"ImageFolder": "image_folder", "ImageNet": "imagenet", "Table": "table"}  # datasets of image files
+
+
+def too_small(model: str, needed: int, given: int) -> str:
+    """Return what is said of images that are too small for a model."""
+    return f"model={model.lower()} needs images of {needed} pixels or more, not data.image_size={given}"
 
 
 class Section(BaseModel):
@@ -29,6 +35,7 @@ class Section(BaseModel):
 class Targeted(Section):
     """A group whose ``_target_`` names the class to build."""
 
+    smallest: ClassVar[int] = 1  # side in pixels of the smallest image that it takes
     target: str = Field(alias="_target_")
 
     def arguments(self) -> dict[str, Any]:
@@ -72,7 +79,11 @@ class DataConfig(Section):
         if self.labels is not None and self.labels_per_class is not None:
             raise ValueError("data.labels and data.labels_per_class exclude each other: set one of them to null")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise ValueError(f"data.mean and data.std need one value for each of the {self.channels} channels")
+            grey = ", such as data.mean=[0.449] data.std=[0.226]" if self.channels == 1 else ""
+            raise ValueError(f"data.mean and data.std need one value for each of the {self.channels} channels{grey}")
+        named = self.target.startswith("tutelage.data.") and self.target.rpartition(".")[2] not in FILE_DATA
+        if self.unlabelled is not None and named:
+            raise ValueError(f"data.unlabelled goes with data={', '.join(FILE_DATA.values())}, not with {self.target}")
         if len(self.background) != RGB:
             raise ValueError("data.background needs three values, red, green and blue, such as [255,255,255]")
         return self
@@ -96,6 +107,7 @@ class MLPConfig(Targeted):
 class LeNet5Config(Targeted):
     """LeNet-5; ``width`` multiplies the channels of every layer."""
 
+    smallest: ClassVar = 12  # pixels; after two convolutions and poolings nothing is left of a smaller image
     target: Literal["tutelage.models.LeNet5"] = Field(alias="_target_")
     width: Width = 1.0
     dropout: PartOf = 0.0
@@ -104,6 +116,7 @@ class LeNet5Config(Targeted):
 class AlexNetConfig(Targeted):
     """AlexNet in two groups."""
 
+    smallest: ClassVar = 67  # after the first convolution and three poolings nothing is left of a smaller image
     target: Literal["tutelage.models.AlexNet"] = Field(alias="_target_")
     width: Width = 1.0
     norm: Literal["lrn", "batch", "none"] = "lrn"
@@ -114,6 +127,7 @@ class AlexNetConfig(Targeted):
 class VGGConfig(Targeted):
     """VGG of 11, 13, 16 or 19 layers."""
 
+    smallest: ClassVar = 32  # halved five times
     target: Literal["tutelage.models.VGG"] = Field(alias="_target_")
     depth: Literal[11, 13, 16, 19]
     batch_norm: bool = False
@@ -155,6 +169,13 @@ class NearestNeighboursConfig(Targeted):
     target: Literal["tutelage.models.NearestNeighbours"] = Field(alias="_target_")
     k: Positive
     backbone: "ModelConfig | None" = None
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _composed(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"a model is composed into a key by +model@model.backbone={value}")
+        return value
 
 
 class OtherModelConfig(Targeted):
@@ -268,7 +289,9 @@ class ScheduleConfig(Section):
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("set exactly one of schedule.epochs and schedule.steps, the other one to null")
+            raise ValueError(
+                "set exactly one of schedule.epochs and schedule.steps, the other one to null (schedule.epochs=null)"
+            )
         return self
 
 
@@ -326,6 +349,15 @@ class Config(Section):
     trainer: TrainerConfig
     logger: LoggerConfig
     callbacks: CallbacksConfig
+
+    @model_validator(mode="after")
+    def _model_fits_the_data(self) -> Self:
+        needed, given = self.model.smallest, self.data.image_size
+        if given < needed:
+            raise ValueError(too_small(self.model.target.rpartition(".")[2], needed, given))
+        if isinstance(self.model, NearestNeighboursConfig) and self.data.balance != "none":
+            raise ValueError(f"data.balance={self.data.balance} has no meaning for nearest neighbours; set it to none")
+        return self
 
     @model_validator(mode="after")
     def _students_fit_the_model(self) -> Self:

@@ -1,9 +1,12 @@
 """Datasets, label budgets and splits, training streams and the DataModules."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.config import DataConfig
-from tutelage.data.balance import class_weights, evened
+from tutelage.data import huggingface, image_files
+from tutelage.data.balance import class_weights
+from tutelage.data.download import Tell, silent
 from tutelage.data.image_files import LISTINGS
 from tutelage.data.labels import (
     PROBABILITIES,
@@ -19,6 +22,7 @@ from tutelage.data.source import UNKNOWN, Source
 from tutelage.data.splits import Splits, split
 from tutelage.data.stratify import stratified
 from tutelage.data.streams import Draws, Stream
+from tutelage.errors import UserError
 
 if TYPE_CHECKING:
     from tutelage.data.modules import (
@@ -86,7 +90,6 @@ __all__ = [
     "Training",
     "class_weights",
     "data_module",
-    "evened",
     "few",
     "fingerprint",
     "quality",
@@ -98,19 +101,27 @@ __all__ = [
 ]
 
 
-def fingerprint(config: DataConfig) -> str:
-    """Return what the data is beyond its config: of a folder, its names, sizes and labels.
+def fingerprint(config: DataConfig, tell: Tell = silent) -> str:
+    """Return what the data is beyond its config: of files, their names, sizes and labels.
 
     Our own datasets are answered without torch; of others their DataModule is asked.
+
+    Args:
+        config: the data.
+        tell: is told of long reads.
 
     Raises:
         UserError: the data is not there.
     """
     module, _, name = config.target.rpartition(".")
     if module == "tutelage.data" and name in _NAMED_DATA:
+        if config.root is not None and not Path(config.root).expanduser().is_dir():
+            raise UserError(f"data.root={config.root}: no such folder")
         return ""
     if module == "tutelage.data" and name in LISTINGS:
-        return LISTINGS[name](config).fingerprint()
+        return image_files.fingerprint(LISTINGS[name](config), config, tell)
+    if module == "tutelage.data" and name == "HuggingFace":
+        return huggingface.saved_as(config)
     from tutelage.data.modules import data_module
 
     return data_module(config).fingerprint()

@@ -72,9 +72,9 @@ def _records(file: Path, length: int) -> np.ndarray:
     try:
         content = np.fromfile(file, dtype=np.uint8)
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); unpack the archive again") from None
+        raise UserError(f"{file}: cannot be read ({error.strerror}); remove the folder to unpack it again") from None
     if not len(content) or len(content) % length:
         raise UserError(
-            f"{file}: {len(content):,} bytes are no whole number of images of {length:,}; unpack the archive again"
+            f"{file}: {len(content):,} bytes, not a multiple of {length:,}; remove the folder to unpack it again"
         )
     return content.reshape(-1, length)

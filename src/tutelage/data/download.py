@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -18,6 +18,7 @@ from tutelage.storage import BLOCK, PARTIAL_PREFIX, flush_folder
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
+SECONDS_BETWEEN_LOOKS = 1.0
 STALLED_SECONDS = 60.0  # a server that is silent for so long is given up
 SHOWN_REASON = 160  # characters of a library's own message
 KILO, MEGA = 1_000, 1_000_000
@@ -89,7 +90,7 @@ def fetch(remote: Remote, folder: Path, what: str, tell: Tell = silent) -> Path:
     target = folder / remote.name
     if target.is_file():
         return target
-    with _alone(folder, remote.name, f"{what}: another process is fetching {remote.name}"):
+    with _alone(folder, remote.name, f"{what}: another process is fetching {remote.name}", tell):
         if not target.is_file():
             part = folder / f"{remote.name}.part"
             _transfer(remote, part, what, tell)
@@ -99,13 +100,14 @@ def fetch(remote: Remote, folder: Path, what: str, tell: Tell = silent) -> Path:
     return target
 
 
-def unpack(archive: Path, folder: Path, inner: str) -> Path:
+def unpack(archive: Path, folder: Path, inner: str, tell: Tell = silent) -> Path:
     """Return ``folder/inner``, unpacked from a .tar.gz unless it is there; it is whole or absent.
 
     Args:
         archive: the .tar.gz.
         folder: made if need be.
         inner: the folder at the top of the archive.
+        tell: is told where another process is waited for.
 
     Raises:
         UserError: the archive is damaged or another one, or the files cannot be stored.
@@ -113,7 +115,7 @@ def unpack(archive: Path, folder: Path, inner: str) -> Path:
     target = folder / inner
     if target.is_dir():
         return target
-    with _alone(folder, inner, f"another process is unpacking {archive}"):
+    with _alone(folder, inner, f"another process is unpacking {archive}", tell):
         if not target.is_dir():
             partial = folder / f"{PARTIAL_PREFIX}{inner}"
             shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
@@ -134,13 +136,15 @@ def unpacked(archive: Archive, root: str | None, tell: Tell = silent) -> Path:
     Args:
         archive: the dataset.
         root: the folder with the archive, the unpacked folder or its parent; None: our cache, which it is fetched to.
+            An archive in a folder that cannot be written is unpacked into our cache.
         tell: is told of the progress.
 
     Raises:
         UserError: it is not at ``root``, cannot be downloaded, or cannot be unpacked.
     """
     folder = cache_folder(archive.name) if root is None else Path(root).expanduser()
-    for candidate in (folder, folder / archive.inner):
+    place = folder if root is None or os.access(folder, os.W_OK) else cache_folder(archive.name)
+    for candidate in (folder, folder / archive.inner, place / archive.inner):
         if (candidate / archive.marker).is_file():
             return candidate
     if root is not None and not (folder / archive.remote.name).is_file():
@@ -148,7 +152,7 @@ def unpacked(archive: Archive, root: str | None, tell: Tell = silent) -> Path:
         raise UserError(f"data.root={root}: no {archive.what} there (looked for {looked_for})")
     file = fetch(archive.remote, folder, archive.what, tell)
     tell(f"unpacking {archive.what}", 0.0)
-    return unpack(file, folder, archive.inner)
+    return unpack(file, place, archive.inner, tell)
 
 
 def _transfer(remote: Remote, part: Path, what: str, tell: Tell) -> None:
@@ -232,7 +236,7 @@ def _extract(archive: Path, partial: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path, name: str, other: str) -> Iterator[None]:
+def _alone(folder: Path, name: str, other: str, tell: Tell) -> Iterator[None]:
     """Hold the lock of ``folder/name``; where another process holds it, say so and wait."""
     from filelock import FileLock, Timeout
 
@@ -243,7 +247,10 @@ def _alone(folder: Path, name: str, other: str) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             print(f"{other}; waiting for it", file=sys.stderr, flush=True)
-            lock.acquire()
+            while not lock.is_locked:
+                tell(other, 0.0)  # may stop the run
+                with suppress(Timeout):
+                    lock.acquire(timeout=SECONDS_BETWEEN_LOOKS)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({_reason(error)}): let XDG_CACHE_HOME name a folder that can, "

@@ -1,14 +1,18 @@
 """Datasets of Hugging Face's ``datasets`` library (the extra ``tutelage[huggingface]``)."""
 
 import io
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tutelage.config import DataConfig
-from tutelage.data.pixels import BadImage, read_pixels
+from tutelage.data.download import Tell, silent
+from tutelage.data.listing import in_order
+from tutelage.data.pixels import BadImage, complaint, read_pixels
+from tutelage.data.scan import stop_at, unreadable
 from tutelage.data.source import UNKNOWN, Numbered, Source, no_images, resized
 from tutelage.data.stratify import stratified
 from tutelage.errors import UserError
@@ -35,18 +39,26 @@ class EncodedImages:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> np.ndarray:
-        split = int(np.searchsorted(self._starts, index, side="right")) - 1
-        place, config = index - int(self._starts[split]), self._config
-        found = self._splits[split][place][self._column]
-        file = Path(found["path"]) if found["bytes"] is None else io.BytesIO(found["bytes"])
+        config = self._config
         try:
-            pixels = read_pixels(file, config.channels, config.background, config.max_pixels)
+            pixels = read_pixels(self._file(index), config.channels, config.background, config.max_pixels)
         except BadImage as error:
             raise UserError(f"data.root={config.root}: image {index} cannot be read ({error}); mend it there") from None
         return resized(pixels, config.image_size)
 
+    def complaint(self, index: int) -> str:
+        """Return why an image gives no pixels; empty where it does."""
+        return complaint(self._file(index), self._config.max_pixels)
 
-def hugging_face(config: DataConfig) -> Source:
+    def _file(self, index: int) -> Path | io.BytesIO:
+        split = int(np.searchsorted(self._starts, index, side="right")) - 1
+        found = self._splits[split][index - int(self._starts[split])][self._column]
+        if found is None:
+            return io.BytesIO()
+        return Path(found["path"]) if found["bytes"] is None else io.BytesIO(found["bytes"])
+
+
+def hugging_face(config: DataConfig, tell: Tell = silent) -> Source:
     """Return a dataset that ``save_to_disk`` wrote to ``data.root``, or that the hub knows by that name.
 
     Its parts are its splits train, validation, test and unlabelled (or unsupervised); without test a fifth of each
@@ -62,29 +74,50 @@ def hugging_face(config: DataConfig) -> Source:
     number = {name: index for index, name in enumerate(names)}
     labels, indices, start = [], {}, 0
     for part, split in parts.items():
-        values = split[label] if part != "unlabelled" else []
-        known = [v if isinstance(v, int) and v < 0 else number.get(_name(split, label, v), UNKNOWN) for v in values]
-        labels.append(np.array(known or [UNKNOWN] * len(split), dtype=np.int64))
+        labels.append(_labels(split, label, number) if label in split.column_names else np.full(len(split), UNKNOWN))
         indices[part] = np.arange(start, start + len(split))
         start += len(split)
-    all_labels = np.concatenate(labels)
-    train, test = indices["train"], indices.get("test", no_images())
-    without = train[all_labels[train] == UNKNOWN]
-    train = train[all_labels[train] != UNKNOWN]
-    test = test[all_labels[test] != UNKNOWN]
+    all_labels, images = np.concatenate(labels), EncodedImages(list(parts.values()), image, config)
+    left_out = _left_out(images, config, tell)
+    kept = {part: np.setdiff1d(found, left_out) for part, found in indices.items()}
+    known = {part: found[all_labels[found] != UNKNOWN] for part, found in kept.items()}
+    train, test = known["train"], known.get("test", no_images())
     if not len(test):
         test = stratified(train, all_labels, max(1, len(train) // 5), Key(0, "huggingface", "test"))
         train = np.setdiff1d(train, test)
+    unlabelled = [np.setdiff1d(kept["train"], known["train"]), kept.get("unlabelled", no_images())]
     return Source(
-        images=EncodedImages(list(parts.values()), image, config),
+        images=images,
         labels=all_labels,
         classes=names,
         train=train,
         test=test,
-        val=indices.get("val", no_images()),
-        unlabelled=np.concatenate([without, indices.get("unlabelled", no_images())]),
+        val=known.get("val", no_images()),
+        unlabelled=np.concatenate(unlabelled),
         names=Numbered(start),
+        left_out=[str(number) for number in left_out],
     )
+
+
+def _labels(split: Any, column: str, number: Mapping[str, int]) -> np.ndarray:
+    """Return the labels (N,) int64 of a split, UNKNOWN where there is none."""
+    names = getattr(split.features[column], "names", None)
+    told = (None if v is None else str(v) if names is None else names[v] if v >= 0 else None for v in split[column])
+    return np.array([UNKNOWN if name is None else number.get(name, UNKNOWN) for name in told], dtype=np.int64)
+
+
+def _left_out(images: EncodedImages, config: DataConfig, tell: Tell) -> np.ndarray:
+    """Return the numbers of images that give no pixels.
+
+    Raises:
+        UserError: there are such images and ``data.on_bad_image`` is stop.
+    """
+    saved = saved_as(config)
+    states = [f"{saved}\0{number}\0{config.max_pixels}" for number in range(len(images))]
+    bad = unreadable(saved, states, images.complaint, tell)
+    if config.on_bad_image == "stop":
+        stop_at(bad, [f"image {number}" for number in range(len(images))], f"data.root={config.root}")
+    return np.array(sorted(bad), dtype=np.int64)
 
 
 def saved_as(config: DataConfig) -> str:
@@ -100,13 +133,17 @@ def _parts(config: DataConfig) -> dict[str, Any]:
         import datasets
     except ImportError:
         raise UserError("data=huggingface needs the library 'datasets': pip install 'tutelage[huggingface]'") from None
-    datasets.disable_progress_bars()
     folder = Path(config.root).expanduser()
+    if folder.is_dir():
+        datasets.disable_progress_bars()
+    if not folder.exists():
+        print(f"data=huggingface: asking the hub for {config.root}", file=sys.stderr, flush=True)
     try:
         found = datasets.load_from_disk(str(folder)) if folder.is_dir() else datasets.load_dataset(config.root)
     except Exception as error:  # the library's, the network's, the file system's
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"data.root={config.root}: no such folder of save_to_disk, nor on the hub ({reason})") from None
+        what = "is no folder of save_to_disk" if folder.exists() else "is no folder, and the hub gives no such dataset"
+        raise UserError(f"data.root={config.root}: {what} ({reason})") from None
     splits = found if isinstance(found, datasets.DatasetDict) else {"train": found}
     parts = {ours: splits[name] for ours, known in SPLITS.items() for name in known if name in splits}
     if "train" not in parts:
@@ -128,10 +165,5 @@ def _columns(features: Any, where: str) -> tuple[str, str]:
 
 
 def _classes(train: Any, label: str) -> tuple[str, ...]:
-    feature = train.features[label]
-    return tuple(getattr(feature, "names", None) or sorted({str(value) for value in train[label] if value is not None}))
-
-
-def _name(split: Any, label: str, value: Any) -> str:
-    names = getattr(split.features[label], "names", None)
-    return str(names[value] if names else value)
+    names = getattr(train.features[label], "names", None)
+    return tuple(names) if names else in_order(str(value) for value in train[label] if value is not None)

@@ -1,7 +1,6 @@
 """Image files as a dataset: those of a folder, of a table, of ImageNet."""
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +10,12 @@ import numpy as np
 from tutelage.config import DataConfig
 from tutelage.data.download import Tell, silent
 from tutelage.data.listing import ALL, LABELLED_PARTS, UNLABELLED, Listing, list_folder, list_table
-from tutelage.data.pixels import BadImage, read_pixels
-from tutelage.data.scan import unreadable
+from tutelage.data.pixels import BadImage, complaint, read_pixels
+from tutelage.data.scan import stop_at, unreadable
 from tutelage.data.source import UNKNOWN, Source, resized
 from tutelage.data.stratify import stratified
 from tutelage.errors import UserError
 from tutelage.randomness import Key
-
-MOST_BAD_NAMED = 20
 
 # by the name of the DataModule
 LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
@@ -56,7 +53,7 @@ def image_files(listing: Listing, config: DataConfig, tell: Tell = silent) -> So
     listing, left_out = _readable(listing, config, tell)
     entries = listing.entries
     number = {label: index for index, label in enumerate(listing.classes)}
-    labels = np.array([UNKNOWN if entry.label is None else number[entry.label] for entry in entries], dtype=np.int64)
+    labels = np.array([number.get(entry.label or "", UNKNOWN) for entry in entries], dtype=np.int64)
     parts = np.array([entry.part for entry in entries])
     indices = {part: np.flatnonzero(parts == part) for part in (ALL, *LABELLED_PARTS, UNLABELLED)}
     train, test = np.concatenate([indices["train"], indices[ALL]]), indices["test"]
@@ -80,26 +77,28 @@ def image_files(listing: Listing, config: DataConfig, tell: Tell = silent) -> So
     )
 
 
+def fingerprint(listing: Listing, config: DataConfig, tell: Tell = silent) -> str:
+    """Return what the listed files are; files that ``data.on_bad_image=skip`` leaves out are no part of it."""
+    return (_readable(listing, config, tell)[0] if config.on_bad_image == "skip" else listing).fingerprint()
+
+
 def _readable(listing: Listing, config: DataConfig, tell: Tell) -> tuple[Listing, tuple[str, ...]]:
     """Return the listing without the files that give no pixels, and these files' names.
 
     Raises:
-        UserError: there are such files and ``data.on_bad_image`` is stop; all of them are named before.
+        UserError: there are such files and ``data.on_bad_image`` is stop; they are named before.
     """
-    bad = unreadable(listing, config.max_pixels, tell)
+    entries = listing.entries
+    states = [f"{os.path.abspath(e.path)}\0{e.size}\0{e.time}\0{config.max_pixels}" for e in entries]  # noqa: PTH100
+    bad = unreadable(
+        str(listing.place.resolve()), states, lambda n: complaint(Path(entries[n].path), config.max_pixels), tell
+    )
     if not bad:
         return listing, ()
     if config.on_bad_image == "stop":
-        lines = [f"{listing.entries[number].path}: {reason}" for number, reason in bad.items()]
-        if len(lines) > MOST_BAD_NAMED:
-            lines[MOST_BAD_NAMED:] = [f"... and {len(lines) - MOST_BAD_NAMED:,} more"]
-        print(*lines, sep=os.linesep, file=sys.stderr)
-        raise UserError(
-            f"{listing.where}: {len(bad):,} of {len(listing.entries):,} files cannot be read as images (listed above): "
-            "mend or remove them, or leave them out with data.on_bad_image=skip"
-        )
-    kept = tuple(entry for number, entry in enumerate(listing.entries) if number not in bad)
+        stop_at(bad, [entry.path for entry in entries], listing.where)
+    kept = tuple(entry for number, entry in enumerate(entries) if number not in bad)
     lost = set(listing.classes) - {entry.label for entry in kept if entry.part in {"train", ALL}}
     if lost:
         raise UserError(f"{listing.where}: class {min(lost)!r} has no readable image; mend or remove it")
-    return replace(listing, entries=kept), tuple(listing.entries[number].name for number in bad)
+    return replace(listing, entries=kept), tuple(entries[number].name for number in bad)

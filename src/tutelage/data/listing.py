@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,25 @@ from tutelage.errors import UserError
 from tutelage.storage import digest
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
+NOT_READ = frozenset(
+    [
+        ".avif",
+        ".heic",
+        ".heif",
+        ".jxl",
+        ".jp2",
+        ".j2k",
+        ".ico",
+        ".tga",
+        ".psd",
+        ".svg",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".arw",
+        ".raw",
+    ]
+)
 ALL, UNLABELLED = "all", "unlabelled"
 LABELLED_PARTS = ("train", "val", "test")
 TABLE_SUFFIXES = (".csv", ".parquet")
@@ -70,8 +90,9 @@ def list_folder(root: str | None, unlabelled: str | None = None, val_is_test: bo
         raise UserError(f"data={name} needs data.root=FOLDER (with train/CLASS/..., or CLASS/... to be split)")
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise UserError(f"data.root={root}: no such folder")
+        raise UserError(f"data.root={root}: {'a file, not a folder' if folder.exists() else 'no such folder'}")
     in_parts = (folder / "train").is_dir()
+    _check_parts(folder, in_parts, f"data.root={root}")
     tops = {part: folder / part for part in LABELLED_PARTS} if in_parts else {ALL: folder}
     entries: list[Entry] = []
     for part, top in tops.items():
@@ -88,13 +109,30 @@ def list_folder(root: str | None, unlabelled: str | None = None, val_is_test: bo
         entries += _images_below(folder / UNLABELLED, folder, UNLABELLED, None)
     classes = tuple(sorted({entry.label for entry in entries if entry.part in {"train", ALL} and entry.label}))
     where = f"data.root={root}"
+    notes = _not_read(folder, where)
     if len(classes) < 2:  # noqa: PLR2004 - one class is nothing to tell apart
         below = "train/CLASS/" if in_parts else "CLASS/"
-        raise UserError(f"{where}: images of {len(classes)} classes found under {below}; at least 2 are needed")
+        raise UserError(f"{where}: found {_classes(classes)} under {below}; at least 2 are needed")
     strange = sorted({entry.label for entry in entries if entry.label} - set(classes))
     if strange:
         raise UserError(f"{where}: classes in val/ or test/ that train/ lacks: {few(strange)}")
-    return _with_unlabelled(Listing(where, folder, tuple(entries), classes), unlabelled)
+    return _with_unlabelled(Listing(where, folder, tuple(entries), classes, notes), unlabelled)
+
+
+def _check_parts(folder: Path, in_parts: bool, where: str) -> None:
+    """Raise a UserError where images lie outside class folders, parts are one folder, or train/ is missing."""
+    present = [folder / part for part in LABELLED_PARTS if (folder / part).is_dir()]
+    if not in_parts and {path.name for path in present} >= {"val", "test"}:
+        raise UserError(f"{where}: val/ and test/, but no train/; put the images to learn from into train/CLASS/")
+    if len({path.resolve() for path in present}) < len(present):
+        raise UserError(f"{where}: two of train/, val/ and test/ are the same folder; images learnt from must not test")
+    for top in present if in_parts else [folder]:
+        stray = [path.name for path in top.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+        if stray:
+            raise UserError(
+                f"{top}: {len(stray):,} images outside class folders: {few(sorted(stray))}; "
+                f"move them into {top.name}/CLASS/, or into {UNLABELLED}/ beside the classes"
+            )
 
 
 def list_table(root: str | None, unlabelled: str | None = None) -> Listing:
@@ -123,18 +161,43 @@ def list_table(root: str | None, unlabelled: str | None = None) -> Listing:
             raise UserError(f"{where}: {name} stands in {split} without a label")
         rows.append((UNLABELLED if not label else split or ALL, str(name), label or None))
     entries = tuple(_listed(rows, file.parent, where))
-    seen: set[str] = set()
-    twice = [name for _, name, _ in rows if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
+    paths = [os.path.normpath(entry.path) for entry in entries]
+    first = {path: number for number, path in reversed([*enumerate(paths)])}
+    twice = [entries[number].name for number, path in enumerate(paths) if first[path] != number]
     if twice:
         raise UserError(f"{where}: paths that stand in it twice: {few(twice)}")
     learnt = {label for part, _, label in rows if label and part in {"train", ALL}}
-    classes = tuple(sorted(learnt, key=int) if all(map(str.isdecimal, learnt)) else sorted(learnt))
+    classes = in_order(learnt)
     if len(classes) < 2:  # noqa: PLR2004 - one class is nothing to tell apart
-        raise UserError(f"{where}: rows of {len(classes)} classes to learn from; at least 2 are needed")
+        raise UserError(f"{where}: found {_classes(classes)} to learn from; at least 2 are needed")
     strange = sorted({label for part, _, label in rows if label and part in {"val", "test"}} - set(classes))
     if strange:
         raise UserError(f"{where}: classes in val or test that no training row has: {few(strange)}")
     return _with_unlabelled(Listing(where, file, entries, classes), unlabelled)
+
+
+def _classes(names: Sequence[str]) -> str:
+    return "no class" if not names else f"1 class ({names[0]})" if len(names) == 1 else f"{len(names)} classes"
+
+
+def _not_read(folder: Path, where: str) -> tuple[str, ...]:
+    """Return a note on pictures of kinds that are not read."""
+    kinds = Counter(
+        suffix
+        for _, _, names in os.walk(folder, followlinks=False)
+        for name in names
+        if (suffix := os.path.splitext(name)[1].lower()) in NOT_READ  # noqa: PTH122 - many times faster
+    )
+    if not kinds:
+        return ()
+    told = ", ".join(f"{suffix} {count:,}" for suffix, count in kinds.most_common())
+    return (f"{where}: pictures of kinds that are not read are left alone ({told}); convert them to PNG or JPEG",)
+
+
+def in_order(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return classes in the order of their numbers: by value where all are numbers, else by name."""
+    distinct = sorted(set(labels))
+    return tuple(sorted(distinct, key=int)) if all(map(str.isdecimal, distinct)) else tuple(distinct)
 
 
 def few(names: Sequence[str]) -> str:
@@ -179,11 +242,14 @@ def _columns(file: Path, where: str) -> dict[str, list[str | None]]:
     try:
         if file.suffix == ".csv":
             texts = dict.fromkeys(("path", "label", "split"), pa.string())
-            table = csv.read_csv(file, convert_options=csv.ConvertOptions(column_types=texts, strings_can_be_null=True))
+            empty = csv.ConvertOptions(column_types=texts, strings_can_be_null=True, null_values=[""])
+            table = csv.read_csv(file, convert_options=empty)
         else:
-            table = parquet.read_table(file)
+            present = parquet.read_schema(file).names
+            table = parquet.read_table(file, columns=[name for name in present if name in {"path", "label", "split"}])
         if "path" not in table.column_names:
-            raise UserError(f"{where}: no column 'path' (there are {', '.join(table.column_names)})")
+            hint = "; columns are separated by commas" if any(c in str(table.column_names) for c in ";\t") else ""
+            raise UserError(f"{where}: no column 'path' (there are {', '.join(table.column_names)}){hint}")
         wanted = [name for name in ("path", "label", "split") if name in table.column_names]
         return {name: table[name].cast(pa.string()).to_pylist() for name in wanted}
     except FileNotFoundError:
@@ -219,12 +285,16 @@ def _images_below(folder: Path, root: Path, part: str, label: str | None) -> Ite
 def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, os.stat_result]]:
     """Yield path and state of each image file, but for hidden ones; links that lead back up are not followed."""
     above |= {os.path.realpath(folder)}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
-                    yield from _walk(entry.path, above)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():  # noqa: PTH122
-                yield entry.path, entry.stat()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
+                        yield from _walk(entry.path, above)
+                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+                    yield entry.path, entry.stat()
+    except OSError as error:
+        told = "a link that leads nowhere" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(f"{error.filename}: cannot be read ({told}); mend or remove it") from None

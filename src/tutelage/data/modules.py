@@ -20,7 +20,7 @@ from tutelage.data.digits import digits
 from tutelage.data.download import Tell, silent
 from tutelage.data.fashion_mnist import fashion_mnist
 from tutelage.data.huggingface import hugging_face, saved_as
-from tutelage.data.image_files import LISTINGS, image_files
+from tutelage.data.image_files import LISTINGS, fingerprint, image_files
 from tutelage.data.mnist import mnist
 from tutelage.data.source import Images, Source
 from tutelage.data.splits import Splits, split
@@ -90,11 +90,11 @@ class StepBatches(Dataset[dict[str, Shown]]):
 
     def _show(self, step: int, stream: Stream, draws: Draws, view: Pipeline) -> Shown:
         drawn = list(draws.at(step))
-        entries = np.array([entry for _, entry in drawn])
+        entries = np.array([entry for _, entry, _ in drawn])
         images: np.ndarray | None = None
-        for place, (pass_, entry) in enumerate(drawn):
+        for place, (pass_, entry, copy) in enumerate(drawn):
             index = int(stream.indices[entry])
-            image = view(self._images[index], pass_, index, int(stream.copies[entry]))
+            image = view(self._images[index], pass_, index, copy)
             if images is None:
                 images = np.empty((len(drawn), *image.shape), dtype=np.uint8)
             images[place] = image
@@ -276,7 +276,7 @@ class ImageFolder(ImageDataModule):
 
     def fingerprint(self) -> str:
         """Return a digest of names, sizes and labels."""
-        return LISTINGS[self.listed_as](self.config).fingerprint()
+        return fingerprint(LISTINGS[self.listed_as](self.config), self.config, self.tell)
 
 
 class ImageNet(ImageFolder):
@@ -296,7 +296,7 @@ class HuggingFace(ImageDataModule):
 
     def read(self) -> Source:
         """Return the dataset's images at the config's size."""
-        return hugging_face(self.config)
+        return hugging_face(self.config, self.tell)
 
     def fingerprint(self) -> str:
         """Return the fingerprint that the library keeps."""

@@ -1,9 +1,10 @@
-"""Every image file is tried before a run begins, in parallel; what was sound is remembered by size and time."""
+"""Every image is tried before a run begins, in parallel; what was sound is remembered."""
 
 import hashlib
 import os
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
@@ -11,57 +12,77 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.download import Tell, cache_folder
-from tutelage.data.listing import Entry, Listing
-from tutelage.data.pixels import BadImage, read_pixels
+from tutelage.errors import UserError
 from tutelage.storage import digest, write_whole
 
-FILES_A_TASK = 64
+IMAGES_A_TASK = 64
 SECONDS_BETWEEN_SAVES = 20.0  # a scan that is stopped loses no more
 MARK_BYTES = 16
-GREY, BLACK = 1, (0, 0, 0)
+MOST_REMEMBERED = 4  # times the images: other listings of the same place, other limits
+MOST_BAD_NAMED = 20
 
 
-def unreadable(listing: Listing, max_pixels: int, tell: Tell) -> dict[int, str]:
-    """Return the reason for each entry, by its number, that gives no pixels.
+def unreadable(place: str, states: Sequence[str], complaint: Callable[[int], str], tell: Tell) -> dict[int, str]:
+    """Return the reason for each image, by its number, that gives no pixels.
 
-    Files that were sound before and have the same path, size and time since are not tried again.
+    Images that were sound before and are in the same state since are not tried again.
+
+    Args:
+        place: where they are; each place has a file of its own in the cache.
+        states: for each image, what it is as far as can be told without reading it: path, size, time.
+        complaint: tries an image and says what is wrong; empty where nothing is.
+        tell: is told of the progress.
     """
-    file = cache_folder("scans") / f"{digest(str(listing.place.resolve()))[:MARK_BYTES]}.npy"
+    file = cache_folder("scans") / f"{digest(place)[:MARK_BYTES]}.npy"
     known = _read(file)
-    marks = [_mark(entry, max_pixels) for entry in listing.entries]
+    marks = [hashlib.blake2b(s.encode(errors="surrogateescape"), digest_size=MARK_BYTES).digest() for s in states]
     new = [number for number, mark in enumerate(marks) if mark not in known]
+    sound = known if len(known) <= MOST_REMEMBERED * len(marks) else known.intersection(marks)
+    before, done, saved_at = len(known), 0, time.monotonic()
     bad: dict[int, str] = {}
-    sound, done, saved_at = known.intersection(marks), 0, time.monotonic()
     try:
-        for numbers, reasons in _tried(listing.entries, new, max_pixels):
+        for numbers, reasons in _tried(new, complaint):
             for number, reason in zip(numbers, reasons, strict=True):
                 if reason:
                     bad[number] = reason
                 else:
                     sound.add(marks[number])
             done += len(numbers)
-            tell(f"checking {len(new):,} image files", done / len(new))
+            tell(f"checking {len(new):,} images", done / len(new))
             if time.monotonic() - saved_at > SECONDS_BETWEEN_SAVES:
                 _write(file, sound)
                 saved_at = time.monotonic()
     finally:
-        if sound != known:
+        if len(sound) != before:
             _write(file, sound)
     return dict(sorted(bad.items()))
 
 
-def _tried(
-    entries: Sequence[Entry], numbers: Sequence[int], max_pixels: int
-) -> Iterator[tuple[Sequence[int], Sequence[str]]]:
-    """Yield numbers of entries with what is wrong with each (nothing: empty), as they are done.
+def stop_at(bad: dict[int, str], names: Sequence[str], where: str) -> None:
+    """Name the images that give no pixels, and raise a UserError, if there are any."""
+    if not bad:
+        return
+    lines = [f"{names[number]}: {reason}" for number, reason in bad.items()]
+    if len(lines) > MOST_BAD_NAMED:
+        lines[MOST_BAD_NAMED:] = [f"... and {len(lines) - MOST_BAD_NAMED:,} more"]
+    print(*lines, sep=os.linesep, file=sys.stderr)
+    count = "1 image" if len(bad) == 1 else f"{len(bad):,} images"
+    raise UserError(
+        f"{where}: {count} of {len(names):,} cannot be read (listed above): "
+        "mend or remove them, or leave them out with data.on_bad_image=skip"
+    )
+
+
+def _tried(numbers: Sequence[int], complaint: Callable[[int], str]) -> Iterator[tuple[Sequence[int], Sequence[str]]]:
+    """Yield numbers of images with what is wrong with each, as they are done.
 
     Threads do: decoders run without Python's lock, and nothing has to be imported again.
     """
 
     def complaints(task: Sequence[int]) -> list[str]:
-        return [_complaint(entries[number].path, max_pixels) for number in task]
+        return [complaint(number) for number in task]
 
-    tasks = [numbers[start : start + FILES_A_TASK] for start in range(0, len(numbers), FILES_A_TASK)]
+    tasks = [numbers[start : start + IMAGES_A_TASK] for start in range(0, len(numbers), IMAGES_A_TASK)]
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
         waiting = {pool.submit(complaints, task): task for task in tasks}
@@ -69,21 +90,6 @@ def _tried(
             yield waiting[future], future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _complaint(path: str, max_pixels: int) -> str:
-    """Return why a file gives no pixels; empty where it does."""
-    try:
-        read_pixels(Path(path), GREY, BLACK, max_pixels, reduced=True)
-    except BadImage as error:
-        return str(error)
-    return ""
-
-
-def _mark(entry: Entry, max_pixels: int) -> bytes:
-    """Return what stands for a sound file in the cache."""
-    told = f"{os.path.abspath(entry.path)}\0{entry.size}\0{entry.time}\0{max_pixels}"  # noqa: PTH100 - many times faster
-    return hashlib.blake2b(told.encode(errors="surrogateescape"), digest_size=MARK_BYTES).digest()
 
 
 def _read(file: Path) -> set[bytes]:

@@ -190,4 +190,4 @@ def class_names(file: Path) -> tuple[str, ...]:
     try:
         return tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); unpack the archive again") from None
+        raise UserError(f"{file}: cannot be read ({error}); remove the folder to unpack it again") from None

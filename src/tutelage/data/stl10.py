@@ -47,7 +47,7 @@ def _images(file: Path) -> np.ndarray:
         size = file.stat().st_size
         if not size or size % PIXELS:
             raise UserError(
-                f"{file}: {size:,} bytes are no whole number of images of {PIXELS:,}; unpack the archive again"
+                f"{file}: {size:,} bytes, not a multiple of {PIXELS:,}; remove the folder to unpack it again"
             )
         stored = np.memmap(file, dtype=np.uint8, mode="r", shape=(size // PIXELS, COLOURS, SIDE, SIDE))
     except OSError as error:
@@ -64,4 +64,4 @@ def _labels(file: Path) -> np.ndarray:
 
 
 def _unread(file: Path, error: OSError) -> UserError:
-    return UserError(f"{file}: cannot be read ({error.strerror}); unpack the archive again")
+    return UserError(f"{file}: cannot be read ({error.strerror}); remove the folder to unpack it again")

@@ -1,6 +1,7 @@
 """What a sweep gave: one table and one page over all its runs."""
 
 import html
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,18 @@ import numpy as np
 
 from tutelage.config import SHIFTS
 from tutelage.insight import page, pictures
-from tutelage.insight.report import TEMPLATES, TEMPLATES_TOLD
-from tutelage.insight.shifts import stored_curves
+from tutelage.insight.curves import stored_curves
+from tutelage.insight.table import print_whole
 from tutelage.runs import FINISHED, RunFolder, last_fit, read_record
+from tutelage.storage import digest
 
 SEED = "seed"
 KILO = 1000.0
-WIDEST = 1000  # characters; where a terminal is narrower its lines wrap, and nothing is cut
+HASH_LENGTH = 6
+TOLD = (
+    "Means over seeds, +- their standard deviation. MB kept: what is stored to answer. s to learn: all stages of a "
+    "run, its control not counted. ms an answer: the mean over the test images, reading them included."
+)
 
 
 @dataclass(frozen=True)
@@ -71,43 +77,63 @@ MEASURES = (
 )
 
 
-def compare(runs: Sequence[tuple[Sequence[str], Path]], folder: Path) -> None:
-    """Print one table over the finished runs of a sweep, and write a page with its pictures.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job of a sweep: its overrides, its folder, or why it has none."""
+
+    overrides: Sequence[str]
+    path: Path | None
+    reason: str = ""
+
+
+def compare(outcomes: Sequence[Outcome], command: str) -> None:
+    """Print one table over the runs of a sweep, and write a page with its pictures.
 
     Runs that differ in their seed alone make one row: the mean, and the standard deviation where there are several.
 
     Args:
-        runs: what was typed or swept for each run, and its folder.
-        folder: where ``index.html`` and the pictures go.
+        outcomes: what became of each job.
+        command: what was typed; another command has another page.
     """
-    jobs, keys = _jobs(runs)
+    jobs, keys, missing = _jobs(outcomes)
+    if jobs:
+        head, rows = _rows(keys, jobs)
+        _print(head, rows, len(keys))
+    for line in missing:
+        print(f"no result: {line}")
     if not jobs:
         return
-    head, rows = _rows(keys, jobs)
-    _print(head, rows, len(keys))
+    folder = jobs[0].folder.path.parent / f"sweep-{digest(command)[:HASH_LENGTH]}"
     shown = [*_over_x(keys, jobs, folder), *_shifts(keys, jobs, folder), *_templates(jobs)]
     links = "".join(
-        f'<li><a href="../{html.escape(job.folder.path.name)}/report/index.html">'
+        f'<li><a href="{html.escape(os.path.relpath(job.folder.report / "index.html", folder))}">'
         f"{html.escape(_label([*keys, SEED], job) or job.folder.path.name)}</a></li>"
         for job in jobs
     )
-    title = folder.parent.name
-    body = f"{page.table(head, rows)}{page.figures(shown)}<h2>The runs</h2><ul>{links}</ul>"
+    title = jobs[0].folder.path.parent.name
+    body = (
+        f"<p class=note><code>{html.escape(command)}</code></p>{page.table(head, rows)}"
+        f"{page.notes([TOLD, *(f'No result: {line}' for line in missing)])}{page.figures(shown)}"
+        f"<h2>The runs</h2><ul>{links}</ul>"
+    )
     page.write(folder / "index.html", title, title, body)
     print(f"report: {folder / 'index.html'}")
 
 
-def _jobs(runs: Sequence[tuple[Sequence[str], Path]]) -> tuple[list[Job], list[str]]:
-    """Return the finished runs, and the keys, but for the seed, in which they differ."""
-    chosen = [dict(one.lstrip("+").split("=", 1) for one in run if "=" in one) for run, _ in runs]
+def _jobs(outcomes: Sequence[Outcome]) -> tuple[list[Job], list[str], list[str]]:
+    """Return the finished runs, the keys, but for the seed, in which the jobs differ, and a line on each other job."""
+    chosen = [dict(one.lstrip("+").split("=", 1) for one in run.overrides if "=" in one) for run in outcomes]
     keys = dict.fromkeys(key for run in chosen for key in run)
     varied = [key for key in keys if len({run.get(key) for run in chosen}) > 1]
-    jobs = []
-    for run, folder in zip(chosen, (RunFolder(path) for _, path in runs), strict=True):
-        record = read_record(folder)
-        if record is not None and record["status"] == FINISHED:
-            jobs.append(Job({key: run[key] for key in varied if key in run}, folder, record))
-    return jobs, [key for key in varied if key != SEED]
+    jobs, missing = [], []
+    for run, outcome in zip(chosen, outcomes, strict=True):
+        own = {key: run[key] for key in varied if key in run}
+        record = read_record(RunFolder(outcome.path)) if outcome.path is not None else None
+        if outcome.path is not None and record is not None and record["status"] == FINISHED:
+            jobs.append(Job(own, RunFolder(outcome.path), record))
+        else:
+            missing.append(f"{' '.join(f'{key}={value}' for key, value in own.items())}: {outcome.reason}")
+    return jobs, [key for key in varied if key != SEED], missing
 
 
 def _grouped(keys: Sequence[str], jobs: Sequence[Job]) -> dict[tuple[str, ...], list[Job]]:
@@ -139,8 +165,6 @@ def _rows(keys: Sequence[str], jobs: Sequence[Job]) -> tuple[list[str], list[lis
 
 
 def _print(head: Sequence[str], rows: Sequence[Sequence[str]], names: int) -> None:
-    from rich.console import Console
-    from rich.measure import Measurement
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
@@ -148,9 +172,7 @@ def _print(head: Sequence[str], rows: Sequence[Sequence[str]], names: int) -> No
         shown.add_column(name, justify="left" if number < names else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*row)
-    console = Console()
-    wide = Measurement.get(console, console.options.update(max_width=WIDEST), shown).maximum
-    Console(width=max(wide, console.width)).print(shown)
+    print_whole(shown)
 
 
 def _label(keys: Sequence[str], job: Job) -> str:
@@ -176,7 +198,7 @@ def _over_x(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page
                 points.setdefault(float(job.chosen[x]), []).append(value)
         if lines:
             shown.append(pictures.Panel(measure.heading, lines, measure.share))
-    told = "Lines join the means over seeds; faint dots are single runs."
+    told = "Lines join the means over seeds; faint dots are single runs. Scales that are no share are logarithmic."
     name = x.rpartition(".")[2]
     return [page.picture(folder / "over_x.png", pictures.panels(name, shown), f"Over {name}", told)]
 
@@ -200,7 +222,7 @@ def _shifts(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page
             if found:
                 told = f"The test images, {found[0][1].told}."
                 accuracies = np.mean([one.accuracy[last_fit(job.record)] for job, one in found], axis=0)
-                lines[_label(keys, members[0])] = (found[0][1].strengths, list(accuracies))
+                lines[_label(keys, members[0]) or "all"] = (found[0][1].strengths, list(accuracies))
         if lines:
             figure = pictures.shift_curves(shift, lines)
             shown.append(page.picture(folder / f"shift_{shift}.png", figure, f"Shift: {shift}", told))
@@ -209,5 +231,5 @@ def _shifts(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page
 
 def _templates(jobs: Sequence[Job]) -> list[page.Picture]:
     """Return the first perceptron's templates, where a run drew them."""
-    drawn = [file for job in jobs if (file := job.folder.report / TEMPLATES).is_file()]
-    return [page.Picture(file, "Templates", TEMPLATES_TOLD) for file in drawn[:1]]
+    drawn = [file for job in jobs if (file := job.folder.report / page.TEMPLATES).is_file()]
+    return [page.Picture(file, "Templates", page.TEMPLATES_TOLD) for file in drawn[:1]]

@@ -48,6 +48,7 @@ class Display(Observer):
         line = f"{what}: {share:.0%}"
         if self._console.is_terminal:
             self._status.update(line)
+            self._status.start()
         elif time.monotonic() - self._mark > LINE_SECONDS:
             self._mark = time.monotonic()
             self.say(line)

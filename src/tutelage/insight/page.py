@@ -12,6 +12,10 @@ from tutelage.storage import write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TEMPLATES = "templates.png"  # of a perceptron's report
+TEMPLATES_TOLD = (
+    "A perceptron's weights as images, one a class: red speaks for the class, blue against it, white says nothing."
+)
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }

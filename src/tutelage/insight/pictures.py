@@ -21,6 +21,7 @@ TILE = 1.15  # inches
 MOST_NAMED_CLASSES = 25  # above it a confusion matrix carries no names
 LONGEST_NAME = 12
 MOST_TEMPLATES_ABREAST = 10
+FEW_POINTS = 8  # that a line alone would not show
 TEMPLATE_QUANTILE = 0.99  # of the absolute weights: the colours' range, so that single pixels do not fade the rest
 WIDE_RANGE = 20  # from there on x is logarithmic
 STRENGTH = {
@@ -47,14 +48,16 @@ def learning_curves(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> Figu
         for number, (name, rows) in enumerate(tables.items()):
             steps = [row["step"] for row in rows]
             color = f"C{number}"
-            axes.plot(steps, [row[f"train/{value}"] for row in rows], color=color, label=name, linewidth=1.4)
+            marker = "o" if len(rows) < FEW_POINTS else None
+            train = [row[f"train/{value}"] for row in rows]
+            axes.plot(steps, train, color=color, label=name, linewidth=1.4, marker=marker, markersize=3)
             if rows and f"val/{value}" in rows[0]:
                 axes.plot(steps, [row[f"val/{value}"] for row in rows], color=color, linestyle="--", linewidth=1.2)
         axes.set(title=f"{value}, dashed on validation" if validated else value, xlabel="optimizer step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    right.yaxis.set_major_formatter(PercentFormatter(1.0))
     left.set_ylim(bottom=0)
     right.legend(frameon=False, fontsize=8)
     return figure
@@ -84,6 +87,7 @@ def shift_curves(shift: str, lines: Mapping[str, tuple[Sequence[float], Sequence
     for name, (strengths, accuracies) in lines.items():
         axes.plot(strengths, accuracies, marker="o", markersize=3, linewidth=1.4, label=name)
     axes.set(xlabel=STRENGTH[shift], ylabel="test accuracy", ylim=(0, 1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if shift != "rotate":
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _finish(axes)

@@ -11,7 +11,7 @@ import numpy as np
 from tutelage.config import Config
 from tutelage.data import TABLE, UNKNOWN, ImageDataModule, data_module
 from tutelage.insight import page, pictures
-from tutelage.insight.shifts import Curve, stored_curves
+from tutelage.insight.curves import Curve, stored_curves
 from tutelage.insight.table import HEADER, notes, rows
 from tutelage.models import Answers, Perceptron, confusion, load_classifier
 from tutelage.randomness import Key
@@ -23,10 +23,6 @@ COLUMNS = 8
 CURVES = (
     "What is minimised (a student's loss has a second term, for the pool), and the accuracy on labelled images as "
     "they are augmented; one line a stage."
-)
-TEMPLATES = "templates.png"
-TEMPLATES_TOLD = (
-    "A perceptron's weights as images, one a class: red speaks for the class, blue against it, white says nothing."
 )
 GOOD, BAD = "#2a7a2a", "#b02020"
 
@@ -108,7 +104,7 @@ def _templates(folder: RunFolder, record: Mapping[str, Any]) -> list[page.Pictur
     spec = network.spec
     weights = network.head.weight.detach().reshape(-1, spec.channels, spec.image_size, spec.image_size).mean(dim=1)
     figure = pictures.templates(weights.numpy(), spec.classes)
-    return [page.picture(folder.report / TEMPLATES, figure, "Templates", TEMPLATES_TOLD)]
+    return [page.picture(folder.report / page.TEMPLATES, figure, "Templates", page.TEMPLATES_TOLD)]
 
 
 def _pseudo_labels(

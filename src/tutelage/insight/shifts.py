@@ -1,20 +1,18 @@
 """Accuracy over the strength of a shift: the test images made darker, cropped, turned or moved."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.config import SHIFTS, Config, Shift
-from tutelage.data import ImageDataModule, data_module
+from tutelage.config import Shift
+from tutelage.data import ImageDataModule
 from tutelage.errors import UserError
+from tutelage.insight.curves import Curve, read_curve, write_curve
 from tutelage.models import ImageClassifier, load_classifier
 from tutelage.runs import RunFolder, trained
-from tutelage.storage import write_json
 
 PIXEL_MAX = 255
 
@@ -30,18 +28,6 @@ TOLD: dict[Shift, str] = {
     "rotate": "turned by so many degrees, black at the corners",
     "translate": "moved by this share of the side, the mean of right, left, down and up, black where they were",
 }
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Accuracy over the strength of a shift, for each network of a run."""
-
-    shift: Shift
-    told: str
-    strengths: Sequence[float]
-    accuracy: Mapping[str, Sequence[float]]
-    images: int
-    weights: Mapping[str, str]
 
 
 def shifted(images: Tensor, shift: Shift, strength: float) -> list[Tensor]:
@@ -72,46 +58,26 @@ def shifted(images: Tensor, shift: Shift, strength: float) -> list[Tensor]:
     return [padded[..., top : top + height, left : left + width] for top, left in starts]
 
 
-def curve(folder: RunFolder, record: Mapping[str, Any], config: Config, shift: Shift) -> Curve:
-    """Return a finished run's accuracy under a shift: measured once, then read from its folder."""
+def curve(folder: RunFolder, record: Mapping[str, Any], data: ImageDataModule, shift: Shift) -> Curve:
+    """Return a finished run's accuracy under a shift: measured once, then read from its folder.
+
+    Raises:
+        UserError: the data is not what it was.
+    """
     weights = {entry["name"]: entry["weights_sha256"] for entry in record["stages"] if entry["kind"] == "fit"}
-    stored = _read(folder, shift)
+    stored = read_curve(folder, shift)
     if stored is not None and stored.weights == weights and list(stored.strengths) == list(STRENGTHS[shift]):
         return stored
-    data = data_module(config.data)
-    told = record.get("data", {}).get("classes", list(data.source.classes))
-    if told != list(data.source.classes):
-        raise UserError(f"{folder.path}: the classes of its data have changed since; give it the data of the run again")
+    if record["identity"]["data"].get("fingerprint", "") != data.fingerprint():
+        raise UserError(f"{folder.path}: its data has changed since; data.root=FOLDER says where the run's data is now")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     accuracy = {
         name: _accuracies(load_classifier(file).eval().to(device), data, shift)
         for name, file in trained(folder, record).items()
     }
     found = Curve(shift, TOLD[shift], STRENGTHS[shift], accuracy, len(data.splits.test), weights)
-    write_json(_file(folder, shift), asdict(found))
+    write_curve(folder, found)
     return found
-
-
-def print_curve(found: Curve) -> None:
-    """Print a curve as a table: strengths across, a row a network."""
-    from rich.console import Console
-    from rich.table import Table
-
-    degrees = found.shift == "rotate"
-    console = Console()
-    console.print(f"{found.shift}: {found.images:,} test images {found.told}", highlight=False, soft_wrap=True)
-    shown = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    shown.add_column("network", no_wrap=True)
-    for strength in found.strengths:
-        shown.add_column(f"{strength:g}" if degrees else f"{strength:.0%}", justify="right", no_wrap=True)
-    for name, accuracies in found.accuracy.items():
-        shown.add_row(name, *(f"{100 * value:.1f}" for value in accuracies))
-    console.print(shown)
-
-
-def stored_curves(folder: RunFolder) -> list[Curve]:
-    """Return the curves that were measured of a run."""
-    return [found for shift in SHIFTS if (found := _read(folder, shift)) is not None]
 
 
 def _accuracies(network: ImageClassifier, data: ImageDataModule, shift: Shift) -> list[float]:
@@ -125,14 +91,3 @@ def _accuracies(network: ImageClassifier, data: ImageDataModule, shift: Shift) -
                 views = shifted(images, shift, strength)
                 right[place] += sum(float((network(view).argmax(dim=1) == labels).sum()) for view in views) / len(views)
     return [round(float(share), 6) for share in right / max(1, len(data.splits.test))]
-
-
-def _file(folder: RunFolder, shift: Shift) -> Any:
-    return folder.path / "shifts" / f"{shift}.json"
-
-
-def _read(folder: RunFolder, shift: Shift) -> Curve | None:
-    try:
-        return Curve(**json.loads(_file(folder, shift).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None

@@ -1,6 +1,6 @@
 """A network's layers: what comes out of each, what it sees of the image, and what it costs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from tutelage.config import Config
+from tutelage.config import DataConfig
 from tutelage.data import data_module
 from tutelage.insight.receptive_field import ReceptiveFields
 from tutelage.models import ImageClassifier, make_classifier
@@ -57,16 +57,21 @@ class _Call:
     calls: int = 0
 
 
-def network_of(config: Config) -> ImageClassifier:
-    """Return the network of a config, on the meta device.
+def network_of(model: dict[str, Any], data: DataConfig, classes: Sequence[str] | None = None) -> ImageClassifier:
+    """Return a network on the meta device.
+
+    Args:
+        model: its config.
+        data: what it sees.
+        classes: what it tells apart; None: those of the data.
 
     Raises:
         UserError: it cannot be built, or does not take images of this size; or its data is not there.
     """
-    spec = spec_of(config.data, data_module(config.data).classes)
-    size_of(config.model, spec)
+    spec = spec_of(data, data_module(data).classes if classes is None else classes)
+    size_of(model, spec)
     with torch.device("meta"):
-        return make_classifier(config.model.arguments(), spec)
+        return make_classifier(model, spec)
 
 
 def summary(network: ImageClassifier) -> list[Layer]:

@@ -1,14 +1,18 @@
 """The table at the end of a run, from ``run.json`` alone. Needs no torch."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tutelage import __version__
 from tutelage.runs import last_fit
 from tutelage.runs.folder import commit
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 HEADER = ("stage", "network", "weights", "steps", "labels", "pseudo", "right", "val", "test")
 NO_VALUE = "-"
+WIDEST = 1000  # characters
 
 
 def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -44,6 +48,7 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     """Return what belongs under the table."""
     fits = [entry for entry in record["stages"] if entry["kind"] == "fit"]
     kind, images = fits[0]["validation"], fits[0]["validation_images"]
+    tested = record.get("data", {}).get("test")
     told = {
         "none": "No validation: all labels are trained on, the schedule is fixed, the final weights are kept.",
         "inside": f"Validation: {images} of {images + fits[0]['labels']} labels, held out",
@@ -60,7 +65,7 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     if labels:
         right = "; right: the share of them labelled as in truth" if "pool/right" in labels[0]["result"] else ""
         lines.append(f"pseudo: pool images kept with the teacher's label{right}.")
-    lines.append(told)
+    lines.append(told if tested is None else f"{told} Test: {tested:,} images.")
     if any(entry["control"] for entry in fits):
         lines.append(
             "Control: the last student's network, augmentation and noise on the labels alone, "
@@ -83,9 +88,19 @@ def print_table(record: Mapping[str, Any]) -> None:
     for row in rows(record):
         table.add_row(*row, style="bold" if row[0] == last_fit(record) else None)
     console = Console()
-    console.print(table)
+    print_whole(table)
     for line in notes(record):
         console.print(line, style="dim", highlight=False)
+
+
+def print_whole(table: "Table") -> None:
+    """Print a table without cutting anything; where a terminal is narrower its lines wrap."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console()
+    needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    Console(width=max(needed, console.width)).print(table)
 
 
 def _code(version: str, git: str | None) -> str:

@@ -5,12 +5,11 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tutelage.errors import UserError
-from tutelage.models.base import ImageClassifier, ImageSpec
+from tutelage.config import AlexNetConfig
+from tutelage.models.base import ImageClassifier, ImageSpec, check_size
 from tutelage.models.layers import Mean, initialise
 
 GROUPS = 2  # the paper's two GPUs
-SMALLEST = 67  # after the first convolution and three poolings nothing is left of a smaller image
 
 
 class ResponseNorm(nn.Module):
@@ -48,10 +47,7 @@ class AlexNet(ImageClassifier):
         dropout: float = 0.5,
     ) -> None:
         super().__init__(spec)
-        if spec.image_size < SMALLEST:
-            raise UserError(
-                f"model=alexnet needs images of {SMALLEST} pixels or more, not data.image_size={spec.image_size}"
-            )
+        check_size(spec, AlexNetConfig)
         c1, c2, c3, c4, c5 = (GROUPS * max(1, round(width * c / GROUPS)) for c in (96, 256, 384, 384, 256))
         hidden = max(1, round(width * 4096))
         side = (spec.image_size - 11) // 4 + 1

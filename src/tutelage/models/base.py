@@ -11,8 +11,9 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tutelage.config import OptimizerConfig, SchedulerConfig
+from tutelage.config import OptimizerConfig, SchedulerConfig, Targeted, too_small
 from tutelage.data import Plain, Shown
+from tutelage.errors import UserError
 
 PIXEL_MAX = 255.0
 
@@ -46,6 +47,12 @@ class Recipe:
     scheduler: SchedulerConfig
     steps: int
     class_weights: tuple[float, ...] | None = None
+
+
+def check_size(spec: ImageSpec, model: type[Targeted]) -> None:
+    """Raise a UserError unless images are as large as a model needs them; configs are checked before."""
+    if spec.image_size < model.smallest:
+        raise UserError(too_small(model.__name__.removesuffix("Config"), model.smallest, spec.image_size))
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -2,12 +2,11 @@
 
 from torch import nn
 
-from tutelage.errors import UserError
-from tutelage.models.base import ImageClassifier, ImageSpec
+from tutelage.config import LeNet5Config
+from tutelage.models.base import ImageClassifier, ImageSpec, check_size
 
 KERNEL = 5
 PAPER_SIZE = 32  # the paper pads MNIST's 28 pixels to 32
-SMALLEST = 12  # after two convolutions and poolings nothing is left of a smaller image
 
 
 class LeNet5(ImageClassifier):
@@ -18,12 +17,9 @@ class LeNet5(ImageClassifier):
 
     def __init__(self, spec: ImageSpec, *, width: float = 1.0, dropout: float = 0.0) -> None:
         super().__init__(spec)
+        check_size(spec, LeNet5Config)
         padding = 2 if spec.image_size < PAPER_SIZE else 0
         size = spec.image_size + 2 * padding
-        if spec.image_size < SMALLEST:
-            raise UserError(
-                f"model=lenet5 needs images of {SMALLEST} pixels or more, not data.image_size={spec.image_size}"
-            )
         c1, c3, c5, f6 = (max(1, round(width * channels)) for channels in (6, 16, 120, 84))
         side = ((size - KERNEL + 1) // 2 - KERNEL + 1) // 2
         self.backbone = nn.Sequential(

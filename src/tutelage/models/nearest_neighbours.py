@@ -12,12 +12,12 @@ from tutelage.data import Plain
 from tutelage.errors import UserError
 from tutelage.models.base import ImageClassifier, ImageSpec
 from tutelage.models.weights import make_classifier
-from tutelage.storage import is_sound, write_checked
+from tutelage.storage import sound_digest, write_checked
 
 BANK_FILES = BANK, BANK_LABELS = ("bank.npy", "bank_labels.npy")
 BLOCK_BYTES = 8 << 20  # of the bank, and of distances to it, that are held at once; larger ones leave the caches
 SPARE = 11  # candidates beyond k, so that rounding of float32 cannot hide a neighbour
-ORDERED_AT_ONCE = 64  # queries
+QUERY_BYTES = 64 << 20  # of questions, as float64, that are answered at once
 NO_VOTE = 1e-6  # the share that stands for none: its logarithm is finite
 UNIT_ROUNDOFF = float(np.finfo(np.float32).eps) / 2
 
@@ -38,7 +38,7 @@ class NearestNeighbours(ImageClassifier):
         self._on_pixels = backbone is None
         self.backbone = nn.Flatten() if backbone is None else make_classifier(backbone, spec).backbone
         self.head = Votes(k, len(spec.classes))
-        self.register_buffer("bank_sha256", torch.zeros(32, dtype=torch.uint8))
+        self.register_buffer("bank_sha256", torch.zeros(len(BANK_FILES), 32, dtype=torch.uint8))
 
     def features(self, images: Tensor) -> Tensor:
         """Return what is compared: pixels (B, D) uint8, or features (B, D) float32."""
@@ -67,18 +67,19 @@ class NearestNeighbours(ImageClassifier):
         self.eval()
         with torch.inference_mode():
             digest = write_checked(folder / BANK, write)
-        write_checked(folder / BANK_LABELS, lambda file: np.save(file, np.concatenate(labels)))
-        self.bank_sha256.copy_(torch.frombuffer(bytearray.fromhex(digest), dtype=torch.uint8))
+        of_labels = write_checked(folder / BANK_LABELS, lambda file: np.save(file, np.concatenate(labels)))
+        digests = [torch.frombuffer(bytearray.fromhex(one), dtype=torch.uint8) for one in (digest, of_labels)]
+        self.bank_sha256.copy_(torch.stack(digests))
         self.attach(folder)
 
     def attach(self, folder: Path) -> None:
         """Map the bank that lies in ``folder``.
 
         Raises:
-            UserError: it is missing or damaged.
+            UserError: it is missing or damaged, or another network's.
         """
-        for name in BANK_FILES:
-            if not is_sound(folder / name):
+        for name, expected in zip(BANK_FILES, self.bank_sha256, strict=True):
+            if sound_digest(folder / name) != bytes(expected.cpu().numpy()).hex():
                 raise UserError(
                     f"{folder / name}: missing or damaged (its checksum differs); the run's command makes it again"
                 )
@@ -121,14 +122,18 @@ def nearest(queries: Tensor, bank: np.ndarray, k: int) -> Tensor:
         bank: (N, D), possibly memory-mapped.
         k: how many.
     """
-    k = min(k, len(bank))
+    at_once = max(1, QUERY_BYTES // (8 * bank.shape[1]))
+    return torch.cat([_nearest(some, bank, min(k, len(bank))) for some in torch.split(queries, at_once)])
+
+
+def _nearest(queries: Tensor, bank: np.ndarray, k: int) -> Tensor:
     wanted = min(k + SPARE, len(bank))
     plain = queries.cpu().double()
     beyond, candidates, longest = _candidates(queries.float(), bank, wanted)
     found, distances = _in_order(plain, bank, candidates, k)
     if wanted < len(bank):
         lengths = plain.norm(dim=1)
-        may_err = plain.shape[1] * UNIT_ROUNDOFF * longest * (longest + 2 * lengths)
+        may_err = (plain.shape[1] + 2) * UNIT_ROUNDOFF * longest * (longest + 2 * lengths)
         unsure = torch.nonzero(beyond + lengths.square() - may_err <= distances[:, -1]).flatten()
         if len(unsure):
             found[unsure] = _in_order(plain[unsure], bank, _candidates(plain[unsure], bank, wanted)[1], k)[0]
@@ -160,11 +165,13 @@ def _candidates(queries: Tensor, bank: np.ndarray, count: int) -> tuple[Tensor, 
 
 def _in_order(queries: Tensor, bank: np.ndarray, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the ``k`` nearest of each query's candidates, nearest first, and their squared distances in float64."""
-    found, distances = [], []
-    for start in range(0, len(queries), ORDERED_AT_ONCE):
-        some = slice(start, start + ORDERED_AT_ONCE)
-        rows = torch.from_numpy(bank[candidates[some].numpy()]).double()
-        by_distance = (rows - queries[some, None]).square().sum(dim=2).sort(dim=1, stable=True)
-        found.append(candidates[some].gather(1, by_distance.indices[:, :k]))
-        distances.append(by_distance.values[:, :k])
-    return torch.cat(found), torch.cat(distances)
+    pairs = candidates.flatten()
+    asker = torch.arange(len(queries)).repeat_interleave(candidates.shape[1])
+    distances = torch.empty(len(pairs), dtype=torch.float64)
+    at_once = max(1, BLOCK_BYTES // (8 * bank.shape[1]))
+    for start in range(0, len(pairs), at_once):
+        some = slice(start, start + at_once)
+        rows = torch.from_numpy(bank[pairs[some].numpy()]).double()
+        distances[some] = rows.sub_(queries[asker[some]]).square_().sum(dim=1)
+    by_distance = distances.view(candidates.shape).sort(dim=1, stable=True)
+    return candidates.gather(1, by_distance.indices[:, :k]), by_distance.values[:, :k]

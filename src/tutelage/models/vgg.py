@@ -4,8 +4,8 @@ from typing import Literal
 
 from torch import nn
 
-from tutelage.errors import UserError
-from tutelage.models.base import ImageClassifier, ImageSpec
+from tutelage.config import VGGConfig
+from tutelage.models.base import ImageClassifier, ImageSpec, check_size
 from tutelage.models.layers import Mean, initialise
 
 CHANNELS = (64, 128, 256, 512, 512)
@@ -15,7 +15,6 @@ CONVOLUTIONS = {  # of each block: table 1's configurations A, B, D, E
     16: (2, 2, 3, 3, 3),
     19: (2, 2, 4, 4, 4),
 }
-SMALLEST = 2 ** len(CHANNELS)  # every block halves the image
 
 
 class VGG(ImageClassifier):
@@ -36,10 +35,7 @@ class VGG(ImageClassifier):
         dropout: float = 0.5,
     ) -> None:
         super().__init__(spec)
-        if spec.image_size < SMALLEST:
-            raise UserError(
-                f"model=vgg needs images of {SMALLEST} pixels or more, not data.image_size={spec.image_size}"
-            )
+        check_size(spec, VGGConfig)
         layers: list[nn.Module] = []
         inputs = spec.channels
         for channels, convolutions in zip(CHANNELS, CONVOLUTIONS[depth], strict=True):
@@ -51,7 +47,7 @@ class VGG(ImageClassifier):
                 layers.append(nn.ReLU())
                 inputs = outputs
             layers.append(nn.MaxPool2d(2))
-        pixels = 1 if pool == "average" else (spec.image_size // SMALLEST) ** 2
+        pixels = 1 if pool == "average" else (spec.image_size // VGGConfig.smallest) ** 2
         hidden = max(1, round(width * 4096))
         self.backbone = nn.Sequential(
             *layers,

@@ -15,6 +15,7 @@ from tutelage.targets import build
 COUNTERS = "num_batches_tracked"  # of batch norm; older files lack them
 MOST_PREFIXES = 3  # modules of ours around another library's network
 MOST_NAMED = 3
+SAFE = ".safetensors"
 
 
 def make_classifier(model: dict[str, Any], spec: ImageSpec) -> ImageClassifier:
@@ -69,7 +70,7 @@ def start_from(network: ImageClassifier, file: Path) -> str:
     """
     given = _tensors(file)
     own = {n: t for n, t in network.state_dict().items() if not n.endswith(COUNTERS)}
-    backbone = [name for name in own if not name.startswith("head.")]
+    backbone = [name for name in own if name.startswith("backbone.")]
     head = [name for name in own if name.startswith("head.")]
     source = _by_name(own, given, backbone) or dict(zip(backbone, given, strict=False))
     wrong = [
@@ -78,33 +79,49 @@ def start_from(network: ImageClassifier, file: Path) -> str:
         if name not in source or given[source[name]].shape != own[name].shape
     ]
     if wrong:
+        unordered = " (a .safetensors file has no order: its names must agree)" if file.suffix == SAFE else ""
         more = f" and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
         raise UserError(
             f"init_from={file}: {len(given)} tensors that do not fit the network's {len(own)}: "
-            f"{'; '.join(wrong[:MOST_NAMED])}{more}; choose the model that they belong to"
+            f"{'; '.join(wrong[:MOST_NAMED])}{more}; model, data.channels, data.image_size are to be theirs{unordered}"
         )
     left = [name for name in given if name not in set(source.values())]
-    by_shape = {given[name].shape: name for name in left}
-    if len(left) == len(head) and all(own[name].shape in by_shape for name in head):
-        source |= {name: by_shape[own[name].shape] for name in head}
-    network.load_state_dict({name: given[other] for name, other in source.items()}, strict=False)
+    found = _head(own, given, head, left)
+    source |= found
+    if not any(tensor.is_meta for tensor in own.values()):
+        network.load_state_dict({name: given[other] for name, other in source.items()}, strict=False)
     told = f"init_from: {len(source)} tensors of {file}"
-    return told if len(source) == len(own) else f"{told}; the head of {len(network.spec.classes)} classes starts anew"
+    return told if len(found) == len(head) else f"{told}; the head of {len(network.spec.classes)} classes starts anew"
+
+
+def _head(own: dict[str, Tensor], given: dict[str, Tensor], head: list[str], left: list[str]) -> dict[str, str]:
+    """Return which of the tensors left over fill the head, the last ones that fit; empty where one is missing."""
+    free, found = list(left), {}
+    for name in reversed(head):
+        match = next((other for other in reversed(free) if given[other].shape == own[name].shape), None)
+        if match is None:
+            return {}
+        free.remove(match)
+        found[name] = match
+    return found
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a weights file in its order, less counters of batches."""
     if not file.is_file():
-        raise UserError(f"init_from={file}: no such file")
+        what = "a folder: name a file, such as checkpoints/final.ckpt" if file.is_dir() else "no such file"
+        raise UserError(f"init_from={file}: {what}")
     try:
-        if file.suffix == ".safetensors":
+        if file.suffix == SAFE:
             from safetensors.torch import load_file
 
             content: Any = load_file(file)
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"init_from={file}: cannot be read as weights ({type(error).__name__})") from None
+        raise UserError(
+            f"init_from={file}: cannot be read as weights ({type(error).__name__}); save a state dict"
+        ) from None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
+from tutelage.errors import UserError
 from tutelage.models import accuracy, cross_entropy
 from tutelage.randomness import Key
 from tutelage.storage import write_text
@@ -126,6 +127,11 @@ class EpochTable(pl.Callback):
         row: dict[str, float] = {"epoch": math.ceil(step / self._epoch_steps), "step": step}
         row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
         row |= {f"train/{name}": float(total) / self._steps for name, total in self._sums.items()}
+        if not math.isfinite(row["train/loss"]):
+            raise UserError(
+                f"the loss is {row['train/loss']} in epoch {row['epoch']} (steps to {step}): training has diverged; "
+                "lower optimizer.lr, or check the weights that it began from"
+            )
         row |= validation
         for logger in self._loggers:
             logger.log_metrics(row, step)

@@ -13,18 +13,20 @@ import torch
 
 from tutelage import __version__
 from tutelage.augmentation import Pipeline
-from tutelage.config import Config
+from tutelage.config import Config, NearestNeighboursConfig
 from tutelage.data import ImageDataModule, data_module, few, read_probabilities
 from tutelage.errors import UserError
 from tutelage.models import make_classifier, start_from
 from tutelage.randomness import Key
 from tutelage.runs import work
-from tutelage.runs.execute import Run, fit, is_intact, label, memorise, test
+from tutelage.runs.execute import Run, fit, is_intact, label, memorise, spec_of, test
 from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.interruption import Signals, Stopped
 from tutelage.runs.observer import Observer, StageWork
 from tutelage.storage import remove_partials
 from tutelage.strategies import Fit, Label, Stage, stages
+
+TWO_CLASSES = ("one", "other")
 
 
 def run(
@@ -56,13 +58,14 @@ def run(
 
         data.tell = tell
         this = Run(config, folder, record, data, signals, observer)
+        work.size_of(config.model.arguments(), spec_of(config.data, TWO_CLASSES))  # before data is read or fetched
         this.plan = stages(config, data.source, data.splits)
         plan = _check(this)
         if record.content and record.content["version"] != __version__:
             observer.say(f"warning: begun by version {record.content['version']}, goes on with {__version__}")
         folder.path.mkdir(parents=True, exist_ok=True)
         remove_partials(folder.path)
-        write_config(folder, config.model_dump(mode="json"))
+        write_config(folder, _placed(config).model_dump(mode="json"))
         record.begin(identity, command, torch.get_num_threads(), _told_of(data))
         observer.say(f"run: {folder.path}")
         _tell_of_data(this)
@@ -75,6 +78,14 @@ def run(
             record.fail(f"{type(error).__name__}: {error}")
             raise
     return record.content
+
+
+def _placed(config: Config) -> Config:
+    """Return the config with whole paths of its data, so that the run can be looked at from anywhere."""
+    data = config.data
+    paths = {key: Path(value).expanduser() for key in ("root", "unlabelled") if (value := getattr(data, key))}
+    whole = {key: str(path.resolve()) for key, path in paths.items() if path.exists()}
+    return config.model_copy(update={"data": data.model_copy(update=whole)})
 
 
 def _execute(this: Run) -> None:
@@ -108,7 +119,9 @@ def _check(this: Run) -> Sequence[StageWork]:
     if this.device.type == "cpu" and trainer.precision == "16-mixed":
         raise UserError("trainer.precision=16-mixed: no CUDA device is visible; use 32-true or bf16-mixed")
     Pipeline(this.config.augmentation.transforms, Key(0, "check")).check(this.data.source.images[0])
-    sizes = {stage.name: work.size_of(stage.model, this.spec) for stage in this.plan if isinstance(stage, Fit)}
+    sizes = {
+        stage.name: work.size_of(stage.model.arguments(), this.spec) for stage in this.plan if isinstance(stage, Fit)
+    }
     for stage in this.plan:
         if isinstance(stage, Fit) and stage.grows_from is not None:
             own, teachers = sizes[stage.name].parameters, sizes[stage.grows_from].parameters
@@ -119,6 +132,8 @@ def _check(this: Run) -> Sequence[StageWork]:
                 )
     if this.config.init_from is not None:
         _check_start(this)
+    elif isinstance(this.config.model, NearestNeighboursConfig) and this.config.model.backbone is not None:
+        this.observer.say("note: the backbone's weights are random; init_from=FILE gives it others")
     return _plan(this, {name: size.flops for name, size in sizes.items()})
 
 

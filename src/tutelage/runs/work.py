@@ -1,11 +1,11 @@
 """What stages cost, for the estimate of the time left."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tutelage.config import Targeted
 from tutelage.errors import UserError
 from tutelage.models import ImageSpec, make_classifier
 
@@ -21,19 +21,19 @@ class Size:
     parameters: int
 
 
-def size_of(model: Targeted, spec: ImageSpec) -> Size:
+def size_of(model: dict[str, Any], spec: ImageSpec) -> Size:
     """Return the size of a network, from one image's way through it on the meta device.
 
     Raises:
         UserError: the network cannot be built, or does not take images of this size.
     """
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network = make_classifier(model.arguments(), spec).eval()
+        network = make_classifier(model, spec).eval()
         try:
             network(torch.empty(1, spec.channels, spec.image_size, spec.image_size, dtype=torch.uint8))
         except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
-            name = getattr(model, "name", model.target)
+            name = model.get("name", model["_target_"])
             raise UserError(f"model {name} does not take data.image_size={spec.image_size}: {reason}") from None
     return Size(float(counter.get_total_flops()), sum(p.numel() for p in network.parameters()))
 

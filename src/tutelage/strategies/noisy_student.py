@@ -110,11 +110,11 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     if not len(splits.pool):
         raise UserError(
             "strategy=noisy_student: no unlabelled images; use fewer labels (data.labels_per_class=10) "
-            "or give the folder an unlabelled/"
+            "or give unlabelled ones by data.unlabelled or an unlabelled/ in the folder"
         )
     labelled = labelled_stream(config, source, splits)
     pool_batch = max(1, round(recipe.unlabelled_ratio * labelled.batch_size))
-    labelled_size, pool_size = (len(labelled.indices), labelled.batch_size), (len(splits.pool), pool_batch)
+    labelled_size, pool_size = (labelled.length, labelled.batch_size), (len(splits.pool), pool_batch)
 
     def on_labels(name: str, model: Targeted, extent: Length, control: bool = False) -> Fit:
         return Fit(

@@ -7,7 +7,7 @@ import numpy as np
 from pytorch_lightning import LightningModule
 
 from tutelage.config import Config, Targeted
-from tutelage.data import Selection, Source, Splits, Stream, evened
+from tutelage.data import Selection, Source, Splits, Stream
 from tutelage.models import ImageClassifier
 
 
@@ -85,9 +85,6 @@ def length(config: Config, share: float, *sizes: tuple[int, int]) -> Length:
 
 
 def labelled_stream(config: Config, source: Source, splits: Splits) -> Stream:
-    """Return the stream of the labelled images; under ``data.balance=sampling`` rare classes come repeatedly."""
-    indices, copies = splits.labelled, np.zeros(len(splits.labelled), dtype=np.int64)
-    if config.data.balance == "sampling":
-        entries, copies = evened(source.labels[indices])
-        indices = indices[entries]
-    return Stream("labelled", indices, source.labels[indices], config.data.batch_size, copies)
+    """Return the stream of the labelled images; under ``data.balance=sampling`` each class comes equally often."""
+    labelled, even = splits.labelled, config.data.balance == "sampling"
+    return Stream("labelled", labelled, source.labels[labelled], config.data.batch_size, even=even)

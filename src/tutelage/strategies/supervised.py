@@ -10,7 +10,7 @@ from tutelage.strategies.stages import Fit, Stage, labelled_stream, length
 def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     """Return the one stage."""
     stream = labelled_stream(config, source, splits)
-    extent = length(config, 1.0, (len(stream.indices), stream.batch_size))
+    extent = length(config, 1.0, (stream.length, stream.batch_size))
     return [
         Fit(
             name="supervised",
