@@ -141,7 +141,8 @@ def test_a_job_that_fails_does_not_keep_a_sweep_from_its_table(tmp_path):
     done = command("tutelage.train", "-m", *words, "model.name=test_resnet,resnet_18,test_efficientnet")
     assert done.returncode == 2
     assert done.stderr.count("timm has no such architecture") == 1
-    assert re.search(r"^name +runs +(val +)?test .*\ntest_resnet +1 .*\ntest_efficientnet +1 ", done.stdout, re.MULTILINE)
+    rows = r"^name +runs +(val +)?test .*\ntest_resnet +1 .*\ntest_efficientnet +1 "
+    assert re.search(rows, done.stdout, re.MULTILINE)
     assert "no result: model.name=resnet_18: model.name=resnet_18: timm has no such" in done.stdout
     assert "report:" in done.stdout
 

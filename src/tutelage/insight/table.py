@@ -60,7 +60,7 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     lines = []
     left_out = record.get("data", {}).get("left_out", [])
     if left_out:
-        lines.append(f"Data: {len(left_out):,} unreadable files were left out (run.json names them).")
+        lines.append(f"Data: unreadable files left out: {len(left_out):,} (run.json names them).")
     labels = [entry for entry in record["stages"] if entry["kind"] == "label"]
     if labels:
         right = "; right: the share of them labelled as in truth" if "pool/right" in labels[0]["result"] else ""

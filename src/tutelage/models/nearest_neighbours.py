@@ -17,7 +17,7 @@ from tutelage.storage import sound_digest, write_checked
 BANK_FILES = BANK, BANK_LABELS = ("bank.npy", "bank_labels.npy")
 BLOCK_BYTES = 8 << 20  # of the bank, and of distances to it, that are held at once; larger ones leave the caches
 SPARE = 11  # candidates beyond k, so that rounding of float32 cannot hide a neighbour
-QUERY_BYTES = 64 << 20  # of questions, as float64, that are answered at once
+QUERY_BYTES = 24 << 20  # of questions, as float64, that are answered at once
 NO_VOTE = 1e-6  # the share that stands for none: its logarithm is finite
 UNIT_ROUNDOFF = float(np.finfo(np.float32).eps) / 2
 
@@ -104,7 +104,7 @@ class Votes(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return log-shares (B, C) float32 of the classes among the neighbours of features (B, D)."""
         if self._bank is None:  # nothing is known yet: every class alike
-            return torch.zeros(len(features), self._classes, device=features.device)
+            return 0 * features.float().sum(dim=1, keepdim=True).expand(-1, self._classes)
         found = nearest(features, self._bank, self._k)
         votes = torch.nn.functional.one_hot(self._labels[found], self._classes).float().mean(dim=1)
         return votes.clamp(min=NO_VOTE).log().to(features.device)

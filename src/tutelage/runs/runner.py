@@ -181,7 +181,7 @@ def _tell_of_data(this: Run) -> None:
     for note in source.notes:
         this.observer.say(f"note: {note}")
     if source.left_out:
-        this.observer.say(f"warning: {len(source.left_out):,} unreadable files are left out: {few(source.left_out)}")
+        this.observer.say(f"warning: unreadable files are left out ({len(source.left_out):,}): {few(source.left_out)}")
     counts = np.bincount(source.labels[labelled], minlength=len(source.classes))
     for number, told in ((0, "no labelled image"), (1, "a single labelled image")):
         names = [source.classes[c] for c in np.flatnonzero(counts == number)]
