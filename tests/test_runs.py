@@ -142,6 +142,7 @@ def test_runs_are_listed(finished):
         (["report", "nowhere"], "nowhere: no run; this needs the folder of a finished run"),
         (["runs", "nowhere"], "nowhere: no such folder"),
         (["trian"], "unknown command 'trian': did you mean 'train'?"),
+        (["train", "--foo"], "unknown flag --foo"),
     ],
 )
 def test_a_wrong_command_is_told_in_one_line(arguments, told):

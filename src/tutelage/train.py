@@ -17,18 +17,24 @@ if TYPE_CHECKING:  # at run time they are imported when they are needed
 
 SWEEP_FLAGS = {"-m", "--multirun"}
 SHOWING_FLAGS = {"-c", "--cfg", "-i", "--info"}
+OTHER_HYDRA_FLAGS = {
+    *("--hydra-help", "--version", "-p", "--package", "--resolve", "-r", "--run", "-sc", "--shell-completion"),
+    *("-cp", "--config-path", "-cn", "--config-name", "--experimental-rerun"),
+}
 
 
 def main() -> None:
     """Check the command, then train, go on, or print the result of a run that is finished."""
-    from tutelage.compose import CONFIG_DIR_FLAGS, compose, options, own_sweep, split_words
-
     try:
+        from tutelage.compose import CONFIG_DIR_FLAGS, compose, options, own_sweep, split_words
+
         sys.argv[1:] = arguments = take_allowed(sys.argv[1:])
         if {"-h", "--help"} & set(arguments):
             print(help_text(options()))
             return
         flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")} - CONFIG_DIR_FLAGS
+        if unknown := flags - SWEEP_FLAGS - SHOWING_FLAGS - OTHER_HYDRA_FLAGS:
+            raise UserError(f"unknown flag {min(unknown)}; 'tutelage train --help' shows what there is")
         if flags - SWEEP_FLAGS:
             if flags & SWEEP_FLAGS and flags & SHOWING_FLAGS:
                 raise UserError(f"{min(flags & SHOWING_FLAGS)} shows one config: leave out {min(flags & SWEEP_FLAGS)}")
