@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 
 import numpy as np
 
@@ -71,10 +70,17 @@ def memory() -> None:
     import tutelage.models  # noqa: F401
 
     images, labels, asked, _ = dataset()
-    before = getrusage(RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    before = resident("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
         ours(images, labels, folder)(asked)
-    print((getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024)
+    print(resident("VmHWM") - before)
+
+
+def resident(what: str) -> int:
+    """Return the bytes of memory that this process has now (VmRSS), or had at its peak (VmHWM)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(what)))
 
 
 def main() -> None:
