@@ -51,13 +51,19 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def execute(config: "Config", arguments: Sequence[str] = (), line_only: bool = False) -> int:
+def execute(
+    config: "Config",
+    arguments: Sequence[str] = (),
+    line_only: bool = False,
+    place: "tuple[RunFolder, str] | None" = None,
+) -> int:
     """Train a run, go on with it, or show what it gave; return the exit code.
 
     Args:
         config: what to run.
         arguments: what was typed, to be recorded.
         line_only: show a finished run by one line, not by its table.
+        place: what ``_place`` returns, where it is known.
 
     Raises:
         UserError: what the user got wrong.
@@ -65,7 +71,7 @@ def execute(config: "Config", arguments: Sequence[str] = (), line_only: bool = F
     from tutelage.runs import identity, is_finished, read_record, state
     from tutelage.storage import locked
 
-    folder, what = _place(config)
+    folder, what = place or _place(config)
     if not is_finished(folder):
         with locked(folder.lock_file, f"run {folder.path}"):
             # Another process may have finished it between the first look and the lock.
@@ -208,13 +214,15 @@ def _hydra_main(count: int = 0, outcomes: "list[Outcome] | None" = None) -> int:
         task = list(HydraConfig.get().overrides.task)
         if count:
             print(f"run {len(codes)} of {count}: {' '.join(task)}", flush=True)
+        path, reason = None, ""
         try:
             config = checked(composed)
-            codes.append(execute(config, task, line_only=count > 0))
-            path, reason = _place(config)[0].path, ""
+            place = _place(config)
+            path = place[0].path
+            codes.append(execute(config, task, line_only=count > 0, place=place))
         except UserError as error:
             codes.append(complain(error))
-            path, reason = None, str(error)
+            reason = str(error)
         if outcomes is not None:
             from tutelage.insight.comparison import Outcome
 

@@ -79,7 +79,7 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job of a sweep: its overrides, its folder, or why it has none."""
+    """What became of a job of a sweep: its overrides, its folder, and why it has no result, if so."""
 
     overrides: Sequence[str]
     path: Path | None
