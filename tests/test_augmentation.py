@@ -182,7 +182,8 @@ def test_every_pipeline_is_a_function_of_the_draw(option, data):
     for draw in reversed(draws):
         assert (fresh(image, *draw) == views[draw]).all(), draw
     if transforms:
-        assert len({view.tobytes() for view in views.values()}) > len(draws) // 2
+        distinct = len({view.tobytes() for view in views.values()})
+        assert distinct == 2 if option == "flip" else distinct > len(draws) // 2
         other = Pipeline(transforms, Key(4, "student-1", "pool"))
         assert any((other(image, *draw) != views[draw]).any() for draw in draws)
 
@@ -191,3 +192,28 @@ def test_a_pipeline_that_changes_the_size_is_an_error():
     pipeline = Pipeline([{"_target_": "albumentations.Resize", "height": 5, "width": 5}], Key(0, "s"))
     with pytest.raises(UserError, match=r"\(28, 28, 1\) uint8 came out as \(5, 5, 1\) uint8"):
         pipeline.check(picture((28, 28, 1)))
+
+
+@pytest.mark.parametrize("source", ["numpy", "random", "own"])
+def test_a_transform_that_draws_from_elsewhere_is_named(source, monkeypatch):
+    import random
+
+    import tutelage.augmentation as room
+
+    class Restless(albumentations.ImageOnlyTransform):
+        def get_params(self):
+            own = {"numpy": np.random.rand, "random": random.random, "own": self.py_random.random}
+            return {"shift": int(own[source]() * 200)}
+
+        def apply(self, img, shift, **_):
+            return img + np.uint8(shift)
+
+    Restless.__module__ = "tutelage.augmentation"
+    monkeypatch.setattr(room, "Restless", Restless, raising=False)
+    flip = {"_target_": "albumentations.HorizontalFlip", "p": 0.5}
+    pipeline = Pipeline([flip, {"_target_": "tutelage.augmentation.Restless", "p": 1.0}], Key(0, "s"))
+    if source == "own":
+        pipeline.check(picture((28, 28, 1)))
+    else:
+        with pytest.raises(UserError, match=r"augmentation.transforms.1.: Restless draws from a source of its own"):
+            pipeline.check(picture((28, 28, 1)))
