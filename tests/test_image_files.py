@@ -512,6 +512,7 @@ def test_hugging_faces_bad_images_and_missing_labels(tmp_path, capsys):
         {"image": [Image.new("L", (8, 8))] * 23 + [None], "label": [*range(11), *range(11), None, 3]}, features=features
     )
     whole.save_to_disk(str(tmp_path / "hf"))
+    capsys.readouterr()  # the library's own bar, unless it was switched off before
     with pytest.raises(UserError, match="1 image of 24 cannot be read"):
         hugging_face(rgb_config(root=str(tmp_path / "hf")))
     assert capsys.readouterr().err.startswith("image 23: no image")

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from conftest import command, only_run, run
+from tutelage.errors import UserError
 from tutelage.insight.shifts import STRENGTHS, shifted
 from tutelage.runs import RunFolder, finished_run, stored_config
 
@@ -170,7 +171,12 @@ def test_explain_shows_a_network_without_its_run_and_with_it(finished):
     assert "Conv2d" in done.stdout, done.stderr
 
 
-def test_finished_run_takes_finished_runs_only(finished):
+def test_finished_run_takes_finished_runs_only(finished, tmp_path):
+    with pytest.raises(UserError, match="no run; this needs the folder of a finished run"):
+        finished_run(str(tmp_path))
+    (tmp_path / "run.json").write_text((finished / "run.json").read_text().replace('"finished"', '"running"', 1))
+    with pytest.raises(UserError, match="stopped; this needs the folder of a finished run"):
+        finished_run(str(tmp_path))
     folder, record = finished_run(str(finished))
     assert folder.path == finished
     assert record["status"] == "finished"

@@ -157,7 +157,7 @@ def _explain(arguments: Sequence[str]) -> None:
         raise UserError("explain shows --summary so far: tutelage explain --summary RUN, or model=vgg data=digits")
     if len(rest) == 1 and Path(rest[0]).is_dir():
         folder, record = finished_run(rest[0])
-        data, classes = stored_config(folder).data, record["data"]["classes"]
+        data, classes = stored_config(folder).data, record.get("data", {}).get("classes")
         model = next(entry["model"] for entry in record["stages"] if entry["name"] == last_fit(record))
     else:
         config = compose(*split_words(rest))

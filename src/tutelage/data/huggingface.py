@@ -78,7 +78,7 @@ def hugging_face(config: DataConfig, tell: Tell = silent) -> Source:
         indices[part] = np.arange(start, start + len(split))
         start += len(split)
     all_labels, images = np.concatenate(labels), EncodedImages(list(parts.values()), image, config)
-    left_out = _left_out(images, config, tell)
+    left_out = _left_out(images, _saved(parts), config, tell)
     kept = {part: np.setdiff1d(found, left_out) for part, found in indices.items()}
     known = {part: found[all_labels[found] != UNKNOWN] for part, found in kept.items()}
     train, test = known["train"], known.get("test", no_images())
@@ -106,13 +106,12 @@ def _labels(split: Any, column: str, number: Mapping[str, int]) -> np.ndarray:
     return np.array([UNKNOWN if name is None else number.get(name, UNKNOWN) for name in told], dtype=np.int64)
 
 
-def _left_out(images: EncodedImages, config: DataConfig, tell: Tell) -> np.ndarray:
+def _left_out(images: EncodedImages, saved: str, config: DataConfig, tell: Tell) -> np.ndarray:
     """Return the numbers of images that give no pixels.
 
     Raises:
         UserError: there are such images and ``data.on_bad_image`` is stop.
     """
-    saved = saved_as(config)
     states = [f"{saved}\0{number}\0{config.max_pixels}" for number in range(len(images))]
     bad = unreadable(saved, states, images.complaint, tell)
     if config.on_bad_image == "stop":
@@ -122,7 +121,11 @@ def _left_out(images: EncodedImages, config: DataConfig, tell: Tell) -> np.ndarr
 
 def saved_as(config: DataConfig) -> str:
     """Return the fingerprints that the library keeps of the splits."""
-    return " ".join(f"{part}:{split._fingerprint}" for part, split in _parts(config).items())
+    return _saved(_parts(config))
+
+
+def _saved(parts: Mapping[str, Any]) -> str:
+    return " ".join(f"{part}:{split._fingerprint}" for part, split in parts.items())
 
 
 def _parts(config: DataConfig) -> dict[str, Any]:

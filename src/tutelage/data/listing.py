@@ -95,21 +95,22 @@ def list_folder(root: str | None, unlabelled: str | None = None, val_is_test: bo
     _check_parts(folder, in_parts, f"data.root={root}")
     tops = {part: folder / part for part in LABELLED_PARTS} if in_parts else {ALL: folder}
     entries: list[Entry] = []
+    others: Counter[str] = Counter()
     for part, top in tops.items():
         known_as = "test" if part == "val" and val_is_test else part
         for label in sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else ():
             if label.startswith(".") or (not in_parts and label == UNLABELLED):
                 continue
-            files = list(_images_below(top / label, folder, known_as, label))
+            files = list(_images_below(top / label, folder, known_as, label, others))
             if not files:
                 known = ", ".join(sorted(IMAGE_SUFFIXES))
                 raise UserError(f"{top / label}: a class without images (looked for {known}); fill or remove it")
             entries += files
     if (folder / UNLABELLED).is_dir():
-        entries += _images_below(folder / UNLABELLED, folder, UNLABELLED, None)
+        entries += _images_below(folder / UNLABELLED, folder, UNLABELLED, None, others)
     classes = tuple(sorted({entry.label for entry in entries if entry.part in {"train", ALL} and entry.label}))
     where = f"data.root={root}"
-    notes = _not_read(folder, where)
+    notes = _not_read(others, where)
     if len(classes) < 2:  # noqa: PLR2004 - one class is nothing to tell apart
         below = "train/CLASS/" if in_parts else "CLASS/"
         raise UserError(f"{where}: found {_classes(classes)} under {below}; at least 2 are needed")
@@ -180,17 +181,11 @@ def _classes(names: Sequence[str]) -> str:
     return "no class" if not names else f"1 class ({names[0]})" if len(names) == 1 else f"{len(names)} classes"
 
 
-def _not_read(folder: Path, where: str) -> tuple[str, ...]:
-    """Return a note on pictures of kinds that are not read."""
-    kinds = Counter(
-        suffix
-        for _, _, names in os.walk(folder, followlinks=False)
-        for name in names
-        if (suffix := os.path.splitext(name)[1].lower()) in NOT_READ  # noqa: PTH122 - many times faster
-    )
-    if not kinds:
+def _not_read(others: Counter[str], where: str) -> tuple[str, ...]:
+    """Return a note on pictures of kinds that are not read, counted by their suffixes."""
+    if not others:
         return ()
-    told = ", ".join(f"{suffix} {count:,}" for suffix, count in kinds.most_common())
+    told = ", ".join(f"{suffix} {count:,}" for suffix, count in others.most_common())
     return (f"{where}: pictures of kinds that are not read are left alone ({told}); convert them to PNG or JPEG",)
 
 
@@ -212,8 +207,9 @@ def _with_unlabelled(listing: Listing, unlabelled: str | None) -> Listing:
         return listing
     where = f"data.unlabelled={unlabelled}"
     place = Path(unlabelled).expanduser()
+    others: Counter[str] = Counter()
     if place.is_dir():
-        found = list(_images_below(place, place, UNLABELLED, None))
+        found = list(_images_below(place, place, UNLABELLED, None, others))
     elif place.suffix == ".txt" and place.is_file():
         names = [line.strip() for line in place.read_text().splitlines() if line.strip()]
         found = list(_listed([(UNLABELLED, name, None) for name in names], place.parent, where))
@@ -226,7 +222,7 @@ def _with_unlabelled(listing: Listing, unlabelled: str | None) -> Listing:
         raise UserError(f"{where}: no image files there (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     known = {os.path.realpath(entry.path) for entry in listing.entries}
     new = [entry for entry in found if os.path.realpath(entry.path) not in known]
-    notes = listing.notes
+    notes = (*listing.notes, *_not_read(others, where))
     if len(new) < len(found):
         notes += (f"{where}: {len(found) - len(new):,} of its images stand elsewhere in the data; the pool lacks them",)
     return replace(listing, entries=(*listing.entries, *new), notes=notes)
@@ -273,16 +269,22 @@ def _listed(rows: Iterable[tuple[str, str, str | None]], folder: Path, where: st
         raise UserError(f"{where}: {len(missing)} files are not there, taken from {folder}: {few(missing)}")
 
 
-def _images_below(folder: Path, root: Path, part: str, label: str | None) -> Iterator[Entry]:
-    """Yield the image files of a folder and those below it, sorted by their names as seen from ``root``."""
+def _images_below(folder: Path, root: Path, part: str, label: str | None, others: Counter[str]) -> Iterator[Entry]:
+    """Yield the image files of a folder and those below it, sorted by their names as seen from ``root``.
+
+    Pictures of kinds that are not read are counted in ``others``, by suffix.
+    """
     start = len(str(root)) + 1
     found = [
-        Entry(part, path[start:], label, path, state.st_size, state.st_mtime_ns) for path, state in _walk(str(folder))
+        Entry(part, path[start:], label, path, state.st_size, state.st_mtime_ns)
+        for path, state in _walk(str(folder), others)
     ]
     yield from sorted(found, key=lambda entry: entry.name)
 
 
-def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, os.stat_result]]:
+def _walk(
+    folder: str, others: Counter[str], above: frozenset[str] = frozenset()
+) -> Iterator[tuple[str, os.stat_result]]:
     """Yield path and state of each image file, but for hidden ones; links that lead back up are not followed."""
     above |= {os.path.realpath(folder)}
     try:
@@ -292,9 +294,13 @@ def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[tuple[st
                     continue
                 if entry.is_dir():
                     if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
-                        yield from _walk(entry.path, above)
-                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
+                        yield from _walk(entry.path, others, above)
+                    continue
+                suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - many times faster than Path
+                if suffix in IMAGE_SUFFIXES:
                     yield entry.path, entry.stat()
+                elif suffix in NOT_READ:
+                    others[suffix] += 1
     except OSError as error:
         told = "a link that leads nowhere" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(f"{error.filename}: cannot be read ({told}); mend or remove it") from None

@@ -11,7 +11,7 @@ import numpy as np
 
 from tutelage.config import SHIFTS
 from tutelage.insight import page, pictures
-from tutelage.insight.curves import stored_curves
+from tutelage.insight.curves import read_curve
 from tutelage.insight.table import print_whole
 from tutelage.runs import FINISHED, RunFolder, last_fit, read_record
 from tutelage.storage import digest
@@ -218,7 +218,7 @@ def _shifts(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page
         lines: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
         told = ""
         for members in _grouped(keys, jobs).values():
-            found = [(job, one) for job in members for one in stored_curves(job.folder) if one.shift == shift]
+            found = [(job, one) for job in members if (one := read_curve(job.folder, shift)) is not None]
             if found:
                 told = f"The test images, {found[0][1].told}."
                 accuracies = np.mean([one.accuracy[last_fit(job.record)] for job, one in found], axis=0)

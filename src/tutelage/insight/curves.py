@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tutelage.config import SHIFTS, Shift
+from tutelage.insight.table import print_whole
 from tutelage.runs import RunFolder
 from tutelage.storage import write_json
 
@@ -24,19 +25,17 @@ class Curve:
 
 def print_curve(found: Curve) -> None:
     """Print a curve as a table: strengths across, a row a network."""
-    from rich.console import Console
     from rich.table import Table
 
     degrees = found.shift == "rotate"
-    console = Console()
-    console.print(f"{found.shift}: {found.images:,} test images {found.told}", highlight=False, soft_wrap=True)
+    print(f"{found.shift}: {found.images:,} test images {found.told}")
     shown = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     shown.add_column("network", no_wrap=True)
     for strength in found.strengths:
         shown.add_column(f"{strength:g}" if degrees else f"{strength:.0%}", justify="right", no_wrap=True)
     for name, accuracies in found.accuracy.items():
         shown.add_row(name, *(f"{100 * value:.1f}" for value in accuracies))
-    console.print(shown)
+    print_whole(shown)
 
 
 def stored_curves(folder: RunFolder) -> list[Curve]:
