@@ -1,209 +1,407 @@
-"""RandAugment against torchvision and PIL, and every pipeline keyed by its draw."""
+"""The transforms against what they follow, and every pipeline keyed by its draw."""
 
-from itertools import pairwise
+import math
+import random
 
 import albumentations
+import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageEnhance, ImageOps
-from torchvision.transforms import InterpolationMode
+from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from tutelage.augmentation import Pipeline, RandAugment
-from tutelage.augmentation.randaugment import MAX_DEGREES, MAX_MAGNITUDE, MAX_TRANSLATION, OPERATIONS, SIGNED
+from test_operations import picture
+from tutelage.augmentation import AugMix, Pipeline, RandAugment, RandomResizedCrop, ThreePoints, TrivialAugment
+from tutelage.augmentation.crop import NUMBERS, cut, draw_boxes
+from tutelage.augmentation.operations import OPERATIONS, SIGNED, operate
 from tutelage.compose import compose, options
 from tutelage.errors import UserError
 from tutelage.randomness import Key
 
-SIZES = [(28, 28, 1), (32, 32, 3), (33, 47, 3), (1, 1, 1), (1, 9, 3), (2, 5, 1)]
-STRENGTHS = (-1.0, -0.55, -0.1, 0.1, 0.3, 0.8, 1.0)
+OURS = {"RandAugment": RandAugment, "TrivialAugment": TrivialAugment, "AugMix": AugMix}
 
 
-def picture(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
-    """A smooth image with some noise, so that a wrong shift or factor shows and rounding does not hide it."""
-    height, width, channels = shape
-    rng = np.random.default_rng(seed)
-    y, x, c = np.meshgrid(np.arange(height), np.arange(width), np.arange(channels), indexing="ij")
-    smooth = 120 + 80 * np.sin(x / 5 + c) + 50 * np.cos(y / 7 - c)
-    return np.clip(smooth + rng.normal(0, 6, shape), 0, 255).astype(np.uint8)
-
-
-def pil(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-
-def tensor(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(image.transpose(2, 0, 1).copy())
-
-
-def ours(name: str, image: np.ndarray, strength: float) -> np.ndarray:
-    return OPERATIONS[name](image, strength, 0).reshape(image.shape)
-
-
-@pytest.mark.parametrize("shape", SIZES)
-@pytest.mark.parametrize("strength", STRENGTHS)
-@pytest.mark.parametrize("name", ["Brightness", "Color", "Contrast", "Sharpness"])
-def test_enhancements_are_pils(name, strength, shape):
-    """PIL's grey is fixed-point arithmetic where ours is float: one level of it, times the factor, may differ."""
-    image = picture(shape)
-    if min(shape[:2]) <= 2 and name == "Sharpness":
-        expected = image  # PIL's filter has no room there
-    else:
-        expected = np.asarray(getattr(ImageEnhance, name)(pil(image)).enhance(1 + 0.9 * strength)).reshape(shape)
-    difference = np.abs(ours(name, image, strength).astype(int) - expected)
-    assert difference.max() <= {"Brightness": 0, "Sharpness": 1, "Color": 1, "Contrast": 1}[name]
-
-
-@pytest.mark.parametrize("shape", SIZES)
-@pytest.mark.parametrize("name", ["AutoContrast", "Equalize"])
-def test_histogram_operations_are_pils(name, shape):
-    image = picture(shape)
-    reference = {"AutoContrast": ImageOps.autocontrast, "Equalize": ImageOps.equalize}[name]
-    expected = np.asarray(reference(pil(image))).reshape(shape)
-    assert np.abs(ours(name, image, 1.0).astype(int) - expected).max() <= 1
-
-
-@pytest.mark.parametrize("shape", SIZES)
-@pytest.mark.parametrize("strength", (0.0, 0.1, 0.4, 0.7, 1.0))
-def test_posterize_and_solarize_are_pils(strength, shape):
-    image = picture(shape)
-    bits = 8 - round(4 * strength)
-    assert (ours("Posterize", image, strength) == np.asarray(ImageOps.posterize(pil(image), bits)).reshape(shape)).all()
-    threshold = 255 * (1 - strength)
-    assert (ours("Solarize", image, strength) == np.where(image >= threshold, 255 - image, image)).all()
-
-
-@pytest.mark.parametrize("shape", SIZES)
-@pytest.mark.parametrize("strength", STRENGTHS)
-@pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"])
-def test_geometry_is_torchvisions(name, strength, shape):
-    """Nearest-neighbour sampling on both sides; pixels whose source lies on a border between two may differ."""
-    height, width, _ = shape
-    image = picture(shape)
-    affine = dict(angle=0.0, translate=[0, 0], scale=1.0, shear=[0.0, 0.0], interpolation=InterpolationMode.NEAREST)
-    if name == "Rotate":
-        expected = functional.rotate(tensor(image), MAX_DEGREES * strength, interpolation=InterpolationMode.NEAREST)
-    elif name.startswith("Translate"):
-        side = width if name.endswith("X") else height
-        pixels = int(MAX_TRANSLATION * side * strength)
-        affine["translate"] = [pixels, 0] if name.endswith("X") else [0, pixels]
-        expected = functional.affine(tensor(image), **affine)
-    else:
-        angle = float(np.degrees(np.arctan(0.3 * strength)))
-        affine["shear"] = [angle, 0.0] if name.endswith("X") else [0.0, angle]
-        expected = functional.affine(tensor(image), **affine, center=[0, 0])
-    different = (ours(name, image, strength) != expected.numpy().transpose(1, 2, 0)).any(axis=-1)
-    if name.startswith("Translate"):
-        assert not different.any()
-    else:
-        assert different.mean() <= 0.02 or different.sum() <= 2
-
-
-def change(name: str, magnitude: float) -> float:
-    image = picture((32, 32, 3))
-    return float(np.abs(ours(name, image, magnitude / MAX_MAGNITUDE).astype(int) - image).mean())
-
-
-GEOMETRY = {"Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"}
-
-
-@pytest.mark.parametrize("name", sorted(set(OPERATIONS) - GEOMETRY))
-def test_a_larger_magnitude_never_changes_an_image_less(name):
-    changes = [change(name, m) for m in range(0, 31, 5)]
-    assert all(later >= earlier - 0.5 for earlier, later in pairwise(changes))
-
-
-@pytest.mark.parametrize("name", sorted(GEOMETRY))
-def test_a_larger_magnitude_never_moves_a_pixel_less(name):
-    """A white pixel, off the fixed points: how far it lies from its place at magnitudes 0, 5 ... 30."""
-    image = np.zeros((65, 65, 1), dtype=np.uint8)
-    image[12:15, 30:33] = 255
-    image = image if name != "ShearY" else image.transpose(1, 0, 2).copy()
-    places = [
-        np.argwhere(ours(name, image, magnitude / MAX_MAGNITUDE)[..., 0]).mean(axis=0) for magnitude in range(0, 31, 5)
-    ]
-    moved = [float(np.linalg.norm(place - places[0])) for place in places]
-    assert moved[-1] > 3
-    assert all(later >= earlier - 0.3 for earlier, later in pairwise(moved))
-
-
-def test_operations_and_signs_are_drawn_uniformly():
-    transform = RandAugment(num_ops=2, magnitude=9)
+def steps_of(transform: albumentations.BasicTransform, times: int) -> list[tuple[str, float]]:
     transform.set_random_seed(0)
-    drawn = [pair for _ in range(7000) for pair in transform.get_params()["operations"]]
-    counts = {name: sum(n == name for n, _ in drawn) for name in OPERATIONS}
-    assert all(abs(count - 1000) < 5 * 31 for count in counts.values()), counts  # five standard deviations
-    signs = [sign for name, sign in drawn if name in SIGNED]
-    assert abs(np.mean(signs)) < 0.05
-    assert {sign for name, sign in drawn if name not in SIGNED} == {1}
+    return [step for _ in range(times) for step in transform.get_params()["steps"]]
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3])),
-    st.integers(0, 4),
-    st.floats(0, 30),
-    st.integers(0, 1000),
+def uniform(names: list[str], among: tuple[str, ...]) -> bool:
+    """Whether each name comes as often as the others, within five standard deviations."""
+    expected = len(names) / len(among)
+    return set(names) <= set(among) and all(abs(names.count(n) - expected) < 5 * expected**0.5 for n in among)
+
+
+@pytest.mark.parametrize("transform", [RandAugment(num_ops=2, magnitude=9), TrivialAugment()])
+def test_operations_and_signs_are_drawn_uniformly(transform):
+    steps = steps_of(transform, 7000)
+    assert uniform([name for name, _ in steps], OPERATIONS)
+    signed = [np.sign(strength) for name, strength in steps if name in SIGNED and strength]
+    assert abs(np.mean(signed)) < 5 / len(signed) ** 0.5
+    assert all(strength >= 0 for name, strength in steps if name not in SIGNED)
+
+
+def test_randaugments_operations_have_its_magnitude_and_trivialaugments_any_of_31():
+    assert {abs(strength) for _, strength in steps_of(RandAugment(magnitude=12), 50)} == {12 / 30}
+    magnitudes = [round(abs(strength) * 30) for _, strength in steps_of(TrivialAugment(), 31 * 400)]
+    assert sorted(set(magnitudes)) == list(range(31))
+    assert all(abs(magnitudes.count(m) - 400) < 5 * 20 for m in range(31))
+
+
+def test_magnitudes_of_their_own_are_normal_and_cut_off():
+    strengths = [abs(s) * 30 for _, s in steps_of(RandAugment(magnitude=15, magnitude_std=3), 2000)]
+    assert (np.mean(strengths), np.std(strengths)) == (pytest.approx(15, abs=0.3), pytest.approx(3, abs=0.3))
+    wild = [abs(s) * 30 for _, s in steps_of(RandAugment(magnitude=15, magnitude_std=30), 500)]
+    assert (min(wild), max(wild)) == (0, pytest.approx(30))
+
+
+def test_only_the_operations_that_were_asked_for_are_drawn():
+    names = ("Rotate", "Equalize", "Color")
+    assert uniform([name for name, _ in steps_of(RandAugment(operations=names), 900)], names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"magnitude": 31}, "RandAugment refuses magnitude=31: Input should be less than or equal to 30"),
+        ({"num_ops": -1}, "RandAugment refuses num_ops=-1"),
+        ({"operations": ["Rotate", "Blur"]}, "Blur is no operation; there are Identity, ShearX"),
+        ({"operations": []}, "none is no operation"),
+        ({"fill": [1, 2]}, "RandAugment refuses fill"),
+        ({"interpolation": "cubic"}, "RandAugment refuses interpolation=cubic"),
+        ({"magnitud": 3}, "RandAugment refuses its arguments"),
+    ],
 )
-def test_randaugment_keeps_shape_and_type_and_follows_its_seed(shape, num_ops, magnitude, seed):
-    views = []
+def test_arguments_out_of_range_are_an_error(arguments, told):
+    with pytest.raises(UserError, match=told):
+        Pipeline([{"_target_": "tutelage.augmentation.RandAugment", **arguments}], Key(0, "s"))
+
+
+@pytest.mark.parametrize("name", OURS)
+@settings(max_examples=40, deadline=None)
+@given(shape=st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 4])), seed=st.integers(0, 1000))
+def test_transforms_keep_shape_and_type_follow_their_seed_and_never_write_to_the_image(name, shape, seed):
+    image = picture(shape)
+    before, views = image.copy(), []
     for _ in range(2):
-        transform = RandAugment(num_ops=num_ops, magnitude=magnitude)
+        transform = OURS[name]()
         transform.set_random_seed(seed)
-        views.append(transform(image=picture(shape))["image"])
-    assert views[0].shape == shape
-    assert views[0].dtype == np.uint8
+        views.append(transform(image=image)["image"])
+    assert (views[0].shape, views[0].dtype) == (shape, np.uint8)
     assert (views[0] == views[1]).all()
+    assert (image == before).all()
 
 
-def test_randaugment_is_stored_and_restored_as_other_transforms_are():
-    stored = albumentations.to_dict(RandAugment(num_ops=3, magnitude=11.5, fill=7))
-    restored = albumentations.from_dict(stored)
-    assert (restored.num_ops, restored.magnitude, restored.fill) == (3, 11.5, 7)
+@pytest.mark.parametrize("name", OURS)
+def test_alpha_passes_through_and_colours_change_as_without_it(name):
+    image = picture((20, 24, 4))
+    with_alpha, without = OURS[name](), OURS[name]()
+    for seed in range(5):
+        with_alpha.set_random_seed(seed)
+        without.set_random_seed(seed)
+        view = with_alpha(image=image)["image"]
+        assert (view[..., 3] == image[..., 3]).all()
+        assert (view[..., :3] == without(image=image[..., :3].copy())["image"]).all()
 
 
-def test_a_magnitude_out_of_range_is_an_error():
-    with pytest.raises(UserError, match="RandAugment refuses magnitude=31: Input should be less than or equal to 30"):
-        Pipeline([{"_target_": "tutelage.augmentation.RandAugment", "magnitude": 31}], Key(0, "s"))
+def test_an_image_without_an_axis_of_channels_is_grey():
+    image = picture((20, 24, 1))
+    transform = RandAugment(num_ops=3)
+    for seed in range(5):
+        views = []
+        for given_image in (image, image[..., 0]):
+            transform.set_random_seed(seed)
+            views.append(transform(image=given_image)["image"])
+        assert views[1].shape == (20, 24)
+        assert (views[0][..., 0] == views[1]).all()
 
 
-@pytest.mark.parametrize("data", ["digits", "fashion_mnist"])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        RandAugment(num_ops=3, magnitude=11.5, magnitude_std=1, operations=["Rotate", "Color"], fill=[7, 8, 9]),
+        TrivialAugment(fill=7, interpolation="bilinear"),
+        AugMix(severity=5, width=2, depth=1, alpha=0.5),
+        RandomResizedCrop(size=(16, 16), scale=(0.3, 0.9), antialias=False),
+        ThreePoints(shift=0.2, fill=3, interpolation="nearest"),
+    ],
+)
+def test_transforms_are_stored_and_restored_as_others_are(transform, tmp_path):
+    pipeline = albumentations.Compose([transform])
+    for file in ("pipeline.json", "pipeline.yaml"):
+        form = file.rpartition(".")[2]
+        albumentations.save(pipeline, tmp_path / file, data_format=form)
+        restored = albumentations.load(tmp_path / file, data_format=form)
+        for seed in range(3):
+            views = []
+            for one in (pipeline, restored):
+                one.set_random_seed(seed)
+                views.append(one(image=picture((24, 24, 3)))["image"])
+            assert (views[0] == views[1]).all()
+
+
+def test_an_example_is_one_operation_at_a_magnitude():
+    image = picture((20, 20, 3))
+    assert (RandAugment().example(image, "Rotate", 15) == operate(image, [("Rotate", 0.5)])).all()
+
+
+def test_augmix_mixes_as_its_algorithm_says():
+    """Algorithm 1: (1 - m) x + m (w_1 chain_1(x) + ... ), by hand in float64."""
+    image, transform = picture((20, 20, 3)), AugMix()
+    for seed in range(20):
+        transform.set_random_seed(seed)
+        drawn = transform.get_params()
+        assert len(drawn["chains"]) == 3
+        assert all(1 <= len(chain) <= 3 for chain in drawn["chains"])
+        assert 0 <= sum(drawn["weights"]) <= 1
+        assert all(0 < abs(strength) <= 0.3 for chain in drawn["chains"] for _, strength in chain)
+        expected = (1 - sum(drawn["weights"])) * image.astype(float)
+        for chain, weight in zip(drawn["chains"], drawn["weights"], strict=True):
+            expected += weight * operate(image, chain, transform.look)
+        assert np.abs(transform.apply(image, **drawn) - expected).max() <= 0.51
+
+
+def test_augmixs_weights_are_dirichlets_and_the_share_betas():
+    """With alpha 1 the share is uniform on 0 to 1, and each of three weights has a mean of a third of it."""
+    transform = AugMix()
+    transform.set_random_seed(0)
+    weights = np.array([transform.get_params()["weights"] for _ in range(3000)])
+    shares = weights.sum(axis=1)
+    assert (shares.mean(), shares.std()) == (pytest.approx(0.5, abs=0.02), pytest.approx(12**-0.5, abs=0.02))
+    assert (weights / shares[:, None]).mean(axis=0) == pytest.approx([1 / 3] * 3, abs=0.02)
+
+
+class Replayed:
+    """Gives numbers in turn: those of a box's size by ``uniform``, those of its place by ``random``."""
+
+    def __init__(self, numbers: list[float]) -> None:
+        self.sizes, self.places = iter(numbers[:-2]), iter(numbers[-2:])
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * next(self.sizes)
+
+    def random(self) -> float:
+        return next(self.places)
+
+
+@pytest.mark.parametrize("shape", [(50, 40, 3), (28, 28, 1), (1, 9, 3), (300, 20, 3), (20, 300, 1)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.9, 1.0)])
+def test_crops_are_albumentations_own_to_the_bit(shape, scale):
+    """The same numbers give the same box and the same pixels as Albumentations' calls, without their bookkeeping."""
+    transform = albumentations.RandomResizedCrop(size=(24, 24), scale=scale)
+    image, numbers = picture(shape), np.random.default_rng(0).random((300, NUMBERS))
+    boxes = draw_boxes(transform, [shape] * 300, numbers)
+    for box, own in zip(boxes, numbers.tolist(), strict=True):
+        transform.py_random = Replayed(own)
+        assert box == transform.get_params_dependent_on_data({"shape": shape}, {})["crop_coords"]
+    for box in boxes[:20]:
+        assert (cut(transform, image, box) == transform.apply(image, box).reshape(24, 24, -1)).all()
+
+
+def test_every_second_image_is_mirrored():
+    pipeline = Pipeline([{"_target_": "albumentations.HorizontalFlip", "p": 0.5}], Key(0, "s"))
+    image = picture((9, 9, 3))
+    views = [pipeline(image, 0, index) for index in range(1000)]
+    mirrored = [bool((view == image[:, ::-1]).all()) for view in views]
+    assert all((view == image).all() for view, m in zip(views, mirrored, strict=True) if not m)
+    assert 420 < sum(mirrored) < 580  # five standard deviations
+
+
+def test_a_transform_fires_as_often_as_it_is_told():
+    always = {
+        "_target_": "tutelage.augmentation.RandAugment",
+        "operations": ["Solarize"],
+        "magnitude": 30,
+        "num_ops": 1,
+    }
+    pipeline = Pipeline([{**always, "p": 0.3}], Key(0, "s"))
+    image = picture((9, 9, 3))
+    fired = [bool((pipeline(image, 0, index) == 255 - image).all()) for index in range(1000)]
+    assert 228 < sum(fired) < 372  # five standard deviations
+
+
+@pytest.mark.parametrize("option", ["randaugment", "weak_strong", "trivialaugment", "strong", "augmix"])
+def test_a_view_is_the_same_alone_and_in_a_batch_of_any_size(option):
+    given = compose(["data=cifar10", f"augmentation={option}"]).augmentation
+    pipeline = Pipeline(given.transforms, Key(0, "s"), given.strong)
+    images = [picture((32, 32, 3), seed) for seed in range(200)]
+    draws = np.array([(index % 3, index, index % 2) for index in range(200)])
+    batch = np.empty((pipeline.views, 200, 32, 32, 3), dtype=np.uint8)
+    pipeline.fill(batch, images, draws)
+    assert all(
+        (pipeline(image, *draw) == view).all()
+        for image, draw, view in zip(images, draws.tolist(), batch[0], strict=True)
+    )
+    some = np.empty((pipeline.views, 7, 32, 32, 3), dtype=np.uint8)
+    pipeline.fill(some, images[90:97][::-1], draws[90:97][::-1])
+    assert (some == batch[:, 90:97][:, ::-1]).all()
+
+
+@pytest.mark.parametrize("shape", [(300, 300, 3), (90, 211, 1), (33, 64, 3)])
+def test_antialiased_crops_are_pils_and_torchvisions(shape):
+    """PIL rounds after each axis, torch's filter weights have 15 bits: a level at most."""
+    image, transform = picture(shape), RandomResizedCrop(size=(24, 24))
+    for box in ((0, 0, shape[1], shape[0]), (3, 5, 60, 33)):
+        found = transform.apply(image, box)
+        left, top, right, bottom = box
+        cut = image[top:bottom, left:right]
+        channels = [Image.fromarray(np.ascontiguousarray(cut[..., c])) for c in range(shape[-1])]
+        by_pil = np.stack([np.asarray(one.resize((24, 24), Image.Resampling.BILINEAR)) for one in channels], axis=-1)
+        tensor = torch.from_numpy(image.transpose(2, 0, 1).copy())
+        by_torchvision = functional.resized_crop(
+            tensor, top, left, bottom - top, right - left, [24, 24], antialias=True
+        )
+        assert np.abs(found.astype(int) - by_pil).max() <= 1
+        assert np.abs(found.astype(int) - by_torchvision.numpy().transpose(1, 2, 0)).max() <= 1
+
+
+def test_without_antialiasing_a_small_crop_is_opencvs():
+    image = picture((60, 60, 3))
+    found = RandomResizedCrop(size=(24, 24), antialias=False).apply(image, (2, 3, 50, 55))
+    assert (found == cv2.resize(image[3:55, 2:50], (24, 24))).all()
+
+
+class Stored:
+    """A picture that notes at what size it was decoded."""
+
+    def __init__(self, image: np.ndarray) -> None:
+        self.image, self.shape, self.reduced = image, image.shape, []
+
+    def read(self, reduce: int = 1) -> np.ndarray:
+        self.reduced.append(reduce)
+        height, width, _ = self.shape
+        size = (math.ceil(width / reduce), math.ceil(height / reduce))
+        return cv2.resize(self.image, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1)
+
+
+def test_a_picture_is_decoded_at_a_reduced_size_where_the_crop_allows_and_looks_the_same():
+    """The box falls on whole pixels of the reduced image, half a pixel of the view away at most."""
+    smooth = cv2.GaussianBlur(picture((400, 300, 3)), (0, 0), 25)
+    stored, crop = Stored(smooth), {"_target_": "tutelage.augmentation.RandomResizedCrop"}
+    small, large = (Pipeline([{**crop, "size": [side, side]}], Key(0, "s")) for side in (32, 290))
+    assert all(np.abs(small(stored, 0, i).astype(int) - small(smooth, 0, i)).mean() < 2 for i in range(60))
+    assert set(stored.reduced) == {2, 4, 8}
+    stored.reduced.clear()
+    assert all((large(stored, 0, i) == large(smooth, 0, i)).all() for i in range(5))
+    assert set(stored.reduced) == {1}
+
+
+def test_three_points_go_where_they_were_drawn():
+    """Bright corners of a dark image are found again at their targets; numpy solves for the fourth."""
+    image = np.zeros((41, 61, 1), dtype=np.uint8)
+    transform = ThreePoints(shift=0.2)
+    transform.set_random_seed(1)
+    targets = transform.get_params()["targets"]
+    assert (np.abs(targets - [(0, 0), (1, 0), (0, 1)]) <= 0.2).all()
+    still = picture((9, 9, 3))
+    assert (ThreePoints(shift=0).apply(still, np.array([(0, 0), (1, 0), (0, 1)])) == still).all()
+    inner = np.array([(0.25, 0.25), (0.7, 0.3), (0.4, 0.8)])
+    matrix = np.linalg.solve(np.array([(0, 0, 1), (1, 0, 1), (0, 1, 1)], dtype=float), targets)  # (x, y, 1) to targets
+    for x, y in inner:
+        spot = image.copy()
+        spot[round(y * 40), round(x * 60)] = 255
+        expected = np.array([round(x * 60) / 60, round(y * 40) / 40, 1]) @ matrix * (60, 40)
+        bright = np.argwhere(transform.apply(spot, targets)[..., 0])[:, ::-1]
+        assert np.abs(bright.mean(axis=0) - expected).max() < 1
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 7, 3), (6, 1, 3)])
+def test_three_points_of_a_line_or_a_point_are_no_error(shape):
+    transform = ThreePoints()
+    assert transform(image=picture(shape))["image"].shape == shape
+
+
+@pytest.mark.parametrize("data", ["digits", "fashion_mnist", "cifar10"])
 @pytest.mark.parametrize("option", sorted(options()["augmentation"]))
 def test_every_pipeline_is_a_function_of_the_draw(option, data):
-    transforms = compose([f"data={data}", f"augmentation={option}"]).augmentation.transforms
-    image = picture((28, 28, 1))
-    used, fresh = (Pipeline(transforms, Key(3, "student-1", "pool")) for _ in range(2))
+    config = compose([f"data={data}", f"augmentation={option}"])
+    size, channels, given = config.data.image_size, config.data.channels, config.augmentation
+    image = picture((size, size, channels))
+
+    def views(pipeline: Pipeline, draw: tuple[int, int, int]) -> np.ndarray:
+        out = np.empty((pipeline.views, *image.shape), dtype=np.uint8)
+        pipeline.fill(out[:, None], [image], np.array([draw]))
+        assert (out[0] == pipeline(image, *draw)).all()
+        return out
+
+    used, fresh = (Pipeline(given.transforms, Key(3, "student-1", "pool"), given.strong) for _ in range(2))
     used.check(image)
     draws = [(p, i, c) for p in range(3) for i in (0, 7) for c in range(2)]
-    views = {draw: used(image, *draw).copy() for draw in draws}
+    seen = {draw: views(used, draw) for draw in draws}
     for draw in reversed(draws):
-        assert (fresh(image, *draw) == views[draw]).all(), draw
-    if transforms:
-        distinct = len({view.tobytes() for view in views.values()})
+        assert (views(fresh, draw) == seen[draw]).all(), draw
+    if given.transforms:
+        distinct = len({view.tobytes() for view in seen.values()})
         assert distinct == 2 if option == "flip" else distinct > len(draws) // 2
-        other = Pipeline(transforms, Key(4, "student-1", "pool"))
-        assert any((other(image, *draw) != views[draw]).any() for draw in draws)
+        other = Pipeline(given.transforms, Key(4, "student-1", "pool"), given.strong)
+        assert any((views(other, draw) != seen[draw]).any() for draw in draws)
+
+
+def test_the_second_view_is_made_out_of_the_first():
+    given = compose(["data=cifar10", "augmentation=weak_strong"]).augmentation
+    image, key = picture((32, 32, 3)), Key(0, "s")
+    two, weak = Pipeline(given.transforms, key, given.strong), Pipeline(given.transforms, key)
+    out = np.empty((2, 10, 32, 32, 3), dtype=np.uint8)
+    draws = np.array([(0, index, 0) for index in range(10)])
+    two.fill(out, [image] * 10, draws)
+    assert all((out[0, index] == weak(image, 0, index)).all() for index in range(10))
+    assert (two.views, weak.views) == (2, 1)
+    crop = {"_target_": "tutelage.augmentation.RandomResizedCrop", "size": [32, 32]}
+    for p in (0.0, 1.0):
+        flipped = Pipeline([crop], key, [{"_target_": "albumentations.HorizontalFlip", "p": p}])
+        flipped.fill(out, [image] * 10, draws)
+        assert (out[1] == (out[0][:, :, ::-1] if p else out[0])).all()
+
+
+def test_compositions_may_be_nested():
+    inner = [
+        {"_target_": "albumentations.HorizontalFlip", "p": 1.0},
+        {"_target_": "albumentations.VerticalFlip", "p": 1.0},
+    ]
+    pipeline = Pipeline([{"_target_": "albumentations.OneOf", "p": 1.0, "transforms": inner}], Key(0, "s"))
+    image = picture((9, 9, 3))
+    pipeline.check(image)
+    views = {pipeline(image, 0, index).tobytes() for index in range(20)}
+    assert views == {np.ascontiguousarray(image[:, ::-1]).tobytes(), np.ascontiguousarray(image[::-1]).tobytes()}
+    inner[0]["q"] = 1
+    with pytest.raises(UserError, match=r"augmentation.transforms\[0\].transforms\[0\]: HorizontalFlip refuses"):
+        Pipeline([{"_target_": "albumentations.OneOf", "transforms": inner}], Key(0, "s"))
 
 
 def test_a_pipeline_that_changes_the_size_is_an_error():
-    pipeline = Pipeline([{"_target_": "albumentations.Resize", "height": 5, "width": 5}], Key(0, "s"))
-    with pytest.raises(UserError, match=r"\(28, 28, 1\) uint8 came out as \(5, 5, 1\) uint8"):
-        pipeline.check(picture((28, 28, 1)))
+    resize = {"_target_": "albumentations.Resize", "height": 5, "width": 5}
+    with pytest.raises(
+        UserError, match=r"augmentation.transforms: an image \(28, 28, 1\) uint8 came out as \(5, 5, 1\)"
+    ):
+        Pipeline([resize], Key(0, "s")).check(picture((28, 28, 1)))
+    with pytest.raises(UserError, match=r"augmentation.strong: an image \(28, 28, 1\) uint8 came out as \(5, 5, 1\)"):
+        Pipeline([], Key(0, "s"), [resize]).check(picture((28, 28, 1)))
 
 
-@pytest.mark.parametrize("source", ["numpy", "random", "own"])
-def test_a_transform_that_draws_from_elsewhere_is_named(source, monkeypatch):
-    import random
+SOURCES = {"numpy": np.random.rand, "random": random.random}
 
+
+@pytest.mark.parametrize("list_", ["transforms", "strong"])
+@pytest.mark.parametrize("source", ["numpy", "random", "when built", "those before", "own"])
+def test_a_transform_that_draws_from_elsewhere_is_named(source, list_, monkeypatch):
     import tutelage.augmentation as room
 
     class Restless(albumentations.ImageOnlyTransform):
+        def __init__(self, p=1.0):
+            super().__init__(p=p)
+            self.built, self.calls = random.random(), 0
+
         def get_params(self):
-            own = {"numpy": np.random.rand, "random": random.random, "own": self.py_random.random}
-            return {"shift": int(own[source]() * 200)}
+            self.calls += 1
+            own = {
+                "own": self.py_random.random,
+                "when built": lambda: self.built,
+                "those before": lambda: self.calls / 99,
+            }
+            return {"shift": int({**SOURCES, **own}[source]() * 200)}
 
         def apply(self, img, shift, **_):
             return img + np.uint8(shift)
@@ -211,9 +409,12 @@ def test_a_transform_that_draws_from_elsewhere_is_named(source, monkeypatch):
     Restless.__module__ = "tutelage.augmentation"
     monkeypatch.setattr(room, "Restless", Restless, raising=False)
     flip = {"_target_": "albumentations.HorizontalFlip", "p": 0.5}
-    pipeline = Pipeline([flip, {"_target_": "tutelage.augmentation.Restless", "p": 1.0}], Key(0, "s"))
+    restless = {"_target_": "tutelage.augmentation.Restless", "p": 1.0}
+    lists = {"transforms": [flip], "strong": [flip]}
+    lists[list_].append(restless)
+    pipeline = Pipeline(lists["transforms"], Key(0, "s"), lists["strong"])
     if source == "own":
         pipeline.check(picture((28, 28, 1)))
     else:
-        with pytest.raises(UserError, match=r"augmentation.transforms.1.: Restless draws from a source of its own"):
+        with pytest.raises(UserError, match=rf"augmentation.{list_}.1.: Restless draws from a source of its own"):
             pipeline.check(picture((28, 28, 1)))

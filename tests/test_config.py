@@ -190,7 +190,7 @@ def test_a_key_at_its_neutral_value_does_not_enter_so_old_runs_keep_their_names(
     assert "dropout" not in entered["model"]
     assert "attempt" not in entered
     assert entered["seed"] == 0
-    assert entered["identity_version"] == 1
+    assert entered["identity_version"] == 2
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_names_of_runs_are_for_ever():
     assert run_path(compose(["experiment=digits_noisy_student"]), "").name == DIGITS_NAME
 
 
-DIGITS_NAME = "digits-lenet5-noisy_student-s0-b4ae8dc944"
+DIGITS_NAME = "digits-lenet5-noisy_student-s0-b5e89eca72"
 
 
 def test_the_folders_fingerprint_is_part_of_a_run():

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 HELP = """tutelage trains image classifiers from few labels.
 
   tutelage train [OVERRIDES]   train, go on with, or show a run   (tutelage train --help)
+  tutelage preview [OVERRIDES] a picture of what the network will see: views, operations, mixed pairs
   tutelage runs [DIR]          list the runs below outputs/
   tutelage report RUN...       write the report of finished runs again
   tutelage evaluate RUN [shift=translate,crop,rotate,brightness]
@@ -33,6 +34,7 @@ def main() -> None:
         sys.exit(complain(error))
     commands: dict[str, Callable[[Sequence[str]], None]] = {
         "train": _train,
+        "preview": _preview,
         "runs": _runs,
         "report": _report,
         "evaluate": _evaluate,
@@ -71,6 +73,71 @@ def _train(arguments: Sequence[str]) -> None:
     """Hand over to the Hydra app, so that a relaunch of the same command by Lightning or torchrun works."""
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "tutelage.train", *arguments])  # noqa: S606 - our own module
+
+
+def _preview(arguments: Sequence[str]) -> None:
+    """Draw what a config shows to a network, open the picture where there is a screen, and print where it lies."""
+    from tutelage.compose import compose, split_words
+    from tutelage.insight.display import display
+
+    overrides, folders = split_words([argument for argument in arguments if argument not in {"-m", "--multirun"}])
+    overrides, arm = _first_job(overrides, folders)
+    config = compose(overrides, folders)
+    observer = display(config.callbacks.display and sys.stderr.isatty())
+    observer.loading()
+    try:
+        from tutelage.insight.preview import write_preview
+
+        file, told = write_preview(config, arm, observer.reading)
+    finally:
+        observer.end()
+    print(*told, f"preview: {file}", sep="\n")
+    _open(file)
+
+
+def _first_job(overrides: Sequence[str], folders: Sequence[str]) -> tuple[list[str], str]:
+    """Return the overrides of a sweep's first job and what sets it apart; those of a single run, and nothing.
+
+    Raises:
+        UserError: an override cannot be read.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    from tutelage.compose import own_sweep
+    from tutelage.errors import UserError
+
+    words = [*overrides, *(own_sweep(overrides, folders) or [])]
+    chosen, jobs = [], 1
+    for place, word in enumerate(words):
+        try:
+            parsed = OverridesParser.create().parse_override(word)
+        except HydraException:
+            raise UserError(f"{word!r} is not KEY=VALUE; 'tutelage train --help' lists groups and options") from None
+        if parsed.is_choice_sweep() or parsed.is_range_sweep():
+            values = list(parsed.sweep_string_iterator())
+            words[place] = f"{word.partition('=')[0]}={values[0]}"
+            chosen.append(words[place])
+            jobs *= len(values)
+    return words, f"run 1 of {jobs}: {' '.join(chosen)}" if chosen else ""
+
+
+def _open(file: Path) -> None:
+    """Open a picture with what the desktop has for it; without a screen, or somebody before it, do nothing."""
+    import shutil
+    import subprocess
+    from contextlib import suppress
+
+    mac = sys.platform == "darwin"
+    screen = mac or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    opener = shutil.which("open" if mac else "xdg-open")
+    if opener is None or not screen or not sys.stdout.isatty() or os.environ.get("CI", "false") != "false":
+        return
+    nowhere = subprocess.DEVNULL
+    with suppress(OSError):
+        subprocess.Popen(  # noqa: S603 - the desktop's own program on our own file
+            [opener, str(file)], stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True
+        )
 
 
 def _runs(arguments: Sequence[str]) -> None:

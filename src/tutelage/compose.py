@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tutelage.config import OWN_MODELS, Config, Section
+from tutelage.config import OWN_MODELS, AugmentationConfig, Config, Section
 from tutelage.errors import UserError
 
 CONFIG_DIR_FLAGS = {"--config-dir", "-cd"}
@@ -162,21 +162,23 @@ def checked(composed: Any) -> Config:
 
 
 def _without_parameters(composed: Any, plain: dict[str, Any]) -> dict[str, Any]:
-    """Return an augmentation without the parameters that its transforms refer to: once resolved, they have served.
+    """Return an augmentation without the parameters that its other keys refer to: once resolved, they have served.
 
     Raises:
         UserError: a key that nothing refers to.
     """
     from omegaconf import OmegaConf
 
-    referred = str(OmegaConf.to_container(composed, resolve=False).get("transforms"))  # type: ignore[union-attr]
+    own = AugmentationConfig.model_fields
+    written: Any = OmegaConf.to_container(composed, resolve=False)
+    referred = str({key: value for key, value in written.items() if key in own})
     for key in plain:
-        if key != "transforms" and f"${{augmentation.{key}}}" not in referred:
-            known = ["transforms", *re.findall(r"\$\{augmentation\.(\w+)\}", referred)]
+        if key not in own and f"${{augmentation.{key}}}" not in referred:
+            known = [*own, *re.findall(r"\$\{augmentation\.(\w+)\}", referred)]
             raise UserError(f"unknown key 'augmentation.{key}'{_nearest(key, known)} {HELP_HINT}")
     if "transforms" not in plain:
         raise UserError("augmentation.transforms: missing; an empty list means images as they are")
-    return {"transforms": plain["transforms"]}
+    return {key: value for key, value in plain.items() if key in own}
 
 
 def _first(error: ValidationError) -> str:

@@ -11,11 +11,13 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_val
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PartOf = Annotated[float, Field(ge=0, lt=1)]  # a probability under which something is left
+Alpha = Annotated[float, Field(ge=0, le=100)]  # both parameters of a beta distribution; 0 is off
 Positive = Annotated[int, Field(ge=1)]
 Width = Annotated[float, Field(gt=0, le=64)]  # multiplies the channels of every layer
 Shift = Literal["brightness", "crop", "rotate", "translate"]
 SHIFTS: tuple[Shift, ...] = get_args(Shift)
 RGB = 3
+MOST_WORKERS = 256
 FILE_DATA = {"ImageFolder": "image_folder", "ImageNet": "imagenet", "Table": "table"}  # datasets of image files
 
 
@@ -64,7 +66,15 @@ class DataConfig(Section):
     max_pixels: Positive = 178_956_970
     on_bad_image: Literal["stop", "skip"] = "stop"
     batch_size: Positive
-    num_workers: Annotated[int, Field(ge=0, le=256)] = 0
+    pack: bool = False
+    num_workers: int | Literal["auto"] = 0
+
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _workers(cls, value: Any) -> Any:
+        if value == "auto" or (type(value) is int and 0 <= value <= MOST_WORKERS):
+            return value
+        raise ValueError(f"allowed are auto and numbers from 0 to {MOST_WORKERS}")
 
     @field_validator("validation")
     @classmethod
@@ -84,6 +94,9 @@ class DataConfig(Section):
         named = self.target.startswith("tutelage.data.") and self.target.rpartition(".")[2] not in FILE_DATA
         if self.unlabelled is not None and named:
             raise ValueError(f"data.unlabelled goes with data={', '.join(FILE_DATA.values())}, not with {self.target}")
+        if self.pack and self.target not in {f"tutelage.data.{name}" for name in FILE_DATA}:
+            suited = ", ".join(FILE_DATA.values())
+            raise ValueError(f"data.pack=true goes with data={suited}, not with {self.target}: set it to false")
         if len(self.background) != RGB:
             raise ValueError("data.background needs three values, red, green and blue, such as [255,255,255]")
         return self
@@ -210,12 +223,30 @@ ModelConfig = Annotated[
 ]
 
 
+class MixConfig(Section):
+    """Images and labels of a batch mixed with one another: CutMix, MixUp, or by chance one of the two."""
+
+    cutmix: Alpha = 0.0
+    mixup: Alpha = 0.0
+    probability: Fraction = 1.0
+    switch: Fraction = 0.5
+    per: Literal["batch", "sample"] = "batch"
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Self:
+        if not (self.cutmix or self.mixup):
+            raise ValueError("cutmix=0 and mixup=0 mix nothing: set one above 0, or augmentation.mix=null")
+        return self
+
+
 class AugmentationConfig(Section):
-    """A pipeline of Albumentations transforms."""
+    """A pipeline of Albumentations transforms, those of a second view on top of it, and mixing of whole batches."""
 
     transforms: list[dict[str, Any]] = Field(default_factory=list)
+    strong: list[dict[str, Any]] = Field(default_factory=list)
+    mix: MixConfig | None = None
 
-    @field_validator("transforms")
+    @field_validator("transforms", "strong")
     @classmethod
     def _named(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if any("_target_" not in transform for transform in value):

@@ -22,6 +22,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 STALLED_SECONDS = 60.0  # a server that is silent for so long is given up
 SHOWN_REASON = 160  # characters of a library's own message
 KILO, MEGA = 1_000, 1_000_000
+ELSEWHERE = "let XDG_CACHE_HOME name a folder that can, or set data.root=FOLDER with the dataset's files"
 
 Tell = Callable[[str, float], None]  # is told what goes on and the share of it that is done, 0 to 1
 
@@ -90,7 +91,7 @@ def fetch(remote: Remote, folder: Path, what: str, tell: Tell = silent) -> Path:
     target = folder / remote.name
     if target.is_file():
         return target
-    with _alone(folder, remote.name, f"{what}: another process is fetching {remote.name}", tell):
+    with alone(folder, remote.name, f"{what}: another process is fetching {remote.name}", tell):
         if not target.is_file():
             part = folder / f"{remote.name}.part"
             _transfer(remote, part, what, tell)
@@ -115,7 +116,7 @@ def unpack(archive: Path, folder: Path, inner: str, tell: Tell = silent) -> Path
     target = folder / inner
     if target.is_dir():
         return target
-    with _alone(folder, inner, f"another process is unpacking {archive}", tell):
+    with alone(folder, inner, f"another process is unpacking {archive}", tell):
         if not target.is_dir():
             partial = folder / f"{PARTIAL_PREFIX}{inner}"
             shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
@@ -174,7 +175,7 @@ def _transfer(remote: Remote, part: Path, what: str, tell: Tell) -> None:
                     done += len(block)
                     tell(f"fetching {what}", min(1.0, done / total))
         if done < total:  # of this http.client says nothing
-            raise ConnectionError(f"the connection broke off at {_size(done)} of {_size(total)}")
+            raise ConnectionError(f"the connection broke off at {size_told(done)} of {size_told(total)}")
     except (OSError, HTTPException) as error:
         raise UserError(
             f"{what}: {remote.url} cannot be fetched ({_reason(error)}): the same command goes on from where it "
@@ -236,8 +237,19 @@ def _extract(archive: Path, partial: Path) -> None:
 
 
 @contextmanager
-def _alone(folder: Path, name: str, other: str, tell: Tell) -> Iterator[None]:
-    """Hold the lock of ``folder/name``; where another process holds it, say so and wait."""
+def alone(folder: Path, name: str, other: str, tell: Tell, way_out: str = ELSEWHERE) -> Iterator[None]:
+    """Hold the lock of ``folder/name``; where another process holds it, say so and wait.
+
+    Args:
+        folder: made if need be.
+        name: what is to be written there.
+        other: what is said where another process holds the lock.
+        tell: is told of the waiting; may raise to stop.
+        way_out: what is advised where the folder cannot be written.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     from filelock import FileLock, Timeout
 
     try:
@@ -252,10 +264,7 @@ def _alone(folder: Path, name: str, other: str, tell: Tell) -> Iterator[None]:
                 with suppress(Timeout):
                     lock.acquire(timeout=SECONDS_BETWEEN_LOOKS)
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({_reason(error)}): let XDG_CACHE_HOME name a folder that can, "
-            "or set data.root=FOLDER with the dataset's files"
-        ) from None
+        raise UserError(f"{folder}: cannot be written ({_reason(error)}): {way_out}") from None
     try:
         yield
     finally:
@@ -265,11 +274,14 @@ def _alone(folder: Path, name: str, other: str, tell: Tell) -> Iterator[None]:
 def _announce(remote: Remote, folder: Path, what: str, done: int) -> None:
     home = str(Path("~").expanduser())
     shown = f"~{str(folder).removeprefix(home)}" if folder.is_relative_to(home) else str(folder)
-    again = f" (going on at {_size(done)})" if done else ""
-    print(f"{what}: fetching {_size(remote.bytes)} from {remote.url} to {shown}{again}", file=sys.stderr, flush=True)
+    again = f" (going on at {size_told(done)})" if done else ""
+    print(
+        f"{what}: fetching {size_told(remote.bytes)} from {remote.url} to {shown}{again}", file=sys.stderr, flush=True
+    )
 
 
-def _size(count: int) -> str:
+def size_told(count: int) -> str:
+    """Return a number of bytes as people write it."""
     return f"{count / MEGA:,.0f} MB" if count >= MEGA else f"{count / KILO:.1f} kB"
 
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.download import Tell, silent
-from tutelage.data.listing import ALL, LABELLED_PARTS, UNLABELLED, Listing, list_folder, list_table
-from tutelage.data.pixels import BadImage, complaint, read_pixels
+from tutelage.data.listing import ALL, LABELLED_PARTS, UNLABELLED, Entry, Listing, list_folder, list_table
+from tutelage.data.pack import packed
+from tutelage.data.pixels import JpegPicture, complaint, picture, whole
 from tutelage.data.scan import stop_at, unreadable
+from tutelage.data.shared import Texts
 from tutelage.data.source import UNKNOWN, Source, resized
 from tutelage.data.stratify import stratified
 from tutelage.errors import UserError
@@ -26,22 +28,22 @@ LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
 
 
 class FileImages:
-    """Image files, read when asked for and brought to one size."""
+    """Image files, read when asked for."""
 
     def __init__(self, paths: Sequence[str], config: DataConfig) -> None:
-        self._paths = paths
+        self._paths = Texts(paths)
         self._config = config
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        config = self._config
-        try:
-            pixels = read_pixels(Path(self._paths[index]), config.channels, config.background, config.max_pixels)
-        except BadImage as error:
-            raise UserError(f"{self._paths[index]}: cannot be read as an image ({error}); mend or remove it") from None
-        return resized(pixels, config.image_size)
+        return resized(whole(self.picture(index)), self._config.image_size)
+
+    def picture(self, index: int) -> JpegPicture | np.ndarray:
+        """Return the whole image of the file, of whatever size; a JPEG is decoded when it is known how much of it."""
+        config, path = self._config, self._paths[index]
+        return picture(Path(path), path, config.channels, config.background, config.max_pixels)
 
 
 def image_files(listing: Listing, config: DataConfig, tell: Tell = silent) -> Source:
@@ -63,18 +65,24 @@ def image_files(listing: Listing, config: DataConfig, tell: Tell = silent) -> So
         for c, label in enumerate(listing.classes):
             if not (labels[train] == c).any():
                 raise UserError(f"{listing.where}: class {label!r} has too few images to set some aside for a test set")
+    files = FileImages([entry.path for entry in entries], config)
     return Source(
-        images=FileImages([entry.path for entry in entries], config),
+        images=packed(files, _states(entries), config, tell) if config.pack else files,
         labels=labels,
         classes=listing.classes,
         train=train,
         test=test,
         val=indices["val"],
         unlabelled=indices[UNLABELLED],
-        names=[entry.name for entry in entries],
+        names=Texts(entry.name for entry in entries),
         left_out=left_out,
         notes=listing.notes,
     )
+
+
+def _states(entries: Sequence[Entry]) -> list[str]:
+    """Return for each file what it is as far as can be told without reading it: its path, size and time."""
+    return [f"{os.path.abspath(entry.path)}\0{entry.size}\0{entry.time}" for entry in entries]  # noqa: PTH100
 
 
 def fingerprint(listing: Listing, config: DataConfig, tell: Tell = silent) -> str:
@@ -89,7 +97,7 @@ def _readable(listing: Listing, config: DataConfig, tell: Tell) -> tuple[Listing
         UserError: there are such files and ``data.on_bad_image`` is stop; they are named before.
     """
     entries = listing.entries
-    states = [f"{os.path.abspath(e.path)}\0{e.size}\0{e.time}\0{config.max_pixels}" for e in entries]  # noqa: PTH100
+    states = [f"{state}\0{config.max_pixels}" for state in _states(entries)]
     bad = unreadable(
         str(listing.place.resolve()), states, lambda n: complaint(Path(entries[n].path), config.max_pixels), tell
     )

@@ -1,11 +1,12 @@
 """The DataModules: a dataset read once, split, and served as keyed training batches and plain evaluation batches."""
 
+import gc
 import math
 import signal
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tutelage.augmentation import Pipeline
-from tutelage.config import DataConfig
+from tutelage.augmentation import Mixing, Pipeline, mixed, plan
+from tutelage.config import DataConfig, MixConfig
+from tutelage.data.ahead import AheadLoader
 from tutelage.data.cifar import cifar10, cifar100
 from tutelage.data.digits import digits
 from tutelage.data.download import Tell, silent
@@ -22,7 +24,8 @@ from tutelage.data.fashion_mnist import fashion_mnist
 from tutelage.data.huggingface import hugging_face, saved_as
 from tutelage.data.image_files import LISTINGS, fingerprint, image_files
 from tutelage.data.mnist import mnist
-from tutelage.data.source import Images, Source
+from tutelage.data.shared import Shared, cores
+from tutelage.data.source import Images, Source, WholeImages, gathered, is_ready
 from tutelage.data.splits import Splits, split
 from tutelage.data.stl10 import stl10
 from tutelage.data.streams import Draws, Stream
@@ -31,6 +34,8 @@ from tutelage.randomness import Key
 from tutelage.targets import resolve
 
 EVALUATION_BATCH = 512
+FILES_AT_ONCE = 32  # read before they are decoded, or decoded before they are cut
+MOST_WORKERS = 8  # that are started unasked
 
 
 class Shown(NamedTuple):
@@ -38,6 +43,13 @@ class Shown(NamedTuple):
 
     images: torch.Tensor
     targets: torch.Tensor
+
+
+class Unmixed(NamedTuple):
+    """What a stream shows once it is mixed as planned: on its way to the device, where that is done."""
+
+    shown: Shown
+    mixing: Mixing
 
 
 class Plain(NamedTuple):
@@ -56,19 +68,28 @@ class Training:
     transforms: Sequence[dict[str, Any]]
     key: Callable[[str], Key]
     steps: int
+    strong: Sequence[dict[str, Any]] = ()
+    mix: MixConfig | None = None
 
 
 def channels_first(images: np.ndarray) -> torch.Tensor:
-    """Return a batch (B, H, W, C) as a tensor (B, C, H, W), contiguous."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    """Return a batch (..., H, W, C) as a tensor (B, C, H, W) over the same memory."""
+    return torch.from_numpy(images.reshape(-1, *images.shape[-3:])).permute(0, 3, 1, 2)
 
 
-class StepBatches(Dataset[dict[str, Shown]]):
-    """The batch of each optimizer step, by stream; a whole batch a call."""
+class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
+    """The batch of each optimizer step, by stream; a whole batch a call.
 
-    def __init__(self, images: Images, training: Training) -> None:
+    Args:
+        images: what the streams' indices point into.
+        training: the stage.
+        shape: (H, W, C) of an image of a batch.
+    """
+
+    def __init__(self, images: Images, training: Training, shape: tuple[int, int, int]) -> None:
         self._images = images
         self._training = training
+        self._shape = shape
 
     def __len__(self) -> int:
         return self._training.steps
@@ -78,44 +99,59 @@ class StepBatches(Dataset[dict[str, Shown]]):
         training = self._training
         keys = [training.key(stream.name) for stream in training.streams]
         return [
-            (stream, Draws(stream, key), Pipeline(training.transforms, key))
+            (stream, Draws(stream, key), Pipeline(training.transforms, key, training.strong))
             for stream, key in zip(training.streams, keys, strict=True)
         ]
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_views"}
 
-    def __getitem__(self, step: int) -> dict[str, Shown]:
-        return {stream.name: self._show(step, stream, draws, view) for stream, draws, view in self._views}
+    def __getitem__(self, step: int) -> dict[str, Shown | Unmixed]:
+        return {
+            stream.name: self._to_mix(step, stream, self._show(step, stream, draws, view))
+            for stream, draws, view in self._views
+        }
+
+    def _to_mix(self, step: int, stream: Stream, shown: Shown) -> Shown | Unmixed:
+        """Return a batch with the plan for mixing it, the same for each view of its images."""
+        training, (height, width) = self._training, shown.images.shape[-2:]
+        if training.mix is None:
+            return shown
+        drawn = plan(training.mix, training.key(stream.name), step, stream.batch_size, height, width)
+        return Unmixed(shown, drawn.tensors())
 
     def _show(self, step: int, stream: Stream, draws: Draws, view: Pipeline) -> Shown:
-        drawn = list(draws.at(step))
-        entries = np.array([entry for _, entry, _ in drawn])
-        images: np.ndarray | None = None
-        for place, (pass_, entry, copy) in enumerate(drawn):
-            index = int(stream.indices[entry])
-            image = view(self._images[index], pass_, index, copy)
-            if images is None:
-                images = np.empty((len(drawn), *image.shape), dtype=np.uint8)
-            images[place] = image
-        assert images is not None  # noqa: S101 - a stream's batch is never empty
-        return Shown(channels_first(images), torch.from_numpy(stream.targets[entries]))
+        """Return a batch: with two views of each image all first ones, then all second ones."""
+        passes, entries, copies = draws.at(step)
+        indices = stream.indices[entries]
+        drawn = np.stack([passes, indices, copies], axis=1)
+        views = np.empty((view.views, len(indices), *self._shape), dtype=np.uint8)
+        stored = self._images.picture if view.takes_any_size else self._images.__getitem__
+        at_once = len(indices) if is_ready(self._images) else FILES_AT_ONCE
+        for first in range(0, len(indices), at_once):
+            some = slice(first, first + at_once)
+            view.fill(views[:, some], [stored(index) for index in indices[some].tolist()], drawn[some])
+        targets = stream.targets[entries]
+        return Shown(channels_first(views), torch.from_numpy(np.concatenate([targets] * view.views)))
 
 
 class PlainBatches(Dataset[Plain]):
     """Un-augmented images in the order of ``indices``, a whole batch an item."""
 
-    def __init__(self, source: Source, indices: np.ndarray) -> None:
-        self._source = source
-        self._indices = indices
+    def __init__(self, images: Images, labels: np.ndarray, indices: np.ndarray) -> None:
+        self._images = images
+        self._labels = Shared(labels)
+        self._indices = Shared(indices)
 
     def __len__(self) -> int:
-        return math.ceil(len(self._indices) / EVALUATION_BATCH)
+        return math.ceil(len(self._indices.array) / EVALUATION_BATCH)
 
     def __getitem__(self, batch: int) -> Plain:
-        indices = self._indices[batch * EVALUATION_BATCH : (batch + 1) * EVALUATION_BATCH]
-        images = np.stack([self._source.images[int(i)] for i in indices])
-        return Plain(channels_first(images), torch.from_numpy(self._source.labels[indices]), torch.from_numpy(indices))
+        indices = self._indices.array[batch * EVALUATION_BATCH : (batch + 1) * EVALUATION_BATCH]
+        images = gathered(self._images, indices)
+        return Plain(
+            channels_first(images), torch.from_numpy(self._labels.array[indices]), torch.from_numpy(indices.copy())
+        )
 
 
 class Steps(Sampler[int]):
@@ -132,10 +168,15 @@ class Steps(Sampler[int]):
         return iter(range(self._done(), self._total))
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Let a worker outlive a signal to the whole process group, so that the step under way is finished and saved."""
+def worker_init(worker: int) -> None:
+    """Make a process one that serves: it outlives signals, and shares what it was born with.
+
+    A signal is the parent's to heed, which finishes and saves the step under way. Objects that were there before the
+    fork are no longer looked through for garbage, which would write to them and so make them this process's own.
+    """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    gc.freeze()
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -150,6 +191,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.config = config
         self.training: Training | None = None
         self.tell: Tell = silent  # is told of long reads
+        self.device = torch.device("cpu")  # where batches are computed with
 
     @abstractmethod
     def read(self) -> Source:
@@ -164,6 +206,12 @@ class ImageDataModule(pl.LightningDataModule):
         """The dataset, read once."""
         return self.read()
 
+    @cached_property
+    def images(self) -> Images:
+        """The dataset's images."""
+        found = self.source.images
+        return WholeImages(found) if isinstance(found, np.ndarray) else found
+
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, in the order of their labels."""
@@ -174,31 +222,57 @@ class ImageDataModule(pl.LightningDataModule):
         """Who may see which image."""
         return split(self.source, self.config)
 
-    def train_dataloader(self) -> DataLoader[dict[str, Shown]]:
+    def train_dataloader(self) -> DataLoader[dict[str, Shown | Unmixed]]:
         """Return the loader of the stage that ``training`` describes."""
         training, trainer = self.training, self.trainer
         if training is None or trainer is None:
             raise RuntimeError("set .training and attach a Trainer first")
+        shape = (self.config.image_size, self.config.image_size, self.config.channels)
         return self._loader(
-            StepBatches(self.source.images, training),
+            StepBatches(self.images, training, shape),
+            self._workers(),
             sampler=Steps(training.steps, lambda: trainer.global_step),
         )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return a batch whose streams are mixed, each within itself, where it came with a plan for that."""
+        if not isinstance(batch, dict):
+            return batch
+        classes = len(self.source.classes)
+        return {
+            name: Shown(*mixed(*one.shown, one.mixing, classes)) if isinstance(one, Unmixed) else one
+            for name, one in batch.items()
+        }
 
     def val_dataloader(self) -> DataLoader[Plain] | list[Any]:
         """Return the validation images, or an empty list where there are none."""
         return self.plain(self.splits.validation) if len(self.splits.validation) else []
 
     def plain(self, indices: np.ndarray) -> DataLoader[Plain]:
-        """Return a loader of un-augmented images in the order of ``indices``."""
-        return self._loader(PlainBatches(self.source, indices))
+        """Return a loader of un-augmented images in the order of ``indices``.
 
-    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
-        return DataLoader(
+        Its workers, which only images that are yet to be decoded need, stay from one validation to the next.
+        """
+        batches = PlainBatches(self.images, self.source.labels, indices)
+        workers = 0 if is_ready(self.images) or len(batches) == 1 else min(self._workers(), len(batches))
+        return self._loader(batches, workers, persistent_workers=workers > 0)
+
+    def _workers(self) -> int:
+        """Return how many processes prepare batches.
+
+        For images that need no decoding and a network on the CPU, where preparing them is little beside a step, none.
+        """
+        if self.config.num_workers != "auto":
+            return self.config.num_workers
+        return 0 if is_ready(self.images) and self.device.type == "cpu" else min(MOST_WORKERS, cores())
+
+    def _loader(self, dataset: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
+        kind = DataLoader if self.device.type == "cpu" else partial(AheadLoader, device=self.device)
+        return kind(
             dataset,
             batch_size=None,
-            num_workers=self.config.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_leave_signals_to_the_parent,
+            num_workers=workers,
+            worker_init_fn=worker_init,
             generator=torch.Generator(),  # of its own: a loader must not draw from the training's
             **options,
         )

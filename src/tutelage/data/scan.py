@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.download import Tell, cache_folder
+from tutelage.data.shared import cores
 from tutelage.errors import UserError
 from tutelage.storage import digest, write_whole
 
@@ -83,7 +84,7 @@ def _tried(numbers: Sequence[int], complaint: Callable[[int], str]) -> Iterator[
         return [complaint(number) for number in task]
 
     tasks = [numbers[start : start + IMAGES_A_TASK] for start in range(0, len(numbers), IMAGES_A_TASK)]
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(cores())
     try:
         waiting = {pool.submit(complaints, task): task for task in tasks}
         for future in as_completed(waiting):

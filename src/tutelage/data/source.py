@@ -4,11 +4,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from tutelage.data.shared import Shared
 from tutelage.errors import UserError
+
+if TYPE_CHECKING:
+    from tutelage.augmentation import Picture
 
 UNKNOWN = -1  # the label of an image that has none
 GREY = 1  # channels
@@ -16,11 +20,15 @@ LARGEST_IN_MEMORY = 1 << 30  # bytes of all images of a dataset
 
 
 class Images(Protocol):
-    """A sequence of uint8 images (H, W, C), all of one size."""
+    """A sequence of images as evaluation sees them, uint8 (H, W, C), all of one size."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> np.ndarray: ...
+
+    def picture(self, index: int) -> "Picture | np.ndarray":
+        """Return the image for training that takes any size: whole, as it is stored, where it is stored larger."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Source:
     """A dataset before any split: images, what is known of them, and the parts its makers gave it.
 
     Attributes:
-        images: all images; the index arrays below point into them.
+        images: all images, or an array (N, H, W, C) uint8 of them; the index arrays below point into them.
         labels: (N,) int64, ``UNKNOWN`` where there is none.
         classes: the classes' names, in the order of their labels.
         train: indices of labelled images to learn from.
@@ -40,7 +48,7 @@ class Source:
         notes: what the user should know about the data.
     """
 
-    images: Images
+    images: Images | np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
     train: np.ndarray
@@ -96,6 +104,28 @@ def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
     return np.repeat(images, channels, axis=-1)
 
 
+class WholeImages:
+    """An array of uint8 images (N, H, W, C) at the size that evaluation sees, in memory or memory-mapped."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._shared = Shared(array)
+
+    def __len__(self) -> int:
+        return len(self._shared.array)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        image: np.ndarray = self._shared.array[index]
+        return image if image.flags.writeable else np.array(image)  # no view of a read-only file
+
+    def picture(self, index: int) -> np.ndarray:
+        """Return the image: more of it is not stored."""
+        return self[index]
+
+    def gather(self, indices: np.ndarray) -> np.ndarray:
+        """Return the images (B, H, W, C) at ``indices`` (B,)."""
+        return np.asarray(self._shared.array[indices])
+
+
 class ArrayImages:
     """Arrays of uint8 images (N, H, W, C) one behind the other, each image brought to size when it is asked for.
 
@@ -103,7 +133,7 @@ class ArrayImages:
     """
 
     def __init__(self, arrays: Sequence[np.ndarray], image_size: int, channels: int) -> None:
-        self._arrays = arrays
+        self._arrays = [Shared(array) for array in arrays]
         self._starts = np.cumsum([0, *map(len, arrays)])
         self._size = image_size
         self._channels = channels
@@ -115,11 +145,28 @@ class ArrayImages:
         if not 0 <= index < len(self):
             raise IndexError(index)
         place = int(np.searchsorted(self._starts, index, side="right")) - 1
-        image = np.array(self._arrays[place][index - self._starts[place]], order="C")  # no view of a read-only file
+        stored = self._arrays[place].array[index - self._starts[place]]
+        image = np.array(stored, order="C")  # no view of a read-only file
         return with_channels(resized(image, self._size), self._channels)
 
+    def picture(self, index: int) -> np.ndarray:
+        """Return the image at its size: what is stored has about that size."""
+        return self[index]
 
-def from_arrays(arrays: Sequence[np.ndarray], image_size: int, channels: int) -> Images:
+
+def is_ready(images: Images) -> bool:
+    """Return whether images are pixels already, in memory or memory-mapped, and not files to be decoded."""
+    return isinstance(images, WholeImages | ArrayImages)
+
+
+def gathered(images: Images, indices: np.ndarray) -> np.ndarray:
+    """Return the images (B, H, W, C) at ``indices`` (B,)."""
+    if isinstance(images, WholeImages):
+        return images.gather(indices)
+    return np.stack([images[index] for index in indices.tolist()])
+
+
+def from_arrays(arrays: Sequence[np.ndarray], image_size: int, channels: int) -> Images | np.ndarray:
     """Return arrays of uint8 images (N, H, W, C), one behind the other, at a size: in memory where they fit well.
 
     Memory-mapped arrays, and what would become larger than ``LARGEST_IN_MEMORY``, are brought to size image by image.

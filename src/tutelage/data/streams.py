@@ -1,12 +1,17 @@
 """Endless streams of training images whose position follows from the optimizer step alone."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tutelage.data.shared import Shared
 from tutelage.randomness import Key
+
+PART = 1 << 16  # entries whose order is made at once; longer passes come in parts
+ROUNDS = 8
+ARRAYS = ("indices", "targets", "copies")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +41,13 @@ class Stream:
         if not len(self.copies):
             object.__setattr__(self, "copies", np.zeros(len(self.indices), dtype=np.int64))
 
+    def __getstate__(self) -> dict[str, Any]:
+        shared = self.__dict__.setdefault("_shared", {name: Shared(getattr(self, name)) for name in ARRAYS})
+        return {**{name: value for name, value in self.__dict__.items() if name not in ARRAYS}, "_shared": shared}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, **{name: shared.array for name, shared in state["_shared"].items()})
+
     @property
     def length(self) -> int:
         """Images that a pass shows."""
@@ -45,29 +57,84 @@ class Stream:
         return int(len(counts) * counts.max())
 
 
+class Shows(NamedTuple):
+    """What a step shows of a stream: for each image its pass, its entry and which copy it is, (B,) int64 each."""
+
+    passes: np.ndarray
+    entries: np.ndarray
+    copies: np.ndarray
+
+
 class Draws:
     """What a stream shows at each step."""
 
     def __init__(self, stream: Stream, key: Key) -> None:
         self._stream = stream
         self._length = stream.length
+        self._part = self._length if stream.even else min(self._length, PART)
         self._order = lru_cache(maxsize=2)(
-            lambda pass_: _evened(stream.targets, key, pass_) if stream.even else _shuffled(stream, key, pass_)
+            lambda pass_, part: _evened(stream.targets, key, pass_) if stream.even else _order(stream, key, pass_, part)
         )
 
-    def at(self, step: int) -> Iterator[tuple[int, int, int]]:
-        """Yield (pass, entry, copy) for each image of the batch of ``step`` (from 0)."""
-        first = step * self._stream.batch_size
-        for position in range(first, first + self._stream.batch_size):
-            pass_, place = divmod(position, self._length)
-            entries, copies = self._order(pass_)
-            yield pass_, int(entries[place]), int(copies[place])
+    def at(self, step: int) -> Shows:
+        """Return what the batch of ``step`` (from 0) shows."""
+        size = self._stream.batch_size
+        passes, places = np.divmod(np.arange(step * size, (step + 1) * size), self._length)
+        parts, within = np.divmod(places, self._part)
+        starts = np.flatnonzero(np.diff(parts + passes * (self._length + 1), prepend=-1))  # of runs within one part
+        pieces = []
+        for first, last in zip(starts, [*starts[1:], size], strict=True):
+            entries, copies = self._order(int(passes[first]), int(parts[first]))
+            pieces.append((entries[within[first:last]], copies[within[first:last]]))
+        entries, copies = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
+        return Shows(passes, entries, copies)
 
 
-def _shuffled(stream: Stream, key: Key, pass_: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return all entries in the order of a pass, and which duplicate each is."""
-    entries = key.generator("order", pass_=pass_).permutation(len(stream.indices))
+def _order(stream: Stream, key: Key, pass_: int, part: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the entries of a part of a pass, in the pass's order, and which duplicate each is.
+
+    A short pass is shuffled whole. Of a long one only the part is made, so that no process holds an order of all: each
+    place has an entry by itself.
+    """
+    count, generator = len(stream.indices), key.generator("order", pass_=pass_)
+    if count <= PART:
+        entries = generator.permutation(count)
+    else:
+        keys = generator.integers(0, 1 << 64, size=ROUNDS, dtype=np.uint64)
+        entries = permuted(np.arange(part * PART, min(count, (part + 1) * PART)), count, keys)
     return entries, stream.copies[entries]
+
+
+def permuted(places: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
+    """Return where a permutation of 0 to ``count`` - 1 takes some places, (N,) int64, without the rest of it.
+
+    A Feistel network (Luby and Rackoff 1988) permutes the next larger power of four; what it takes beyond ``count`` it
+    takes further, until it comes back below (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+
+    Args:
+        places: (N,) int64 from 0 to ``count`` - 1.
+        count: how many are permuted.
+        keys: (R,) uint64, one for each round.
+    """
+    half = np.uint64(((count - 1).bit_length() + 1) // 2)
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    found = places.astype(np.uint64)
+    beyond = np.ones(len(places), dtype=bool)
+    while beyond.any():
+        left, right = found[beyond] >> half, found[beyond] & mask
+        for key in keys:
+            left, right = right, left ^ (_scattered(right + key) & mask)
+        found[beyond] = left << half | right
+        beyond = found >= count
+    return found.astype(np.int64)
+
+
+def _scattered(words: np.ndarray) -> np.ndarray:
+    """Return words (N,) uint64 each of whose bits depends on all bits of what came in: the end of splitmix64."""
+    words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    words ^= words >> np.uint64(31)
+    return words
 
 
 def _evened(labels: np.ndarray, key: Key, pass_: int) -> tuple[np.ndarray, np.ndarray]:

@@ -139,8 +139,10 @@ def fit(this: Run, stage: Fit) -> dict[str, Any]:
         this.data.training = Training(
             streams=stage.streams(this.selections),
             transforms=config.augmentation.transforms,
+            strong=config.augmentation.strong,
             key=lambda stream: Key(config.seed, stage.name, stream),
             steps=stage.steps,
+            mix=config.augmentation.mix,
         )
         try:
             _trainer(this, stage, table).fit(module, datamodule=this.data, ckpt_path=checkpoint, weights_only=True)

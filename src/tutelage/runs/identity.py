@@ -6,7 +6,7 @@ from typing import Any
 from tutelage.config import Config, NoisyStudentConfig
 from tutelage.storage import digest, file_digest
 
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2  # since version 2 a view's numbers are drawn for a whole batch at once
 HASH_LENGTH = 10
 
 # What a run *is*. Everything else in the config says where and how fast it runs, or what is shown.

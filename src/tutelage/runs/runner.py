@@ -58,6 +58,7 @@ def run(
 
         data.tell = tell
         this = Run(config, folder, record, data, signals, observer)
+        data.device = this.device
         work.size_of(config.model.arguments(), spec_of(config.data, TWO_CLASSES))  # before data is read or fetched
         this.plan = stages(config, data.source, data.splits)
         plan = _check(this)
@@ -118,7 +119,8 @@ def _check(this: Run) -> Sequence[StageWork]:
         raise UserError("trainer.accelerator=gpu: no CUDA device is visible; use trainer=cpu or trainer=auto")
     if this.device.type == "cpu" and trainer.precision == "16-mixed":
         raise UserError("trainer.precision=16-mixed: no CUDA device is visible; use 32-true or bf16-mixed")
-    Pipeline(this.config.augmentation.transforms, Key(0, "check")).check(this.data.source.images[0])
+    views = this.config.augmentation
+    Pipeline(views.transforms, Key(0, "check"), views.strong).check(this.data.source.images[0])
     sizes = {
         stage.name: work.size_of(stage.model.arguments(), this.spec) for stage in this.plan if isinstance(stage, Fit)
     }

@@ -37,7 +37,11 @@ class NoisyStudent(pl.LightningModule):
         return self.student
 
     def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
-        """Return the loss and its parts."""
+        """Return the loss, its parts, and how right the answers are.
+
+        ``agreement`` is what the stored labels weigh on the student's answers to the pool (see ``accuracy``): the share
+        that is answered as the teacher did where labels are hard, how sure the teacher was of it where they are soft.
+        """
         labelled, pool = batch["labelled"], batch["pool"]
         logits = self.student(torch.cat([labelled.images, pool.images]))
         on_labelled, on_pool = logits.split([len(labelled.images), len(pool.images)])

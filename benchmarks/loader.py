@@ -1,0 +1,146 @@
+"""The way from stored images to batches: how many a second, from JPEG files and from a pack, and a worker's memory.
+
+Prints images a second on one core, of 500-pixel JPEGs and of their pack, cropped to 224 pixels by `augmentation=basic`
+(the median of rounds in which both take turns); and by how much a worker's own memory (what it shares with no other
+process) differs between a dataset and one ten times as large, once it has shown every image of either.
+
+Ends with an error where the pack is not 3 times as fast, or a worker's memory grows with the dataset.
+"""
+
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from tutelage.compose import compose
+from tutelage.config import Config
+from tutelage.data import Stream, Training
+from tutelage.data.image_files import FileImages
+from tutelage.data.modules import StepBatches, worker_init
+from tutelage.data.pack import packed
+from tutelage.data.source import Images, WholeImages
+from tutelage.randomness import Key
+
+FILES, ROUNDS, STEPS, BATCH = 128, 7, 2, 64
+HEIGHT, WIDTH, QUALITY = 375, 500, 90
+LEAST_RATIO = 3.0
+SMALL, TIMES, SIDE = 4_000, 10, 16  # images of the smaller dataset, how much larger the other is, pixels
+MOST_GROWTH = 4e6  # bytes
+
+
+def photograph(seed: int, height: int, width: int) -> np.ndarray:
+    """Return an image (H, W, 3) uint8 whose detail falls off with its size, as a photograph's does, with some grain."""
+    rng = np.random.default_rng(seed)
+    image = np.full((height, width, 3), 128, dtype=np.float32)
+    for cells in (2, 4, 8, 16, 32, 64):
+        layer = rng.normal(size=(cells, cells, 3)).astype(np.float32)
+        image += cv2.resize(layer, (width, height), interpolation=cv2.INTER_CUBIC) * (70 / cells**0.5)
+    return np.clip(image + rng.normal(size=image.shape) * 5, 0, 255).astype(np.uint8)
+
+
+def files_in(folder: Path, count: int, height: int, width: int) -> list[str]:
+    """Write JPEGs and return their paths."""
+    paths = [str(folder / f"{number}.jpg") for number in range(count)]
+    for number, path in enumerate(paths):
+        cv2.imwrite(path, photograph(number, height, width), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    return paths
+
+
+def batches(images: Images, config: Config, steps: int, batch: int = BATCH) -> StepBatches:
+    """Return the training batches of all images."""
+    stream = Stream("labelled", np.arange(len(images)), np.zeros(len(images), dtype=np.int64), batch)
+    training = Training([stream], config.augmentation.transforms, partial(Key, 0, "supervised"), steps)
+    size = config.data.image_size
+    return StepBatches(images, training, (size, size, config.data.channels))
+
+
+def rates(top: Path) -> tuple[float, float]:
+    """Return images a second from files and from their pack."""
+    config = compose(["data=imagenet", f"data.root={top}", "data.num_workers=1"])
+    files = FileImages(files_in(top, FILES, HEIGHT, WIDTH), config.data)
+    squares = WholeImages(packed(files, [str(number) for number in range(FILES)], config.data))
+    sides = [batches(images, config, ROUNDS * STEPS) for images in (files, squares)]
+    seconds: list[list[float]] = [[], []]
+    for turn in range(1 + ROUNDS):
+        for side, own in zip(sides, seconds, strict=True):
+            started = time.perf_counter()
+            for step in range(STEPS):
+                side[(turn * STEPS + step) % len(side)]
+            own.append((time.perf_counter() - started) / (STEPS * BATCH))
+    from_files, from_pack = (1 / statistics.median(own[1:]) for own in seconds)
+    return from_files, from_pack
+
+
+def growth(make: Callable[[int], Images], config: Config, how: str) -> float:
+    """Return by how many bytes a worker's own memory is larger for the larger dataset, all of either shown."""
+    small, large = (own_memory(make(count), config, how) for count in (SMALL, TIMES * SMALL))
+    return large - small
+
+
+def own_memory(images: Images, config: Config, how: str) -> float:
+    """Return the bytes that a worker which has shown all images shares with no other process."""
+    steps = len(images) // BATCH
+    loader = DataLoader(
+        batches(images, config, steps),
+        batch_size=None,
+        num_workers=1,
+        worker_init_fn=worker_init,
+        persistent_workers=True,
+        multiprocessing_context=how,
+    )
+    before = set(multiprocessing.active_children())
+    assert sum(1 for _ in loader) == steps
+    (worker,) = set(multiprocessing.active_children()) - before
+    rollup = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in rollup if line.startswith("Private"))
+
+
+def main() -> None:
+    """Measure both."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        os.environ["XDG_CACHE_HOME"] = f"{top}/cache"
+        cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(cores)})
+        from_files, from_pack = rates(top)
+        os.sched_setaffinity(0, cores)
+        ratio = from_pack / from_files
+        print(f"images a second from JPEG files   {from_files:,.0f}")
+        print(f"images a second from their pack   {from_pack:,.0f}, {ratio:.1f} times as many (aim: {LEAST_RATIO:.0f})")
+
+        config = compose(["data=imagenet", f"data.root={top}", f"data.image_size={SIDE}"])
+        paths = files_in(top, 20, SIDE, SIDE)
+
+        def arrays(count: int) -> Images:
+            return WholeImages(np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8))
+
+        def files(count: int) -> Images:
+            return FileImages([f"{paths[number % len(paths)]}" for number in range(count)], config.data)
+
+        def pack(count: int) -> Images:
+            return WholeImages(packed(arrays(count), [str(number) for number in range(count)], config.data))
+
+        grown = {}
+        for kind, make in {"arrays": arrays, "files": files, "pack": pack}.items():
+            for how in ("fork", "spawn"):
+                grown[f"{kind}, {how}"] = growth(make, config, how)
+        for kind, by in grown.items():
+            print(f"a worker's memory, {kind:<14} {by / 1e6:+.1f} MB for {(TIMES - 1) * SMALL:,} images more (aim: 0)")
+    if ratio < LEAST_RATIO or max(grown.values()) > MOST_GROWTH:
+        sys.exit("loader: too slow, or a worker's memory grows with the dataset")
+
+
+if __name__ == "__main__":
+    main()

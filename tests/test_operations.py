@@ -1,0 +1,282 @@
+"""Each operation against PIL and torchvision, at many strengths and odd sizes; and neighbours done as one."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageEnhance, ImageOps
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from tutelage.augmentation.geometry import Map, one_map, rotation, shear_x, shear_y, translation
+from tutelage.augmentation.operations import OPERATIONS, RANDAUGMENT, SIGNED, WIDE, Look, operate, operate_all
+
+SIZES = [(28, 28, 1), (32, 32, 3), (33, 47, 3), (64, 48, 1), (1, 1, 1), (1, 1, 3), (1, 9, 3), (7, 1, 3), (2, 5, 1)]
+STRENGTHS = (-1.0, -0.55, -0.1, 0.1, 0.3, 0.5, 0.8, 1.0)
+GEOMETRY = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
+TABLES = ("Brightness", "Contrast", "Posterize", "Solarize", "AutoContrast", "Equalize")
+MODES = {"nearest": InterpolationMode.NEAREST, "bilinear": InterpolationMode.BILINEAR}
+
+
+def picture(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    """A smooth image with some noise, so that a wrong shift or factor shows and rounding does not hide it."""
+    height, width, channels = shape
+    rng = np.random.default_rng(seed)
+    y, x, c = np.meshgrid(np.arange(height), np.arange(width), np.arange(channels), indexing="ij")
+    smooth = 120 + 80 * np.sin(x / 5 + c) + 50 * np.cos(y / 7 - c)
+    return np.clip(smooth + rng.normal(0, 6, shape), 0, 255).astype(np.uint8)
+
+
+def pil(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def tensor(image: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
+
+
+def gap(one: np.ndarray, other: np.ndarray) -> int:
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("name", ["Brightness", "Color", "Contrast", "Sharpness"])
+def test_enhancements_are_pils(name, strength, shape):
+    """PIL rounds the grey or smoothed image and then the blend, we the blend alone: one level at most."""
+    image = picture(shape)
+    if min(shape[:2]) <= 2 and name == "Sharpness":
+        expected = image  # PIL's filter has no room there
+    else:
+        expected = np.asarray(getattr(ImageEnhance, name)(pil(image)).enhance(1 + 0.9 * strength)).reshape(shape)
+    assert gap(operate(image, [(name, strength)]), expected) <= (0 if name == "Brightness" else 1)
+
+
+@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("name", ["Brightness", "Color", "Contrast", "Sharpness"])
+def test_enhancements_are_torchvisions(name, strength):
+    """Its brightness, contrast and colour cut off where PIL does; its sharpness rounds the smoothed image too."""
+    image = picture((33, 47, 3))
+    calls = {
+        "Brightness": functional.adjust_brightness,
+        "Color": functional.adjust_saturation,
+        "Contrast": functional.adjust_contrast,
+        "Sharpness": functional.adjust_sharpness,
+    }
+    expected = calls[name](tensor(image), 1 + 0.9 * strength).numpy().transpose(1, 2, 0)
+    assert gap(operate(image, [(name, strength)]), expected) <= 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("shape", [*SIZES, (40, 40, 3)])
+def test_autocontrast_and_equalize_are_pils(shape, seed):
+    """Equalize to the bit. Where a stretched value is whole, PIL's float64 may fall short of it: one level."""
+    image = picture(shape, seed) // (seed + 1) + 20 * seed  # not the whole range
+    equalized, stretched = (
+        np.asarray(f(pil(image))).reshape(shape) for f in (ImageOps.equalize, ImageOps.autocontrast)
+    )
+    assert (operate(image, [("Equalize", 1.0)]) == equalized).all()
+    assert gap(operate(image, [("AutoContrast", 1.0)]), stretched) <= 1
+
+
+@pytest.mark.parametrize("value", [0, 7, 255])
+@pytest.mark.parametrize("name", ["AutoContrast", "Equalize"])
+def test_a_constant_channel_has_nothing_to_stretch(name, value):
+    image = np.full((5, 6, 3), value, dtype=np.uint8)
+    assert (operate(image, [(name, 1.0)]) == image).all()
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("strength", (0.0, 0.1, 0.4, 0.7, 1.0))
+def test_posterize_and_solarize_are_pils(strength, shape):
+    image = picture(shape)
+    bits = 8 - round(4 * strength)
+    posterized = np.asarray(ImageOps.posterize(pil(image), bits)).reshape(shape)
+    assert (operate(image, [("Posterize", strength)]) == posterized).all()
+    threshold = 255 * (1 - strength)
+    assert (operate(image, [("Solarize", strength)]) == np.where(image >= threshold, 255 - image, image)).all()
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("strength", STRENGTHS)
+@pytest.mark.parametrize("name", GEOMETRY)
+def test_geometry_is_torchvisions(name, strength, shape, interpolation):
+    """Nearest: a source on the border between two pixels may fall to either. Bilinear: OpenCV weighs in steps of 1/32.
+
+    Along the edge of what comes from outside, torchvision blends with a mask and OpenCV with the fill: not compared.
+    """
+    height, width, _ = shape
+    image, mode = picture(shape), MODES[interpolation]
+    affine = dict(angle=0.0, translate=[0, 0], scale=1.0, shear=[0.0, 0.0], interpolation=mode)
+
+    def reference(pixels: torch.Tensor) -> np.ndarray:
+        if name == "Rotate":
+            return functional.rotate(pixels, 30 * strength, interpolation=mode).numpy().transpose(1, 2, 0)
+        if name.startswith("Translate"):
+            side = width if name.endswith("X") else height
+            moved = int(150 / 331 * side * strength)
+            shift = [moved, 0] if name.endswith("X") else [0, moved]
+            return functional.affine(pixels, **{**affine, "translate": shift}).numpy().transpose(1, 2, 0)
+        angle = float(np.degrees(np.arctan(0.3 * strength)))
+        shear = [angle, 0.0] if name.endswith("X") else [0.0, angle]
+        return functional.affine(pixels, **{**affine, "shear": shear}, center=[0, 0]).numpy().transpose(1, 2, 0)
+
+    expected = reference(tensor(image))
+    found = operate(image, [(name, strength)], Look(interpolation=interpolation))
+    if name.startswith("Translate"):
+        assert (found == expected).all()
+    elif interpolation == "nearest":
+        different = (found != expected).any(axis=-1)
+        assert different.mean() <= 0.02 or different.sum() <= 2
+    else:
+        inside = (reference(tensor(np.full_like(image, 255))) == 255).all(axis=-1)
+        assert not inside.any() or gap(found[inside], expected[inside]) <= 4
+
+
+@pytest.mark.parametrize("name", GEOMETRY)
+def test_what_comes_from_outside_has_the_fill(name):
+    image = np.full((20, 30, 3), 200, dtype=np.uint8)
+    found = operate(image, [(name, 1.0)], Look(fill=(1, 2, 3))).reshape(-1, 3)
+    colours = {tuple(map(int, pixel)) for pixel in np.unique(found, axis=0)}
+    assert colours == {(200, 200, 200), (1, 2, 3)}
+
+
+def test_the_wide_ranges_are_torchvisions():
+    """torchvision's TrivialAugmentWide has them for 31 bins."""
+    from torchvision.transforms.v2 import TrivialAugmentWide
+
+    space = TrivialAugmentWide._AUGMENTATION_SPACE
+
+    def last(name: str) -> float:
+        return float(space[name][0](31, 32, 32)[-1])
+
+    assert [last("Rotate"), last("ShearX"), last("TranslateX"), last("Color"), last("Posterize")] == pytest.approx(
+        [WIDE.degrees, WIDE.shear, WIDE.translation, WIDE.factor, WIDE.bits[1]]
+    )
+    assert set(space) == set(OPERATIONS)
+
+
+def test_the_ranges_of_randaugment_are_torchvisions():
+    from torchvision.transforms.v2 import RandAugment
+
+    space = RandAugment._AUGMENTATION_SPACE
+    last = {name: float(space[name][0](31, 331, 331)[-1]) for name in ("Rotate", "ShearX", "TranslateX", "Color")}
+    assert last == pytest.approx({"Rotate": 30, "ShearX": 0.3, "TranslateX": 150, "Color": 0.9})
+    assert (RANDAUGMENT.degrees, RANDAUGMENT.shear, RANDAUGMENT.factor) == (30, 0.3, 0.9)
+    bits = [int(n) for n in space["Posterize"][0](31, 1, 1)]
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    kept = [len(np.unique(operate(levels, [("Posterize", m / 30)]))).bit_length() - 1 for m in range(31)]
+    assert kept == bits
+    assert set(space) == set(OPERATIONS)
+    assert {name for name, (_, signed) in space.items() if signed} == SIGNED
+
+
+def change(name: str, magnitude: float) -> float:
+    image = picture((32, 32, 3))
+    return float(np.abs(operate(image, [(name, magnitude / 30)]).astype(int) - image).mean())
+
+
+@pytest.mark.parametrize("name", sorted(set(OPERATIONS) - set(GEOMETRY)))
+def test_a_larger_magnitude_never_changes_an_image_less(name):
+    changes = [change(name, m) for m in range(0, 31, 5)]
+    assert all(later >= earlier - 0.5 for earlier, later in pairwise(changes))
+
+
+@pytest.mark.parametrize("name", GEOMETRY)
+def test_a_larger_magnitude_never_moves_a_pixel_less(name):
+    """A white spot, off the fixed points: how far it lies from its place at magnitudes 0, 5 ... 30."""
+    image = np.zeros((65, 65, 1), dtype=np.uint8)
+    image[12:15, 30:33] = 255
+    image = image if name != "ShearY" else image.transpose(1, 0, 2).copy()
+    places = [
+        np.argwhere(operate(image, [(name, magnitude / 30)])[..., 0]).mean(axis=0) for magnitude in range(0, 31, 5)
+    ]
+    moved = [float(np.linalg.norm(place - places[0])) for place in places]
+    assert moved[-1] > 3
+    assert all(later >= earlier - 0.3 for earlier, later in pairwise(moved))
+
+
+steps = st.tuples(st.sampled_from(OPERATIONS), st.floats(0, 1), st.sampled_from([-1, 1])).map(
+    lambda drawn: (drawn[0], drawn[1] * (drawn[2] if drawn[0] in SIGNED else 1))
+)
+shapes = st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]))
+
+
+BILINEAR = Look(interpolation="bilinear")
+
+
+def one_after_the_other(image: np.ndarray, chain: list[tuple[str, float]], *look: Look) -> np.ndarray:
+    for step in chain:
+        image = operate(image, [step], *look)
+    return image
+
+
+@settings(deadline=None, max_examples=200)
+@given(shapes, st.lists(steps.filter(lambda step: step[0] in TABLES), min_size=2, max_size=5), st.integers(0, 9))
+def test_tables_that_follow_each_other_are_one_to_the_bit(shape, chain, seed):
+    image = picture(shape, seed)
+    assert (operate(image, chain) == one_after_the_other(image, chain)).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(shapes, st.lists(steps, min_size=1, max_size=4), st.integers(0, 9))
+def test_bilinear_chains_are_what_single_steps_make_to_the_bit(shape, chain, seed):
+    """With bilinear sampling only whole-pixel shifts join what came before."""
+    image = picture(shape, seed)
+    before = image.copy()
+    expected = one_after_the_other(image, chain, BILINEAR)
+    assert (operate(image, chain, BILINEAR) == expected).all()
+    assert (image == before).all()  # an image is never written to
+
+
+@settings(deadline=None, max_examples=60)
+@given(shapes, st.lists(st.lists(steps, max_size=4), min_size=1, max_size=9), st.sampled_from([Look(), BILINEAR]))
+def test_images_together_are_what_they_are_alone(shape, chains, look):
+    images = [picture(shape, seed) for seed in range(len(chains))]
+    before = [image.copy() for image in images]
+    together = operate_all(images, chains, look)
+    for image, was, chain, found in zip(images, before, chains, together, strict=True):
+        assert (found == operate(image, chain, look)).all()
+        assert (image == was).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.tuples(st.integers(8, 40), st.integers(8, 40), st.sampled_from([1, 3])),
+    st.lists(steps.filter(lambda step: step[0] in GEOMETRY), min_size=2, max_size=3),
+)
+def test_maps_that_follow_each_other_differ_by_the_rounding_of_a_place(shape, chain):
+    """A ramp tells where a pixel came from: one rounding more or less is a pixel at most, along each axis and map."""
+    height, width, _ = shape
+    for ramp in (np.arange(width)[None, :, None] * 3 + 60, np.arange(height)[:, None, None] * 3 + 60):
+        image = np.broadcast_to(ramp, shape).astype(np.uint8).copy()
+        found, expected = operate(image, chain), one_after_the_other(image, chain)
+        both = (found > 0).all(axis=-1) & (expected > 0).all(axis=-1)
+        assert not both.any() or gap(found[both], expected[both]) <= 3 * len(chain)
+        only_one = ((found > 0) != (expected > 0)).any(axis=-1)
+        assert only_one.sum() <= 2 * len(chain) * (height + width)  # along the edge of what came from outside
+
+
+def test_what_has_left_the_image_does_not_come_back():
+    """Out to the left by 14 pixels and back: one map would show what is gone."""
+    image = picture((32, 32, 3))
+    gone = operate(image, [("TranslateX", -1.0), ("TranslateX", 1.0)])
+    assert (gone[:, :14] == 0).all()
+    assert (gone[:, 14:] == image[:, 14:]).all()
+    assert one_map(translation(right=-14), translation(right=14), 32, 32) is None
+    assert one_map(translation(right=-14), translation(right=-3), 32, 32) == translation(right=-17)
+    assert one_map(rotation(20, 32, 32), rotation(-20, 32, 32), 32, 32) is None
+    assert one_map(rotation(20, 32, 32), rotation(9, 32, 32), 32, 32) == pytest.approx(rotation(29, 32, 32))
+
+
+@given(st.floats(-30, 30), st.floats(-0.3, 0.3), st.integers(-9, 9), st.floats(0, 31), st.floats(0, 31))
+def test_maps_are_joined_and_turned_round_as_matrices_are(degrees, tangent, pixels, x, y):
+    point = np.array([[x, y]])
+    for first, then in ((rotation(degrees, 32, 32), shear_x(tangent)), (shear_y(tangent), translation(down=pixels))):
+        assert first.after(then).of(point) == pytest.approx(first.of(then.of(point)))
+        assert first.before(first.of(point)) == pytest.approx(point, abs=1e-6)
+    assert Map().of(point) == pytest.approx(point)

@@ -1,0 +1,298 @@
+"""``tutelage preview``: what it shows is what training sees."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import command, run
+from tutelage import cli
+from tutelage.augmentation import RandAugment
+from tutelage.augmentation.mixing import plan
+from tutelage.compose import compose
+from tutelage.insight import preview
+from tutelage.insight.preview import told_of_speed, write_preview
+from tutelage.insight.scene import Scene, chosen, magnitudes, mixtures, operations, scene_of, views
+from tutelage.insight.sheet import Grid, Section, draw, fitted, save
+from tutelage.randomness import Key
+
+LABELS, BATCH, PASSES = 40, 8, 3
+TINY = ("data=digits", f"data.limit={LABELS}", "data.validation=none", f"data.batch_size={BATCH}")
+
+
+def tiny(*overrides: str) -> Scene:
+    return scene_of(compose([*TINY, *overrides]))
+
+
+def write_photographs(folder: Path, count: int) -> None:
+    """Write JPEGs of two classes, larger than the network's images, of different sizes and shapes."""
+    draw = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True)
+        for number in range(count):
+            width, height = draw.integers(150, 400, 2)
+            noise = Image.fromarray(draw.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+            noise.resize((int(width), int(height))).save(folder / label / f"{number}.jpg")
+
+
+def trained_on(outputs: Path, *overrides: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the labelled images (B, H, W, C) and targets of each step that a real run trained on."""
+    file = outputs.with_name("seen.pt")
+
+    def watch() -> None:
+        from tutelage.models import ImageClassifier
+
+        learn, seen = ImageClassifier.training_step, []
+
+        def training_step(self, batch, batch_idx):
+            seen.append([part.clone() for part in batch["labelled"]])
+            torch.save(seen, file)
+            return learn(self, batch, batch_idx)
+
+        ImageClassifier.training_step = training_step
+
+    length = ("schedule.epochs=null", f"schedule.steps={PASSES * LABELS // BATCH}")
+    assert run(outputs, *TINY, *length, *overrides, before=watch) == 0
+    return [(images.permute(0, 2, 3, 1).numpy(), targets.numpy()) for images, targets in torch.load(file)]
+
+
+def printed(monkeypatch, capsys, *arguments: str) -> str:
+    """Return what the command prints, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["tutelage", *arguments])
+    cli.main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["augmentation=randaugment", "seed=3"],
+        ["augmentation=weak_strong"],
+        ["augmentation=affine_randaugment", "strategy=noisy_student", "data.labels_per_class=4", "data.limit=80"],
+    ],
+)
+def test_the_views_shown_are_the_images_that_training_sees(outputs, overrides):
+    seen = trained_on(outputs, *overrides)
+    scene = tiny(*overrides)
+    shown = chosen(scene.data.source.labels, scene.stream.indices, 10, scene.key)
+    found = views(scene, shown, PASSES)
+    a_pass = LABELS // BATCH
+    for number in range(PASSES):
+        steps = seen[number * a_pass : (number + 1) * a_pass]
+        by_pixels = {i.tobytes(): c for images, labels in steps for i, c in zip(images, labels, strict=True)}
+        assert len(shown) == 10
+        for of_a_view in found[number]:
+            for view, index in zip(of_a_view, shown, strict=True):
+                assert by_pixels[view.tobytes()] == scene.data.source.labels[index]
+    assert not (found[0] == found[1]).all()
+
+
+def test_views_of_files_are_crops_of_all_of_them_as_in_training(outputs, tmp_path):
+    write_photographs(tmp_path / "photos", 6)
+    files = ("data=image_folder", f"data.root={tmp_path / 'photos'}", "augmentation=crop", "data.limit=null")
+    scene = tiny(*files)
+    shown = scene.stream.indices[:4]
+    seen = {image.tobytes() for images, _ in trained_on(outputs, *files) for image in images}
+    assert all(view.tobytes() in seen for view in views(scene, shown, 1)[0, 0])
+    (section, *_) = preview.sections(scene)
+    ((_, originals),) = section.grids[0][0].rows
+    sizes = {image.shape for image in originals}
+    assert len(sizes) == len(originals)
+    assert all(max(height, width) >= 150 for height, width, _ in sizes)
+
+
+@pytest.mark.parametrize("augmentation", ["cutmix", "mixup", "cutmix_mixup"])
+def test_mixed_pairs_and_their_labels_are_those_that_training_sees(outputs, augmentation):
+    overrides = [f"augmentation={augmentation}", "augmentation.mix.per=sample"]
+    scene, seen = tiny(*overrides), trained_on(outputs, *overrides)
+    for step, one in enumerate(mixtures(scene, 6)):
+        images, targets = seen[step]
+        place = [image.tobytes() for image in images].index(one.result.tobytes())
+        assert {c: w for c, w in one.weights.items() if w} == {c: w for c, w in enumerate(targets[place].tolist()) if w}
+        own = plan(scene.augmentation.mix, Key(0, "supervised", "labelled"), step, BATCH, 28, 28).own[place]
+        first, second = one.weights.values()  # two classes: 8 images of 10 classes have such neighbours
+        assert (first, second) == (pytest.approx(own), pytest.approx(1 - own))
+
+
+def test_two_views_of_a_draw_stand_below_each_other():
+    scene = tiny("augmentation=weak_strong")
+    found = views(scene, scene.stream.indices[:4], 2)
+    assert found.shape == (2, 2, 4, 28, 28, 1)
+    weak = views(tiny("augmentation=basic"), scene.stream.indices[:4], 2)
+    assert (found[:, :1] == weak).all()
+    assert not (found[:, 0] == found[:, 1]).all()
+    (section, *_) = preview.sections(scene)
+    labels = [label for (grid,) in section.grids for label, _ in grid.rows]
+    assert labels == ["as it is", *["pass 0", "second view", "pass 1", "second view", "pass 2", "second view"]]
+
+
+def test_one_image_of_each_class_is_shown_first_and_the_seed_chooses_it():
+    labels = np.repeat([2, 0, 1], [30, 5, 2])
+    first, again, other = (chosen(labels, np.arange(37), 7, Key(seed, "x")) for seed in (0, 0, 1))
+    assert labels[first[:6]].tolist() == [0, 1, 2, 0, 1, 2]
+    assert len(set(first)) == 7
+    assert (first == again).all()
+    assert not (first == other).all()
+
+
+def test_each_operation_is_shown_at_magnitudes_up_to_30_and_at_the_configs_own():
+    transform = RandAugment(num_ops=2, magnitude=9)
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    assert magnitudes(transform) == [0, 5, 9, 10, 15, 20, 25, 30]
+    assert magnitudes(RandAugment(magnitude=10)) == [0, 5, 10, 15, 20, 25, 30]
+    found = operations(transform, image)
+    assert set(found) == set(transform.operations)
+    assert all((row[2] == transform.example(image, name, 9)).all() for name, row in found.items())
+    pushed = np.pad(image, ((0, 0), (7, 0), (0, 0)))[:, :16]  # 150/331 of 16 pixels, in whole ones
+    assert (found["TranslateX"][-1] == pushed).all()
+
+
+def test_operations_within_compositions_are_shown_too():
+    inner = "{_target_: tutelage.augmentation.TrivialAugment}"
+    one_of = f"augmentation.transforms=[{{_target_: albumentations.OneOf, p: 0.5, transforms: [{inner}]}}]"
+    titles = [section.title for section in preview.sections(tiny("augmentation=none", one_of))]
+    assert titles == ["Views, pass after pass", "TrivialAugment, operation by operation"]
+
+
+def test_small_images_are_enlarged_pixel_by_pixel_and_large_ones_fit():
+    small = np.random.default_rng(0).integers(0, 256, (28, 28, 1), dtype=np.uint8)
+    large = fitted(small, 140)
+    assert large.shape == (140, 140, 3)
+    assert (large == np.kron(small[..., 0], np.ones((5, 5), dtype=np.uint8))[..., None]).all()
+    assert fitted(np.zeros((300, 150, 3), np.uint8), 100).shape == (100, 50, 3)
+
+
+def test_tiles_reach_the_file_as_they_are(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (28, 28, 1), dtype=np.uint8)
+    section = Section("Title", ["$ is no formula_"], [[Grid([("row", [image, image])], 84, heads=["a", "b"])]])
+    save(draw("Sheet", ["told"], [section]), tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as file:
+        pixels = np.asarray(file.convert("RGB"))
+    tile = fitted(image, 84)
+    rows, columns = (pixels[..., 0] == tile[0, 0, 0]).nonzero()
+    found = [np.array_equal(pixels[r : r + 84, c : c + 84], tile) for r, c in zip(rows, columns, strict=True)]
+    assert sum(found) == 2
+
+
+def test_the_command_writes_a_picture_and_says_what_it_shows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(preview, "speed", lambda scene: 400.0)
+    arguments = ["preview", *TINY, "augmentation=cutmix_mixup", f"paths.outputs={tmp_path / 'outputs'}"]
+    told = printed(monkeypatch, capsys, *arguments)
+    assert "Digits: 40 labelled images of 28 x 28 pixels, grey, 10 classes; stage supervised, seed 0" in told
+    assert "400 images a second on one core of this machine: a pass over 40 images takes 0.1 s" in told
+    file = Path(told.splitlines()[-1].removeprefix("preview: "))
+    assert file.parent == tmp_path / "outputs" / "previews"
+    with Image.open(file) as picture:
+        assert picture.format == "PNG"
+        assert 1500 <= picture.size[0] <= 2000
+        picture.load()
+    before = file.read_bytes()
+    assert printed(monkeypatch, capsys, *arguments) == told
+    assert file.read_bytes() == before
+    assert printed(monkeypatch, capsys, *arguments, "seed=1") != told
+    assert len(list(file.parent.iterdir())) == 2
+    assert printed(monkeypatch, capsys, "runs", str(tmp_path / "outputs")) == f"no runs below {tmp_path / 'outputs'}\n"
+
+
+def test_nearest_neighbours_see_images_as_they_are(tmp_path):
+    config = compose([*TINY, "model=nearest_neighbours", "augmentation=cutmix", f"paths.outputs={tmp_path}"])
+    file, told = write_preview(config)
+    assert "nearest neighbours store images as they are" in told[1]
+    assert file.name.startswith("digits-as-they-are-")
+    (section,) = preview.sections(scene_of(config))
+    assert [len(grid.rows) for (grid,) in section.grids] == [1, 1, 1, 1]
+
+
+def test_what_a_pass_takes_follows_from_the_speed():
+    scene = tiny()
+    told = "20 images a second on one core of this machine: a pass over 40 images takes 2 s"
+    assert told_of_speed(scene, 20.0) == told
+    assert told_of_speed(scene, 0.1).endswith("takes 6.7 min")
+
+
+def test_of_a_sweep_the_first_run_is_shown_and_named():
+    words, arm = cli._first_job(["experiment=knn_cost", "seed=3,4"], [])
+    assert arm == "run 1 of 16: seed=3 model=nearest_neighbours data.labels_per_class=10"
+    assert compose(words).data.labels_per_class == 10
+    assert cli._first_job(["experiment=why_cnn", "model=lenet5"], []) == (["experiment=why_cnn", "model=lenet5"], "")
+    assert cli._first_job(["seed=range(2,5)"], []) == (["seed=2"], "run 1 of 3: seed=2")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["data.colour=1"], "unknown key 'data.colour' in 'data.colour=1'"),
+        (["foo"], "'foo' is not KEY=VALUE"),
+        (["data=image_folder", "data.root=nowhere"], "nowhere"),
+        (["augmentation=none", "augmentation.transforms=[{_target_: albumentations.CenterCrop, height: 8, width: 8}]"],
+         "an image (28, 28, 1) uint8 came out as (8, 8, 1) uint8"),
+        (["paths.outputs=/dev/null"], "/dev/null/previews"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_shown_is_one_line(overrides, told, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tutelage", "preview", *TINY, *overrides])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("tutelage: ")
+    assert told in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "terminal", "opens"),
+    [
+        ({"DISPLAY": ":0"}, True, True),
+        ({"WAYLAND_DISPLAY": "wayland-0"}, True, True),
+        ({}, True, False),
+        ({"DISPLAY": ":0"}, False, False),
+        ({"DISPLAY": ":0", "CI": "true"}, True, False),
+        ({"DISPLAY": ":0", "PATH": "/nowhere"}, True, False),
+    ],
+)
+def test_the_picture_is_opened_where_somebody_sits_before_a_screen(changes, terminal, opens, tmp_path, monkeypatch):
+    program, opened = tmp_path / "xdg-open", []
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "CI"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"PATH": str(tmp_path), **changes}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setattr("subprocess.Popen", lambda words, **_: opened.append(words))
+    cli._open(Path("picture.png"))
+    assert opened == ([[str(program), "picture.png"]] if opens else [])
+
+
+def test_a_program_that_cannot_be_started_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "xdg-open").write_text("no program")
+    (tmp_path / "xdg-open").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    cli._open(tmp_path / "picture.png")
+
+
+def test_files_of_different_sizes_are_shown_in_colour(tmp_path):
+    write_photographs(tmp_path / "photos", 3)
+    config = compose(["data=image_folder", f"data.root={tmp_path / 'photos'}", f"paths.outputs={tmp_path}"])
+    file, told = write_preview(config, "run 1 of 2: seed=0")
+    assert told[0].endswith("in colour, 2 classes; stage supervised, seed 0; run 1 of 2: seed=0")
+    assert file.name.startswith("imagefolder-photos-randomresizedcrop-horizontalflip-")
+    assert 100 < Image.open(file).size[1] < 2500
+
+
+def test_help_is_light_and_names_preview():
+    done = command("tutelage.cli", "preview", "--help", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.returncode == 0
+    assert "tutelage preview [OVERRIDES]" in done.stdout
+    assert " torch" not in done.stderr
+    assert " hydra" not in done.stderr
