@@ -81,28 +81,26 @@ def rates(top: Path) -> tuple[float, float]:
     return from_files, from_pack
 
 
-def growth(make: Callable[[int], Images], config: Config, how: str) -> float:
-    """Return by how many bytes a worker's own memory is larger for the larger dataset, all of either shown."""
-    small, large = (own_memory(make(count), config, how) for count in (SMALL, TIMES * SMALL))
+def growth(make: Callable[[int], Images], config: Config) -> float:
+    """Return by how many bytes a worker's own memory is larger for the larger dataset, after as many images of either.
+
+    A worker has shown each image of the larger one.
+    """
+    small, large = (own_memory(make(count), config) for count in (SMALL, TIMES * SMALL))
     return large - small
 
 
-def own_memory(images: Images, config: Config, how: str) -> float:
-    """Return the bytes that a worker which has shown all images shares with no other process."""
-    steps = len(images) // BATCH
+def own_memory(images: Images, config: Config) -> float:
+    """Return the bytes that a worker which has shown images shares with no other process, and that are no file's."""
+    steps = TIMES * SMALL // BATCH
+    dataset, before = batches(images, config, steps), set(multiprocessing.active_children())
     loader = DataLoader(
-        batches(images, config, steps),
-        batch_size=None,
-        num_workers=1,
-        worker_init_fn=worker_init,
-        persistent_workers=True,
-        multiprocessing_context=how,
-    )
-    before = set(multiprocessing.active_children())
+        dataset, batch_size=None, num_workers=1, worker_init_fn=worker_init, persistent_workers=True
+    )  # persistent: it is still there when all is shown
     assert sum(1 for _ in loader) == steps
     (worker,) = set(multiprocessing.active_children()) - before
     rollup = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
-    return 1024 * sum(int(line.split()[1]) for line in rollup if line.startswith("Private"))
+    return next(1024 * int(line.split()[1]) for line in rollup if line.startswith("Private_Dirty"))
 
 
 def main() -> None:
@@ -127,17 +125,16 @@ def main() -> None:
             return WholeImages(np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8))
 
         def files(count: int) -> Images:
-            return FileImages([f"{paths[number % len(paths)]}" for number in range(count)], config.data)
+            deep = f"{top}/{'./' * 150}"  # as long as paths can become: what is kept of each shows
+            return FileImages([f"{deep}{number % len(paths)}.jpg" for number in range(count)], config.data)
 
         def pack(count: int) -> Images:
             return WholeImages(packed(arrays(count), [str(number) for number in range(count)], config.data))
 
-        grown = {}
-        for kind, make in {"arrays": arrays, "files": files, "pack": pack}.items():
-            for how in ("fork", "spawn"):
-                grown[f"{kind}, {how}"] = growth(make, config, how)
+        grown = {make.__name__: growth(make, config) for make in (arrays, files, pack)}
         for kind, by in grown.items():
-            print(f"a worker's memory, {kind:<14} {by / 1e6:+.1f} MB for {(TIMES - 1) * SMALL:,} images more (aim: 0)")
+            more = f"for {(TIMES - 1) * SMALL:,} images more (aim: 0)"
+            print(f"a worker's own memory, {kind:<11}{by / 1e6:+.1f} MB {more}")
     if ratio < LEAST_RATIO or max(grown.values()) > MOST_GROWTH:
         sys.exit("loader: too slow, or a worker's memory grows with the dataset")
 

@@ -210,6 +210,17 @@ def test_every_second_image_is_mirrored():
     assert 420 < sum(mirrored) < 580  # five standard deviations
 
 
+def test_no_operations_leave_an_image_as_it_is():
+    pipeline = Pipeline([{"_target_": "tutelage.augmentation.RandAugment", "num_ops": 0}], Key(0, "s"))
+    assert (pipeline(picture((9, 9, 3)), 0, 0) == picture((9, 9, 3))).all()
+
+
+@pytest.mark.parametrize(("shape", "ratio"), [((9, 1, 3), (3, 4)), ((1, 1, 1), (0.1, 0.3)), ((1, 1, 1), (3, 4))])
+def test_a_ratio_that_an_image_cannot_have_gives_a_crop_all_the_same(shape, ratio):
+    crop = {"_target_": "albumentations.RandomResizedCrop", "size": [8, 8], "ratio": ratio}
+    assert Pipeline([crop], Key(0, "s"))(picture(shape), 0, 0).shape == (8, 8, shape[-1])
+
+
 def test_a_transform_fires_as_often_as_it_is_told():
     always = {
         "_target_": "tutelage.augmentation.RandAugment",
@@ -277,15 +288,21 @@ class Stored:
         return cv2.resize(self.image, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1)
 
 
-def test_a_picture_is_decoded_at_a_reduced_size_where_the_crop_allows_and_looks_the_same():
-    """The box falls on whole pixels of the reduced image, half a pixel of the view away at most."""
-    smooth = cv2.GaussianBlur(picture((400, 300, 3)), (0, 0), 25)
-    stored, crop = Stored(smooth), {"_target_": "tutelage.augmentation.RandomResizedCrop"}
-    small, large = (Pipeline([{**crop, "size": [side, side]}], Key(0, "s")) for side in (32, 290))
-    assert all(np.abs(small(stored, 0, i).astype(int) - small(smooth, 0, i)).mean() < 2 for i in range(60))
-    assert set(stored.reduced) == {2, 4, 8}
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_picture_is_decoded_at_a_reduced_size_where_the_crop_allows_and_shows_the_same(axis):
+    """A ramp tells where a pixel came from. The box falls on whole pixels of the reduced image: its edges are off by
+    half of one at most, which is half a pixel of the view at most."""
+    ramp = np.broadcast_to(np.arange(400).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1)), (400, 400, 3))
+    image = (ramp // 2 + 20).astype(np.uint8)  # a level is two pixels
+    stored, crop = Stored(image), {"_target_": "tutelage.augmentation.RandomResizedCrop"}
+    small, large = (Pipeline([{**crop, "size": [side, side]}], Key(0, "s")) for side in (32, 399))
+    for index in range(60):
+        stored.reduced.clear()
+        gap = np.abs(small(stored, 0, index).astype(int) - small(image, 0, index)).max()
+        assert gap <= stored.reduced[0] / 2 / 2 + 1  # levels: half a reduced pixel, and a rounding
+        assert stored.reduced[0] in {2, 4, 8}
     stored.reduced.clear()
-    assert all((large(stored, 0, i) == large(smooth, 0, i)).all() for i in range(5))
+    assert all((large(stored, 0, i) == large(image, 0, i)).all() for i in range(5))
     assert set(stored.reduced) == {1}
 
 
@@ -379,6 +396,25 @@ def test_a_pipeline_that_changes_the_size_is_an_error():
         Pipeline([resize], Key(0, "s")).check(picture((28, 28, 1)))
     with pytest.raises(UserError, match=r"augmentation.strong: an image \(28, 28, 1\) uint8 came out as \(5, 5, 1\)"):
         Pipeline([], Key(0, "s"), [resize]).check(picture((28, 28, 1)))
+
+
+def test_a_transform_that_writes_where_it_reads_does_not_change_the_data(monkeypatch):
+    import tutelage.augmentation as room
+
+    class Hole(albumentations.ImageOnlyTransform):
+        def apply(self, img, **_):
+            img[:4] = 0
+            return img
+
+    Hole.__module__ = "tutelage.augmentation"
+    monkeypatch.setattr(room, "Hole", Hole, raising=False)
+    hole = [{"_target_": "tutelage.augmentation.Hole", "p": 1.0}]
+    image, out = picture((9, 9, 3)), np.empty((2, 1, 9, 9, 3), dtype=np.uint8)
+    Pipeline([], Key(0, "s"), hole).fill(out, [image], np.array([(0, 0, 0)]))
+    Pipeline(hole, Key(0, "s")).check(image)
+    assert (image == picture((9, 9, 3))).all()
+    assert (out[0, 0] == image).all()
+    assert (out[1, 0, :4] == 0).all()
 
 
 SOURCES = {"numpy": np.random.rand, "random": random.random}

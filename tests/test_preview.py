@@ -13,7 +13,7 @@ from conftest import command, run
 from tutelage import cli
 from tutelage.augmentation import RandAugment
 from tutelage.augmentation.mixing import plan
-from tutelage.compose import compose
+from tutelage.compose import compose, first_job
 from tutelage.insight import preview
 from tutelage.insight.preview import told_of_speed, write_preview
 from tutelage.insight.scene import Scene, chosen, magnitudes, mixtures, operations, scene_of, views
@@ -215,11 +215,11 @@ def test_what_a_pass_takes_follows_from_the_speed():
 
 
 def test_of_a_sweep_the_first_run_is_shown_and_named():
-    words, arm = cli._first_job(["experiment=knn_cost", "seed=3,4"], [])
+    words, arm = first_job(["experiment=knn_cost", "seed=3,4"], [])
     assert arm == "run 1 of 16: seed=3 model=nearest_neighbours data.labels_per_class=10"
     assert compose(words).data.labels_per_class == 10
-    assert cli._first_job(["experiment=why_cnn", "model=lenet5"], []) == (["experiment=why_cnn", "model=lenet5"], "")
-    assert cli._first_job(["seed=range(2,5)"], []) == (["seed=2"], "run 1 of 3: seed=2")
+    assert first_job(["experiment=why_cnn", "model=lenet5"], []) == (["experiment=why_cnn", "model=lenet5"], "")
+    assert first_job(["seed=range(2,5)"], []) == (["seed=2"], "run 1 of 3: seed=2")
 
 
 @pytest.mark.parametrize(

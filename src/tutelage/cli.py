@@ -77,11 +77,11 @@ def _train(arguments: Sequence[str]) -> None:
 
 def _preview(arguments: Sequence[str]) -> None:
     """Draw what a config shows to a network, open the picture where there is a screen, and print where it lies."""
-    from tutelage.compose import compose, split_words
+    from tutelage.compose import compose, first_job, split_words
     from tutelage.insight.display import display
 
     overrides, folders = split_words([argument for argument in arguments if argument not in {"-m", "--multirun"}])
-    overrides, arm = _first_job(overrides, folders)
+    overrides, arm = first_job(overrides, folders)
     config = compose(overrides, folders)
     observer = display(config.callbacks.display and sys.stderr.isatty())
     observer.loading()
@@ -93,33 +93,6 @@ def _preview(arguments: Sequence[str]) -> None:
         observer.end()
     print(*told, f"preview: {file}", sep="\n")
     _open(file)
-
-
-def _first_job(overrides: Sequence[str], folders: Sequence[str]) -> tuple[list[str], str]:
-    """Return the overrides of a sweep's first job and what sets it apart; those of a single run, and nothing.
-
-    Raises:
-        UserError: an override cannot be read.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    from tutelage.compose import own_sweep
-    from tutelage.errors import UserError
-
-    words = [*overrides, *(own_sweep(overrides, folders) or [])]
-    chosen, jobs = [], 1
-    for place, word in enumerate(words):
-        try:
-            parsed = OverridesParser.create().parse_override(word)
-        except HydraException:
-            raise UserError(f"{word!r} is not KEY=VALUE; 'tutelage train --help' lists groups and options") from None
-        if parsed.is_choice_sweep() or parsed.is_range_sweep():
-            values = list(parsed.sweep_string_iterator())
-            words[place] = f"{word.partition('=')[0]}={values[0]}"
-            chosen.append(words[place])
-            jobs *= len(values)
-    return words, f"run 1 of {jobs}: {' '.join(chosen)}" if chosen else ""
 
 
 def _open(file: Path) -> None:

@@ -114,12 +114,41 @@ def check_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> in
     Raises:
         UserError: an override cannot be read, or a value is refused.
     """
+    values = _values(overrides)
+    firsts = [choices[0] for choices in values]
+    compose(firsts, config_dirs)
+    for place, choices in enumerate(values):
+        for other in choices[1:]:
+            compose([*firsts[:place], other, *firsts[place + 1 :]], config_dirs)
+    return math.prod(map(len, values))
+
+
+def first_job(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> tuple[list[str], str]:
+    """Return the overrides of a sweep's first job and what sets it apart; those of a single run, and nothing.
+
+    Raises:
+        UserError: an override cannot be read.
+    """
+    if open_ended := next((one for one in overrides if re.search(r"=\s*(glob|interval)\(", one)), None):
+        raise UserError(f"{open_ended}: one run is shown; give a value, or values with commas between them")
+    values = _values([*overrides, *(own_sweep(overrides, config_dirs) or [])])
+    firsts = [choices[0] for choices in values]
+    swept = [choices[0] for choices in values if len(choices) > 1]
+    return firsts, f"run 1 of {math.prod(map(len, values))}: {' '.join(swept)}" if swept else ""
+
+
+def _values(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the single overrides that each override of a sweep stands for; those of Hydra itself are left out.
+
+    Raises:
+        UserError: an override cannot be read.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
-        values = [
+        return [
             [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
             if one.is_choice_sweep() or one.is_range_sweep()
             else [given]
@@ -128,12 +157,6 @@ def check_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> in
         ]
     except HydraException as error:
         raise UserError(_explain(error)) from None
-    firsts = [choices[0] for choices in values]
-    compose(firsts, config_dirs)
-    for place, choices in enumerate(values):
-        for other in choices[1:]:
-            compose([*firsts[:place], other, *firsts[place + 1 :]], config_dirs)
-    return math.prod(map(len, values))
 
 
 def checked(composed: Any) -> Config:

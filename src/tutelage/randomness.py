@@ -77,7 +77,7 @@ def split_mix(seeds: np.ndarray, count: int) -> np.ndarray:
 class _Random(random.Random):
     """Python's ``random`` over a numpy generator: all of its distributions, from that generator's numbers.
 
-    Seeding Python's own generator takes four times as long as all that a view needs.
+    Seeding Python's own generator would take longer than all that most views need.
     """
 
     def __init__(self, generator: np.random.Generator) -> None:
@@ -106,8 +106,8 @@ class _Random(random.Random):
 class Rekeyed:
     """One numpy and one Python generator that can be set to any draw of a family, cheaply.
 
-    Albumentations' transforms draw from both. They are handed these two once; ``at`` then takes about a microsecond
-    an image where new generators take about 230.
+    Albumentations' transforms draw from both. They are handed these two once; ``at`` then takes a microsecond or two
+    an image, where their ``set_random_seed`` takes about 230.
     """
 
     def __init__(self, key: Key, purpose: str) -> None:

@@ -101,9 +101,9 @@ def _largest(transform: albumentations.RandomResizedCrop, height: int, width: in
     narrow, wide = transform.ratio
     h, w = height, width
     if width / height < narrow:
-        h = round(width / narrow)
+        h = max(1, round(width / narrow))
     elif width / height > wide:
-        w = round(height * wide)
+        w = max(1, round(height * wide))
     top, left = (height - h) // 2, (width - w) // 2
     return left, top, left + w, top + h
 

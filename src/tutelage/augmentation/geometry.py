@@ -89,7 +89,7 @@ def shifted(image: np.ndarray, right: int, down: int, fill: Sequence[float]) -> 
     """Return an image (H, W, C) uint8 moved by whole pixels; what comes from outside has the values ``fill``."""
     height, width, channels = image.shape
     if abs(right) >= width or abs(down) >= height:
-        return np.broadcast_to(np.array(fill[:channels], dtype=np.uint8), image.shape).copy()
+        return np.broadcast_to(np.rint(fill[:channels]).astype(np.uint8), image.shape).copy()
     left = image[max(-down, 0) : height + min(-down, 0), max(-right, 0) : width + min(-right, 0)]
     border = max(down, 0), max(-down, 0), max(right, 0), max(-right, 0)  # top, bottom, left, right
     return cv2.copyMakeBorder(left, *border, cv2.BORDER_CONSTANT, value=fill).reshape(image.shape)

@@ -281,7 +281,7 @@ def operate_all(
 @lru_cache(maxsize=CACHED_STEPS)
 def _both(first: Map, then: Map, look: Look, height: int, width: int) -> Step | None:
     """Return two moves as one, or None where that would be another image."""
-    if look.interpolation != "nearest" and not then.shifts:
+    if look.interpolation != "nearest" and not (first.shifts and then.shifts):
         return None  # sampled twice, an image is smoother
     both = one_map(first, then, height, width)
     return None if both is None else moving(both, look, height, width)

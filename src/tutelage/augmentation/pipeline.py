@@ -167,7 +167,7 @@ class _Stage:
         views = []
         for image, draw in zip(images, draws.tolist(), strict=True):
             self._draw.at(*draw)
-            view = self.transform(image=image)["image"]
+            view = self.transform(image=image.copy())["image"]  # it may write where it reads
             views.append(view.reshape(*view.shape[:2], -1))
         return views
 

@@ -157,7 +157,7 @@ class RandAugment(_Chain):
 
     def chains(self, numbers: np.ndarray) -> list[list[tuple[str, float]]]:
         """Return the chain of each image from its numbers (B, 3 ``num_ops``) float64 in [0, 1)."""
-        own = numbers.reshape(-1, self.num_ops, 3)
+        own = numbers.reshape(len(numbers), self.num_ops, 3)
         magnitudes = np.full(own.shape[:2], self.magnitude, dtype=np.float64)
         if self.magnitude_std:
             from scipy.special import ndtri

@@ -11,7 +11,7 @@ import numpy as np
 from tutelage.config import DataConfig
 from tutelage.data.download import Tell, silent
 from tutelage.data.listing import in_order
-from tutelage.data.pixels import JpegPicture, complaint, picture, whole
+from tutelage.data.pixels import FilePicture, complaint, picture
 from tutelage.data.scan import stop_at, unreadable
 from tutelage.data.source import UNKNOWN, Numbered, Source, no_images, resized
 from tutelage.data.stratify import stratified
@@ -39,10 +39,10 @@ class EncodedImages:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return resized(whole(self.picture(index)), self._config.image_size)
+        return resized(self.picture(index).read(), self._config.image_size)
 
-    def picture(self, index: int) -> JpegPicture | np.ndarray:
-        """Return the whole image as it is stored; a JPEG is decoded when it is known how much of it."""
+    def picture(self, index: int) -> FilePicture:
+        """Return the whole image as it is stored, decoded when it is known how much of it."""
         config, name = self._config, f"data.root={self._config.root}: image {index}"
         return picture(self._file(index), name, config.channels, config.background, config.max_pixels)
 

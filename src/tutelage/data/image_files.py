@@ -11,7 +11,7 @@ from tutelage.config import DataConfig
 from tutelage.data.download import Tell, silent
 from tutelage.data.listing import ALL, LABELLED_PARTS, UNLABELLED, Entry, Listing, list_folder, list_table
 from tutelage.data.pack import packed
-from tutelage.data.pixels import JpegPicture, complaint, picture, whole
+from tutelage.data.pixels import FilePicture, complaint, picture
 from tutelage.data.scan import stop_at, unreadable
 from tutelage.data.shared import Texts
 from tutelage.data.source import UNKNOWN, Source, resized
@@ -38,10 +38,10 @@ class FileImages:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return resized(whole(self.picture(index)), self._config.image_size)
+        return resized(self.picture(index).read(), self._config.image_size)
 
-    def picture(self, index: int) -> JpegPicture | np.ndarray:
-        """Return the whole image of the file, of whatever size; a JPEG is decoded when it is known how much of it."""
+    def picture(self, index: int) -> FilePicture:
+        """Return the whole image of the file, of whatever size, decoded when it is known how much of it."""
         config, path = self._config, self._paths[index]
         return picture(Path(path), path, config.channels, config.background, config.max_pixels)
 

@@ -1,6 +1,5 @@
 """The DataModules: a dataset read once, split, and served as keyed training batches and plain evaluation batches."""
 
-import gc
 import math
 import signal
 from abc import abstractmethod
@@ -169,14 +168,9 @@ class Steps(Sampler[int]):
 
 
 def worker_init(worker: int) -> None:
-    """Make a process one that serves: it outlives signals, and shares what it was born with.
-
-    A signal is the parent's to heed, which finishes and saves the step under way. Objects that were there before the
-    fork are no longer looked through for garbage, which would write to them and so make them this process's own.
-    """
+    """Let a worker outlive a signal to the whole process group, so that the step under way is finished and saved."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    gc.freeze()
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -246,16 +240,17 @@ class ImageDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Plain] | list[Any]:
         """Return the validation images, or an empty list where there are none."""
-        return self.plain(self.splits.validation) if len(self.splits.validation) else []
+        return self.plain(self.splits.validation, again=True) if len(self.splits.validation) else []
 
-    def plain(self, indices: np.ndarray) -> DataLoader[Plain]:
+    def plain(self, indices: np.ndarray, again: bool = False) -> DataLoader[Plain]:
         """Return a loader of un-augmented images in the order of ``indices``.
 
-        Its workers, which only images that are yet to be decoded need, stay from one validation to the next.
+        Only images that are yet to be decoded get workers. With ``again`` these stay from one pass to the next, until
+        the Trainer, or who else holds the loader, is done.
         """
         batches = PlainBatches(self.images, self.source.labels, indices)
         workers = 0 if is_ready(self.images) or len(batches) == 1 else min(self._workers(), len(batches))
-        return self._loader(batches, workers, persistent_workers=workers > 0)
+        return self._loader(batches, workers, persistent_workers=again and workers > 0)
 
     def _workers(self) -> int:
         """Return how many processes prepare batches.

@@ -57,48 +57,45 @@ def read_pixels(file: Path | IO[bytes], channels: int, background: Sequence[int]
         BadImage: it cannot be read, is too large, or has pixels without a defined range.
         UserError: the file cannot be opened, which says nothing of the image.
     """
-    found = _opened(file, "", channels, background, max_pixels)
-    return found.decoded() if isinstance(found, JpegPicture) else found
+    return _opened(file, "", channels, background, max_pixels).decoded()
 
 
 def picture(
     file: Path | IO[bytes], name: str, channels: int, background: Sequence[int], max_pixels: int
-) -> "JpegPicture | np.ndarray":
-    """Return what ``read_pixels`` does; of a JPEG what decodes it once it is known at which size.
+) -> "FilePicture":
+    """Return what decodes an image once it is known at which size; arguments are those of ``read_pixels``.
 
     Raises:
-        UserError: it gives no pixels, which the message tells of ``name``. Damage within a JPEG shows when it is read.
+        UserError: it is no image, which the message tells of ``name``. Damage within an image shows when it is read.
     """
     with _named(name):
         return _opened(file, name, channels, background, max_pixels)
 
 
-def whole(found: "JpegPicture | np.ndarray") -> np.ndarray:
-    """Return all pixels of what ``picture`` gave."""
-    return found.read() if isinstance(found, JpegPicture) else found
+class FilePicture:
+    """An image file that is decoded when its pixels are asked for.
 
-
-class JpegPicture:
-    """A JPEG, grey or RGB, that is decoded when its pixels are asked for: by OpenCV, to the same pixels as by Pillow.
-
-    OpenCV takes about two thirds of Pillow's time, and decodes at a half, a quarter or an eighth of the size for less.
+    JPEGs, grey or RGB, are decoded by OpenCV, to the same pixels as by Pillow: it takes about two thirds of Pillow's
+    time, and decodes at a half, a quarter or an eighth of the size for less.
 
     Attributes:
         shape: (H, W, C) of the whole image, upright.
     """
 
-    def __init__(self, content: bytes, header: Any, channels: int, name: str) -> None:
+    def __init__(self, content: bytes, header: Any, channels: int, background: Sequence[int], name: str) -> None:
         """Take up a whole file, its header as Pillow opened it, and what messages call it."""
         self._content = content
+        self._background = background
         self._name = name
-        self._header = header
         self._orientation = _orientation(header)
+        self._grey = header.mode == "L" and channels == 1
+        self._by_opencv = header.format == "JPEG" and header.mode in {"L", "RGB"} and _is_regular(content, header)
         width, height = header.size
         turned = self._orientation in SIDEWAYS
         self.shape = (width, height, channels) if turned else (height, width, channels)
 
     def read(self, reduce: int = 1) -> np.ndarray:
-        """Return the pixels (h, w, C) uint8 at 1 / ``reduce`` (1, 2, 4 or 8) of the size, rounded up.
+        """Return the pixels (h, w, C) uint8, of a JPEG at 1 / ``reduce`` (1, 2, 4 or 8) of the size, rounded up.
 
         Raises:
             UserError: the file is damaged.
@@ -112,27 +109,25 @@ class JpegPicture:
         Raises:
             BadImage: the file is damaged.
         """
+        channels = self.shape[-1]
         with _told(None):
-            grey = self._header.mode == "L" and self.shape[-1] == 1
-            pixels = _by_opencv(self._content, grey, reduce)
+            pixels = _by_opencv(self._content, self._grey, reduce) if self._by_opencv else None
             if pixels is None:
-                return _by_pillow(_pillow().open(io.BytesIO(self._content), formats=FORMATS), self.shape[-1], ())
-            if self.shape[-1] == 1 and not grey:
+                image = _pillow().open(io.BytesIO(self._content), formats=FORMATS)
+                return _by_pillow(image, channels, self._background)
+            if channels == 1 and not self._grey:
                 pixels = np.asarray(_pillow().fromarray(pixels).convert("L"))
             pixels = _upright(pixels, self._orientation)
-            return pixels.reshape(*pixels.shape[:2], self.shape[-1])
+            return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _opened(
     file: Path | IO[bytes], name: str, channels: int, background: Sequence[int], max_pixels: int
-) -> JpegPicture | np.ndarray:
+) -> FilePicture:
     """Return what ``picture`` does; raise a BadImage where it raises a UserError."""
     with _told(file):
         content = file.read_bytes() if isinstance(file, Path) else _bytes(file)
-        image = _header(io.BytesIO(content), max_pixels)
-        if image.format == "JPEG" and image.mode in {"L", "RGB"} and _is_regular(content, image):
-            return JpegPicture(content, image, channels, name)
-        return _by_pillow(image, channels, background)
+        return FilePicture(content, _header(io.BytesIO(content), max_pixels), channels, background, name)
 
 
 def _by_opencv(content: bytes, grey: bool, reduce: int) -> np.ndarray | None:

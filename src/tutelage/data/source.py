@@ -79,17 +79,17 @@ class Numbered(Sequence[str]):
 
 
 def resized(image: np.ndarray, size: int) -> np.ndarray:
-    """Return ``image`` (H, W, C) with its shorter side at ``size`` and the longer one cropped to it, centred."""
+    """Return the central square of ``image`` (H, W, C), its side at ``size``."""
     import cv2
 
     height, width, channels = image.shape
     if (height, width) == (size, size):
         return image
-    scale = size / min(height, width)
-    shape = (max(size, round(width * scale)), max(size, round(height * scale)))
-    image = cv2.resize(image, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-    return np.ascontiguousarray(image[top : top + size, left : left + size]).reshape(size, size, channels)
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[top : top + side, left : left + side]
+    how = cv2.INTER_AREA if size < side else cv2.INTER_LINEAR
+    return cv2.resize(square, (size, size), interpolation=how).reshape(size, size, channels)
 
 
 def with_channels(images: np.ndarray, channels: int) -> np.ndarray:

@@ -103,7 +103,8 @@ class Display(Observer):
     def end(self) -> None:
         """Take the bar away."""
         self._status.stop()
-        self._bar.stop()
+        if self._console.is_terminal:  # a bar that never was begins a new line when it is stopped
+            self._bar.stop()
 
 
 def display(wanted: bool) -> Observer:
