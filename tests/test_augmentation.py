@@ -388,14 +388,31 @@ def test_compositions_may_be_nested():
         Pipeline([{"_target_": "albumentations.OneOf", "transforms": inner}], Key(0, "s"))
 
 
-def test_a_pipeline_that_changes_the_size_is_an_error():
-    resize = {"_target_": "albumentations.Resize", "height": 5, "width": 5}
-    with pytest.raises(
-        UserError, match=r"augmentation.transforms: an image \(28, 28, 1\) uint8 came out as \(5, 5, 1\)"
-    ):
-        Pipeline([resize], Key(0, "s")).check(picture((28, 28, 1)))
-    with pytest.raises(UserError, match=r"augmentation.strong: an image \(28, 28, 1\) uint8 came out as \(5, 5, 1\)"):
-        Pipeline([], Key(0, "s"), [resize]).check(picture((28, 28, 1)))
+@pytest.mark.parametrize("list_", ["transforms", "strong"])
+@pytest.mark.parametrize(
+    ("transform", "told"),
+    [
+        (
+            {"_target_": "albumentations.Resize", "height": 5, "width": 5},
+            r"\(28, 28, 1\) came out as \(5, 5, 1\); end the",
+        ),
+        ({"_target_": "albumentations.Normalize"}, "came out as float32; leave out Normalize"),
+        ({"_target_": "albumentations.pytorch.ToTensorV2"}, "came out as torch.uint8; leave out Normalize"),
+    ],
+)
+def test_a_pipeline_that_changes_size_or_type_is_an_error(transform, told, list_):
+    lists = {"transforms": [], "strong": []} | {list_: [transform]}
+    image = picture((28, 28, 3 if "Normalize" in transform["_target_"] else 1))
+    with pytest.raises(UserError, match=rf"augmentation.{list_}: .*{told}"):
+        Pipeline(lists["transforms"], Key(0, "s"), lists["strong"]).check(image)
+
+
+def test_images_that_may_not_be_written_to_are_read_without_a_warning(recwarn):
+    image = picture((60, 60, 3))
+    image.flags.writeable = False
+    crop = {"_target_": "tutelage.augmentation.RandomResizedCrop", "size": [24, 24]}
+    assert Pipeline([crop], Key(0, "s"))(image, 0, 0).shape == (24, 24, 3)
+    assert not recwarn.list
 
 
 def test_a_transform_that_writes_where_it_reads_does_not_change_the_data(monkeypatch):

@@ -229,7 +229,7 @@ def test_of_a_sweep_the_first_run_is_shown_and_named():
         (["foo"], "'foo' is not KEY=VALUE"),
         (["data=image_folder", "data.root=nowhere"], "nowhere"),
         (["augmentation=none", "augmentation.transforms=[{_target_: albumentations.CenterCrop, height: 8, width: 8}]"],
-         "an image (28, 28, 1) uint8 came out as (8, 8, 1) uint8"),
+         "an image (28, 28, 1) came out as (8, 8, 1)"),
         (["paths.outputs=/dev/null"], "/dev/null/previews"),
     ],
 )  # fmt: skip

@@ -244,7 +244,10 @@ def _unknown_key(key: str, overrides: Sequence[str], config_dirs: Sequence[str])
         name = key.partition("@")[0]  # without the package it would go to
         return f"unknown key {name!r} in a config file{_nearest(name, known)} {HELP_HINT}"
     with suppress(UserError):
-        known += _flat(compose([o for o in overrides if o != given], config_dirs).model_dump())
+        from omegaconf import OmegaConf
+
+        others: Any = OmegaConf.to_container(_composed([o for o in overrides if o != given], config_dirs))
+        known += set(_flat(others)) | set(_flat(checked(OmegaConf.create(others)).model_dump()))
     return f"unknown key {key!r} in {given!r}{_nearest(key, known)} {HELP_HINT}"
 
 
@@ -259,6 +262,8 @@ def _all_keys() -> list[str]:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
+    if word in known:
+        return ": it goes with other options of its group;"
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f": did you mean {close[0]!r}?" if close else ";"
 

@@ -156,7 +156,8 @@ def _antialiased(image: np.ndarray, height: int, width: int) -> np.ndarray:
     import torch
     from torch.nn import functional
 
-    batch = torch.from_numpy(np.ascontiguousarray(image))[None].permute(0, 3, 1, 2)  # a dense batch of one: no copies
+    dense = np.require(image, requirements=["C", "W"])  # torch warns of what is read-only
+    batch = torch.from_numpy(dense)[None].permute(0, 3, 1, 2)  # a dense batch of one: no copies
     small = functional.interpolate(batch, size=(height, width), mode="bilinear", antialias=True)
     view: np.ndarray = small[0].permute(1, 2, 0).numpy()
     return view

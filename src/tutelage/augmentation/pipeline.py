@@ -107,10 +107,15 @@ class Pipeline:
         draws = np.array([(0, index, 0) for index in range(CHECKED_DRAWS)])
         ((_, views),) = self._run([image], draws[:1])
         for name, (view,) in zip(("transforms", "strong"), views, strict=False):
-            if view.shape != image.shape or view.dtype != np.uint8:
+            if view.dtype != np.uint8:
                 raise UserError(
-                    f"augmentation.{name}: an image {image.shape} uint8 came out as {view.shape} {view.dtype}; "
-                    "end the list with a transform that gives the size back, such as albumentations.Resize"
+                    f"augmentation.{name}: an image of uint8 came out as {view.dtype}; leave out Normalize and "
+                    "ToTensorV2, images are normalised on the device"
+                )
+            if view.shape != image.shape:
+                raise UserError(
+                    f"augmentation.{name}: an image {image.shape} came out as {tuple(view.shape)}; end the list with a "
+                    "transform that gives the size back, such as albumentations.Resize"
                 )
         twin = Pipeline(*self._config)  # as a worker, or a run that resumes, builds it
         images, stages = [image] * CHECKED_DRAWS, (each._stages + each._strong_stages for each in (self, twin))
@@ -168,7 +173,7 @@ class _Stage:
         for image, draw in zip(images, draws.tolist(), strict=True):
             self._draw.at(*draw)
             view = self.transform(image=image.copy())["image"]  # it may write where it reads
-            views.append(view.reshape(*view.shape[:2], -1))
+            views.append(view if view.ndim == RGB else view.reshape(*view.shape[:2], -1))
         return views
 
 

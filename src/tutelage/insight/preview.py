@@ -22,6 +22,7 @@ PASSES, PASSES_OF_TWO_VIEWS = 5, 3
 TILES_WITHOUT_VIEWS = 4 * COLUMNS
 TILE, SMALL_TILE = 140, 84  # pixels: multiples of MNIST's 28
 MINUTE = 60
+LEAST_SECONDS = 0.01
 HASH_LENGTH = 6
 LONGEST_NAME = 72  # of a file, without its digest
 
@@ -30,7 +31,8 @@ def told_of_speed(scene: Scene, rate: float) -> str:
     """Return what a speed means for a pass."""
     images = scene.stream.length
     seconds, rounded = images / rate, float(f"{rate:.2g}")
-    lasts = f"{max(seconds, 0.01):.2g} s" if seconds < MINUTE else f"{seconds / MINUTE:.1f} min"
+    lasts = f"{seconds / MINUTE:.1f} min" if seconds >= MINUTE else f"{seconds:.2g} s"
+    lasts = lasts if seconds >= LEAST_SECONDS else f"less than {LEAST_SECONDS} s"
     return f"{rounded:,.0f} images a second on one core of this machine: a pass over {images:,} images takes {lasts}"
 
 
@@ -151,6 +153,8 @@ def _mixtures(scene: Scene) -> Section:
 
 def _weighed(scene: Scene, mixture: Mixture) -> list[str]:
     """Return what each label weighs, but for those that are nothing to two places."""
+    if max(mixture.weights.values()) == 1:
+        return ["not mixed"]
     told = [(_name(scene, label), f"{weight:.2f}") for label, weight in mixture.weights.items()]
     return [f"{name} {weight}" for name, weight in told if weight != "0.00"]
 
