@@ -1,6 +1,8 @@
 """The DataModules: a dataset read once, split, and served as keyed training batches and plain evaluation batches."""
 
+import atexit
 import math
+import multiprocessing
 import signal
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -171,6 +173,15 @@ def worker_init(worker: int) -> None:
     """Let a worker outlive a signal to the whole process group, so that the step under way is finished and saved."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End workers that an error has left: at its exit Python asks them to end, which they do not heed, and waits."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error where a worker is killed
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 class ImageDataModule(pl.LightningDataModule):

@@ -13,6 +13,7 @@ from tutelage.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # none that decodes, or runs, when it is opened
 ORIENTATION = 0x0112  # the EXIF tag
+PNG_ORIENTATIONS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # chunks that may hold one
 SIDEWAYS = range(5, 9)  # orientations that exchange height and width
 SIXTEEN_TO_EIGHT = 257  # 65535 / 255
 
@@ -87,7 +88,7 @@ class FilePicture:
         self._content = content
         self._background = background
         self._name = name
-        self._orientation = _orientation(header)
+        self._orientation = _orientation(header) if _may_lie(header.format, content) else 1
         self._grey = header.mode == "L" and channels == 1
         self._by_opencv = header.format == "JPEG" and header.mode in {"L", "RGB"} and _is_regular(content, header)
         width, height = header.size
@@ -256,6 +257,14 @@ def _orientation(image: Any) -> int:
         return int(found) if found in _TURNS else 1
     except Exception:
         return 1
+
+
+def _may_lie(kind: str, content: bytes) -> bool:
+    """Return whether an image of a format may need turning.
+
+    Pillow turns TIFFs by itself, and decodes a PNG to see whether its orientation stands at the end.
+    """
+    return any(word in content for word in PNG_ORIENTATIONS) if kind == "PNG" else kind != "TIFF"
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

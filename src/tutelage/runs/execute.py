@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def fit(this: Run, stage: Fit) -> dict[str, Any]:
             streams=stage.streams(this.selections),
             transforms=config.augmentation.transforms,
             strong=config.augmentation.strong,
-            key=lambda stream: Key(config.seed, stage.name, stream),
+            key=partial(Key, config.seed, stage.name),
             steps=stage.steps,
             mix=config.augmentation.mix,
         )
