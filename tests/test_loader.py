@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from multiprocessing import resource_sharer
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -255,13 +256,13 @@ def test_what_a_run_gives_its_workers_can_be_sent_to_ones_that_are_started_anew(
         shown = StepBatches.__getitem__
 
         def send(self, step):
-            sent = ForkingPickler.loads(ForkingPickler.dumps(self))
-            assert equal(shown(sent, step), shown(self, step))
+            assert len(ForkingPickler.dumps(self)) < 10_000  # bytes; the images alone are a million
             return shown(self, step)
 
         StepBatches.__getitem__ = send
 
     overrides = ["model=mlp", "model.width=4", "schedule.epochs=null", "schedule.steps=2", "data.num_workers=0"]
+    resource_sharer.stop()  # what hands out shared memory here would be asked for it by the fork
     assert run(tmp_path, *overrides, before=check) == 0
 
 
