@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -409,6 +410,8 @@ def test_a_damaged_jpeg_is_refused_where_pillow_refuses_it_and_else_gives_pillow
         content[first:first] = rng.randbytes(8)
     try:
         with Image.open(io.BytesIO(content), formats=pixels.FORMATS) as image:
+            if math.prod(image.size) > LIMIT:  # damage to the size itself: refused for that
+                return
             image.load()
             theirs = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except Exception:

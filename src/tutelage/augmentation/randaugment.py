@@ -3,6 +3,7 @@
 Every drawn operation fires, and a larger magnitude never changes an image less.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -103,9 +104,9 @@ class _Chain(_Operations):
 
     numbers: int  # in [0, 1), that the draw of an image takes
 
+    @abstractmethod
     def chains(self, numbers: np.ndarray) -> list[list[tuple[str, float]]]:
         """Return the chain of each image from its numbers (B, ``self.numbers``) float64 in [0, 1)."""
-        raise NotImplementedError
 
     def get_params(self) -> dict[str, Any]:
         """Draw the chain of one image."""
