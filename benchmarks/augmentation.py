@@ -19,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -227,8 +228,8 @@ def measure(row: Row) -> None:
 
 def main() -> int:
     """Print a line a pipeline, the ratio last; return 1 where a promise is missed."""
-    cv2.setNumThreads(1)
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "Anti-alias option is always applied")  # said above
     heads = f"{'side':>4} {'tutelage':>9} {'OpenCV':>8} {'timm':>7} {'torchvision':>11}  ratio"
     print(f"{'images a second, one core':<50} {heads}")
     missed = 0
