@@ -34,7 +34,6 @@ RGB = 3
 SMOOTH_BOX, SMOOTH_CENTRE = 9 / 13, 4 / 13  # PIL's ImageFilter.SMOOTH: ones about a five, over 13
 GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601-2, as PIL's convert("L")
 DOWN = -0.499  # makes OpenCV's rounding PIL's cutting off; whole numbers stay
-HALF = 0.5
 CACHED_STEPS = 4096
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -139,7 +138,7 @@ def contrast(factor: float, channels: int) -> Step:
     def run(image: np.ndarray) -> np.ndarray:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if channels == RGB else image
         blend = matrix.copy()
-        blend[:, -1] += (1 - factor) * int(cv2.mean(grey)[0] + HALF)
+        blend[:, -1] += (1 - factor) * int(cv2.mean(grey)[0] + 0.5)
         return cv2.transform(image, blend).reshape(image.shape)
 
     return Step(run)

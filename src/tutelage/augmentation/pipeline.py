@@ -152,9 +152,9 @@ class _Stage:
         own = numbers[:, self._numbers]
         if not own.shape[1]:
             return [None] * len(numbers)
-        fires = (own[:, 0] < self.transform.p).tolist()
+        fires: list[bool] = (own[:, 0] < self.transform.p).tolist()
         if self._flips:
-            return list(fires)
+            return fires
         return [chain if f else [] for f, chain in zip(fires, self.transform.chains(own[:, 1:]), strict=True)]
 
     def __call__(self, images: list[np.ndarray], plan: Sequence[Any], draws: np.ndarray) -> list[np.ndarray]:
