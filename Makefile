@@ -36,10 +36,11 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## speed: of augmentation and loading against others, of a run against a plain loop, of k-NN, of scanning
+bench: $(STAMP) ## speed: of augmentation and loading against others, of a run against a plain loop, of distillation, of k-NN, of scanning
 	@$(BIN)/python benchmarks/augmentation.py
 	@$(BIN)/python benchmarks/loader.py
 	@$(BIN)/python benchmarks/overhead.py
+	@$(BIN)/python benchmarks/distillation.py
 	@$(BIN)/python benchmarks/neighbours.py
 	@$(BIN)/python benchmarks/scan.py
 

@@ -12,7 +12,12 @@ from tutelage.errors import UserError
 from tutelage.runs import identity, run_path
 
 EVERY_OPTION = [(group, option) for group, entries in options().items() for option in entries]
-NEEDED = {"alexnet": ["data.image_size=67"], "vgg": ["data.image_size=32"]}
+WEIGHTS = ["init_from=weights.pth"]
+NEEDED = {
+    "alexnet": ["data.image_size=67"],
+    "vgg": ["data.image_size=32"],
+    **{f"transfer_{kind}": WEIGHTS for kind in ("frozen", "finetune", "gradual")},
+}
 
 
 @pytest.mark.parametrize(("group", "option"), EVERY_OPTION)
@@ -58,7 +63,7 @@ WRONG = [
     (["+model.depth=2"], "unknown key 'model.depth'"),
     (
         ["model=lenet6"],
-        "did you mean 'lenet5'? Allowed: alexnet, lenet5, mlp, nearest_neighbours, perceptron, resnet, timm, ",
+        "did you mean 'lenet5'? Allowed: alexnet, lenet5, mlp, nearest_neighbours, perceptron, resnet, small_vgg, ",
     ),
     (["experiment=nothing"], "experiment=nothing: no such option"),
     (["model.width=-2"], "model.width=-2: input should be greater than 0"),
@@ -81,6 +86,22 @@ WRONG = [
     (["trainer.precision=8"], "trainer.precision=8: input should be '32-true', '16-mixed' or 'bf16-mixed'"),
     (["strategy=noisy_student", "strategy.students=[]"], "strategy.students: List should have at least 1 item"),
     (["strategy=noisy_student", "strategy.students=[{model:{depht:2}}]"], "unknown key 'depht': did you mean 'depth'?"),
+    (["strategy=distillation", "strategy.alpha=2"], "strategy.alpha=2: input should be less than or equal to 1"),
+    (["strategy=distillation", "strategy.temperature=0"], "strategy.temperature=0: input should be greater than 0"),
+    (["strategy=distillation", "strategy.teacher=vgg"], "composed into a key by model@strategy.teacher=vgg"),
+    (["strategy=distillation", "model@strategy.teacher=vgg"], "strategy.teacher: model=vgg needs images of 32 pixels"),
+    (["strategy=teacher_student", "strategy.teacher=null"], "name finished runs by strategy.teachers=[RUN]"),
+    (["strategy=distillation", "augmentation=weak_strong"], "strategy=distillation takes one view of an image"),
+    (["strategy=distillation", "strategy.teacher.widht=2"], "did you mean 'strategy.teacher.width'?"),
+    (["strategy=pseudo_label", "strategy.ramp_begins=0.7"], "strategy.ramp_begins comes before strategy.ramp_ends"),
+    (["strategy=pseudo_label", "model=nearest_neighbours"], "it goes with strategy=supervised"),
+    (["strategy=lwf", "strategy.tasks=[[0,1],[1,2]]"], "each with classes of its own"),
+    (["strategy=lwf", "strategy.tasks=[[0,1]]"], "two tasks or more are needed"),
+    (["strategy=transfer_frozen"], "strategy=transfer_frozen begins from weights: give init_from=RUN, FILE, timm:NAME"),
+    (
+        ["strategy=transfer_finetune", "strategy.layer_decay=0"],
+        "strategy.layer_decay=0: input should be greater than 0",
+    ),
     (["data.root=${nowhere}"], "${nowhere} in the config refers to a key that does not exist"),
     (["augmentation.transforms=[{p:1}]"], "each entry needs a _target_"),
     (["model.width"], "'model.width' is not KEY=VALUE"),

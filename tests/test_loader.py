@@ -101,7 +101,7 @@ def step_batches(images, channels: int = 3, **options) -> StepBatches:
 
 
 def equal(one, other) -> bool:
-    return all(torch.equal(a, b) for name in one for a, b in zip(one[name], other[name], strict=True))
+    return all(torch.equal(a, b) for name in one for a, b in zip(one[name][:2], other[name][:2], strict=True))
 
 
 # batches

@@ -10,13 +10,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tutelage.config import OWN_MODELS, AugmentationConfig, Config, Section
+from tutelage.config import OWN_MODELS, STRATEGIES, AugmentationConfig, Config, Section
 from tutelage.errors import UserError
 
 CONFIG_DIR_FLAGS = {"--config-dir", "-cd"}
 HELP_HINT = "'tutelage train --help' lists groups and options"
 SECTIONS = ["paths", *(name for name, field in Config.model_fields.items() if field.is_required())]
-TAGS = OWN_MODELS | {"other", "supervised", "noisy_student"}  # the schema's names for alternatives, in no key
+TAGS = OWN_MODELS | STRATEGIES | {"other"}  # the schema's names for alternatives, in no key
 
 
 def conf_dir() -> Path:

@@ -1,48 +1,27 @@
-"""The schema of ``conf/``: every key, its type and its range.
+"""The schema of ``conf/``: every key, its type and its range. Models and strategies have files of their own."""
 
-A default here is a key's *neutral* value: the one under which a run is what it was before the key existed. Identities
-leave neutral values out, so a new key leaves the names of old runs alone. The values that users get by default stand
-in ``conf/``.
-"""
+from typing import Annotated, Any, Literal, Self, get_args
 
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from pydantic import Field, field_validator, model_validator
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from tutelage.config.models import ModelConfig, NearestNeighboursConfig
+from tutelage.config.section import Fraction, PartOf, Positive, Section, Targeted, too_small
+from tutelage.config.strategies import (
+    LwFConfig,
+    NoisyStudentConfig,
+    StrategyConfig,
+    StudentConfig,
+    TaughtConfig,
+    TransferFinetuneConfig,
+    TransferFrozenConfig,
+)
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-PartOf = Annotated[float, Field(ge=0, lt=1)]  # a probability under which something is left
 Alpha = Annotated[float, Field(ge=0, le=100)]  # both parameters of a beta distribution; 0 is off
-Positive = Annotated[int, Field(ge=1)]
-Width = Annotated[float, Field(gt=0, le=64)]  # multiplies the channels of every layer
 Shift = Literal["brightness", "crop", "rotate", "translate"]
 SHIFTS: tuple[Shift, ...] = get_args(Shift)
 RGB = 3
 MOST_WORKERS = 256
 FILE_DATA = {"ImageFolder": "image_folder", "ImageNet": "imagenet", "Table": "table"}  # datasets of image files
-
-
-def too_small(model: str, needed: int, given: int) -> str:
-    """Return what is said of images that are too small for a model."""
-    return f"model={model.lower()} needs images of {needed} pixels or more, not data.image_size={given}"
-
-
-class Section(BaseModel):
-    """A group of keys; unknown ones are errors."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True, allow_inf_nan=False
-    )
-
-
-class Targeted(Section):
-    """A group whose ``_target_`` names the class to build."""
-
-    smallest: ClassVar[int] = 1  # side in pixels of the smallest image that it takes
-    target: str = Field(alias="_target_")
-
-    def arguments(self) -> dict[str, Any]:
-        """Return ``_target_`` and what its class is built with, as plain containers."""
-        return self.model_dump()
 
 
 class DataConfig(Section):
@@ -102,127 +81,6 @@ class DataConfig(Section):
         return self
 
 
-class PerceptronConfig(Targeted):
-    """One fully connected layer on all pixels."""
-
-    target: Literal["tutelage.models.Perceptron"] = Field(alias="_target_")
-
-
-class MLPConfig(Targeted):
-    """Fully connected layers."""
-
-    target: Literal["tutelage.models.MLP"] = Field(alias="_target_")
-    width: Annotated[int, Field(ge=1, le=65536)]
-    depth: Annotated[int, Field(ge=1, le=64)]
-    dropout: PartOf = 0.0
-
-
-class LeNet5Config(Targeted):
-    """LeNet-5; ``width`` multiplies the channels of every layer."""
-
-    smallest: ClassVar = 12  # pixels; after two convolutions and poolings nothing is left of a smaller image
-    target: Literal["tutelage.models.LeNet5"] = Field(alias="_target_")
-    width: Width = 1.0
-    dropout: PartOf = 0.0
-
-
-class AlexNetConfig(Targeted):
-    """AlexNet in two groups."""
-
-    smallest: ClassVar = 67  # after the first convolution and three poolings nothing is left of a smaller image
-    target: Literal["tutelage.models.AlexNet"] = Field(alias="_target_")
-    width: Width = 1.0
-    norm: Literal["lrn", "batch", "none"] = "lrn"
-    pool: Literal["flatten", "average"] = "flatten"
-    dropout: PartOf = 0.5
-
-
-class VGGConfig(Targeted):
-    """VGG of 11, 13, 16 or 19 layers."""
-
-    smallest: ClassVar = 32  # halved five times
-    target: Literal["tutelage.models.VGG"] = Field(alias="_target_")
-    depth: Literal[11, 13, 16, 19]
-    batch_norm: bool = False
-    width: Width = 1.0
-    pool: Literal["flatten", "average"] = "flatten"
-    dropout: PartOf = 0.5
-
-
-class ResNetConfig(Targeted):
-    """A residual network with a stem for small images."""
-
-    target: Literal["tutelage.models.ResNet"] = Field(alias="_target_")
-    width: Annotated[int, Field(ge=1, le=4096)]
-    depth: Annotated[int, Field(ge=1, le=64)]
-    dropout: PartOf = 0.0
-    stochastic_depth: PartOf = 0.0
-
-
-class TimmConfig(Targeted):
-    """Any architecture of timm, by its name there."""
-
-    target: Literal["tutelage.models.Timm"] = Field(alias="_target_")
-    name: str
-    dropout: PartOf = 0.0
-    stochastic_depth: PartOf = 0.0
-
-
-class TorchvisionConfig(Targeted):
-    """Any classifier of torchvision, by its name there."""
-
-    target: Literal["tutelage.models.Torchvision"] = Field(alias="_target_")
-    name: str
-    dropout: PartOf = 0.0
-
-
-class NearestNeighboursConfig(Targeted):
-    """k nearest neighbours among the labelled images, by pixels or by the features of a backbone."""
-
-    target: Literal["tutelage.models.NearestNeighbours"] = Field(alias="_target_")
-    k: Positive
-    backbone: "ModelConfig | None" = None
-
-    @field_validator("backbone", mode="before")
-    @classmethod
-    def _composed(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            raise ValueError(f"a model is composed into a key by +model@model.backbone={value}")
-        return value
-
-
-class OtherModelConfig(Targeted):
-    """A user's own architecture; its arguments are checked when it is built."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-OWN_MODELS = frozenset(
-    {"Perceptron", "MLP", "LeNet5", "AlexNet", "VGG", "ResNet", "Torchvision", "Timm", "NearestNeighbours"}
-)
-
-
-def _which_model(value: Any) -> str:
-    target = value.get("_target_", "") if isinstance(value, dict) else value.target
-    module, _, name = str(target).rpartition(".")
-    return name if module == "tutelage.models" and name in OWN_MODELS else "other"
-
-
-ModelConfig = Annotated[
-    Annotated[PerceptronConfig, Tag("Perceptron")]
-    | Annotated[MLPConfig, Tag("MLP")]
-    | Annotated[LeNet5Config, Tag("LeNet5")]
-    | Annotated[AlexNetConfig, Tag("AlexNet")]
-    | Annotated[VGGConfig, Tag("VGG")]
-    | Annotated[ResNetConfig, Tag("ResNet")]
-    | Annotated[TorchvisionConfig, Tag("Torchvision")]
-    | Annotated[TimmConfig, Tag("Timm")]
-    | Annotated[NearestNeighboursConfig, Tag("NearestNeighbours")]
-    | Annotated[OtherModelConfig, Tag("other")],
-    Discriminator(_which_model),
-]
-
-
 class MixConfig(Section):
     """Images and labels of a batch mixed with one another: CutMix, MixUp, or by chance one of the two."""
 
@@ -252,35 +110,6 @@ class AugmentationConfig(Section):
         if any("_target_" not in transform for transform in value):
             raise ValueError("each entry needs a _target_, such as albumentations.HorizontalFlip")
         return value
-
-
-class SupervisedConfig(Section):
-    """Cross-entropy on the labelled images."""
-
-    name: Literal["supervised"]
-
-
-class StudentConfig(Section):
-    """One student: what changes against ``model``, and its share of the schedule."""
-
-    model: dict[str, Any] = Field(default_factory=dict)
-    length: Annotated[float, Field(gt=0, le=1000)] = 1.0
-
-
-class NoisyStudentConfig(Section):
-    """Noisy-student self-training (Xie et al. 2020)."""
-
-    name: Literal["noisy_student"]
-    students: Annotated[list[StudentConfig], Field(min_length=1)]
-    teacher_length: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    unlabelled_ratio: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    confidence: PartOf = 0.0
-    balance: bool = True
-    soft_labels: bool = True
-    control: bool = True
-
-
-StrategyConfig = Annotated[SupervisedConfig | NoisyStudentConfig, Field(discriminator="name")]
 
 
 class OptimizerConfig(Section):
@@ -388,15 +217,32 @@ class Config(Section):
             raise ValueError(too_small(self.model.target.rpartition(".")[2], needed, given))
         if isinstance(self.model, NearestNeighboursConfig) and self.data.balance != "none":
             raise ValueError(f"data.balance={self.data.balance} has no meaning for nearest neighbours; set it to none")
+        if isinstance(self.model, NearestNeighboursConfig) and self.strategy.name != "supervised":
+            raise ValueError("model=nearest_neighbours learns from labels alone: it goes with strategy=supervised")
         return self
 
     @model_validator(mode="after")
-    def _students_fit_the_model(self) -> Self:
-        if isinstance(self.strategy, NoisyStudentConfig):
-            if isinstance(self.model, NearestNeighboursConfig):
-                raise ValueError("model=nearest_neighbours learns from labels alone: it goes with strategy=supervised")
-            for student in self.strategy.students:
+    def _strategy_fits(self) -> Self:
+        """Check what a strategy asks of the other groups."""
+        strategy = self.strategy
+        if isinstance(strategy, NoisyStudentConfig):
+            for student in strategy.students:
                 self.grown(student)
+        if isinstance(strategy, TaughtConfig) and strategy.teacher is not None and not strategy.teachers:
+            needed, given = strategy.teacher.smallest, self.data.image_size
+            if given < needed:
+                raise ValueError(
+                    f"strategy.teacher: {too_small(strategy.teacher.target.rpartition('.')[2], needed, given)}"
+                )
+        if isinstance(strategy, TransferFrozenConfig | TransferFinetuneConfig) and self.init_from is None:
+            raise ValueError(
+                f"strategy={strategy.name} begins from weights: give init_from=RUN, FILE, timm:NAME, torchvision:NAME "
+                "or package:PACKAGE/FILE"
+            )
+        if isinstance(strategy, LwFConfig) and not strategy.tasks and self.init_from is None:
+            raise ValueError("strategy.tasks=[] goes on from a network that has learned before: give init_from=RUN")
+        if isinstance(strategy, TaughtConfig | LwFConfig) and self.augmentation.strong:
+            raise ValueError(f"strategy={strategy.name} takes one view of an image: augmentation.strong=[] leaves one")
         return self
 
     def grown(self, student: StudentConfig) -> Targeted:

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.config import DataConfig
-from tutelage.data import huggingface, image_files
+from tutelage.data import emoji, huggingface, image_files
 from tutelage.data.balance import class_weights
 from tutelage.data.download import Tell, silent
 from tutelage.data.image_files import LISTINGS
+from tutelage.data.kept import ANSWERS, VALUES, Keeping, Kept, mapped, packed, row_type, unpacked, views_shown
 from tutelage.data.labels import (
     PROBABILITIES,
     TABLE,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         STL10,
         SVHN,
         Digits,
+        Emoji,
         FashionMNIST,
         HuggingFace,
         ImageDataModule,
@@ -48,6 +50,7 @@ _WITH_TORCH = {
     "CIFAR10",
     "CIFAR100",
     "Digits",
+    "Emoji",
     "FashionMNIST",
     "HuggingFace",
     "ImageDataModule",
@@ -65,6 +68,7 @@ _WITH_TORCH = {
 _NAMED_DATA = {"CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "MNIST", "STL10", "SVHN"}  # the name says all
 
 __all__ = [
+    "ANSWERS",
     "CIFAR10",
     "CIFAR100",
     "MNIST",
@@ -73,13 +77,17 @@ __all__ = [
     "SVHN",
     "TABLE",
     "UNKNOWN",
+    "VALUES",
     "Digits",
     "Draws",
+    "Emoji",
     "FashionMNIST",
     "HuggingFace",
     "ImageDataModule",
     "ImageFolder",
     "ImageNet",
+    "Keeping",
+    "Kept",
     "Plain",
     "Selection",
     "Shown",
@@ -92,10 +100,15 @@ __all__ = [
     "data_module",
     "few",
     "fingerprint",
+    "mapped",
+    "packed",
     "quality",
     "read_probabilities",
+    "row_type",
     "split",
     "stratified",
+    "unpacked",
+    "views_shown",
     "write_probabilities",
     "write_table",
 ]
@@ -118,6 +131,8 @@ def fingerprint(config: DataConfig, tell: Tell = silent) -> str:
         if config.root is not None and not Path(config.root).expanduser().is_dir():
             raise UserError(f"data.root={config.root}: no such folder")
         return ""
+    if module == "tutelage.data" and name == "Emoji":
+        return emoji.versions(config.root)
     if module == "tutelage.data" and name in LISTINGS:
         return image_files.fingerprint(LISTINGS[name](config), config, tell)
     if module == "tutelage.data" and name == "HuggingFace":

@@ -5,8 +5,8 @@ import math
 import multiprocessing
 import signal
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -17,19 +17,21 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tutelage.augmentation import Mixing, Pipeline, mixed, plan
 from tutelage.config import DataConfig, MixConfig
-from tutelage.data.ahead import AheadLoader
+from tutelage.data.ahead import AheadLoader, each_tensor
 from tutelage.data.cifar import cifar10, cifar100
 from tutelage.data.digits import digits
 from tutelage.data.download import Tell, silent
+from tutelage.data.emoji import emoji, versions
 from tutelage.data.fashion_mnist import fashion_mnist
 from tutelage.data.huggingface import hugging_face, saved_as
 from tutelage.data.image_files import LISTINGS, fingerprint, image_files
+from tutelage.data.kept import Kept
 from tutelage.data.mnist import mnist
 from tutelage.data.shared import Shared, cores
 from tutelage.data.source import Images, Source, WholeImages, gathered, is_ready
 from tutelage.data.splits import Splits, split
 from tutelage.data.stl10 import stl10
-from tutelage.data.streams import Draws, Stream
+from tutelage.data.streams import Draws, Shows, Stream
 from tutelage.data.svhn import svhn
 from tutelage.randomness import Key
 from tutelage.targets import resolve
@@ -40,10 +42,15 @@ MOST_WORKERS = 8  # that are started unasked
 
 
 class Shown(NamedTuple):
-    """What one stream shows in a step: images (B, C, H, W) uint8, targets (B,) int64 or (B, C) float32."""
+    """What one stream shows in a step: images (B, C, H, W) uint8, targets (B,) int64 or (B, C) float32.
+
+    ``answers`` (B, K) float32 are those of a frozen network, where they are kept; where they are features, which are
+    shown instead of the images, these are empty (B, 0).
+    """
 
     images: torch.Tensor
     targets: torch.Tensor
+    answers: torch.Tensor | None = None
 
 
 class Unmixed(NamedTuple):
@@ -63,7 +70,7 @@ class Plain(NamedTuple):
 
 @dataclass(frozen=True)
 class Training:
-    """What one stage trains on: its streams, its augmentation, the key of its draws and its length in steps."""
+    """What one stage trains on: streams, augmentation, the key of its draws, its length in steps, answers by stream."""
 
     streams: Sequence[Stream]
     transforms: Sequence[dict[str, Any]]
@@ -71,6 +78,12 @@ class Training:
     steps: int
     strong: Sequence[dict[str, Any]] = ()
     mix: MixConfig | None = None
+    kept: Mapping[str, Kept] = field(default_factory=dict)
+
+
+def _mixed(unmixed: Unmixed, classes: int) -> Shown:
+    shown, mixing = unmixed
+    return Shown(*mixed(shown.images, shown.targets, mixing, classes), shown.answers)
 
 
 def channels_first(images: np.ndarray) -> torch.Tensor:
@@ -108,10 +121,19 @@ class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
         return {name: value for name, value in self.__dict__.items() if name != "_views"}
 
     def __getitem__(self, step: int) -> dict[str, Shown | Unmixed]:
-        return {
-            stream.name: self._to_mix(step, stream, self._show(step, stream, draws, view))
-            for stream, draws, view in self._views
-        }
+        return {stream.name: self._of(step, stream, draws, view) for stream, draws, view in self._views}
+
+    def _of(self, step: int, stream: Stream, draws: Draws, view: Pipeline) -> Shown | Unmixed:
+        """Return a batch of a stream, with the kept answers to it where there are any."""
+        shows, kept = draws.at(step), self._training.kept.get(stream.name)
+        if kept is None:
+            return self._to_mix(step, stream, self._show(shows, stream, view))
+        shows = kept.repeated(shows)
+        answers = torch.from_numpy(kept.answers(step, shows, stream))
+        if kept.instead:
+            nothing = torch.empty(stream.batch_size, 0, dtype=torch.uint8)
+            return Shown(nothing, torch.from_numpy(stream.targets[shows.entries]), answers)
+        return self._to_mix(step, stream, self._show(shows, stream, view)._replace(answers=answers))
 
     def _to_mix(self, step: int, stream: Stream, shown: Shown) -> Shown | Unmixed:
         """Return a batch with the plan for mixing it, the same for each view of its images."""
@@ -121,9 +143,9 @@ class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
         drawn = plan(training.mix, training.key(stream.name), step, stream.batch_size, height, width)
         return Unmixed(shown, drawn.tensors())
 
-    def _show(self, step: int, stream: Stream, draws: Draws, view: Pipeline) -> Shown:
+    def _show(self, shows: Shows, stream: Stream, view: Pipeline) -> Shown:
         """Return a batch: with two views of each image all first ones, then all second ones."""
-        passes, entries, copies = draws.at(step)
+        passes, entries, copies = shows
         indices = stream.indices[entries]
         drawn = np.stack([passes, indices, copies], axis=1)
         views = np.empty((view.views, len(indices), *self._shape), dtype=np.uint8)
@@ -232,22 +254,26 @@ class ImageDataModule(pl.LightningDataModule):
         training, trainer = self.training, self.trainer
         if training is None or trainer is None:
             raise RuntimeError("set .training and attach a Trainer first")
+        workers = 0 if all(kept.instead for kept in training.kept.values()) and training.kept else self._workers()
+        return self._shown(training, workers, Steps(training.steps, lambda: trainer.global_step))
+
+    def shown(self, training: Training, steps: Sequence[int]) -> Iterator[dict[str, Shown]]:
+        """Yield what a stage is shown at some steps, on the device and mixed, outside of its training."""
+        workers = min(self._workers(), len(steps))
+        for batch in self._shown(training, workers, steps):
+            sent = each_tensor(batch, lambda tensor: tensor.to(self.device, non_blocking=True))
+            yield self.on_after_batch_transfer(sent, 0)
+
+    def _shown(self, training: Training, workers: int, steps: Iterable[int]) -> DataLoader[dict[str, Shown | Unmixed]]:
         shape = (self.config.image_size, self.config.image_size, self.config.channels)
-        return self._loader(
-            StepBatches(self.images, training, shape),
-            self._workers(),
-            sampler=Steps(training.steps, lambda: trainer.global_step),
-        )
+        return self._loader(StepBatches(self.images, training, shape), workers, sampler=steps)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Return a batch whose streams are mixed, each within itself, where it came with a plan for that."""
         if not isinstance(batch, dict):
             return batch
         classes = len(self.source.classes)
-        return {
-            name: Shown(*mixed(*one.shown, one.mixing, classes)) if isinstance(one, Unmixed) else one
-            for name, one in batch.items()
-        }
+        return {name: _mixed(one, classes) if isinstance(one, Unmixed) else one for name, one in batch.items()}
 
     def val_dataloader(self) -> DataLoader[Plain] | list[Any]:
         """Return the validation images, or an empty list where there are none."""
@@ -338,6 +364,18 @@ class STL10(ImageDataModule):
     def read(self) -> Source:
         """Return STL-10 at the config's size."""
         return stl10(self.config.root, self.config.image_size, self.config.channels, self.tell)
+
+
+class Emoji(ImageDataModule):
+    """Emoji as two vendors draw them."""
+
+    def read(self) -> Source:
+        """Return the emoji at the config's size."""
+        return emoji(self.config)
+
+    def fingerprint(self) -> str:
+        """Return the versions of the packages."""
+        return versions(self.config.root)
 
 
 class ImageFolder(ImageDataModule):

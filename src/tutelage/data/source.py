@@ -1,8 +1,8 @@
 """What a dataset is before any split: images, labels and its makers' parts, in one index space."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -46,6 +46,7 @@ class Source:
         names: a name for each image (a path, or its number).
         left_out: names of files that could not be read and are not among the images.
         notes: what the user should know about the data.
+        others: indices of further test sets, by their names: the same classes, seen otherwise.
     """
 
     images: Images | np.ndarray
@@ -58,6 +59,7 @@ class Source:
     names: Sequence[str]
     left_out: Sequence[str] = ()
     notes: Sequence[str] = ()
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def no_images() -> np.ndarray:

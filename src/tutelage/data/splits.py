@@ -1,6 +1,7 @@
 """Who may see which image: label budgets, validation and the unlabelled pool, without overlap."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,6 +26,7 @@ class Splits:
         pool: images to learn from without labels. Where the source knows their labels, these only measure
             pseudo-labels.
         validation_kind: none, inside, outside or own, as resolved.
+        others: further test sets, by their names; touched when ``test`` is.
     """
 
     labelled: np.ndarray
@@ -32,6 +34,7 @@ class Splits:
     test: np.ndarray
     pool: np.ndarray
     validation_kind: str
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def split(source: Source, config: DataConfig) -> Splits:
@@ -44,9 +47,11 @@ def split(source: Source, config: DataConfig) -> Splits:
         UserError: a class has too few images for the budget, or nothing is left to validate on.
     """
     labels, train, test, own, unlabelled = source.labels, source.train, source.test, source.val, source.unlabelled
+    others = source.others
     if config.limit is not None:
         key = Key(config.split_seed, "limit")
         train, test = (stratified(part, labels, config.limit, key) for part in (train, test))
+        others = {name: stratified(part, labels, config.limit, key) for name, part in others.items()}
         own, unlabelled = (
             np.sort(key.generator("parts").permutation(part)[: config.limit]) for part in (own, unlabelled)
         )
@@ -74,7 +79,7 @@ def split(source: Source, config: DataConfig) -> Splits:
         validation = stratified(rest, labels, count, key)
         rest = np.setdiff1d(rest, validation)
     pool = np.concatenate([rest, unlabelled])
-    return Splits(labelled=labelled, validation=validation, test=test, pool=pool, validation_kind=kind)
+    return Splits(labelled=labelled, validation=validation, test=test, pool=pool, validation_kind=kind, others=others)
 
 
 def _budget(config: DataConfig, order: np.ndarray, source: Source, c: int) -> int:

@@ -26,6 +26,7 @@ class Stream:
         copies: (n,) int64, which duplicate an entry is (0 for the first).
         even: a pass shows each class of ``targets`` (n,) as often as the largest, the entries of the smaller ones in
             turn.
+        shuffled: each pass has an order of its own; else that of ``indices``.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Stream:
     batch_size: int
     copies: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     even: bool = False
+    shuffled: bool = True
 
     def __post_init__(self) -> None:
         if not len(self.indices):
@@ -97,7 +99,9 @@ def _order(stream: Stream, key: Key, pass_: int, part: int) -> tuple[np.ndarray,
     place has an entry by itself.
     """
     count, generator = len(stream.indices), key.generator("order", pass_=pass_)
-    if count <= PART:
+    if not stream.shuffled:
+        entries = np.arange(part * PART, min(count, (part + 1) * PART))
+    elif count <= PART:
         entries = generator.permutation(count)
     else:
         keys = generator.integers(0, 1 << 64, size=ROUNDS, dtype=np.uint64)

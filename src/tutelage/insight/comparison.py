@@ -12,6 +12,7 @@ import numpy as np
 from tutelage.config import SHIFTS
 from tutelage.insight import page, pictures
 from tutelage.insight.curves import read_curve
+from tutelage.insight.gains import gains, measures
 from tutelage.insight.table import print_whole
 from tutelage.runs import FINISHED, RunFolder, last_fit, read_record
 from tutelage.storage import digest
@@ -103,6 +104,13 @@ def compare(outcomes: Sequence[Outcome], command: str) -> None:
         print(f"no result: {line}")
     if not jobs:
         return
+    networks = _networks(keys, jobs)
+    if networks is not None:
+        print()
+        _print(*networks, len(keys) + 1)
+    bought = _bought(keys, jobs)
+    for line in bought:
+        print(line)
     folder = jobs[0].folder.path.parent / f"sweep-{digest(command)[:HASH_LENGTH]}"
     shown = [*_over_x(keys, jobs, folder), *_shifts(keys, jobs, folder), *_templates(jobs)]
     links = "".join(
@@ -113,7 +121,8 @@ def compare(outcomes: Sequence[Outcome], command: str) -> None:
     title = jobs[0].folder.path.parent.name
     body = (
         f"<p class=note><code>{html.escape(command)}</code></p>{page.table(head, rows)}"
-        f"{page.notes([TOLD, *(f'No result: {line}' for line in missing)])}{page.figures(shown)}"
+        f"{page.notes([TOLD, *(f'No result: {line}' for line in missing)])}"
+        f"{page.table(*networks) if networks else ''}{page.notes(bought)}{page.figures(shown)}"
         f"<h2>The runs</h2><ul>{links}</ul>"
     )
     page.write(folder / "index.html", title, title, body)
@@ -162,6 +171,43 @@ def _rows(keys: Sequence[str], jobs: Sequence[Job]) -> tuple[list[str], list[lis
             row.append(f"{told} +- {100 * np.std(values, ddof=1):.1f}" if measure.share and len(values) > 1 else told)
         rows.append(row)
     return head, rows
+
+
+def _networks(keys: Sequence[str], jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]] | None:
+    """Return the head and the rows of a table of every trained network; None where each run trained one."""
+    rows: list[tuple[list[str], dict[str, np.ndarray]]] = []
+    for chosen, members in _grouped(keys, jobs).items():
+        for name, found in measures([job.record for job in members]).items():
+            rows.append(([*chosen, name, str(len(members))], found))
+    if len(rows) == len(_grouped(keys, jobs)):
+        return None
+    shown = list(dict.fromkeys(key for _, found in rows for key in found))
+    head = [*(key.rpartition(".")[2] for key in keys), "network", "runs", *(_heading(key) for key in shown)]
+    return head, [[*named, *(_spread(found.get(key)) for key in shown)] for named, found in rows]
+
+
+def _heading(key: str) -> str:
+    """Return what heads a column: test, the name of a further test set, or a task's."""
+    part, _, what = key.partition("/")
+    return part if what == "accuracy" else what
+
+
+def _spread(values: np.ndarray | None) -> str:
+    if values is None:
+        return "-"
+    told = f"{values.mean():.1f} %"
+    return f"{told} +- {values.std(ddof=1):.1f}" if len(values) > 1 else told
+
+
+def _bought(keys: Sequence[str], jobs: Sequence[Job]) -> list[str]:
+    """Return a line on what the method of each row bought, where there are several seeds and a control."""
+    lines = []
+    for members in _grouped(keys, jobs).values():
+        named = _label(keys, members[0])
+        method = str(members[0].network["name"])
+        bought = gains([job.record for job in members], method)
+        lines += [f"{named}: {line}" if named else line for line in bought]
+    return lines
 
 
 def _print(head: Sequence[str], rows: Sequence[Sequence[str]], names: int) -> None:

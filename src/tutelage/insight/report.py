@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from tutelage.config import Config
 from tutelage.data import TABLE, UNKNOWN, ImageDataModule, data_module
 from tutelage.insight import page, pictures
 from tutelage.insight.curves import Curve, stored_curves
-from tutelage.insight.table import HEADER, notes, rows
+from tutelage.insight.table import header, notes, rows
 from tutelage.models import Answers, Perceptron, confusion, load_classifier
 from tutelage.randomness import Key
 from tutelage.runs import RunFolder, last_fit, read_record, stage_folders, stored_config, trained
@@ -39,7 +40,7 @@ def write_report(folder: RunFolder, config: Config | None = None) -> None:
     config = config or stored_config(folder)
     data = data_module(config.data)
     entries, places = record["stages"], stage_folders(folder, record)
-    shown = [_confusion(folder, record, places, data)]
+    shown = [_confusion(folder, record, places)]
     if any(entry.get("steps") for entry in entries):  # otherwise images were stored as they are
         shown = [_curves(folder, record, places), *shown, _views(folder, config, data, last_fit(record))]
     shown += [_shift(folder, curve) for curve in stored_curves(folder)]
@@ -58,16 +59,14 @@ def _curves(folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, R
     return page.picture(folder.report / "curves.png", pictures.learning_curves(tables), "Learning curves", CURVES)
 
 
-def _confusion(
-    folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, RunFolder], data: ImageDataModule
-) -> page.Picture:
+def _confusion(folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, RunFolder]) -> page.Picture:
     name = last_fit(record)
     answers = _answers(places[name])
     matrix = confusion(Answers(answers["probabilities"].astype(np.float32), answers["labels"], answers["indices"]))
     told = f"{name} on the {len(answers['labels'])} test images; rows are true classes."
     return page.picture(
         folder.report / "confusion.png",
-        pictures.confusion_matrix(matrix, data.source.classes),
+        pictures.confusion_matrix(matrix, _classes(folder, record)),
         "Confusion matrix",
         told,
     )
@@ -99,7 +98,7 @@ def _shift(folder: RunFolder, curve: Curve) -> page.Picture:
 def _templates(folder: RunFolder, record: Mapping[str, Any]) -> list[page.Picture]:
     """Return the pictures of a perceptron's weights; of other networks none."""
     network = load_classifier(trained(folder, record)[last_fit(record)])
-    if not isinstance(network, Perceptron):
+    if not isinstance(network, Perceptron) or not isinstance(network.head, nn.Linear):
         return []
     spec = network.spec
     weights = network.head.weight.detach().reshape(-1, spec.channels, spec.image_size, spec.image_size).mean(dim=1)
@@ -140,7 +139,7 @@ def _mistakes(
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][:SAMPLES]
     if not len(worst):
         return []
-    classes = [pictures.shortened(c) for c in source.classes]
+    classes = [pictures.shortened(c) for c in _classes(folder, record)]
     titles = [f"{classes[given[i]]} {sure[i]:.0%}\ntruth: {classes[answers['labels'][i]]}" for i in worst]
     images = [source.images[int(answers["indices"][i])] for i in worst]
     told = f"Test images that {name} got wrong, the most confident first ({len(wrong)} of {len(given)} are wrong)."
@@ -149,6 +148,11 @@ def _mistakes(
             folder.report / "mistakes.png", pictures.tiles(images, titles, COLUMNS), "Most confident mistakes", told
         )
     ]
+
+
+def _classes(folder: RunFolder, record: Mapping[str, Any]) -> Sequence[str]:
+    """Return the classes of the network that the run is after: the data's, and those it knew before."""
+    return load_classifier(trained(folder, record)[last_fit(record)]).spec.classes
 
 
 def _answers(place: RunFolder) -> dict[str, np.ndarray]:
@@ -165,7 +169,7 @@ def _body(record: Mapping[str, Any], shown: Sequence[page.Picture]) -> str:
     facts = {key: record[key] for key in ("version", "git", "python", "packages", "threads", "started", "finished")}
     return (
         f"<p class=note><code>{html.escape(record['command'])}</code></p>"
-        f"{page.table(HEADER, rows(record), best)}{page.notes(notes(record))}{page.figures(shown)}"
+        f"{page.table(header(record), rows(record), best)}{page.notes(notes(record))}{page.figures(shown)}"
         f"<h2>All measures of {html.escape(best)}</h2><table>{measured}</table>"
         f"<h2>How it was made</h2><pre>{html.escape(json.dumps(facts, indent=2))}</pre>"
     )

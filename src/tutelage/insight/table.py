@@ -1,5 +1,6 @@
 """The table at the end of a run, from ``run.json`` alone. Needs no torch."""
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,23 +11,41 @@ from tutelage.runs.folder import commit
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEADER = ("stage", "network", "weights", "steps", "labels", "pseudo", "right", "val", "test")
+HEADER = ("stage", "network", "weights", "steps", "labels")
+PSEUDO = ("pseudo", "right")
+VALIDATION, TEST = "val/accuracy", "test/accuracy"
+TASK, FURTHER = re.compile(r"test/(task)-(\d+)"), re.compile(r"test-(.+)/accuracy")
+FORGETS = "forgets"
 NO_VALUE = "-"
 WIDEST = 1000  # characters
+OLD_CONTROL = (  # of records of noisy students
+    "Control: the last student's network, augmentation and noise on the labels alone, "
+    "for as many steps as all other stages together."
+)
+OF_TASKS = (
+    "task 1, task 2 ...: accuracy among the task's own classes, on its test images; forgets: points lost on "
+    "the tasks before, each since it was learned, as a mean."
+)
+
+
+def header(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what heads the columns: where a run learned tasks, these stand in place of the whole test set."""
+    measured = [TASK.sub(r"\1 \2", FURTHER.sub(r"\1", key.replace(TEST, "test"))) for key in _measured(record)]
+    if _tasks(record):
+        return (*HEADER, "val", *measured, FORGETS)
+    return (*HEADER, *PSEUDO, "val", *measured)
 
 
 def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return one row a trained network: what it learned from, and how well it does."""
-    labelled = {entry["name"]: entry for entry in record["stages"] if entry["kind"] == "label"}
     table: list[tuple[str, ...]] = []
-    waiting: Mapping[str, Any] | None = None  # the labels that the next student learns from
+    waiting: Mapping[str, Any] = {}  # the labels that the next student learns from
     for entry in record["stages"]:
-        if entry["name"] in labelled:
-            waiting = entry["result"]
-            continue
         result = entry["result"]
-        pool = waiting or {}
-        kept = f"{pool['pool/kept']:,.0f}" if pool else NO_VALUE
+        if entry["kind"] == "label":
+            waiting = result
+            continue
+        pseudo = (f"{waiting['pool/kept']:,.0f}" if waiting else NO_VALUE, _percent(waiting.get("pool/right")))
         table.append(
             (
                 entry["name"],
@@ -34,14 +53,50 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 f"{entry['parameters']:,}",
                 f"{entry['steps']:,}",
                 f"{entry['labels']:,}",
-                kept,
-                _percent(pool.get("pool/right")),
-                _percent(result.get("val/accuracy")),
-                _percent(result.get("test/accuracy")),
+                *(() if _tasks(record) else pseudo),
+                _percent(result.get(VALIDATION)),
+                *(_percent(result.get(key)) for key in _measured(record)),
+                *((_points(forgotten(record, entry)),) if _tasks(record) else ()),
             )
         )
-        waiting = None
+        waiting = {}
     return table
+
+
+def forgotten(record: Mapping[str, Any], entry: Mapping[str, Any]) -> float | None:
+    """Return what a network has lost on the tasks before its last, each since it was learned, as a mean.
+
+    A task's accuracy counts from the stage that ended with it as the last one learned: the latest of those that lead to
+    the network.
+    """
+    fits = {other["name"]: other for other in record["stages"]}
+    way, stage = [], fits.get(entry["name"])  # from the network back to the first
+    while stage is not None:
+        way.append(_of_tasks(stage["result"]))
+        stage = fits.get(stage.get("after", ""))
+    now = _of_tasks(entry["result"])
+    lost = []
+    for task in sorted(now)[:-1]:
+        learned = next((then for then in way if max(then, default=0) == task), way[-1])  # of an older run: as it began
+        lost.append(learned.get(task, now[task]) - now[task])
+    return sum(lost) / len(lost) if lost else None
+
+
+def _of_tasks(result: Mapping[str, float]) -> dict[int, float]:
+    """Return the accuracy on each task that a network has learned, by the task's number."""
+    return {int(found[2]): value for key, value in result.items() if (found := TASK.fullmatch(key))}
+
+
+def _tasks(record: Mapping[str, Any]) -> bool:
+    return any(_of_tasks(entry["result"]) for entry in record["stages"])
+
+
+def _measured(record: Mapping[str, Any]) -> list[str]:
+    """Return what was measured on test images and has a column: accuracy on each task, or on each test set."""
+    keys = list(dict.fromkeys(key for entry in record["stages"] for key in entry["result"]))
+    if _tasks(record):
+        return sorted((key for key in keys if TASK.fullmatch(key)), key=lambda key: (len(key), key))
+    return [TEST, *(key for key in keys if FURTHER.fullmatch(key))]
 
 
 def notes(record: Mapping[str, Any]) -> list[str]:
@@ -66,11 +121,8 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         right = "; right: the share of them labelled as in truth" if "pool/right" in labels[0]["result"] else ""
         lines.append(f"pseudo: pool images kept with the teacher's label{right}.")
     lines.append(told if tested is None else f"{told} Test: {tested:,} images.")
-    if any(entry["control"] for entry in fits):
-        lines.append(
-            "Control: the last student's network, augmentation and noise on the labels alone, "
-            "for as many steps as all other stages together."
-        )
+    lines += [OF_TASKS] if _tasks(record) else []
+    lines += dict.fromkeys(e.get("told") or OLD_CONTROL for e in fits if e["control"] or e.get("told"))
     made, now = (record["version"], record["git"]), (__version__, commit())
     if made != now:
         lines.append(f"Made by version {_code(*made)} of the code; this is {_code(*now)}.")
@@ -83,7 +135,7 @@ def print_table(record: Mapping[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, name in enumerate(HEADER):
+    for number, name in enumerate(header(record)):
         table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)  # noqa: PLR2004 - two texts
     for row in rows(record):
         table.add_row(*row, style="bold" if row[0] == last_fit(record) else None)
@@ -116,3 +168,7 @@ def _network(entry: Mapping[str, Any]) -> str:
 
 def _percent(value: float | None) -> str:
     return NO_VALUE if value is None else f"{100 * value:.1f} %"
+
+
+def _points(value: float | None) -> str:
+    return NO_VALUE if value is None else f"{100 * value:.1f}"

@@ -1,7 +1,8 @@
 """What every architecture shares: the base LightningModule, its loss, its optimizer."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,29 +15,41 @@ from torch.nn import functional
 from tutelage.config import OptimizerConfig, SchedulerConfig, Targeted, too_small
 from tutelage.data import Plain, Shown
 from tutelage.errors import UserError
+from tutelage.models.tuning import ALL_ALIKE, Tuning, freeze, rate_shares, still
 
 PIXEL_MAX = 255.0
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What a network sees and tells apart: plain values, stored with its weights."""
+    """What a network sees and tells apart: plain values, stored with its weights.
+
+    Attributes:
+        channels: of an image.
+        image_size: its side in pixels.
+        classes: their names, in the order of the logits.
+        mean: of each channel, on a scale from 0 to 1.
+        std: of each channel.
+        tasks: the numbers of each task's classes, where each has a head of its own (see ``Heads``).
+    """
 
     channels: int
     image_size: int
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    tasks: tuple[tuple[int, ...], ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """Return the same as containers that torch's safe loader accepts."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {**values, "tasks": [list(task) for task in self.tasks]}
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Self:
         """Return the spec that ``plain()`` gave."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-        return cls(**values)
+        return cls(**{**values, "tasks": tuple(map(tuple, plain.get("tasks", ())))})
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,7 @@ class Recipe:
     scheduler: SchedulerConfig
     steps: int
     class_weights: tuple[float, ...] | None = None
+    tuning: Tuning = ALL_ALIKE
 
 
 def check_size(spec: ImageSpec, model: type[Targeted]) -> None:
@@ -95,9 +109,7 @@ class ImageClassifier(pl.LightningModule):
         self.spec = spec
         self.recipe: Recipe | None = None
         self.register_buffer("class_weights", None, persistent=False)
-        shape = (1, spec.channels, 1, 1)
-        self.register_buffer("mean", torch.tensor(spec.mean).mul(PIXEL_MAX).view(shape), persistent=False)
-        self.register_buffer("scale", torch.tensor(spec.std).mul(PIXEL_MAX).reciprocal().view(shape), persistent=False)
+        self.normalise_by(spec.mean, spec.std)
 
     @property
     def classifier(self) -> "ImageClassifier":
@@ -115,17 +127,38 @@ class ImageClassifier(pl.LightningModule):
         found: Tensor = self.backbone((pixels - self.mean) * self.scale)
         return found
 
+    def normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take up the mean and deviation of each channel, on a scale from 0 to 1, that images are normalised by."""
+        self.spec = replace(self.spec, mean=tuple(mean), std=tuple(std))
+        shape = (1, self.spec.channels, 1, 1)
+        self.register_buffer("mean", torch.tensor(self.spec.mean).mul(PIXEL_MAX).view(shape), persistent=False)
+        scale = torch.tensor(self.spec.std).mul(PIXEL_MAX).reciprocal()
+        self.register_buffer("scale", scale.view(shape), persistent=False)
+
     def learn_by(self, recipe: Recipe) -> None:
-        """Take up how to learn."""
+        """Take up how to learn, and what does not.
+
+        Raises:
+            UserError: more layers are to be frozen than there are.
+        """
         self.recipe = recipe
         self.class_weights = None if recipe.class_weights is None else torch.tensor(recipe.class_weights)
+        freeze(self.backbone, recipe.tuning)
+        self.train(self.training)  # what is frozen is still from now on: Lightning leaves the modes as they are
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, but for modules that do not learn: what is frozen answers as in evaluation."""
+        super().train(mode)
+        for module in still(self) if mode else ():
+            module.eval()
+        return self
 
     def attach(self, folder: Path) -> None:
         """Take up what the network keeps in files beside its checkpoint; most keep nothing there."""
 
     def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss and what is shown beside it."""
-        images, targets = batch["labelled"]
+        images, targets = batch["labelled"][:2]
         logits = self(images)
         return {
             "loss": cross_entropy(logits, targets, self.class_weights),
@@ -136,25 +169,40 @@ class ImageClassifier(pl.LightningModule):
         """Return logits (B, C) and labels (B,) of un-augmented images."""
         return {"logits": self(batch.images), "labels": batch.labels}
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the recipe's optimizer, with its learning rate renewed at every step."""
+    def configure_optimizers(self, *beside: nn.Module) -> OptimizerLRScheduler:
+        """Return the recipe's optimizer, with its learning rate renewed at every step.
+
+        Args:
+            beside: modules that learn with the network, as fast as its head.
+        """
         recipe = self.recipe
         if recipe is None:
             raise RuntimeError("give the network a Recipe before it trains")
-        optimizer = make_optimizer(self, recipe.optimizer)
+        optimizer = make_optimizer(self, recipe.optimizer, recipe.tuning, *beside)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, recipe))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of the parameters that learn; norms' scales and biases are not decayed."""
-    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": parameters, "weight_decay": decay}
-        for parameters, decay in ((decayed, config.weight_decay), (plain, 0.0))
-        if parameters
-    ]
+def make_optimizer(
+    network: nn.Module, config: OptimizerConfig, tuning: Tuning = ALL_ALIKE, *beside: nn.Module
+) -> torch.optim.Optimizer:
+    """Return the optimizer of the parameters that learn; norms' scales and biases are not decayed.
+
+    There is a group for each learning rate and decay that occurs.
+    """
+    shares = rate_shares(network, tuning)
+    learning = [(parameter, shares[name]) for name, parameter in network.named_parameters()]
+    learning += [(parameter, 1.0) for module in beside for parameter in module.parameters()]
+    learning = [(parameter, share) for parameter, share in learning if parameter.requires_grad]
+    groups = []
+    for share in dict.fromkeys(share for _, share in learning):
+        alike = [parameter for parameter, its in learning if its == share]
+        decayed, plain = [p for p in alike if p.ndim > 1], [p for p in alike if p.ndim <= 1]
+        groups += [
+            {"params": parameters, "weight_decay": decay, "lr": share * config.lr}
+            for parameters, decay in ((decayed, config.weight_decay), (plain, 0.0))
+            if parameters
+        ]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam

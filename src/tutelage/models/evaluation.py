@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import (
 
 from tutelage.data import Plain
 from tutelage.models.base import ImageClassifier
+from tutelage.models.heads import Heads
 
 TOP_K = 5
 CALIBRATION_BINS = 15  # Guo et al. 2017
@@ -21,11 +22,15 @@ CALIBRATION_BINS = 15  # Guo et al. 2017
 
 @dataclass(frozen=True)
 class Answers:
-    """A network's answers: probabilities (N, C) float32, labels (N,) int64, indices (N,) int64 into the source."""
+    """A network's answers: probabilities (N, C) float32, labels (N,) int64, indices (N,) int64 into the source.
+
+    Where it has a head a task, ``told`` (N,) int64 are its answers once it is told the task that the label is of.
+    """
 
     probabilities: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
+    told: np.ndarray | None = None
 
 
 def answers(
@@ -43,15 +48,23 @@ def answers(
         after_batch: called with the number of images just answered; may raise to stop.
     """
     network.eval().to(device)
-    probabilities, labels, indices = [], [], []
+    probabilities, labels, indices, told = [], [], [], []
+    heads = network.head if isinstance(network.head, Heads) else None
     with torch.inference_mode():
         for batch in batches:
             logits = network(batch.images.to(device, non_blocking=True))
             probabilities.append(logits.float().softmax(dim=1).cpu().numpy())
+            if heads is not None:
+                told.append(heads.of_own_task(logits, batch.labels.to(device)).argmax(dim=1).cpu().numpy())
             labels.append(batch.labels.numpy())
             indices.append(batch.indices.numpy())
             after_batch(len(batch.images))
-    return Answers(np.concatenate(probabilities), np.concatenate(labels), np.concatenate(indices))
+    return Answers(
+        probabilities=np.concatenate(probabilities),
+        labels=np.concatenate(labels),
+        indices=np.concatenate(indices),
+        told=np.concatenate(told) if told else None,
+    )
 
 
 def confusion(found: Answers) -> np.ndarray:
@@ -81,3 +94,16 @@ def measure(found: Answers, classes: Sequence[str], prefix: str) -> dict[str, fl
         if matrix[c].sum():
             result[f"accuracy/{name}"] = torch.tensor(matrix[c, c] / matrix[c].sum())
     return {f"{prefix}/{name}": round(float(value), 6) for name, value in result.items()}
+
+
+def measure_tasks(found: Answers, network: ImageClassifier, prefix: str) -> dict[str, float]:
+    """Return the accuracy on each task that a network has learned, told the task, keyed ``prefix/task-1`` and so on."""
+    if found.told is None or not isinstance(network.head, Heads):
+        return {}
+    result = {}
+    for number, (task, learned) in enumerate(zip(network.spec.tasks, network.head.learned.tolist(), strict=True), 1):
+        of_task = np.isin(found.labels, task)
+        if learned and of_task.any():
+            right = (found.told == found.labels)[of_task]
+            result[f"{prefix}/task-{number}"] = round(float(right.mean()), 6)
+    return result

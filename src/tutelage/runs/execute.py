@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,27 @@ from tutelage.models import (
     NearestNeighbours,
     Recipe,
     answers,
+    grown,
     load_classifier,
     make_classifier,
     measure,
+    measure_tasks,
     save_classifier,
     start_from,
+    take_over,
     weight_hash,
 )
 from tutelage.randomness import Key
 from tutelage.runs.callbacks import EpochTable, StepRandomness
 from tutelage.runs.checkpoints import Checkpoints, WholeCheckpointIO, newest_sound
+from tutelage.runs.continued import Older, older
 from tutelage.runs.folder import Record, RunFolder
+from tutelage.runs.given import weights
 from tutelage.runs.interruption import Signals
 from tutelage.runs.observer import Observer
+from tutelage.runs.teaching import teach, teacher_of
 from tutelage.storage import is_sound, write_whole
-from tutelage.strategies import Fit, Label, Stage
+from tutelage.strategies import SCRATCH, Fit, Label, Stage
 
 
 def spec_of(data: DataConfig, classes: Sequence[str]) -> ImageSpec:
@@ -68,11 +74,20 @@ class Run:
     observer: Observer
     selections: dict[str, Selection] = field(default_factory=dict)
     plan: Sequence[Stage] = ()
+    parts: Sequence[str] = ()  # of the work, as the observer counts it
 
     @property
     def spec(self) -> ImageSpec:
         """What the networks see and tell apart."""
-        return spec_of(self.config.data, self.data.source.classes)
+        spec = spec_of(self.config.data, self.data.source.classes)
+        if self.older is not None:
+            return grown(spec, self.older.network.spec)
+        return replace(spec, tasks=tuple(map(tuple, getattr(self.config.strategy, "tasks", ()))))
+
+    @cached_property
+    def older(self) -> Older | None:
+        """The run whose network comes with the first task, where the config does not give it."""
+        return older(self.config, self.data.tell)
 
     @property
     def validated(self) -> bool:
@@ -88,6 +103,23 @@ class Run:
     def place(self, stage: Stage) -> RunFolder:
         """Return the folder of a stage."""
         return self.folder.stage(self.plan.index(stage) + 1, stage.name, len(self.plan))
+
+    def show(self, part: str) -> None:
+        """Tell the observer which part of the work begins or goes on."""
+        if part in self.parts:
+            self.observer.stage(self.parts.index(part) + 1)
+
+    def training(self, stage: Fit) -> Training:
+        """Return what a stage trains on."""
+        augmentation = self.config.augmentation
+        return Training(
+            streams=stage.streams(self.selections),
+            transforms=augmentation.transforms,
+            strong=augmentation.strong,
+            key=partial(Key, self.config.seed, stage.name),
+            steps=stage.steps,
+            mix=augmentation.mix,
+        )
 
     def weights(self, stage: Fit) -> Path:
         """Return the file with the network that a stage ends with."""
@@ -122,8 +154,10 @@ def fit(this: Run, stage: Fit) -> dict[str, Any]:
     config, place = this.config, this.place(stage)
     place.checkpoints.mkdir(parents=True, exist_ok=True)
     network = _new(this, stage)
-    network.learn_by(Recipe(config.optimizer, config.scheduler, stage.steps, _weights_of_classes(this)))
-    module: Any = stage.module(network)
+    network.learn_by(Recipe(config.optimizer, config.scheduler, stage.steps, _weights_of_classes(this), stage.tuning))
+    teaching = stage.teaching
+    teacher = teacher_of(this, teaching) if teaching and not teaching.features else None
+    module: Any = stage.module(network) if teacher is None else stage.module(network, teacher)
 
     def keep_weights() -> None:
         save_classifier(module.classifier, stage.model.arguments(), this.weights(stage))
@@ -137,14 +171,9 @@ def fit(this: Run, stage: Fit) -> dict[str, Any]:
         table.load_state_dict(before["callbacks"]["EpochTable"])
     else:
         before = None  # Lightning reads the file again; two copies of a large network need not stay
-        this.data.training = Training(
-            streams=stage.streams(this.selections),
-            transforms=config.augmentation.transforms,
-            strong=config.augmentation.strong,
-            key=partial(Key, config.seed, stage.name),
-            steps=stage.steps,
-            mix=config.augmentation.mix,
-        )
+        this.data.training = this.training(stage)
+        if teaching is not None:
+            this.data.training = replace(this.data.training, kept=teach(this, stage, teaching, network, teacher))
         try:
             _trainer(this, stage, table).fit(module, datamodule=this.data, ckpt_path=checkpoint, weights_only=True)
         except SIGTERMException:  # a signal in the instant before our handler was set again
@@ -179,8 +208,14 @@ def _new(this: Run, stage: Fit) -> ImageClassifier:
     config = this.config
     torch.manual_seed(Key(config.seed, stage.name).torch_seed("initial weights"))
     network = make_classifier(stage.model.arguments(), this.spec)
-    if config.init_from is not None:
-        start_from(network, Path(config.init_from).expanduser())
+    if stage.starts_from:
+        before = this.network(stage.starts_from)
+        network.load_state_dict(before.state_dict())
+        network.normalise_by(before.spec.mean, before.spec.std)
+    elif this.older is not None:
+        take_over(network, this.older.network)
+    elif config.init_from is not None and stage.starts_from != SCRATCH:
+        start_from(network, weights(config.init_from, "init_from"))
     return network
 
 
@@ -188,21 +223,23 @@ def _weights_of_classes(this: Run) -> tuple[float, ...] | None:
     source = this.data.source
     if this.config.data.balance != "weights":
         return None
-    return class_weights(source.labels[this.data.splits.labelled], len(source.classes))
+    return class_weights(source.labels[this.data.splits.labelled], len(this.spec.classes))
 
 
 def _entry(this: Run, stage: Fit, seconds: float, result: dict[str, float]) -> dict[str, Any]:
     """Return the ledger's entry of a stage that ended with a network."""
-    network = load_classifier(this.weights(stage))
+    network, streams = load_classifier(this.weights(stage)), stage.streams(this.selections)
     return {
         "name": stage.name,
         "kind": "fit",
         "control": stage.control,
+        **({"told": stage.told} if stage.told else {}),
+        **({"after": stage.starts_from} if stage.starts_from else {}),
         "model": stage.model.arguments(),
         "parameters": sum(p.numel() for p in network.parameters()),
         "bytes": sum(file.stat().st_size for file in this.left_by(stage)),
         "steps": 0 if stage.one_pass else stage.steps,
-        "labels": len(this.data.splits.labelled),
+        "labels": sum(len(stream.indices) for stream in streams if stream.name == "labelled"),
         "validation": this.data.splits.validation_kind,
         "validation_images": len(this.data.splits.validation),
         "weights_sha256": weight_hash(network),
@@ -299,18 +336,25 @@ def label(this: Run, stage: Label) -> dict[str, Any]:
 
 
 def test(this: Run) -> None:
-    """Measure every network on the test set, once, after the last stage, and finish the record."""
+    """Measure every network on the test sets, once, after the last stage, and finish the record."""
     result: dict[str, float] = {}
-    fits = [stage for stage in this.plan if isinstance(stage, Fit)]
+    fits, splits = [stage for stage in this.plan if isinstance(stage, Fit)], this.data.splits
+    others = {f"test-{name}": indices for name, indices in splits.others.items()}
     for number, stage in enumerate(fits):
         entry = this.record.stage(stage.name)
         assert entry is not None  # noqa: S101 - every stage was finished before
-        network, images = this.network(stage.name), this.data.splits.test
-        started = time.monotonic()
-        found = _answers(this, network, images, lambda share, done=number: (done + share) / len(fits))  # type: ignore[misc]
+        network, started = this.network(stage.name), time.monotonic()
+        found = _answers(this, network, splits.test, lambda share, done=number: (done + share) / len(fits))  # type: ignore[misc]
         entry["answer_seconds"] = round(time.monotonic() - started, 3)
         _write_answers(this.place(stage).test_file, found)
-        entry["result"] |= measure(found, this.data.source.classes, "test")
+        entry["result"] |= measure(found, network.spec.classes, "test") | measure_tasks(found, network, "test")
+        if this.older is not None and len(this.older.test):
+            images = this.older.images(len(this.data.source.classes))
+            found = answers(network, images, this.device, lambda count: this.signals.answer())
+            entry["result"] |= measure_tasks(found, network, "test")
+        for name, indices in others.items():
+            found = _answers(this, network, indices, lambda share, done=number: (done + 1) / len(fits))  # type: ignore[misc]
+            entry["result"] |= measure(found, network.spec.classes, name) | measure_tasks(found, network, name)
         this.record.finish_stage(entry)
         if not stage.control:
             result = entry["result"]

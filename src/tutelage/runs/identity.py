@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import Config, NoisyStudentConfig
-from tutelage.storage import digest, file_digest
+from tutelage.config import Config, NoisyStudentConfig, TaughtConfig
+from tutelage.runs.given import weights_identity
+from tutelage.storage import digest
 
 IDENTITY_VERSION = 2  # since version 2 a view's numbers are drawn for a whole batch at once
 HASH_LENGTH = 10
@@ -47,8 +48,13 @@ def identity(config: Config, fingerprint: str) -> dict[str, Any]:
             {"model": config.grown(student).model_dump(mode="json", exclude_defaults=True), "length": student.length}
             for student in config.strategy.students
         ]
+    if isinstance(config.strategy, TaughtConfig) and config.strategy.teachers:
+        told = picked["strategy"]
+        told["teachers"] = [weights_identity(given, "strategy.teachers") for given in config.strategy.teachers]
+        for unused in ("teacher", "teacher_length"):
+            told.pop(unused, None)
     if config.init_from is not None:
-        picked["init_from"] = file_digest(Path(config.init_from).expanduser(), "init_from")
+        picked["init_from"] = weights_identity(config.init_from, "init_from")
     if fingerprint:
         picked["data"]["fingerprint"] = fingerprint
     return {"identity_version": IDENTITY_VERSION, **_plain_numbers(picked)}

@@ -16,17 +16,20 @@ from tutelage.augmentation import Pipeline
 from tutelage.config import Config, NearestNeighboursConfig
 from tutelage.data import ImageDataModule, data_module, few, read_probabilities
 from tutelage.errors import UserError
-from tutelage.models import make_classifier, start_from
+from tutelage.models import freeze, make_classifier, start_from, take_over
 from tutelage.randomness import Key
 from tutelage.runs import work
 from tutelage.runs.execute import Run, fit, is_intact, label, memorise, spec_of, test
 from tutelage.runs.folder import Record, RunFolder, write_config
+from tutelage.runs.given import weights
 from tutelage.runs.interruption import Signals, Stopped
 from tutelage.runs.observer import Observer, StageWork
+from tutelage.runs.teaching import answers_asked, asking, check
 from tutelage.storage import remove_partials
 from tutelage.strategies import Fit, Label, Stage, stages
 
 TWO_CLASSES = ("one", "other")
+TEST = "test"  # the work behind the last stage
 
 
 def run(
@@ -71,6 +74,7 @@ def run(
         observer.say(f"run: {folder.path}")
         _tell_of_data(this)
         observer.begin(plan)
+        this.parts = [part.name for part in plan]
         try:
             _execute(this)
         except Stopped:
@@ -91,13 +95,13 @@ def _placed(config: Config) -> Config:
 
 def _execute(this: Run) -> None:
     """Execute the stages that are not finished, then the test."""
-    for number, stage in enumerate(this.plan, start=1):
+    for stage in this.plan:
         if this.record.stage(stage.name) is None or not is_intact(this, stage):
-            this.observer.stage(number)
+            this.show(stage.name)
             this.record.finish_stage(_done(this, stage))
         if isinstance(stage, Label):
             this.selections[stage.name] = stage.select(read_probabilities(this.place(stage).path))
-    this.observer.stage(len(this.plan) + 1)
+    this.show(TEST)
     test(this)
 
 
@@ -132,6 +136,8 @@ def _check(this: Run) -> Sequence[StageWork]:
                     f"strategy.students: {stage.name} would have {own:,} weights, fewer than the {teachers:,} of its "
                     f"teacher; give students sizes that suit the model"
                 )
+        if isinstance(stage, Fit):
+            check(this, stage)
     if this.config.init_from is not None:
         _check_start(this)
     elif isinstance(this.config.model, NearestNeighboursConfig) and this.config.model.backbone is not None:
@@ -140,15 +146,22 @@ def _check(this: Run) -> Sequence[StageWork]:
 
 
 def _check_start(this: Run) -> None:
-    """Raise a UserError unless the weights of ``init_from`` fit every network; say what they fill."""
+    """Raise a UserError unless the weights of ``init_from`` fit every network that they start; say what they fill."""
+    given = weights(this.config.init_from or "", "init_from")
     told = set()
     for stage in this.plan:
         if isinstance(stage, Fit):
             with torch.device("meta"):
                 network = make_classifier(stage.model.arguments(), this.spec)
-            told.add(start_from(network, Path(this.config.init_from or "").expanduser()))
+            freeze(network.backbone, stage.tuning)
+            if stage.starts_from is None and this.older is not None:
+                told.add(take_over(network, this.older.network))
+            elif stage.starts_from is None:
+                told.add(start_from(network, given))
     for line in sorted(told):
         this.observer.say(line)
+    if this.older is not None and this.older.told:
+        this.observer.say(f"note: task 1 is not measured: {this.older.told}")
 
 
 def _plan(this: Run, flops: dict[str, float]) -> Sequence[StageWork]:
@@ -161,8 +174,18 @@ def _plan(this: Run, flops: dict[str, float]) -> Sequence[StageWork]:
             plan.append(StageWork(stage.name, work.answering(len(splits.labelled), flops[stage.name])))
             flops[stage.name] += work.comparing(len(splits.labelled), this.spec)
         else:
+            plan += _teaching(this, stage, flops)
             plan.append(StageWork(stage.name, work.training(stage.steps * stage.images_per_step, flops[stage.name])))
-    return [*plan, StageWork("test", sum(work.answering(len(splits.test), each) for each in flops.values()))]
+    return [*plan, StageWork(TEST, sum(work.answering(len(splits.test), each) for each in flops.values()))]
+
+
+def _teaching(this: Run, stage: Fit, flops: dict[str, float]) -> Sequence[StageWork]:
+    """Return what it will cost to ask a stage's teacher before it trains; a teacher from files, as the stage's own."""
+    teaching = stage.teaching
+    if teaching is None or teaching.live:
+        return []
+    teacher = teaching.networks if isinstance(teaching.networks, str) and teaching.networks else stage.name
+    return [StageWork(asking(stage), work.answering(answers_asked(this, stage), flops[teacher]))]
 
 
 def _told_of(data: ImageDataModule) -> dict[str, Any]:

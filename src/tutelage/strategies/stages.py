@@ -1,14 +1,36 @@
 """A strategy is a list of stages; these are the two kinds there are."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from pytorch_lightning import LightningModule
 
 from tutelage.config import Config, Targeted
 from tutelage.data import Selection, Source, Splits, Stream
-from tutelage.models import ImageClassifier
+from tutelage.models import Tuning
+
+SCRATCH = ""  # as a stage to start from: random weights, whatever init_from says
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What frozen networks answer to the images of a stream; the stage's module finds it in ``Shown.answers``.
+
+    Attributes:
+        stream: the name of the stream.
+        networks: the Fit stage whose network answers, or files and runs whose logits are averaged.
+        views: how many views of each image there are, which repeat; None where each pass shows new ones.
+        live: nothing is kept: ``Fit.module`` gets the networks as a ``Teacher`` and asks them itself.
+        features: the answers are features (B, D) of the backbone that the stage starts with, and no image is shown.
+    """
+
+    stream: str
+    networks: str | Sequence[Path] = ()
+    views: int | None = None
+    live: bool = False
+    features: bool = False
 
 
 @dataclass(frozen=True)
@@ -22,10 +44,14 @@ class Fit:
         epoch_steps: steps between two rows of metrics.csv (and two validations).
         images_per_step: for estimates of the time left.
         streams: what it trains on, given the selections of the Label stages before it.
-        module: the LightningModule around the network.
+        module: makes the LightningModule around the network; under ``teaching`` it gets the ``Teacher`` too.
         control: it is there to be compared with, not what the run is after.
         grows_from: the stage whose network must not be larger than this one's.
         one_pass: the network stores the labelled images in one pass, un-augmented, instead of optimizing.
+        starts_from: the stage whose weights it starts with, or ``SCRATCH``; None for ``init_from``, where there is one.
+        tuning: which parts learn, and how fast against one another.
+        teaching: what it learns from other networks.
+        told: what the stage is there for, as a sentence under the table.
     """
 
     name: str
@@ -34,10 +60,14 @@ class Fit:
     epoch_steps: int
     images_per_step: int
     streams: Callable[[Mapping[str, Selection]], Sequence[Stream]]
-    module: Callable[[ImageClassifier], LightningModule]
+    module: Callable[..., LightningModule]
     control: bool = False
     grows_from: str | None = None
     one_pass: bool = False
+    starts_from: str | None = None
+    tuning: Tuning = field(default_factory=Tuning)
+    teaching: Teaching | None = None
+    told: str = ""
 
 
 @dataclass(frozen=True)

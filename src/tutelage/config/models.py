@@ -1,0 +1,140 @@
+"""The schema of ``conf/model/``."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator
+
+from tutelage.config.section import PartOf, Positive, Targeted
+
+Width = Annotated[float, Field(gt=0, le=64)]  # multiplies the channels of every layer
+
+
+class PerceptronConfig(Targeted):
+    """One fully connected layer on all pixels."""
+
+    target: Literal["tutelage.models.Perceptron"] = Field(alias="_target_")
+
+
+class MLPConfig(Targeted):
+    """Fully connected layers."""
+
+    target: Literal["tutelage.models.MLP"] = Field(alias="_target_")
+    width: Annotated[int, Field(ge=1, le=65536)]
+    depth: Annotated[int, Field(ge=1, le=64)]
+    dropout: PartOf = 0.0
+
+
+class LeNet5Config(Targeted):
+    """LeNet-5; ``width`` multiplies the channels of every layer."""
+
+    smallest: ClassVar = 12  # pixels; after two convolutions and poolings nothing is left of a smaller image
+    target: Literal["tutelage.models.LeNet5"] = Field(alias="_target_")
+    width: Width = 1.0
+    dropout: PartOf = 0.0
+
+
+class AlexNetConfig(Targeted):
+    """AlexNet in two groups."""
+
+    smallest: ClassVar = 67  # after the first convolution and three poolings nothing is left of a smaller image
+    target: Literal["tutelage.models.AlexNet"] = Field(alias="_target_")
+    width: Width = 1.0
+    norm: Literal["lrn", "batch", "none"] = "lrn"
+    pool: Literal["flatten", "average"] = "flatten"
+    dropout: PartOf = 0.5
+
+
+class VGGConfig(Targeted):
+    """VGG of 11, 13, 16 or 19 layers."""
+
+    smallest: ClassVar = 32  # halved five times
+    target: Literal["tutelage.models.VGG"] = Field(alias="_target_")
+    depth: Literal[11, 13, 16, 19]
+    batch_norm: bool = False
+    width: Width = 1.0
+    pool: Literal["flatten", "average"] = "flatten"
+    dropout: PartOf = 0.5
+
+
+class SmallVGGConfig(Targeted):
+    """VGG's idea for small images: three blocks of two convolutions."""
+
+    smallest: ClassVar = 8  # halved three times
+    target: Literal["tutelage.models.SmallVGG"] = Field(alias="_target_")
+    width: Width = 1.0
+    dropout: PartOf = 0.0
+
+
+class ResNetConfig(Targeted):
+    """A residual network with a stem for small images."""
+
+    target: Literal["tutelage.models.ResNet"] = Field(alias="_target_")
+    width: Annotated[int, Field(ge=1, le=4096)]
+    depth: Annotated[int, Field(ge=1, le=64)]
+    dropout: PartOf = 0.0
+    stochastic_depth: PartOf = 0.0
+
+
+class TimmConfig(Targeted):
+    """Any architecture of timm, by its name there."""
+
+    target: Literal["tutelage.models.Timm"] = Field(alias="_target_")
+    name: str
+    dropout: PartOf = 0.0
+    stochastic_depth: PartOf = 0.0
+
+
+class TorchvisionConfig(Targeted):
+    """Any classifier of torchvision, by its name there."""
+
+    target: Literal["tutelage.models.Torchvision"] = Field(alias="_target_")
+    name: str
+    dropout: PartOf = 0.0
+
+
+class NearestNeighboursConfig(Targeted):
+    """k nearest neighbours among the labelled images, by pixels or by the features of a backbone."""
+
+    target: Literal["tutelage.models.NearestNeighbours"] = Field(alias="_target_")
+    k: Positive
+    backbone: "ModelConfig | None" = None
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _composed(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"a model is composed into a key by +model@model.backbone={value}")
+        return value
+
+
+class OtherModelConfig(Targeted):
+    """A user's own architecture; its arguments are checked when it is built."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+OWN_MODELS = frozenset(
+    {"Perceptron", "MLP", "LeNet5", "AlexNet", "VGG", "SmallVGG", "ResNet", "Torchvision", "Timm", "NearestNeighbours"}
+)
+
+
+def _which_model(value: Any) -> str:
+    target = value.get("_target_", "") if isinstance(value, dict) else value.target
+    module, _, name = str(target).rpartition(".")
+    return name if module == "tutelage.models" and name in OWN_MODELS else "other"
+
+
+ModelConfig = Annotated[
+    Annotated[PerceptronConfig, Tag("Perceptron")]
+    | Annotated[MLPConfig, Tag("MLP")]
+    | Annotated[LeNet5Config, Tag("LeNet5")]
+    | Annotated[AlexNetConfig, Tag("AlexNet")]
+    | Annotated[VGGConfig, Tag("VGG")]
+    | Annotated[SmallVGGConfig, Tag("SmallVGG")]
+    | Annotated[ResNetConfig, Tag("ResNet")]
+    | Annotated[TorchvisionConfig, Tag("Torchvision")]
+    | Annotated[TimmConfig, Tag("Timm")]
+    | Annotated[NearestNeighboursConfig, Tag("NearestNeighbours")]
+    | Annotated[OtherModelConfig, Tag("other")],
+    Discriminator(_which_model),
+]

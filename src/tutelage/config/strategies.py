@@ -1,0 +1,185 @@
+"""The schema of ``conf/strategy/``."""
+
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from tutelage.config.models import ModelConfig
+from tutelage.config.section import Fraction, PartOf, Positive, Section, Share
+
+Temperature = Annotated[float, Field(gt=0, le=1000)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
+
+
+class SupervisedConfig(Section):
+    """Cross-entropy on the labelled images."""
+
+    name: Literal["supervised"]
+
+
+class StudentConfig(Section):
+    """One student: what changes against ``model``, and its share of the schedule."""
+
+    model: dict[str, Any] = Field(default_factory=dict)
+    length: Share = 1.0
+
+
+class NoisyStudentConfig(Section):
+    """Noisy-student self-training (Xie et al. 2020)."""
+
+    name: Literal["noisy_student"]
+    students: Annotated[list[StudentConfig], Field(min_length=1)]
+    teacher_length: Share = 1.0
+    unlabelled_ratio: Share = 1.0
+    confidence: PartOf = 0.0
+    balance: bool = True
+    soft_labels: bool = True
+    control: bool = True
+
+
+class TransferFrozenConfig(Section):
+    """A new head on a backbone that stays as it is."""
+
+    name: Literal["transfer_frozen"]
+    control: bool = True
+
+
+class TransferFinetuneConfig(Section):
+    """The whole network, slower below than at its head."""
+
+    name: Literal["transfer_finetune"]
+    backbone_lr_scale: Fraction = 1.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    frozen_layers: Annotated[int, Field(ge=0)] = 0
+    control: bool = True
+
+
+class TransferGradualConfig(TransferFinetuneConfig):
+    """The head first, then the whole network."""
+
+    name: Literal["transfer_gradual"]  # type: ignore[assignment]
+    head_length: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+
+class TaughtConfig(Section):
+    """What strategies with a frozen teacher share.
+
+    Attributes:
+        teacher: the architecture of a teacher that is trained first, where ``teachers`` is empty.
+        teacher_length: that teacher's share of the schedule.
+        teachers: finished runs, or files of weights with their architecture, whose logits are averaged.
+        temperature: divides the logits of both.
+        answers: the teacher's logits are kept for ``views`` views of each image that repeat, or for every pass; live
+            ones are computed in each step.
+        views: see ``answers``.
+        control: train the student's network without a teacher, for as many steps.
+    """
+
+    teacher: ModelConfig | None = None
+    teacher_length: Share = 1.0
+    teachers: list[str] = Field(default_factory=list)
+    temperature: Temperature
+    answers: Literal["views", "passes", "live"]
+    views: Positive
+    control: bool = True
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _composed(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError(f"a model is composed into a key by model@strategy.teacher={value}")
+        return value
+
+    @model_validator(mode="after")
+    def _has_a_teacher(self) -> Self:
+        if self.teacher is None and not self.teachers:
+            raise ValueError("name finished runs by strategy.teachers=[RUN], or a model: model@strategy.teacher=vgg")
+        return self
+
+
+class TeacherStudentConfig(TaughtConfig):
+    """A student learns a teacher's answers on images without labels."""
+
+    name: Literal["teacher_student"]
+
+
+class Hints(Section):
+    """FitNets: the student's guided layer first learns to give what the teacher's hint layer gives."""
+
+    teacher: str | None = None  # a module of the teacher, such as backbone.6; the middle one where there is none
+    student: str | None = None
+    length: Share = 0.5
+
+
+class Decoupled(Section):
+    """DKD: weights of the true class's part of the divergence and of the other classes' part."""
+
+    target: Weight = 1.0
+    others: Weight = 8.0
+
+
+class DistillationConfig(TaughtConfig):
+    """A student learns from labels and from a teacher's softened answers."""
+
+    name: Literal["distillation"]
+    alpha: Fraction
+    labels: Literal["soft", "hard"] = "soft"
+    decoupled: Decoupled | None = None
+    hints: Hints | None = None
+
+
+class PseudoLabelConfig(Section):
+    """Lee 2013: the network's own answers to the pool are labels, renewed at every step, that weigh more and more."""
+
+    name: Literal["pseudo_label"]
+    unlabelled_ratio: Share = 1.0
+    ramp_begins: Fraction
+    ramp_ends: Fraction
+    final_weight: Weight
+    threshold: PartOf = 0.0
+    control: bool = True
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.ramp_begins > self.ramp_ends:
+            raise ValueError("strategy.ramp_begins comes before strategy.ramp_ends")
+        return self
+
+
+class LwFConfig(Section):
+    """Learning without forgetting: new tasks with the old ones' answers kept."""
+
+    name: Literal["lwf"]
+    tasks: list[list[Annotated[int, Field(ge=0)]]] = Field(default_factory=list)
+    temperature: Temperature
+    old_weight: Weight
+    warm_up: Share
+    answers: Literal["views", "passes"]
+    views: Positive
+    compare: list[Literal["finetuning", "feature_extraction", "joint"]] = Field(default_factory=list)
+
+    @field_validator("tasks")
+    @classmethod
+    def _apart(cls, value: list[list[int]]) -> list[list[int]]:
+        classes = [c for task in value for c in task]
+        if len(value) == 1 or [] in value or len(classes) != len(set(classes)):
+            raise ValueError("two tasks or more are needed, each with classes of its own, such as [[0,1,2],[3,4]]")
+        return value
+
+
+StrategyConfig = Annotated[
+    SupervisedConfig
+    | NoisyStudentConfig
+    | TransferFrozenConfig
+    | TransferFinetuneConfig
+    | TransferGradualConfig
+    | TeacherStudentConfig
+    | DistillationConfig
+    | PseudoLabelConfig
+    | LwFConfig,
+    Field(discriminator="name"),
+]
+
+STRATEGIES = frozenset(
+    get_args(strategy.model_fields["name"].annotation)[0] for strategy in get_args(get_args(StrategyConfig)[0])
+)

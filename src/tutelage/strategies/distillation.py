@@ -1,0 +1,165 @@
+"""Knowledge distillation: a student learns from labels and from a frozen teacher's softened answers.
+
+Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network"; a hint from the teacher's middle before
+it (Romero et al. 2015, "FitNets"); the divergence in two parts (Zhao et al. 2022, "Decoupled Knowledge Distillation").
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from tutelage.config import Config, DistillationConfig, Hints
+from tutelage.data import Shown, Source, Splits
+from tutelage.errors import UserError
+from tutelage.models import (
+    ImageClassifier,
+    Regressor,
+    Teacher,
+    accuracy,
+    cross_entropy,
+    decoupled_divergence,
+    hint_loss,
+    middle,
+    output_of,
+    softened_divergence,
+)
+from tutelage.strategies.stages import Fit, Stage, labelled_stream, length
+from tutelage.strategies.teacher_student import Taught, control, likeness, teacher_stages, teaching
+
+HINTS = "hints"  # the stage
+
+
+class Distillation(Taught):
+    """A student that learns from labels, by ``alpha``, and from its teacher, by the rest."""
+
+    def __init__(self, student: ImageClassifier, teacher: Teacher, *, recipe: DistillationConfig) -> None:
+        """Take the weights of the losses and the temperature.
+
+        Raises:
+            UserError: the decoupled divergence is asked for, and the teacher does not know the true classes.
+        """
+        super().__init__(student, teacher)
+        self._recipe = recipe
+        if recipe.decoupled is not None and not self.same_classes:
+            raise UserError(
+                "strategy.decoupled: the teacher tells other classes apart than the data has, so that none of its "
+                "classes is the true one; set it to null"
+            )
+
+    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss, its parts, how near the student is to its teacher, and how right both are."""
+        shown, alpha = batch["labelled"], self._recipe.alpha
+        own, ours, theirs = self.answers(shown)
+        loss_label = cross_entropy(own, shown.targets, self.student.class_weights)
+        loss_teacher = self._from_teacher(ours, theirs, shown.targets)
+        parts = {
+            "loss": alpha * loss_label + (1 - alpha) * loss_teacher,
+            "loss_label": loss_label.detach(),
+            "loss_teacher": loss_teacher.detach(),
+            **likeness(ours, theirs),
+            "accuracy": accuracy(own.detach(), shown.targets),
+        }
+        return parts | ({"teacher_accuracy": accuracy(theirs, shown.targets)} if self.same_classes else {})
+
+    def _from_teacher(self, ours: Tensor, theirs: Tensor, targets: Tensor) -> Tensor:
+        """Return what the student loses against its teacher's logits; of mixed labels the heavier one is true."""
+        recipe = self._recipe
+        if recipe.labels == "hard":
+            return cross_entropy(ours, theirs.argmax(dim=1))
+        if recipe.decoupled is None:
+            return softened_divergence(ours, theirs, recipe.temperature)
+        classes = targets if targets.ndim == 1 else targets.argmax(dim=1)
+        parts = recipe.decoupled
+        return decoupled_divergence(ours, theirs, classes, recipe.temperature, parts.target, parts.others)
+
+
+class FromHints(Taught):
+    """A student whose layers up to the guided one learn to give what the teacher's hint layer gives (stage 1)."""
+
+    def __init__(self, student: ImageClassifier, teacher: Teacher, *, hints: Hints) -> None:
+        """Take the names of both layers; their middle ones where there are none.
+
+        Raises:
+            UserError: a network has no such layer.
+        """
+        super().__init__(student, teacher)
+        self._layers = _layer(student, "student", hints.student), _layer(teacher.networks[0], "teacher", hints.teacher)
+        spec = student.spec
+        nothing = torch.zeros(2, spec.channels, spec.image_size, spec.image_size, dtype=torch.uint8)
+        student.eval()
+        with torch.no_grad():
+            guided = output_of(student, self._layers[0], nothing)
+        student.train()
+        self.regressor = Regressor(guided.shape, teacher.output_of(self._layers[1], nothing).shape)
+
+    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss."""
+        images = batch["labelled"].images
+        guided = self.regressor(output_of(self.student, self._layers[0], images))
+        return {"loss": hint_loss(guided, self.teacher.output_of(self._layers[1], images))}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer of student and regressor; what lies above the guided layer has no gradient."""
+        return self.student.configure_optimizers(self.regressor)
+
+
+def _layer(network: ImageClassifier, whose: str, name: str | None) -> str:
+    """Return the name of a layer, or of the middle one.
+
+    Raises:
+        UserError: there is no such layer.
+    """
+    if name is None:
+        return middle(network)
+    names = [known for known, _ in network.backbone.named_modules(prefix="backbone")]
+    if name not in names:
+        shown = ", ".join(names[1:8])
+        raise UserError(f"strategy.hints.{whose}={name}: no such layer; there are {shown} and {len(names) - 8} more")
+    return name
+
+
+def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
+    """Return teacher, where hints are asked for a stage of them, student, control.
+
+    Raises:
+        UserError: several teachers give no one hint.
+    """
+    recipe = config.strategy
+    assert isinstance(recipe, DistillationConfig)  # noqa: S101 - the strategy was chosen by this type
+    labelled = labelled_stream(config, source, splits)
+    size = (labelled.length, labelled.batch_size)
+    extent = length(config, 1.0, size)
+    student = Fit(
+        name="student",
+        model=config.model,
+        steps=extent.steps,
+        epoch_steps=extent.epoch_steps,
+        images_per_step=labelled.batch_size,
+        streams=lambda selections: [labelled],
+        module=partial(Distillation, recipe=recipe),
+        teaching=teaching(recipe, labelled.name),
+    )
+    taught = [student]
+    if recipe.hints is not None:
+        if len(recipe.teachers) > 1:
+            raise UserError(
+                f"strategy.hints: {len(recipe.teachers)} teachers give no one hint; name one, or strategy.hints=null"
+            )
+        extent = length(config, recipe.hints.length, size)
+        hints = replace(
+            student,
+            name=HINTS,
+            steps=extent.steps,
+            epoch_steps=extent.epoch_steps,
+            module=partial(FromHints, hints=recipe.hints),
+            teaching=replace(teaching(recipe, labelled.name), live=True, views=None),
+            told="hints: the student's lower layers learned to give what a layer of the teacher gives; no head yet",
+        )
+        taught = [hints, replace(student, starts_from=HINTS)]
+    plan = [*teacher_stages(config, recipe, labelled), *taught]
+    steps = sum(fit.steps for fit in taught)
+    return [*plan, *([control(config, labelled, steps, student.epoch_steps)] if recipe.control else [])]

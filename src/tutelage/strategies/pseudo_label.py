@@ -1,0 +1,120 @@
+"""Pseudo-labels (Lee 2013, "Pseudo-Label: the simple and efficient semi-supervised learning method for deep networks").
+
+One network learns from the labelled images and, more and more as it goes, from its own answers to the pool.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.nn import functional
+
+from tutelage.config import Config, PseudoLabelConfig
+from tutelage.data import Plain, Shown, Source, Splits, Stream
+from tutelage.errors import UserError
+from tutelage.models import ImageClassifier, accuracy, cross_entropy
+from tutelage.strategies.stages import Fit, Stage, labelled_stream, length
+
+CONTROL = "Control: the same network and augmentation on the labels alone, for as many steps."
+
+
+def weight_at(step: int, steps: int, config: PseudoLabelConfig) -> float:
+    """Return alpha(t), what pseudo-labels weigh at ``step`` (from 0) of ``steps``: equation 16 of the paper.
+
+    Nothing before T1, linearly more from there, and ``final_weight`` from T2 on.
+    """
+    begins, ends = config.ramp_begins * steps, config.ramp_ends * steps
+    if step < begins:
+        return 0.0
+    return config.final_weight * ((step - begins) / (ends - begins) if step < ends else 1.0)
+
+
+class PseudoLabel(pl.LightningModule):
+    """A network that is its own teacher.
+
+    Labelled and pool images go through one concatenated forward, so that batch normalisation sees them together. The
+    class that an answer to a pool image holds most likely is the image's label in that very step.
+    """
+
+    def __init__(self, student: ImageClassifier, config: PseudoLabelConfig, steps: int) -> None:
+        super().__init__()
+        self.student = student
+        self._config = config
+        self._steps = steps
+
+    @property
+    def classifier(self) -> ImageClassifier:
+        """The network."""
+        return self.student
+
+    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss (equation 15 of the paper), its parts, and how right and how sure the answers are.
+
+        ``sure`` is the share of pool images whose answer reaches the threshold; the others count nothing, and the mean
+        is still over all.
+        """
+        labelled, pool = batch["labelled"], batch["pool"]
+        logits = self.student(torch.cat([labelled.images, pool.images]))
+        on_labelled, on_pool = logits.split([len(labelled.images), len(pool.images)])
+        certainty, answers = on_pool.detach().float().softmax(dim=1).max(dim=1)
+        sure = (certainty >= self._config.threshold).float()
+        loss_labelled = cross_entropy(on_labelled, labelled.targets, self.student.class_weights)
+        loss_pool = (sure * functional.cross_entropy(on_pool, answers, reduction="none")).mean()
+        weight = weight_at(self.global_step, self._steps, self._config)
+        return {
+            "loss": loss_labelled + weight * loss_pool,
+            "loss_labelled": loss_labelled.detach(),
+            "loss_pool": loss_pool.detach(),
+            "weight": torch.tensor(weight),
+            "sure": sure.mean(),
+            "accuracy": accuracy(on_labelled.detach(), labelled.targets),
+        }
+
+    def validation_step(self, batch: Plain, batch_idx: int) -> dict[str, Tensor]:
+        """Return logits (B, C) and labels (B,)."""
+        return self.student.validation_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the network's optimizer."""
+        return self.student.configure_optimizers()
+
+
+def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
+    """Return the one stage, then the control: the same network on the labels alone, for as many steps.
+
+    Raises:
+        UserError: there is no pool.
+    """
+    recipe = config.strategy
+    assert isinstance(recipe, PseudoLabelConfig)  # noqa: S101 - the strategy was chosen by this type
+    if not len(splits.pool):
+        raise UserError(
+            "strategy=pseudo_label: no unlabelled images; use fewer labels (data.labels_per_class=10) "
+            "or give unlabelled ones by data.unlabelled or an unlabelled/ in the folder"
+        )
+    labelled = labelled_stream(config, source, splits)
+    pool_batch = max(1, round(recipe.unlabelled_ratio * labelled.batch_size))
+    unknown = np.zeros(len(splits.pool), dtype=np.int64)  # whatever the truth is, training does not see it
+    pool = Stream("pool", splits.pool, unknown, pool_batch)
+    extent = length(config, 1.0, (labelled.length, labelled.batch_size), (len(splits.pool), pool_batch))
+
+    def fit(name: str, streams: Sequence[Stream]) -> Fit:
+        taught = len(streams) > 1
+        return Fit(
+            name=name,
+            model=config.model,
+            steps=extent.steps,
+            epoch_steps=extent.epoch_steps,
+            images_per_step=sum(stream.batch_size for stream in streams),
+            streams=lambda selections: streams,
+            module=partial(PseudoLabel, config=recipe, steps=extent.steps) if taught else lambda network: network,
+            control=not taught,
+            told="" if taught else CONTROL,
+        )
+
+    plan = [fit("pseudo_label", [labelled, pool])]
+    return [*plan, fit("control", [labelled])] if recipe.control else plan

@@ -1,0 +1,171 @@
+"""A student learns a frozen teacher's softened answers (Hinton et al. 2015), here on images without labels."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from tutelage.config import Config, Targeted, TaughtConfig, TeacherStudentConfig
+from tutelage.data import Plain, Shown, Source, Splits, Stream
+from tutelage.errors import UserError
+from tutelage.models import ImageClassifier, Teacher, softened_divergence
+from tutelage.strategies.stages import SCRATCH, Fit, Length, Stage, Teaching, labelled_stream, length
+
+TEACHER = "teacher"  # the stage
+
+
+class Taught(pl.LightningModule):
+    """A student beside a frozen teacher, which is no part of it: not in its weights, its optimizer or its mode.
+
+    Where the teacher tells other classes apart, a second head on the student's features learns to answer as it does;
+    the network that the stage ends with does not have it.
+    """
+
+    def __init__(self, student: ImageClassifier, teacher: Teacher) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+        self.second: nn.Module | None = None
+        if not self.same_classes:
+            self.second = nn.Linear(_feature_count(student), len(teacher.classes))
+
+    @property
+    def classifier(self) -> ImageClassifier:
+        """The student."""
+        return self.student
+
+    @property
+    def same_classes(self) -> bool:
+        """Whether teacher and student tell the same classes apart."""
+        return self.teacher.classes == self.student.spec.classes
+
+    def answers(self, shown: Shown) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits: the student's (B, C), its answers to the teacher (B, K), and the teacher's (B, K).
+
+        Those of the teacher are the kept ones, where they are kept.
+        """
+        theirs = self.teacher(shown.images) if shown.answers is None else shown.answers
+        features = self.student.features(shown.images)
+        own: Tensor = self.student.head(features)
+        return own, own if self.second is None else self.second(features), theirs
+
+    def validation_step(self, batch: Plain, batch_idx: int) -> dict[str, Tensor]:
+        """Return the student's logits (B, C) and the labels (B,)."""
+        return self.student.validation_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer of the student and its second head."""
+        return self.student.configure_optimizers(*([] if self.second is None else [self.second]))
+
+
+def _feature_count(network: ImageClassifier) -> int:
+    """Return how many features a backbone gives."""
+    spec = network.spec
+    network.eval()  # a batch norm must not take part of this
+    with torch.no_grad():
+        found = network.features(torch.zeros(1, spec.channels, spec.image_size, spec.image_size, dtype=torch.uint8))
+    network.train()
+    return found.shape[1]
+
+
+def likeness(ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
+    """Return how near the student's logits (B, K) are to the teacher's: divergence, and share of the same answers."""
+    ours = ours.detach()
+    same = ours.argmax(dim=1) == theirs.argmax(dim=1)
+    return {"kl": softened_divergence(ours, theirs, 1.0), "agreement": same.float().mean()}
+
+
+class TeacherStudent(Taught):
+    """A student that learns a teacher's softened answers and nothing else."""
+
+    def __init__(self, student: ImageClassifier, teacher: Teacher, *, stream: str, temperature: float) -> None:
+        """Take the stream of images, and the temperature of both networks' answers.
+
+        Raises:
+            UserError: the teacher tells other classes apart: nothing would teach the student its own.
+        """
+        super().__init__(student, teacher)
+        if not self.same_classes:
+            raise UserError(
+                "strategy=teacher_student: the teacher tells other classes apart than the data has, and nothing else "
+                "teaches the student; use strategy=distillation"
+            )
+        self._stream = stream
+        self._temperature = temperature
+
+    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss, and how near the student is to its teacher."""
+        _, ours, theirs = self.answers(batch[self._stream])
+        return {"loss": softened_divergence(ours, theirs, self._temperature), **likeness(ours, theirs)}
+
+
+def teaching(recipe: TaughtConfig, stream: str) -> Teaching:
+    """Return what the recipe's teachers answer to a stream."""
+    views = recipe.views if recipe.answers == "views" else None
+    networks = tuple(map(Path, recipe.teachers)) or TEACHER
+    return Teaching(stream, networks, views=views, live=recipe.answers == "live")
+
+
+def on_labels(
+    config: Config, stream: Stream, name: str, model: Targeted, extent: Length, control: bool = False, told: str = ""
+) -> Fit:
+    """Return a stage of supervised training; one that is no control starts from random weights."""
+    return Fit(
+        name=name,
+        model=model,
+        steps=extent.steps,
+        epoch_steps=extent.epoch_steps,
+        images_per_step=config.data.batch_size,
+        streams=lambda selections: [stream],
+        module=lambda network: network,
+        control=control,
+        starts_from=None if control else SCRATCH,
+        told=told,
+    )
+
+
+def teacher_stages(config: Config, recipe: TaughtConfig, stream: Stream) -> Sequence[Fit]:
+    """Return the stage that trains the teacher; none where there are teachers."""
+    if recipe.teachers:
+        return []
+    assert recipe.teacher is not None  # noqa: S101 - the schema asks for one or the other
+    extent = length(config, recipe.teacher_length, (stream.length, stream.batch_size))
+    return [on_labels(config, stream, TEACHER, recipe.teacher, extent)]
+
+
+def control(config: Config, stream: Stream, steps: int, epoch_steps: int) -> Fit:
+    """Return the student's network on the labels alone."""
+    told = f"control: the student's network on the labels alone, for as many steps ({steps:,}) as it had with a teacher"
+    return on_labels(config, stream, "control", config.model, Length(steps, epoch_steps), control=True, told=told)
+
+
+def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
+    """Return teacher, student, control."""
+    recipe = config.strategy
+    assert isinstance(recipe, TeacherStudentConfig)  # noqa: S101 - the strategy was chosen by this type
+    labelled = labelled_stream(config, source, splits)
+    stream, told = labelled, "the student saw the labelled images, without their labels: there are no others"
+    if len(splits.pool):
+        unknown = np.zeros(len(splits.pool), dtype=np.int64)
+        stream, told = Stream("pool", splits.pool, unknown, config.data.batch_size), ""
+    extent = length(config, 1.0, (stream.length, stream.batch_size))
+    plan = list(teacher_stages(config, recipe, labelled))
+    plan.append(
+        Fit(
+            name="student",
+            model=config.model,
+            steps=extent.steps,
+            epoch_steps=extent.epoch_steps,
+            images_per_step=stream.batch_size,
+            streams=lambda selections: [stream],
+            module=partial(TeacherStudent, stream=stream.name, temperature=recipe.temperature),
+            teaching=teaching(recipe, stream.name),
+            told=told,
+        )
+    )
+    return [*plan, *([control(config, labelled, extent.steps, extent.epoch_steps)] if recipe.control else [])]

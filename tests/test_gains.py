@@ -1,0 +1,89 @@
+"""What a method bought: intervals against scipy's own, and the lines at the end of a sweep."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tutelage.insight.gains import gains, measures, paired, ratio_of_means
+
+
+def record(**accuracies):
+    stages = [
+        {"name": name, "kind": "fit", "control": name == "control", "result": {"test/accuracy": value, "test/f1": 1.0}}
+        for name, value in accuracies.items()
+    ]
+    return {"stages": [{"name": "labels", "kind": "label", "result": {}}, *stages]}
+
+
+RECORDS = [
+    record(teacher=0.92, student=0.90, control=0.88),
+    record(teacher=0.93, student=0.92, control=0.89),
+    record(teacher=0.94, student=0.91, control=0.90),
+]
+
+
+def test_a_paired_interval_is_students():
+    values = np.array([1.0, 2.5, 0.5, 1.5])
+    low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
+    assert paired(values) == pytest.approx((values.mean(), low, high))
+
+
+def test_a_ratio_of_means_is_no_mean_of_ratios_and_lies_in_its_interval():
+    above, below = np.array([1.0, 3.0]), np.array([4.0, 1.0])
+    found = ratio_of_means(above, below)
+    assert found.value == pytest.approx(4 / 5)
+    assert (found.low, found.high) == pytest.approx((0.25, 3.0))  # of two runs a resample may take one twice
+    assert ratio_of_means(above, below) == found
+
+
+def test_the_interval_of_a_ratio_agrees_with_scipys_bootstrap():
+    generator = np.random.default_rng(1)
+    below = generator.normal(3, 0.4, 12)
+    above = 0.7 * below + generator.normal(0, 0.2, 12)
+    theirs = stats.bootstrap(
+        (above, below),
+        lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis),
+        paired=True,
+        method="percentile",
+        vectorized=True,
+        random_state=2,
+    ).confidence_interval
+    ours = ratio_of_means(above, below)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_only_accuracies_of_networks_are_compared():
+    found = measures(RECORDS)
+    assert list(found) == ["teacher", "student", "control"]
+    assert list(found["teacher"]) == ["test/accuracy"]
+    assert found["student"]["test/accuracy"] == pytest.approx([90, 92, 91])
+
+
+def test_a_student_is_told_against_its_control_and_its_teacher():
+    over, gap = gains(RECORDS, "student")
+    assert over.startswith("student - control: 2.0 (95 % interval -0.5 to 4.5) points")
+    assert gap.startswith("student closes 50.0 % (95 % interval 25.0 to 75.0) of the gap from control to teacher")
+
+
+def test_one_run_has_no_spread_and_nothing_is_claimed_of_it():
+    assert gains(RECORDS[:1], "student") == []
+
+
+def test_what_is_kept_of_an_old_task_is_told_against_fine_tuning():
+    def run(before, kept, tuned):
+        accuracy = {"task-1": (before, None), "lwf-2": (kept, 0.90), "finetuning-2": (tuned, 0.91)}
+        return {
+            "stages": [
+                {
+                    "name": name,
+                    "kind": "fit",
+                    "control": name.startswith("fine"),
+                    "result": {"test/task-1": old} | ({} if new is None else {"test/task-2": new}),
+                }
+                for name, (old, new) in accuracy.items()
+            ]
+        }
+
+    kept, new = gains([run(0.9, 0.88, 0.7), run(0.9, 0.86, 0.7)], "lwf-2")
+    assert kept.startswith("lwf-2 keeps 85.0 % (95 % interval 80.0 to 90.0) of what finetuning-2 forgets of task-1")
+    assert new == "lwf-2 - finetuning-2 on the new task-2: -1.0 (95 % interval -1.0 to -1.0) points"

@@ -1,0 +1,413 @@
+"""Learning without forgetting: heads, losses, what stands still, the stages, and the table."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from conftest import QUIET, only_run, outcome, run
+from test_data import data_config, source_of
+from test_models import spec_of
+from test_resume import killed_after
+from tutelage.compose import compose
+from tutelage.config import OptimizerConfig, SchedulerConfig
+from tutelage.data import Plain, Shown, split
+from tutelage.errors import UserError
+from tutelage.insight.table import forgotten, header, notes, rows
+from tutelage.models import (
+    UNLEARNED,
+    Heads,
+    ImageClassifier,
+    ImageSpec,
+    Recipe,
+    Tuning,
+    answers,
+    load_classifier,
+    make_classifier,
+    measure_tasks,
+    save_classifier,
+)
+from tutelage.strategies import Fit, stages
+from tutelage.strategies.lwf import LwF
+from tutelage.train import execute
+
+TASKS = ((3, 0), (1, 5, 2), (4, 6))  # of ten classes; 7, 8 and 9 are in none
+LENET = {"_target_": "tutelage.models.LeNet5", "width": 1.0, "dropout": 0.0}
+TINY = (
+    "strategy=lwf",
+    "strategy.tasks=[[0,1,2],[3,4,5],[6,7,8,9]]",
+    "schedule.epochs=null",
+    "schedule.steps=3",
+    "data.limit=200",
+    "data.batch_size=8",
+)
+
+
+def network_of(tasks=TASKS, seed: int = 0) -> ImageClassifier:
+    torch.manual_seed(seed)
+    return make_classifier(LENET, replace(spec_of(), tasks=tasks))
+
+
+def images(count: int, seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+
+
+def test_each_head_speaks_at_the_columns_of_its_classes_and_the_unlearned_ones_not_at_all():
+    heads = Heads(4, TASKS, 10)
+    heads.learn([0, 2])
+    features = torch.randn(6, 4)
+    logits = heads(features)
+    assert logits.shape == (6, 10)
+    for head, task in ((heads.each[0], (3, 0)), (heads.each[2], (4, 6))):
+        torch.testing.assert_close(logits[:, task], head(features))
+    assert (logits[:, [1, 5, 2, 7, 8, 9]] == UNLEARNED).all()
+    assert logits.half().isfinite().all()
+
+
+def partitions(draw_count: int = 12):
+    return st.lists(st.integers(0, 3), min_size=4, max_size=draw_count).filter(lambda of: {1, 2} <= set(of))
+
+
+@given(partitions())
+def test_log_probabilities_are_those_within_each_task(task_of):
+    tasks = [[c for c, t in enumerate(task_of) if t == task] for task in (1, 2)]
+    heads = Heads(3, tasks, len(task_of))
+    heads.learn([0, 1])
+    logits = heads(torch.randn(5, 3))
+    found = heads.log_probabilities(logits)
+    for task in tasks:
+        torch.testing.assert_close(found[:, task], logits[:, task].softmax(1).log(), rtol=1e-6, atol=1e-6)
+    labels = torch.tensor([tasks[0][0], tasks[1][-1], *[tasks[1][0]] * 3])
+    told = heads.of_own_task(logits, labels).argmax(1)
+    for answer, label in zip(told.tolist(), labels.tolist(), strict=True):
+        assert task_of[answer] == task_of[label]
+
+
+def test_a_network_with_heads_is_stored_and_read_again(tmp_path):
+    network = network_of()
+    network.head.learn([1])
+    save_classifier(network, LENET, tmp_path / "final.ckpt")
+    again = load_classifier(tmp_path / "final.ckpt")
+    assert again.spec == network.spec
+    assert again.head.learned.tolist() == [False, True, False]
+    torch.testing.assert_close(again.eval()(images(3)), network.eval()(images(3)))
+
+
+def test_a_spec_that_was_stored_before_there_were_tasks_has_none():
+    plain = spec_of().plain()
+    del plain["tasks"]
+    assert ImageSpec.of(plain) == spec_of()
+
+
+def test_a_head_that_cannot_be_replaced_is_an_error():
+    with pytest.raises(UserError, match="its head is no single linear layer; strategy=lwf needs another model"):
+        make_classifier({"_target_": "tutelage.models.NearestNeighbours"}, replace(spec_of(), tasks=TASKS))
+
+
+def shown(task: int, recorded: torch.Tensor | None = None, count: int = 6) -> dict[str, Shown]:
+    targets = torch.tensor(TASKS[task])[torch.arange(count) % len(TASKS[task])]
+    return {"labelled": Shown(images(count), targets, recorded)}
+
+
+def test_the_loss_is_the_papers():
+    before, network = network_of(seed=5).eval(), network_of()
+    for one in (before, network):
+        one.head.learn([0, 1])
+    with torch.no_grad():
+        recorded = before(images(6))
+    module = LwF(network, new=[2], kept=range(2), temperature=2.0, old_weight=0.7)
+    batch = shown(2, recorded)
+    parts = module.training_step(batch, 0)
+    features = network.features(batch["labelled"].images)
+    own = network.head.each[2](features)
+    local = torch.tensor([TASKS[2].index(c) for c in batch["labelled"].targets.tolist()])
+    loss_new = functional.cross_entropy(own, local)
+    loss_old = torch.tensor(0.0)
+    for task in range(2):
+        # the paper's equations 2 to 4: probabilities to the power of 1/T, normed; T^2 as in Hinton 2015
+        then = recorded[:, TASKS[task]].softmax(1) ** 0.5
+        now = network.head.each[task](features).softmax(1) ** 0.5
+        then, now = then / then.sum(1, keepdim=True), now / now.sum(1, keepdim=True)
+        entropy = -(then * then.log()).sum(1)
+        loss_old = loss_old + 4 * (-(then * now.log()).sum(1) - entropy).mean()
+    torch.testing.assert_close(parts["loss_new"], loss_new.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(parts["loss_old"], loss_old.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(parts["loss"], loss_new + 0.7 * loss_old, rtol=1e-6, atol=1e-6)
+    assert parts["accuracy"] == (own.argmax(1) == local).float().mean()
+
+
+def test_soft_and_hard_targets_of_several_tasks_lose_the_same_and_weights_count():
+    network = network_of()
+    network.class_weights = torch.arange(1.0, 11.0)
+    module = LwF(network, new=[0, 1])
+    targets = torch.tensor([3, 0, 1, 5, 2, 3])
+    hard = module.training_step({"labelled": Shown(images(6), targets)}, 0)
+    soft = module.training_step({"labelled": Shown(images(6), functional.one_hot(targets, 10).float())}, 0)
+    torch.testing.assert_close(hard["loss"], soft["loss"])
+    assert hard["accuracy"] == soft["accuracy"]
+    logits = network(images(6))
+    by_hand = [
+        -(c + 1) * logits[i, task].log_softmax(0)[task.index(c)]
+        for i, c in enumerate(targets.tolist())
+        for task in map(list, TASKS[:2])
+        if c in task
+    ]
+    torch.testing.assert_close(hard["loss"], sum(by_hand) / 6)
+
+
+def changed_by(network: ImageClassifier, module: LwF, batch: dict[str, Shown], tuning: Tuning) -> set[str]:
+    """Return the tensors that a few steps with weight decay change."""
+    optimizer = OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.5)
+    network.learn_by(Recipe(optimizer, SchedulerConfig(name="constant"), 3, None, tuning))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    made = module.configure_optimizers()["optimizer"]
+    module.train()
+    for _ in range(3):
+        made.zero_grad()
+        module.training_step(batch, 0)["loss"].backward()
+        made.step()
+    return {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize(
+    ("kept", "tuning", "backbone", "heads"),
+    [
+        ((), Tuning(frozen_layers=None), False, {1}),
+        ((), Tuning(), True, {1}),
+        ((0,), Tuning(), True, {0, 1}),
+    ],
+    ids=["warm-up and feature extraction", "finetuning", "lwf"],
+)
+def test_what_is_not_to_learn_stands_still_also_under_weight_decay(kept, tuning, backbone, heads):
+    network = network_of()
+    network.head.learn([0])
+    module = LwF(network, [1], kept, 2.0, 1.0)
+    changed = changed_by(network, module, shown(1, torch.randn(6, 10)), tuning)
+    assert any(name.startswith("backbone.") for name in changed) == backbone
+    assert {int(name.split(".")[2]) for name in changed if name.startswith("head.each")} == heads
+
+
+def test_validation_sees_the_new_tasks_images_and_is_told_their_task():
+    module = LwF(network_of(), new=[1], kept=[0])
+    labels = torch.tensor([0, 1, 5, 3, 2, 9])
+    found = module.validation_step(Plain(images(6), labels, torch.arange(6)), 0)
+    assert found["labels"].tolist() == [1, 5, 2]
+    assert set(found["logits"].argmax(1).tolist()) <= {1, 5, 2}
+
+
+def test_a_tasks_accuracy_is_among_its_own_classes():
+    network = network_of()
+    network.head.learn([0, 1])
+    labels = torch.tensor([3, 0, 0, 1, 5, 2, 4, 7])
+    batch = Plain(images(8), labels, torch.arange(8))
+    found = measure_tasks(answers(network, [batch], torch.device("cpu")), network, "test")
+    features = network.eval().features(batch.images)
+    for number, task, of_task in ((1, (3, 0), slice(0, 3)), (2, (1, 5, 2), slice(3, 6))):
+        given = torch.tensor(task)[network.head.each[number - 1](features)[of_task].argmax(1)]
+        assert found[f"test/task-{number}"] == pytest.approx((given == labels[of_task]).float().mean().item(), abs=1e-6)
+    assert len(found) == 2  # the third is not learned
+
+
+def plan_of(*overrides: str):
+    tasks = "strategy.tasks=[[0,1],[3],[2]]"
+    config = compose(["strategy=lwf", tasks, "schedule.epochs=null", "schedule.steps=10", *overrides])
+    source = source_of(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    return stages(config, source, split(source, data_config()))
+
+
+def test_the_stages_are_the_papers_and_each_comparison_takes_as_many_steps():
+    plan = {stage.name: stage for stage in plan_of() if isinstance(stage, Fit)}
+    own = ["task-1", "warm-up-2", "lwf-2", "warm-up-3", "lwf-3"]
+    assert list(plan) == [
+        *own,
+        *("finetuning-2", "finetuning-warm-up-3", "finetuning-3"),
+        *("feature_extraction-2", "feature_extraction-3", "joint-2", "joint-3"),
+    ]
+    assert [name for name, stage in plan.items() if not stage.control] == own
+
+    def steps_to(name: str | None) -> int:
+        return plan[name].steps + steps_to(plan[name].starts_from) if name else 0
+
+    for method in ("finetuning", "feature_extraction", "joint"):
+        assert steps_to(f"{method}-3") == steps_to("lwf-3") == 10 + 2 * (2 + 10)
+        assert plan[f"{method}-3"].told.startswith(f"{method}: ")
+    assert plan["lwf-3"].teaching.networks == "warm-up-3"
+    assert plan["lwf-2"].teaching.networks == "warm-up-2"
+    assert plan["lwf-2"].teaching.views == 8
+    assert [name for name, stage in plan.items() if stage.teaching] == ["lwf-2", "lwf-3"]
+    seen = {name: sorted(set(stage.streams({})[0].targets.tolist())) for name, stage in plan.items()}
+    assert (seen["task-1"], seen["lwf-2"], seen["finetuning-3"]) == ([0, 1], [3], [2])
+    assert (seen["joint-2"], seen["joint-3"]) == ([0, 1, 3], [0, 1, 2, 3])
+    head_alone = {name for name, stage in plan.items() if stage.tuning.frozen_layers is None}
+    assert head_alone == {name for name in plan if "warm-up" in name or "extraction" in name}
+
+
+def test_answers_can_be_kept_for_all_passes_and_comparisons_left_out():
+    plan = plan_of("strategy.answers=passes", "strategy.compare=[]")
+    assert [stage.name for stage in plan] == ["task-1", "warm-up-2", "lwf-2", "warm-up-3", "lwf-3"]
+    assert plan[2].teaching.views is None
+
+
+@pytest.mark.parametrize(
+    ("tasks", "told"),
+    [
+        ("[[0,1],[2,4]]", "task 2 names class 4; this data has 4, numbered from 0 to 3"),
+        ("[[0,1,2,3]]", "two tasks or more are needed"),
+        ("[[0,1],[1,2]]", "each with classes of its own"),
+    ],
+)
+def test_tasks_that_cannot_be_are_an_error(tasks, told):
+    with pytest.raises(UserError, match=told):
+        plan_of(f"strategy.tasks={tasks}")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("lwf")
+    assert run(outputs, *TINY, "callbacks.report=true") == 0
+    return outputs
+
+
+def test_a_run_of_three_tasks_ends_with_a_table_of_them_and_a_report(finished):
+    folder = only_run(finished)
+    record = json.loads((folder / "run.json").read_text())
+    head, table = header(record), rows(record)
+    assert head[-5:] == ("val", "task 1", "task 2", "task 3", "forgets")
+    assert all(len(row) == len(head) for row in table)
+    by_name = {row[0]: row for row in table}
+    assert by_name["task-1"][-3:] == ("-", "-", "-")
+    assert "-" not in by_name["joint-3"][-4:]
+    assert by_name["feature_extraction-3"][-1] == "0.0"
+    assert record["result"] == next(e["result"] for e in record["stages"] if e["name"] == "lwf-3")
+    lines = notes(record)
+    for method in ("finetuning", "feature_extraction", "joint"):
+        assert sum(line.startswith(f"{method}: ") for line in lines) == 1
+    assert not any("last student" in line for line in lines)
+    page = (folder / "report" / "index.html").read_text()
+    assert "<th>forgets</th>" in page
+
+
+def test_what_stood_still_in_a_run_is_the_same_to_the_bit(finished):
+    folder = only_run(finished)
+
+    def weights(stage: str) -> dict[str, torch.Tensor]:
+        return load_classifier(next(folder.glob(f"stages/*-{stage}/checkpoints/final.ckpt"))).state_dict()
+
+    first = weights("task-1")
+    for stage in ("warm-up-2", "feature_extraction-3"):
+        for name, value in weights(stage).items():
+            if name.startswith(("backbone.", "head.each.0.")):
+                assert torch.equal(value, first[name]), (stage, name)
+    for name, value in weights("finetuning-3").items():
+        if name.startswith("head.each.0."):
+            assert torch.equal(value, first[name])
+    assert weights("lwf-3")["head.learned"].tolist() == [True, True, True]
+
+
+@pytest.mark.parametrize(("stage", "step"), [("warm-up-2", 1), ("lwf-3", 2)])
+def test_a_killed_run_ends_with_the_same_weights_and_tables(finished, outputs, stage, step):
+    assert run(outputs, *TINY, before=killed_after(stage, step)) == -9
+    assert run(outputs, *TINY) == 0
+    assert outcome(outputs) == outcome(finished)
+
+
+def test_forgetting_by_hand():
+    def entry(name: str, after: str | None, *accuracies: float) -> dict:
+        result = {f"test/task-{n}": value for n, value in enumerate(accuracies, 1)}
+        return {"name": name, "kind": "fit", "result": result, **({"after": after} if after else {})}
+
+    record = {
+        "stages": [
+            entry("task-1", None, 0.9),
+            entry("warm-up-2", "task-1", 0.9, 0.5),
+            entry("lwf-2", "warm-up-2", 0.85, 0.8),
+            entry("warm-up-3", "lwf-2", 0.85, 0.8, 0.4),
+            entry("lwf-3", "warm-up-3", 0.7, 0.75, 0.9),
+        ]
+    }
+    lost = {one["name"]: forgotten(record, one) for one in record["stages"]}
+    assert lost["task-1"] is None
+    assert lost["lwf-2"] == pytest.approx(0.05)
+    assert lost["warm-up-3"] == pytest.approx((0.05 + 0.0) / 2)
+    assert lost["lwf-3"] == pytest.approx((0.2 + 0.05) / 2)  # task 2 counts from the end of lwf-2, not of its warm-up
+
+
+def test_linear_heads_of_all_architectures_are_replaced():
+    for option in ("lenet5", "mlp", "small_vgg", "resnet"):
+        model = compose([f"model={option}"]).model
+        network = make_classifier(model.arguments(), replace(spec_of(size=32), tasks=TASKS))
+        assert isinstance(network.head, Heads)
+        assert all(isinstance(head, nn.Linear) for head in network.head.each)
+
+
+@pytest.fixture(scope="module")
+def old_run(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("old")
+    tiny = ("schedule.epochs=null", "schedule.steps=20", "data.limit=200", "callbacks.report=false", "seed=3")
+    assert run(outputs, *tiny) == 0
+    return only_run(outputs)
+
+
+ONWARD = ("strategy=lwf", "strategy.tasks=[]", "debug=tiny")
+
+
+def test_a_finished_runs_classes_are_task_1_and_its_own_test_images_measure_it(old_run, outputs, capfd):
+    assert run(outputs, *ONWARD, f"init_from={old_run}", "callbacks.report=true") == 0
+    assert "the old network's 10 classes are task 1, the data's are task 2" in capfd.readouterr().err
+    record = json.loads((only_run(outputs) / "run.json").read_text())
+    names = [entry["name"] for entry in record["stages"]]
+    assert names == ["warm-up-2", "lwf-2", "finetuning-2", "feature_extraction-2"]
+    before = json.loads((old_run / "run.json").read_text())["result"]["test/accuracy"]
+    results = {entry["name"]: entry["result"] for entry in record["stages"]}
+    for stage in ("warm-up-2", "feature_extraction-2"):
+        assert results[stage]["test/task-1"] == pytest.approx(before)
+    assert {key for key in results["lwf-2"] if "task-" in key} == {"test/task-1", "test/task-2"}
+    lost = before - results["finetuning-2"]["test/task-1"]
+    assert forgotten(record, record["stages"][2]) == pytest.approx(lost)
+    old = load_classifier(old_run / "checkpoints" / "final.ckpt").state_dict()
+    new = load_classifier(next(only_run(outputs).glob("stages/1-*/checkpoints/final.ckpt"))).state_dict()
+    assert torch.equal(new["head.each.0.weight"], old["head.weight"])
+    assert all(torch.equal(new[name], value) for name, value in old.items() if name.startswith("backbone."))
+
+
+def test_without_the_old_runs_folder_task_1_is_kept_and_not_measured(old_run, outputs, capfd):
+    file = old_run / "checkpoints" / "final.ckpt"
+    assert run(outputs, *ONWARD, f"init_from={file}", "strategy.compare=[]") == 0
+    assert "note: task 1 is not measured:" in capfd.readouterr().err
+    record = json.loads((only_run(outputs) / "run.json").read_text())
+    assert header(record)[-2:] == ("task 2", "forgets")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("model.width=2",), "the old network is another one; model and its keys are to be the old run's"),
+        (("data.image_size=32",), "data.image_size=32: the network of init_from sees 28"),
+    ],
+)
+def test_a_network_that_does_not_go_on_from_the_old_one_is_an_error(old_run, outputs, overrides, told):
+    assert told in refusal(outputs, f"init_from={old_run}", *overrides)
+
+
+def test_weights_whose_classes_nobody_knows_and_none_at_all_are_errors(tmp_path, outputs):
+    torch.save(make_classifier(LENET, spec_of()).state_dict(), tmp_path / "plain.pt")
+    told = refusal(outputs, f"init_from={tmp_path / 'plain.pt'}")
+    assert "it is not known what its classes are; give the folder of a finished run" in told
+    with pytest.raises(UserError, match=r"strategy.tasks=\[\] goes on from a network that has learned before"):
+        compose(["strategy=lwf", "strategy.tasks=[]"])
+
+
+def refusal(outputs: Path, *overrides: str) -> str:
+    """Return what is said of a run that goes on from nothing that it could; nothing is written."""
+    with pytest.raises(UserError) as refused:
+        execute(compose([*QUIET, f"paths.outputs={outputs}", *ONWARD, *overrides]))
+    assert not list(outputs.glob("*/*/run.json"))
+    return str(refused.value)

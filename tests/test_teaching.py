@@ -1,0 +1,329 @@
+"""A frozen network's answers: kept once, true to the draw, whole or absent, shared."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import QUIET, outcome, run
+from tutelage.compose import compose
+from tutelage.data import (
+    ANSWERS,
+    Draws,
+    Keeping,
+    Kept,
+    Stream,
+    Training,
+    data_module,
+    mapped,
+    packed,
+    row_type,
+    unpacked,
+    views_shown,
+)
+from tutelage.data.kept import ALL_CLASSES, PARTIAL, TOP
+from tutelage.data.modules import StepBatches
+from tutelage.errors import UserError
+from tutelage.models import load_classifier
+from tutelage.randomness import Key
+
+TAUGHT = (
+    "strategy=distillation",
+    "model@strategy.teacher=lenet5",
+    "model=mlp",
+    "model.width=16",
+    "model.dropout=0.2",
+    "augmentation=affine",
+    "data.limit=60",
+    "data.batch_size=16",
+    "data.validation=none",
+    "schedule.epochs=null",
+    "schedule.steps=9",
+    "strategy.views=2",
+)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+@given(st.integers(2, 400), st.floats(0.1, 20), st.integers(0, 99), st.sampled_from([1.0, 4.0]))
+def test_kept_logits_give_the_same_probabilities(classes, spread, seed, temperature):
+    logits = np.random.default_rng(seed).normal(5, spread, (6, classes)).astype(np.float32)
+    rows = packed(logits, row_type(classes, exact=False))
+    back = unpacked(rows, classes)
+    assert back.shape == logits.shape and back.dtype == np.float32
+    whole, kept = softmax(logits / temperature), softmax(back / temperature)
+    if classes <= ALL_CLASSES:
+        assert np.abs(whole - kept).max() < 5e-3
+    else:
+        largest = np.argsort(-logits, axis=1)[:, :TOP]
+        whole, kept = softmax(logits), softmax(back)
+        assert np.abs(np.take_along_axis(whole - kept, largest, axis=1)).max() < 5e-3
+        assert kept.sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_of_many_classes_the_rest_shares_its_mass_evenly():
+    logits = np.random.default_rng(0).normal(0, 2, (3, 1000)).astype(np.float32)
+    kind = row_type(1000, exact=False)
+    assert kind.itemsize == 33 * 2 + 32 * 2
+    back = unpacked(packed(logits, kind), 1000)
+    whole, kept = softmax(logits), softmax(back)
+    rest = np.argsort(-logits, axis=1)[:, TOP:]
+    by_mass = np.take_along_axis(whole, rest, axis=1).sum(axis=1)
+    assert np.take_along_axis(kept, rest, axis=1).sum(axis=1) == pytest.approx(by_mass, rel=5e-3)
+    assert np.take_along_axis(kept, rest, axis=1).std(axis=1).max() < 1e-9
+
+
+def test_where_heads_are_apart_all_logits_are_kept_and_features_as_they_are():
+    assert row_type(1000, exact=False, whole=True)["values"].shape == (1000,)
+    features = np.random.default_rng(0).normal(size=(4, 300)).astype(np.float32) * 1e6
+    assert (unpacked(packed(features, row_type(300, exact=True)), 300) == features).all()
+
+
+def test_logits_beyond_float16_are_kept_within_its_range():
+    logits = np.array([[1e5, 1e5 - 3, -1e9], [-1e8, -1e8 - 8, -1e8]], dtype=np.float32)
+    back = unpacked(packed(logits, row_type(3, exact=False)), 3)
+    assert np.isfinite(back).all()
+    assert back[0, :2].tolist() == [0, -3] and back[1].tolist() == [0, -8, 0]
+    with pytest.raises(ValueError, match="finite"):
+        packed(np.array([[np.nan, 0]], dtype=np.float32), row_type(2, exact=False))
+
+
+@given(st.integers(1, 40), st.integers(1, 16), st.integers(1, 30), st.integers(1, 6), st.booleans())
+def test_views_repeat_and_each_has_its_own_row(count, batch, steps, views, even):
+    labels = np.arange(count) % 3
+    stream = Stream("labelled", np.arange(100, 100 + count), labels, batch, even=even)
+    shown = views_shown(stream, steps, views)
+    kept, draws = Kept(Path("nowhere"), 1, shown), Draws(stream, Key(0, "student", "labelled"))
+    rows = {}
+    for step in range(steps):
+        before = draws.at(step)
+        after = kept.repeated(before)
+        assert (after.entries == before.entries).all() and not after.copies.any()
+        assert ((after.passes >= 0) & (after.passes < shown)).all()
+        for slot, entry in zip(after.passes.tolist(), after.entries.tolist(), strict=True):
+            assert rows.setdefault(slot * count + entry, (slot, entry)) == (slot, entry)
+    assert shown <= views
+    if not even and steps * batch >= views * count:
+        assert {slot for slot, _ in rows.values()} == set(range(views))
+
+
+def test_a_stream_that_is_not_shuffled_shows_its_entries_in_order(monkeypatch):
+    monkeypatch.setattr("tutelage.data.streams.PART", 8)
+    stream = Stream("labelled", np.arange(20) * 3, np.zeros(20, np.int64), 7, shuffled=False)
+    draws = Draws(stream, Key(0, "a", "labelled"))
+    shown = [draws.at(step) for step in range(6)]
+    assert np.concatenate([one.entries for one in shown]).tolist() == [place % 20 for place in range(42)]
+    assert np.concatenate([one.passes for one in shown]).tolist() == [place // 20 for place in range(42)]
+
+
+def test_a_file_of_answers_is_whole_or_absent_and_goes_on_where_it_was_left(tmp_path):
+    kind, rows = (
+        row_type(3, exact=True),
+        packed(np.arange(30, dtype=np.float32).reshape(10, 3), row_type(3, exact=True)),
+    )
+    keeping = Keeping(tmp_path / "a", kind, 10)
+    keeping.add(rows[:4])
+    keeping.save()
+    keeping.add(rows[4:8])  # never saved
+    assert not keeping.file.exists()
+    again = Keeping(tmp_path / "a", kind, 10)
+    assert (again.done, again.share) == (1, 0.4)
+    again.add(rows[4:8])
+    again.add(rows[[8, 9, 0, 1]])  # more than there is room for
+    again.finish()
+    assert (np.load(again.file)["values"] == rows["values"]).all()
+    assert not (tmp_path / "a" / PARTIAL).exists()
+    assert mapped(again.file, kind, 10) is not None and mapped(again.file, kind, 11) is None
+    other = Keeping(tmp_path / "a", row_type(2, exact=True), 10)  # a partial file of another shape is not gone on with
+    assert other.done == 0
+
+
+def test_a_full_disk_is_told_before_anything_is_computed(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(UserError, match=r"no room for 1.2 GB of a teacher's answers \(No space left on device\)"):
+        Keeping(tmp_path, row_type(3, exact=True), 100_000_000)
+    assert not list(tmp_path.glob("*"))
+
+
+def files(outputs: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in sorted(outputs.glob(f".answers/*/{ANSWERS}"))}
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory: pytest.TempPathFactory):
+    outputs = tmp_path_factory.mktemp("cold")
+    assert run(outputs, *TAUGHT) == 0
+    return outputs
+
+
+def test_what_is_kept_is_what_the_teacher_answers_to_what_is_shown(cold):
+    """The module is shown, at every step, the logits of the network of stage 1 for the very images beside them."""
+    config = compose([*QUIET, *TAUGHT, f"paths.outputs={cold}"])
+    data, (folder,) = data_module(config.data), cold.glob("*/*/run.json")
+    teacher = load_classifier(folder.parent / "stages/1-teacher/checkpoints/final.ckpt").eval()
+    labelled = data.splits.labelled
+    stream = Stream("labelled", labelled, data.source.labels[labelled], 16)
+    (file,) = cold.glob(f".answers/*/{ANSWERS}")
+    kept = Kept(file, 10, 2)
+    assert len(kept.rows) == 2 * len(labelled)
+    training = Training(
+        [stream], config.augmentation.transforms, lambda s: Key(0, "student", s), 9, kept={"labelled": kept}
+    )
+    batches = StepBatches(data.images, training, (28, 28, 1))
+    images = {}
+    for step in range(9):
+        shown = batches[step]["labelled"]
+        with torch.inference_mode():
+            expected = teacher(shown.images)
+        torch.testing.assert_close(shown.answers, expected - expected.amax(1, keepdim=True), atol=5e-3, rtol=2e-3)
+        shows = kept.repeated(Draws(stream, Key(0, "student", "labelled")).at(step))
+        for slot, entry, image in zip(shows.passes.tolist(), shows.entries.tolist(), shown.images, strict=True):
+            assert torch.equal(images.setdefault((slot, entry), image), image)  # the view repeats, to the byte
+    assert len({image.numpy().tobytes() for image in images.values()}) == len(images)  # and others differ
+
+
+def in_small_batches() -> None:
+    """Ask in batches so small that a process can be killed between them."""
+    from tutelage.runs import teaching
+
+    teaching.SAVE_SECONDS, teaching.ASKED_AT_ONCE = 0.0, 16
+
+
+def no_asking() -> None:
+    """Fail where answers are computed."""
+    from tutelage.runs import teaching
+
+    teaching._Keeper.compute = None
+
+
+def sent_while_asking(number: int, batches: int):
+    """Return a trap that sends this process a signal once it has computed so many batches of answers."""
+
+    def trap() -> None:
+        from tutelage.data import kept
+
+        in_small_batches()
+        add, calls = kept.Keeping.add, []
+
+        def then_send(self, rows):
+            add(self, rows)
+            calls.append(len(rows))
+            if len(calls) == batches:
+                os.kill(os.getpid(), number)
+
+        kept.Keeping.add = then_send
+
+    return trap
+
+
+@pytest.mark.parametrize("answers", ["views", "passes"])
+def test_cold_warm_and_killed_runs_end_with_the_same_weights(answers, tmp_path):
+    overrides = (*TAUGHT, f"strategy.answers={answers}")
+    assert run(tmp_path / "a", *overrides, before=in_small_batches) == 0
+    expected, written = outcome(tmp_path / "a"), files(tmp_path / "a")
+    shutil.rmtree(tmp_path / "a/runs")  # the answers stay: now it is warm
+    assert run(tmp_path / "a", *overrides, before=no_asking) == 0
+    assert outcome(tmp_path / "a") == expected
+    for number, done in ((signal.SIGKILL, 3), (signal.SIGTERM, 7)):  # 2 views of 60 images are 8 batches, 9 steps 9
+        code = run(tmp_path / "b", *overrides, before=sent_while_asking(number, 4))
+        assert code == (-number if number == signal.SIGKILL else 128 + number)
+        (progress,) = (tmp_path / "b").glob(".answers/*/progress.json")
+        assert json.loads(progress.read_text())["batches"] == done
+        assert not files(tmp_path / "b")
+    assert run(tmp_path / "b", *overrides, before=in_small_batches) == 0
+    assert files(tmp_path / "b") == written
+    assert outcome(tmp_path / "b") == expected
+
+
+def test_a_student_killed_among_its_steps_ends_with_the_same_weights(cold, tmp_path):
+    from test_resume import killed_after
+
+    for step in (3, 7):
+        assert run(tmp_path, *TAUGHT, before=killed_after("student", step)) == -signal.SIGKILL
+    assert run(tmp_path, *TAUGHT) == 0
+    assert outcome(tmp_path) == outcome(cold)
+
+
+def test_workers_and_mixing_change_nothing_in_what_is_kept(cold, tmp_path):
+    assert run(tmp_path, *TAUGHT, "data.num_workers=2") == 0
+    assert outcome(tmp_path) == outcome(cold)
+    assert files(tmp_path) == files(cold)
+
+
+def test_runs_that_only_learn_otherwise_share_the_answers(cold, tmp_path):
+    shutil.copytree(cold / ".answers", tmp_path / ".answers")
+    assert run(tmp_path, *TAUGHT, "strategy.alpha=0.5", "strategy.temperature=2", before=no_asking) == 0
+    for other in ("augmentation=flip", "strategy.views=3", "strategy.answers=passes", "seed=1"):
+        before = len(files(tmp_path))
+        assert run(tmp_path, *TAUGHT, other) == 0
+        assert len(files(tmp_path)) == before + 1, other
+
+
+def test_answers_to_images_as_they_are_need_one_view(tmp_path):
+    assert run(tmp_path, *TAUGHT, "augmentation=none") == 0
+    (file,) = tmp_path.glob(f".answers/*/{ANSWERS}")
+    assert len(np.load(file)) == 60
+
+
+def test_damaged_answers_are_computed_again_and_it_is_said(cold, tmp_path, capfd):
+    shutil.copytree(cold / ".answers", tmp_path / ".answers")
+    (file,) = tmp_path.glob(f".answers/*/{ANSWERS}")
+    np.load(file, mmap_mode="r+")["values"][:] = np.float16(0)
+    assert run(tmp_path, *TAUGHT) == 0
+    assert "holds other answers than the teacher of stage student gives: computed again" in capfd.readouterr().err
+    assert files(tmp_path) == files(cold)
+    assert outcome(tmp_path) == outcome(cold)
+
+
+def test_a_second_process_waits_for_the_first_and_says_so(cold, tmp_path, capfd):
+    shutil.copytree(cold / ".answers", tmp_path / ".answers")
+    (folder,) = (path for path in (tmp_path / ".answers").iterdir() if path.is_dir())
+    lock = FileLock(folder.with_suffix(".lock"), thread_local=False)
+    lock.acquire()
+    release = threading.Timer(6.0, lock.release)
+    release.start()
+    try:
+        assert run(tmp_path, *TAUGHT, before=no_asking) == 0
+    finally:
+        release.join()
+    assert capfd.readouterr().err.count("another process computes the same answers; waiting for it") == 1
+    assert outcome(tmp_path) == outcome(cold)
+
+
+def test_mixed_images_are_answered_as_they_are_mixed(tmp_path, capfd):
+    """Kept for every step, though views were asked for; the student's loss is the one that a live teacher gives."""
+    mixing = (*TAUGHT, "augmentation=cutmix_mixup", "strategy.alpha=0")
+    assert run(tmp_path / "kept", *mixing) == 0
+    assert "the teacher's answers are kept for every step, not for views that repeat" in capfd.readouterr().err
+    assert run(tmp_path / "live", *mixing, "strategy.answers=live") == 0
+    kept, live = (outcome(tmp_path / name)["tables"]["stages/2-student/metrics.csv"] for name in ("kept", "live"))
+    assert not (tmp_path / "live/.answers").exists()
+    for ours, theirs in zip(kept, live, strict=True):
+        for name in ("train/loss", "train/kl"):
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=0.02)
+
+
+def test_answers_that_are_no_numbers_end_in_a_line(outputs, capfd):
+    def broken() -> None:
+        from tutelage.models import Teacher
+
+        answer = Teacher.__call__
+        Teacher.__call__ = lambda self, images: answer(self, images) / 0
+
+    assert run(outputs, *TAUGHT, before=broken) == 70
+    assert "stage student: the teacher's answers are not finite" in capfd.readouterr().err

@@ -1,0 +1,262 @@
+"""Transfer: which layers learn, how fast, and what a frozen backbone keeps to the bit."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from conftest import only_run, outcome, run
+from test_data import data_config, source_of
+from test_resume import killed_after
+from tutelage.compose import compose
+from tutelage.config import OptimizerConfig
+from tutelage.data import split
+from tutelage.errors import UserError
+from tutelage.models import (
+    ImageSpec,
+    LeNet5,
+    ResNet,
+    Timm,
+    Torchvision,
+    Tuning,
+    cross_entropy,
+    freeze,
+    load_classifier,
+    make_classifier,
+    save_classifier,
+)
+from tutelage.models.base import make_optimizer
+from tutelage.models.tuning import layers, rate_shares
+from tutelage.strategies import SCRATCH, stages
+
+ADAMW = OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1)
+SMALL = ("model=resnet", "model.width=4", "model.depth=1")
+
+
+def spec_of(channels: int = 3, size: int = 32) -> ImageSpec:
+    return ImageSpec(channels, size, tuple("abcd"), (0.3,) * channels, (0.2,) * channels)
+
+
+def batch_of(channels: int = 3, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randint(0, 256, (8, channels, size, size), dtype=torch.uint8), torch.arange(8) % 3
+
+
+def trained(network, tuning: Tuning, steps: int = 3):
+    """Train a network for some steps as Lightning would: switched to training, with the optimizer of its tuning."""
+    freeze(network.backbone, tuning)
+    network.train()
+    optimizer = make_optimizer(network, ADAMW, tuning)
+    for _ in range(steps):
+        images, targets = batch_of(network.spec.channels, network.spec.image_size)
+        optimizer.zero_grad()
+        cross_entropy(network(images), targets).backward()
+        optimizer.step()
+    return network
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "efficientnet_lite0", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("decay", [0.75, 0.5])
+def test_rates_of_layers_are_those_that_timm_gives_them(name, decay):
+    from timm.optim.optim_factory import param_groups_layer_decay
+
+    with torch.device("meta"):
+        network, theirs = Timm(spec_of(size=64), name=name), timm.create_model(name, num_classes=4)
+    groups = param_groups_layer_decay(theirs, layer_decay=decay)
+    scale_of = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    expected = {name: scale_of[id(parameter)] for name, parameter in theirs.named_parameters()}
+    # In timm's count the head lies one layer above the backbone.
+    found = rate_shares(network, Tuning(backbone_lr_scale=decay, layer_decay=decay))
+    classifier = theirs.default_cfg["classifier"]
+    for parameter, share in found.items():
+        own = parameter.removeprefix("backbone.0.").replace("head.", f"{classifier}.", not parameter.startswith("back"))
+        assert share == pytest.approx(expected[own]), parameter
+
+
+def test_without_timm_a_parameter_of_two_axes_opens_a_layer():
+    network = LeNet5(spec_of(1))
+    assert list(layers(network.backbone).values()) == [0, 0, 1, 1, 2, 2, 3, 3]
+    shares = rate_shares(network, Tuning(backbone_lr_scale=0.1, layer_decay=0.5))
+    by_hand = [0.0125, 0.0125, 0.025, 0.025, 0.05, 0.05, 0.1, 0.1, 1.0, 1.0]
+    assert list(shares.values()) == pytest.approx(by_hand)
+
+
+@given(st.floats(0.01, 1), st.floats(0.1, 1))
+def test_rates_rise_from_the_images_to_the_head(scale, decay):
+    network = LeNet5(spec_of(1))
+    shares = list(rate_shares(network, Tuning(backbone_lr_scale=scale, layer_decay=decay)).values())
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert shares[-3] == scale  # the backbone's highest layer
+
+
+def test_without_tuning_there_are_two_groups_one_of_them_decayed():
+    network = ResNet(spec_of(), width=4, depth=1)
+    decayed, plain = make_optimizer(network, ADAMW).param_groups
+    assert [id(p) for p in decayed["params"]] == [id(p) for p in network.parameters() if p.ndim > 1]
+    assert [id(p) for p in plain["params"]] == [id(p) for p in network.parameters() if p.ndim <= 1]
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert decayed["lr"] == plain["lr"] == 0.01
+
+
+def test_each_rate_has_a_group_with_decay_and_one_without():
+    network, beside = LeNet5(spec_of(1)), nn.Linear(84, 3)
+    tuning = Tuning(frozen_layers=2, backbone_lr_scale=0.1)
+    freeze(network.backbone, tuning)
+    groups = make_optimizer(network, ADAMW, tuning, beside).param_groups
+    found = [(group["lr"], group["weight_decay"], len(group["params"])) for group in groups]
+    assert found == [(0.001, 0.1, 2), (0.001, 0.0, 2), (0.01, 0.1, 2), (0.01, 0.0, 2)]
+    assert any(p is beside.weight for p in groups[2]["params"])
+
+
+@pytest.mark.parametrize(
+    "network", [lambda: ResNet(spec_of(), width=4, depth=1), lambda: Timm(spec_of(), name="resnet10t", dropout=0.5)]
+)
+def test_a_frozen_backbone_stays_to_the_bit_with_its_statistics_and_its_dropout(network):
+    torch.manual_seed(0)
+    network = network().eval()
+    images, _ = batch_of()
+    before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
+    features, head = network.features(images), network.head.weight.clone()
+    trained(network, Tuning(frozen_layers=None))
+    for name, tensor in network.backbone.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert network.training
+    assert torch.equal(network.features(images), features)  # no dropout, though the network trains
+    assert not torch.equal(network.head.weight, head)
+
+
+@pytest.mark.parametrize("frozen", [1, 3])
+def test_so_many_lowest_layers_stay_and_all_above_learn(frozen):
+    torch.manual_seed(0)
+    network = Torchvision(spec_of(), name="resnet18")
+    of = layers(network.backbone)
+    before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
+    trained(network, Tuning(frozen_layers=frozen))
+    for name, tensor in network.backbone.named_parameters():
+        assert torch.equal(tensor, before[name]) == (of[name] < frozen), name
+    still = network.backbone[0].bn1
+    assert not still.training
+    assert torch.equal(still.running_mean, before["0.bn1.running_mean"])
+    assert network.backbone[0].layer4[1].bn2.training
+
+
+def test_weight_decay_does_not_move_what_is_frozen():
+    network = LeNet5(spec_of(1))
+    before = network.backbone[0].weight.clone()
+    trained(network, Tuning(frozen_layers=1))
+    assert torch.equal(network.backbone[0].weight, before)
+
+
+def test_more_frozen_layers_than_there_are_end_in_one_line():
+    with pytest.raises(UserError, match="strategy.frozen_layers=5: this network's backbone has 4 layers"):
+        freeze(LeNet5(spec_of(1)).backbone, Tuning(frozen_layers=5))
+
+
+def plan_of(*words: str):
+    source = source_of(np.repeat(np.arange(3), 12), 0, 0)
+    config = compose(["init_from=w.pth", "schedule.epochs=null", "schedule.steps=100", *words])
+    return stages(config, source, split(source, data_config()))
+
+
+def test_gradual_first_trains_the_head_and_goes_on_with_all_of_it():
+    head, whole, control = plan_of("strategy=transfer_gradual", "strategy.head_length=0.3", "augmentation=basic")
+    assert (head.steps, whole.steps, control.steps) == (30, 70, 100)
+    assert (head.tuning, head.teaching, head.starts_from) == (Tuning(frozen_layers=None), None, None)
+    assert (whole.tuning, whole.starts_from) == (Tuning(backbone_lr_scale=0.1), "head")
+    assert (control.tuning, control.starts_from, control.control) == (Tuning(), SCRATCH, True)
+    assert "from random weights" in control.told
+
+
+def test_features_are_kept_where_images_are_not_augmented():
+    frozen, control = plan_of("strategy=transfer_frozen", "augmentation=none")
+    assert frozen.teaching is not None and frozen.teaching.features
+    assert control.teaching is None
+    for words in (["augmentation=flip"], ["augmentation=cutmix", "augmentation.transforms=[]"]):
+        assert plan_of("strategy=transfer_frozen", *words)[0].teaching is None
+    assert plan_of("strategy=transfer_frozen", "strategy.control=false")[0].name == "frozen"
+    assert len(plan_of("strategy=transfer_frozen", "strategy.control=false")) == 1
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A small residual network's weights, of other classes than the digits."""
+    torch.manual_seed(1)
+    model = compose([*SMALL]).model.arguments()
+    network = make_classifier(model, ImageSpec(1, 28, tuple("abc"), (0.5,), (0.25,)))
+    trained(network, Tuning(), 1)
+    file = tmp_path / "pretrained.ckpt"
+    save_classifier(network, model, file)
+    return file
+
+
+def weights_of(outputs, stage: str):
+    (file,) = only_run(outputs).glob(f"stages/*-{stage}/checkpoints/final.ckpt")
+    return load_classifier(file)
+
+
+def compare(one: nn.Module, two: nn.Module, **tolerance) -> None:
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(tensor, two.state_dict()[name], **tolerance)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "basic"])
+def test_a_frozen_run_ends_with_the_backbone_it_began_with_and_resumes_exactly(outputs, pretrained, augmentation):
+    words = (
+        *SMALL,
+        "strategy=transfer_frozen",
+        f"init_from={pretrained}",
+        f"augmentation={augmentation}",
+        "debug=tiny",
+    )
+    assert run(outputs / "a", *words) == 0
+    before, frozen = load_classifier(pretrained), weights_of(outputs / "a", "frozen")
+    compare(frozen.backbone, before.backbone, rtol=0, atol=0)
+    assert frozen.spec.mean == (0.5,)  # the weights' own normalisation
+    control = weights_of(outputs / "a", "control")
+    assert control.spec.mean == (0.305,)
+    assert not torch.equal(control.backbone[0].weight, before.backbone[0].weight)
+    record = json.loads((only_run(outputs / "a") / "run.json").read_text())
+    assert [entry["steps"] for entry in record["stages"]] == [4, 4]
+    assert record["result"] == record["stages"][0]["result"]
+    assert run(outputs / "b", *words, before=killed_after("frozen", 2)) == -signal.SIGKILL
+    assert run(outputs / "b", *words) == 0
+    assert outcome(outputs / "a") == outcome(outputs / "b")
+
+
+def test_kept_features_give_the_weights_that_the_live_backbone_gives(outputs, pretrained):
+    from dataclasses import replace
+
+    from tutelage.strategies import transfer
+
+    def live():
+        plain = transfer._Plan._fit
+        transfer._Plan.head = lambda self, name, share: replace(plain(self, name, share), tuning=transfer.FROZEN)
+
+    words = (*SMALL, "strategy=transfer_frozen", f"init_from={pretrained}", "augmentation=none", "debug=tiny")
+    assert run(outputs / "kept", *words, "schedule.steps=30") == 0
+    assert run(outputs / "live", *words, "schedule.steps=30", before=live) == 0
+    kept, alive = (weights_of(outputs / name, "frozen") for name in ("kept", "live"))
+    assert not torch.equal(kept.head.weight, load_classifier(pretrained).head.weight.new_zeros(()))
+    compare(kept, alive, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradual_run_goes_on_with_the_head_that_it_trained(outputs, pretrained):
+    words = (*SMALL, "strategy=transfer_gradual", f"init_from={pretrained}", "debug=tiny", "schedule.steps=6")
+    assert run(outputs, *words, "optimizer.lr=1e-9", "augmentation=basic") == 0
+    head, whole = weights_of(outputs, "head"), weights_of(outputs, "whole")
+    torch.testing.assert_close(whole.head.weight, head.head.weight, atol=1e-6, rtol=0)
+    assert whole.spec.mean == (0.5,)
+    assert not torch.equal(whole.backbone[1].running_mean, head.backbone[1].running_mean)  # it learns again
+
+
+def test_a_run_with_more_frozen_layers_than_there_are_writes_nothing(outputs, pretrained, capfd):
+    words = (*SMALL, "strategy=transfer_finetune", "strategy.frozen_layers=99", f"init_from={pretrained}", "debug=tiny")
+    assert run(outputs, *words) != 0
+    assert "strategy.frozen_layers=99: this network's backbone has" in capfd.readouterr().err
+    assert not list(outputs.rglob("run.json"))
