@@ -11,6 +11,7 @@ the median of the pairs'. Ends with an error where it is above what is promised.
     make bench
 """
 
+import logging
 import os
 import statistics
 import sys
@@ -109,6 +110,7 @@ class Bench:
 def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     config = compose([*OVERRIDES, "model=vgg", "model.depth=11", "schedule.steps=1"])
     data = data_module(config.data)
     with tempfile.TemporaryDirectory() as top:

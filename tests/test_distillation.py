@@ -180,12 +180,32 @@ def test_the_loss_is_alpha_of_the_labels_and_the_rest_of_the_teacher():
     ours, theirs = student(shown.images), network(shown.images)
     on_labels = functional.nll_loss(ours.log_softmax(1), shown.targets)
     divergence = by_hand(ours.detach().double().numpy(), theirs.detach().double().numpy(), 4.0)
-    assert float(parts["loss"]) == pytest.approx(0.3 * float(on_labels) + 0.7 * divergence, abs=1e-6)
+    assert parts["loss"].item() == pytest.approx(0.3 * on_labels.item() + 0.7 * divergence, abs=1e-6)
     assert float(parts["agreement"]) == pytest.approx(float((ours.argmax(1) == theirs.argmax(1)).float().mean()))
     assert float(parts["teacher_accuracy"]) == pytest.approx(float((theirs.argmax(1) == shown.targets).float().mean()))
     hard = Distillation(student, Teacher([network]), recipe=recipe_of(labels="hard"))
     expected = functional.cross_entropy(ours, theirs.argmax(1))
-    assert float(hard.training_step({"labelled": shown}, 0)["loss_teacher"]) == pytest.approx(float(expected), abs=1e-6)
+    assert float(hard.training_step({"labelled": shown}, 0)["loss_teacher"]) == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_over_a_pass_with_and_without_labels_the_label_loss_is_the_mean_over_the_labelled():
+    torch.manual_seed(0)
+    student, network, shown = ready(MLP(spec_of(), width=8)), LeNet5(spec_of()), batch_of()["labelled"]
+    targets = torch.tensor([3, -1, -1, 5, -1, -1])  # in batches of 2: one labelled image, one, none
+    module = Distillation(student, Teacher([network]), recipe=recipe_of(images="all"), stream="all", known=2 / 6)
+    steps = []
+    for first in (0, 2, 4):
+        batch = Shown(shown.images[first : first + 2], targets[first : first + 2])
+        steps.append(module.training_step({"all": batch}, 0))
+        steps[-1]["loss"].backward()
+    logits, labelled = student(shown.images).detach(), targets >= 0
+    for name, expected in {
+        "loss_label": functional.cross_entropy(logits[labelled], targets[labelled]),
+        "accuracy": (logits[labelled].argmax(1) == targets[labelled]).float().mean(),
+        "loss_teacher": softened_divergence(logits, network(shown.images), 4.0),
+    }.items():
+        torch.testing.assert_close(torch.stack([step[name] for step in steps]).mean(), expected.detach())
+    assert all(torch.isfinite(parameter.grad).all() for parameter in student.parameters())
 
 
 def test_kept_answers_stand_in_for_the_teacher():
@@ -312,6 +332,20 @@ def test_with_hints_there_is_a_stage_of_them_and_the_control_has_as_many_steps()
     assert plan[1].teaching.live and plan[2].starts_from == "hints"
 
 
+def test_a_teacher_may_answer_to_images_without_labels_too():
+    _, plan, splits = plan_of("strategy.images=all")
+    teacher, student, control = plan
+    (stream,) = student.streams({})
+    assert stream.indices.tolist() == [*splits.labelled, *splits.pool]
+    assert (stream.targets >= 0).sum() == len(splits.labelled) and (stream.targets[len(splits.labelled) :] == -1).all()
+    assert student.teaching.stream == stream.name == "all"
+    for other in (teacher, control):
+        assert other.streams({})[0].indices.tolist() == splits.labelled.tolist()
+    for refused in ("strategy.decoupled={}", "augmentation=mixup"):
+        with pytest.raises(UserError, match="strategy.images=all: .* needs the labels of all images; set it to null"):
+            plan_of("strategy.images=all", refused)
+
+
 def test_given_teachers_are_not_trained():
     _, plan, _ = plan_of("strategy.teachers=[a, b/c]", "strategy.answers=passes", "strategy.control=false")
     assert [stage.name for stage in plan] == ["student"]
@@ -323,7 +357,7 @@ def test_given_teachers_are_not_trained():
 def test_a_student_without_labels_sees_the_pool_or_it_is_said_what_else():
     _, plan, splits = plan_of("strategy=teacher_student")
     (stream,) = plan[1].streams({})
-    assert stream.name == "pool" and (stream.indices == splits.pool).all() and not stream.targets.any()
+    assert stream.name == "pool" and (stream.indices == splits.pool).all() and (stream.targets == -1).all()
     assert not plan[1].told
     _, plan, splits = plan_of("strategy=teacher_student", pool=False)
     (stream,) = plan[1].streams({})
@@ -370,10 +404,11 @@ def test_the_identity_has_the_teachers_weights_and_nothing_of_a_teacher_that_is_
     [
         ("strategy=teacher_student", "model@strategy.teacher=lenet5", "data.labels_per_class=3"),
         ("strategy.hints={}",),
+        ("strategy.images=all", "strategy.hints={}", "data.labels_per_class=3"),
         ("strategy.decoupled={}", "strategy.answers=live"),
         ("strategy.labels=hard", "optimizer.ema_decay=0.9"),
     ],
-    ids=["teacher_student", "hints", "decoupled, live", "hard, averaged"],
+    ids=["teacher_student", "hints", "all images", "decoupled, live", "hard, averaged"],
 )
 def test_every_variant_runs_to_its_end_and_again_in_no_time(overrides, outputs):
     assert run(outputs, *TAUGHT, *overrides) == 0

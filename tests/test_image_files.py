@@ -17,7 +17,7 @@ from PIL import Image
 
 from test_data import data_config, write_images
 from tutelage.config import DataConfig
-from tutelage.data import UNKNOWN, fingerprint
+from tutelage.data import UNKNOWN, fingerprint, split
 from tutelage.data import image_files as files_module
 from tutelage.data import scan as scan_module
 from tutelage.data.huggingface import hugging_face, saved_as
@@ -326,6 +326,19 @@ def test_imagenets_val_is_the_test_set(tmp_path):
             write_images(tmp_path / part / label, count)
     source = image_files(list_folder(str(tmp_path), val_is_test=True), rgb_config())
     assert (len(source.train), len(source.test), len(source.val)) == (10, 4, 0)
+
+
+def test_folders_beside_the_test_set_are_further_ones(tmp_path):
+    for part, count in (("train", 5), ("test", 2), ("test-night", 3), ("test-sketch", 1)):
+        for label in ("cat", "dog"):
+            write_images(tmp_path / part / label, count)
+    source = image_files(list_folder(str(tmp_path)), rgb_config())
+    assert {name: len(part) for name, part in source.others.items()} == {"night": 6, "sketch": 2}
+    assert (len(source.train), len(source.test)) == (10, 4)
+    assert all(source.names[i].startswith("test-night/") for i in source.others["night"])
+    found = split(source, rgb_config(limit=4))
+    assert {name: len(part) for name, part in found.others.items()} == {"night": 4, "sketch": 2}
+    assert not set(found.pool) & set(np.concatenate(list(source.others.values())))
 
 
 def table(top: Path, rows: list[tuple], columns=("path", "label", "split"), kind: str = "csv") -> str:

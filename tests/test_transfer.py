@@ -201,8 +201,10 @@ def weights_of(outputs, stage: str):
 
 
 def compare(one: nn.Module, two: nn.Module, **tolerance) -> None:
+    """Compare all but counters of batches, which no file of weights fills."""
     for name, tensor in one.state_dict().items():
-        torch.testing.assert_close(tensor, two.state_dict()[name], **tolerance)
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(tensor, two.state_dict()[name], **tolerance)
 
 
 @pytest.mark.parametrize("augmentation", ["none", "basic"])
@@ -242,7 +244,6 @@ def test_kept_features_give_the_weights_that_the_live_backbone_gives(outputs, pr
     assert run(outputs / "kept", *words, "schedule.steps=30") == 0
     assert run(outputs / "live", *words, "schedule.steps=30", before=live) == 0
     kept, alive = (weights_of(outputs / name, "frozen") for name in ("kept", "live"))
-    assert not torch.equal(kept.head.weight, load_classifier(pretrained).head.weight.new_zeros(()))
     compare(kept, alive, rtol=1e-4, atol=1e-5)
 
 

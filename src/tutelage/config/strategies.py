@@ -119,10 +119,15 @@ class Decoupled(Section):
 
 
 class DistillationConfig(TaughtConfig):
-    """A student learns from labels and from a teacher's softened answers."""
+    """A student learns from labels and from a teacher's softened answers.
+
+    Attributes:
+        images: what the teacher answers to: the labelled images, or those without labels too.
+    """
 
     name: Literal["distillation"]
     alpha: Fraction
+    images: Literal["labelled", "all"] = "labelled"
     labels: Literal["soft", "hard"] = "soft"
     decoupled: Decoupled | None = None
     hints: Hints | None = None

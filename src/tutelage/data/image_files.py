@@ -9,7 +9,7 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.download import Tell, silent
-from tutelage.data.listing import ALL, LABELLED_PARTS, UNLABELLED, Entry, Listing, list_folder, list_table
+from tutelage.data.listing import ALL, FURTHER, LABELLED_PARTS, UNLABELLED, Entry, Listing, list_folder, list_table
 from tutelage.data.pack import packed
 from tutelage.data.pixels import FilePicture, complaint, picture
 from tutelage.data.scan import stop_at, unreadable
@@ -77,6 +77,10 @@ def image_files(listing: Listing, config: DataConfig, tell: Tell = silent) -> So
         names=Texts(entry.name for entry in entries),
         left_out=left_out,
         notes=listing.notes,
+        others={
+            part.removeprefix(FURTHER): np.flatnonzero(parts == part)
+            for part in sorted({entry.part for entry in entries if entry.part.startswith(FURTHER)})
+        },
     )
 
 

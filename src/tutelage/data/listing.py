@@ -33,12 +33,13 @@ NOT_READ = frozenset(
 )
 ALL, UNLABELLED = "all", "unlabelled"
 LABELLED_PARTS = ("train", "val", "test")
+FURTHER = "test-"  # begins the names of further test sets
 TABLE_SUFFIXES = (".csv", ".parquet")
 MOST_NAMED = 5  # things that a message lists before it counts
 
 
 class Entry(NamedTuple):
-    """An image file: its part (train, val, test, unlabelled; all: still to be split), name, class and state."""
+    """An image file: its part (train, val, test, test-NAME, unlabelled; all: to be split), name, class and state."""
 
     part: str
     name: str
@@ -77,6 +78,8 @@ class Listing:
 def list_folder(root: str | None, unlabelled: str | None = None, val_is_test: bool = False) -> Listing:
     """Return the images under ``root``: ``train/CLASS/``, ``val/``, ``test/`` and ``unlabelled/``; or ``CLASS/`` alone.
 
+    Beside ``train/`` there may be further test sets, ``test-NAME/CLASS/``.
+
     Args:
         root: the folder.
         unlabelled: another folder of unlabelled images, or a list of them.
@@ -94,6 +97,8 @@ def list_folder(root: str | None, unlabelled: str | None = None, val_is_test: bo
     in_parts = (folder / "train").is_dir()
     _check_parts(folder, in_parts, f"data.root={root}")
     tops = {part: folder / part for part in LABELLED_PARTS} if in_parts else {ALL: folder}
+    if in_parts:
+        tops |= {top.name: top for top in sorted(folder.glob(f"{FURTHER}?*")) if top.is_dir()}
     entries: list[Entry] = []
     others: Counter[str] = Counter()
     for part, top in tops.items():

@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from tutelage.config import Config, DataConfig
 from tutelage.data import (
     PROBABILITIES,
+    UNKNOWN,
     ImageDataModule,
     Selection,
     Training,
@@ -239,7 +240,7 @@ def _entry(this: Run, stage: Fit, seconds: float, result: dict[str, float]) -> d
         "parameters": sum(p.numel() for p in network.parameters()),
         "bytes": sum(file.stat().st_size for file in this.left_by(stage)),
         "steps": 0 if stage.one_pass else stage.steps,
-        "labels": sum(len(stream.indices) for stream in streams if stream.name == "labelled"),
+        "labels": sum(int((s.targets != UNKNOWN).sum()) for s in streams if s.name != "pool" and s.targets.ndim == 1),
         "validation": this.data.splits.validation_kind,
         "validation_images": len(this.data.splits.validation),
         "weights_sha256": weight_hash(network),

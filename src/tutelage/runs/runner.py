@@ -236,6 +236,7 @@ def _quiet() -> Iterator[None]:
             ".*logging interval.*",
             ".*GPU available but not used.*",
             ".*does not have a deterministic implementation.*",
+            ".*in eval mode at the start of training.*",  # frozen parts, and teachers
             ".*srun.* command is available.*",
             ".*isinstance.*LeafSpec.*",
         ):

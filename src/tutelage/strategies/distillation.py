@@ -4,16 +4,17 @@ Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network"; a
 it (Romero et al. 2015, "FitNets"); the divergence in two parts (Zhao et al. 2022, "Decoupled Knowledge Distillation").
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from tutelage.config import Config, DistillationConfig, Hints
-from tutelage.data import Shown, Source, Splits
+from tutelage.data import UNKNOWN, Shown, Source, Splits, Stream
 from tutelage.errors import UserError
 from tutelage.models import (
     ImageClassifier,
@@ -36,14 +37,24 @@ HINTS = "hints"  # the stage
 class Distillation(Taught):
     """A student that learns from labels, by ``alpha``, and from its teacher, by the rest."""
 
-    def __init__(self, student: ImageClassifier, teacher: Teacher, *, recipe: DistillationConfig) -> None:
-        """Take the weights of the losses and the temperature.
+    def __init__(
+        self,
+        student: ImageClassifier,
+        teacher: Teacher,
+        *,
+        recipe: DistillationConfig,
+        stream: str = "labelled",
+        known: float = 1.0,
+    ) -> None:
+        """Take the weights of the losses, the temperature, the stream, and the share of its images with labels.
 
         Raises:
             UserError: the decoupled divergence is asked for, and the teacher does not know the true classes.
         """
         super().__init__(student, teacher)
         self._recipe = recipe
+        self._stream = stream
+        self._known = known
         if recipe.decoupled is not None and not self.same_classes:
             raise UserError(
                 "strategy.decoupled: the teacher tells other classes apart than the data has, so that none of its "
@@ -52,18 +63,35 @@ class Distillation(Taught):
 
     def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss, its parts, how near the student is to its teacher, and how right both are."""
-        shown, alpha = batch["labelled"], self._recipe.alpha
+        shown, alpha = batch[self._stream], self._recipe.alpha
         own, ours, theirs = self.answers(shown)
-        loss_label = cross_entropy(own, shown.targets, self.student.class_weights)
+        loss_label = self._on_labels(cross_entropy, own, shown.targets, self.student.class_weights)
         loss_teacher = self._from_teacher(ours, theirs, shown.targets)
         parts = {
             "loss": alpha * loss_label + (1 - alpha) * loss_teacher,
             "loss_label": loss_label.detach(),
             "loss_teacher": loss_teacher.detach(),
             **likeness(ours, theirs),
-            "accuracy": accuracy(own.detach(), shown.targets),
+            "accuracy": self._on_labels(accuracy, own.detach(), shown.targets),
         }
-        return parts | ({"teacher_accuracy": accuracy(theirs, shown.targets)} if self.same_classes else {})
+        if self.same_classes:
+            parts["teacher_accuracy"] = self._on_labels(accuracy, theirs, shown.targets)
+        return parts
+
+    def _on_labels(
+        self, mean: Callable[..., Tensor], logits: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Return a ``mean`` over the labelled images of logits (B, C), as this batch tells of it.
+
+        A batch holds more or fewer of them, or none; their sum over as many as it holds in the mean is right over a
+        pass.
+        """
+        more = () if weights is None else (weights,)
+        if self._known == 1:
+            return mean(logits, targets, *more)
+        known = targets != UNKNOWN
+        found = mean(logits[known], targets[known], *more).nan_to_num()  # of no image: 0
+        return found * known.sum() / (self._known * len(logits))
 
     def _from_teacher(self, ours: Tensor, theirs: Tensor, targets: Tensor) -> Tensor:
         """Return what the student loses against its teacher's logits; of mixed labels the heavier one is true."""
@@ -80,14 +108,15 @@ class Distillation(Taught):
 class FromHints(Taught):
     """A student whose layers up to the guided one learn to give what the teacher's hint layer gives (stage 1)."""
 
-    def __init__(self, student: ImageClassifier, teacher: Teacher, *, hints: Hints) -> None:
-        """Take the names of both layers; their middle ones where there are none.
+    def __init__(self, student: ImageClassifier, teacher: Teacher, *, hints: Hints, stream: str = "labelled") -> None:
+        """Take the names of both layers, their middle ones where there are none, and the stream of images.
 
         Raises:
             UserError: a network has no such layer.
         """
         super().__init__(student, teacher)
         self._layers = _layer(student, "student", hints.student), _layer(teacher.networks[0], "teacher", hints.teacher)
+        self._stream = stream
         spec = student.spec
         nothing = torch.zeros(2, spec.channels, spec.image_size, spec.image_size, dtype=torch.uint8)
         student.eval()
@@ -98,7 +127,7 @@ class FromHints(Taught):
 
     def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss."""
-        images = batch["labelled"].images
+        images = batch[self._stream].images
         guided = self.regressor(output_of(self.student, self._layers[0], images))
         return {"loss": hint_loss(guided, self.teacher.output_of(self._layers[1], images))}
 
@@ -122,6 +151,21 @@ def _layer(network: ImageClassifier, whose: str, name: str | None) -> str:
     return name
 
 
+def _all(config: Config, source: Source, splits: Splits) -> Stream:
+    """Return the stream of the labelled images and those without labels, which no training reads the labels of.
+
+    Raises:
+        UserError: an option needs the label of every image.
+    """
+    recipe, mix = config.strategy, config.augmentation.mix
+    assert isinstance(recipe, DistillationConfig)  # noqa: S101 - the strategy was chosen by this type
+    for key, asked in (("strategy.decoupled", recipe.decoupled is not None), ("augmentation.mix", mix is not None)):
+        if asked:
+            raise UserError(f"strategy.images=all: {key} needs the labels of all images; set it to null")
+    targets = np.concatenate([source.labels[splits.labelled], np.full(len(splits.pool), UNKNOWN)])
+    return Stream("all", np.concatenate([splits.labelled, splits.pool]), targets, config.data.batch_size)
+
+
 def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     """Return teacher, where hints are asked for a stage of them, student, control.
 
@@ -131,17 +175,19 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     recipe = config.strategy
     assert isinstance(recipe, DistillationConfig)  # noqa: S101 - the strategy was chosen by this type
     labelled = labelled_stream(config, source, splits)
-    size = (labelled.length, labelled.batch_size)
+    stream = labelled if recipe.images == "labelled" else _all(config, source, splits)
+    known = len(splits.labelled) / len(stream.indices)
+    size = (stream.length, stream.batch_size)
     extent = length(config, 1.0, size)
     student = Fit(
         name="student",
         model=config.model,
         steps=extent.steps,
         epoch_steps=extent.epoch_steps,
-        images_per_step=labelled.batch_size,
-        streams=lambda selections: [labelled],
-        module=partial(Distillation, recipe=recipe),
-        teaching=teaching(recipe, labelled.name),
+        images_per_step=stream.batch_size,
+        streams=lambda selections: [stream],
+        module=partial(Distillation, recipe=recipe, stream=stream.name, known=known),
+        teaching=teaching(recipe, stream.name),
     )
     taught = [student]
     if recipe.hints is not None:
@@ -155,8 +201,8 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
             name=HINTS,
             steps=extent.steps,
             epoch_steps=extent.epoch_steps,
-            module=partial(FromHints, hints=recipe.hints),
-            teaching=replace(teaching(recipe, labelled.name), live=True, views=None),
+            module=partial(FromHints, hints=recipe.hints, stream=stream.name),
+            teaching=replace(teaching(recipe, stream.name), live=True, views=None),
             told="hints: the student's lower layers learned to give what a layer of the teacher gives; no head yet",
         )
         taught = [hints, replace(student, starts_from=HINTS)]

@@ -11,7 +11,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from tutelage.config import Config, Targeted, TaughtConfig, TeacherStudentConfig
-from tutelage.data import Plain, Shown, Source, Splits, Stream
+from tutelage.data import UNKNOWN, Plain, Shown, Source, Splits, Stream
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, Teacher, softened_divergence
 from tutelage.strategies.stages import SCRATCH, Fit, Length, Stage, Teaching, labelled_stream, length
@@ -151,7 +151,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     labelled = labelled_stream(config, source, splits)
     stream, told = labelled, "the student saw the labelled images, without their labels: there are no others"
     if len(splits.pool):
-        unknown = np.zeros(len(splits.pool), dtype=np.int64)
+        unknown = np.full(len(splits.pool), UNKNOWN)
         stream, told = Stream("pool", splits.pool, unknown, config.data.batch_size), ""
     extent = length(config, 1.0, (stream.length, stream.batch_size))
     plan = list(teacher_stages(config, recipe, labelled))
