@@ -84,6 +84,10 @@ def test_what_is_kept_of_an_old_task_is_told_against_fine_tuning():
             ]
         }
 
+    older = [run(0.9, 0.88, 0.7), run(0.9, 0.86, 0.7)]
+    for record in older:  # task 1 came with init_from: the warm-up has it first
+        record["stages"][0]["name"] = "warm-up-2"
+    assert gains(older, "lwf-2")[0].startswith("lwf-2 keeps 85.0 %")
     kept, new = gains([run(0.9, 0.88, 0.7), run(0.9, 0.86, 0.7)], "lwf-2")
     assert kept.startswith("lwf-2 keeps 85.0 % (95 % interval 80.0 to 90.0) of what finetuning-2 forgets of task-1")
     assert new == "lwf-2 - finetuning-2 on the new task-2: -1.0 (95 % interval -1.0 to -1.0) points"

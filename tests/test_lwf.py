@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from conftest import QUIET, only_run, outcome, run
 from test_data import data_config, source_of
@@ -34,6 +35,7 @@ from tutelage.models import (
     measure_tasks,
     save_classifier,
 )
+from tutelage.runs import run_path
 from tutelage.strategies import Fit, stages
 from tutelage.strategies.lwf import LwF
 from tutelage.train import execute
@@ -338,6 +340,33 @@ def test_forgetting_by_hand():
     assert lost["lwf-2"] == pytest.approx(0.05)
     assert lost["warm-up-3"] == pytest.approx((0.05 + 0.0) / 2)
     assert lost["lwf-3"] == pytest.approx((0.2 + 0.05) / 2)  # task 2 counts from the end of lwf-2, not of its warm-up
+
+
+def test_averaging_weights_leaves_the_order_of_the_classes_alone():
+    network = network_of()
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(50):
+        averaged.update_parameters(network)
+    network.head.learn([0, 1, 2])
+    averaged.module.head.learn([0, 1, 2])
+    shown = images(4)
+    torch.testing.assert_close(averaged.module.eval()(shown), network.eval()(shown), rtol=1e-4, atol=1e-5)
+
+
+def test_a_task_without_a_validation_image_is_an_error():
+    config = compose(["strategy=lwf", "strategy.tasks=[[0,1],[2,3]]", "data.validation=inside"])
+    source = source_of(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    splits = split(source, data_config())
+    no_second = replace(splits, validation=splits.labelled[source.labels[splits.labelled] < 2])
+    with pytest.raises(UserError, match=r"task 2 has no validation image; use data.validation=none"):
+        stages(config, source, no_second)
+
+
+def test_whether_task_1_is_measured_is_part_of_what_a_run_is(old_run):
+    def named(given: Path) -> Path:
+        return run_path(compose(["strategy=lwf", "strategy.tasks=[]", f"init_from={given}"]), "")
+
+    assert named(old_run) != named(old_run / "checkpoints" / "final.ckpt")
 
 
 def test_linear_heads_of_all_architectures_are_replaced():

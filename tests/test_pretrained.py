@@ -7,12 +7,14 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from conftest import only_run, run
 from tutelage.compose import compose
 from tutelage.errors import UserError
 from tutelage.models import (
+    MLP,
     ImageSpec,
     LeNet5,
     Timm,
@@ -214,6 +216,17 @@ def test_a_head_for_as_many_but_other_classes_starts_anew(tmp_path):
     assert "the head of 10 classes starts anew" in start_from(network, tmp_path / "final.ckpt")
     assert torch.equal(network.head.weight, before)
     torch.testing.assert_close(network.backbone.state_dict(), other.backbone.state_dict(), rtol=0, atol=0)
+
+
+def test_a_file_without_an_order_is_not_taken_by_its_order(tmp_path):
+    """Its tensors are sorted by their names; layers of one shape would be mixed up without a word."""
+    alike = MLP(spec_of(1), width=8, depth=3).state_dict()
+    renamed = {f"{letter}.{name}": tensor for letter, (name, tensor) in zip("zyxwvuts", alike.items(), strict=True)}
+    save_file(renamed, tmp_path / "mlp.safetensors")
+    with pytest.raises(UserError, match=r"has no order: its names must agree"):
+        start_from(MLP(spec_of(1), width=8, depth=3), tmp_path / "mlp.safetensors")
+    torch.save(renamed, tmp_path / "mlp.pt")
+    assert "init_from: 8 tensors" in start_from(MLP(spec_of(1), width=8, depth=3), tmp_path / "mlp.pt")
 
 
 def test_a_refusal_names_three_tensors_and_counts_the_rest(tmp_path):

@@ -35,6 +35,7 @@ from tutelage.data.modules import StepBatches
 from tutelage.errors import UserError
 from tutelage.models import load_classifier
 from tutelage.randomness import Key
+from tutelage.runs import run_path
 
 TAUGHT = (
     "strategy=distillation",
@@ -278,6 +279,32 @@ def test_answers_to_images_as_they_are_need_one_view(tmp_path):
     assert run(tmp_path, *TAUGHT, "augmentation=none") == 0
     (file,) = tmp_path.glob(f".answers/*/{ANSWERS}")
     assert len(np.load(file)) == 60
+
+
+def test_answers_to_images_as_they_are_serve_every_seed(tmp_path):
+    assert run(tmp_path, *TAUGHT, "augmentation=none", "strategy.control=false") == 0
+    (teacher,) = tmp_path.glob("runs/*/stages/1-teacher/checkpoints/final.ckpt")
+    given = (*TAUGHT, "augmentation=none", "strategy.control=false", f"strategy.teachers=[{teacher}]")
+    assert run(tmp_path, *given, before=no_asking) == 0
+    assert run(tmp_path, *given, "seed=1", "data.split_seed=0", before=no_asking) == 0
+
+
+def test_keys_that_change_nothing_do_not_make_another_run():
+    def named(*overrides: str) -> Path:
+        return run_path(compose(["strategy=distillation", *overrides]), "")
+
+    assert named() != named("strategy.views=3")
+    for base, *others in (
+        ("augmentation=none", "strategy.views=3", "strategy.answers=passes"),
+        ("strategy.answers=live", "strategy.views=3"),
+        ("strategy.answers=passes", "strategy.views=3"),
+        ("augmentation=cutmix", "strategy.views=3", "strategy.answers=passes"),
+        ("strategy.labels=hard", "strategy.temperature=3", "strategy.decoupled={}"),
+    ):
+        for other in others:
+            assert named(base) == named(base, other), (base, other)
+            if base != "strategy.labels=hard":
+                assert named(base, "strategy.temperature=3") != named(base)
 
 
 def test_damaged_answers_are_computed_again_and_it_is_said(cold, tmp_path, capfd):

@@ -8,7 +8,7 @@ from tutelage.data import emoji, huggingface, image_files
 from tutelage.data.balance import class_weights
 from tutelage.data.download import Tell, silent
 from tutelage.data.image_files import LISTINGS
-from tutelage.data.kept import ANSWERS, VALUES, Keeping, Kept, mapped, packed, row_type, unpacked, views_shown
+from tutelage.data.kept import ANSWERS, CLASSES, Keeping, Kept, mapped, packed, row_type, unpacked, views_shown
 from tutelage.data.labels import (
     PROBABILITIES,
     TABLE,
@@ -71,13 +71,13 @@ __all__ = [
     "ANSWERS",
     "CIFAR10",
     "CIFAR100",
+    "CLASSES",
     "MNIST",
     "PROBABILITIES",
     "STL10",
     "SVHN",
     "TABLE",
     "UNKNOWN",
-    "VALUES",
     "Digits",
     "Draws",
     "Emoji",

@@ -86,7 +86,8 @@ def gains(records: Sequence[Mapping[str, Any]], method: str) -> list[str]:
     number = method.rpartition("-")[2]
     forgetful, newest = f"finetuning-{number}", f"test/task-{number}"
     if FIRST_TASK in found.get(forgetful, {}):
-        before, after, tuned = (found[name][FIRST_TASK] for name in ("task-1", method, forgetful))
+        begun = next(values[FIRST_TASK] for values in found.values() if FIRST_TASK in values)  # of task-1, or as given
+        before, after, tuned = begun, found[method][FIRST_TASK], found[forgetful][FIRST_TASK]
         if (before - tuned).mean() > 0:
             told.append(f"{method} keeps {_share(after - tuned, before - tuned)} of what {forgetful} forgets of task-1")
         gain = found[method][newest] - found[forgetful][newest]

@@ -14,7 +14,7 @@ from tutelage.data import TABLE, UNKNOWN, ImageDataModule, data_module
 from tutelage.insight import page, pictures
 from tutelage.insight.curves import Curve, stored_curves
 from tutelage.insight.table import header, notes, rows
-from tutelage.models import Answers, Perceptron, confusion, load_classifier
+from tutelage.models import Answers, ImageClassifier, Perceptron, confusion, load_classifier
 from tutelage.randomness import Key
 from tutelage.runs import RunFolder, last_fit, read_record, stage_folders, stored_config, trained
 
@@ -40,13 +40,14 @@ def write_report(folder: RunFolder, config: Config | None = None) -> None:
     config = config or stored_config(folder)
     data = data_module(config.data)
     entries, places = record["stages"], stage_folders(folder, record)
-    shown = [_confusion(folder, record, places)]
+    network = load_classifier(trained(folder, record)[last_fit(record)])
+    shown = [_confusion(folder, record, places, network.spec.classes)]
     if any(entry.get("steps") for entry in entries):  # otherwise images were stored as they are
         shown = [_curves(folder, record, places), *shown, _views(folder, config, data, last_fit(record))]
     shown += [_shift(folder, curve) for curve in stored_curves(folder)]
-    shown += _templates(folder, record)
+    shown += _templates(folder, network)
     shown += [_pseudo_labels(folder, entry, places, data) for entry in entries if entry["kind"] == "label"][-1:]
-    shown += _mistakes(folder, record, places, data)
+    shown += _mistakes(folder, record, places, data, network.spec.classes)
     page.write(folder.report / "index.html", folder.path.name, folder.path.parent.name, _body(record, shown))
 
 
@@ -59,14 +60,16 @@ def _curves(folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, R
     return page.picture(folder.report / "curves.png", pictures.learning_curves(tables), "Learning curves", CURVES)
 
 
-def _confusion(folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, RunFolder]) -> page.Picture:
+def _confusion(
+    folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, RunFolder], classes: Sequence[str]
+) -> page.Picture:
     name = last_fit(record)
     answers = _answers(places[name])
     matrix = confusion(Answers(answers["probabilities"].astype(np.float32), answers["labels"], answers["indices"]))
     told = f"{name} on the {len(answers['labels'])} test images; rows are true classes."
     return page.picture(
         folder.report / "confusion.png",
-        pictures.confusion_matrix(matrix, _classes(folder, record)),
+        pictures.confusion_matrix(matrix, classes),
         "Confusion matrix",
         told,
     )
@@ -95,9 +98,8 @@ def _shift(folder: RunFolder, curve: Curve) -> page.Picture:
     return page.picture(folder.report / f"shift_{curve.shift}.png", figure, f"Shift: {curve.shift}", told)
 
 
-def _templates(folder: RunFolder, record: Mapping[str, Any]) -> list[page.Picture]:
+def _templates(folder: RunFolder, network: ImageClassifier) -> list[page.Picture]:
     """Return the pictures of a perceptron's weights; of other networks none."""
-    network = load_classifier(trained(folder, record)[last_fit(record)])
     if not isinstance(network, Perceptron) or not isinstance(network.head, nn.Linear):
         return []
     spec = network.spec
@@ -130,7 +132,11 @@ def _pseudo_labels(
 
 
 def _mistakes(
-    folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, RunFolder], data: ImageDataModule
+    folder: RunFolder,
+    record: Mapping[str, Any],
+    places: Mapping[str, RunFolder],
+    data: ImageDataModule,
+    classes: Sequence[str],
 ) -> list[page.Picture]:
     name, source = last_fit(record), data.source
     answers = _answers(places[name])
@@ -139,8 +145,8 @@ def _mistakes(
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][:SAMPLES]
     if not len(worst):
         return []
-    classes = [pictures.shortened(c) for c in _classes(folder, record)]
-    titles = [f"{classes[given[i]]} {sure[i]:.0%}\ntruth: {classes[answers['labels'][i]]}" for i in worst]
+    names = [pictures.shortened(c) for c in classes]
+    titles = [f"{names[given[i]]} {sure[i]:.0%}\ntruth: {names[answers['labels'][i]]}" for i in worst]
     images = [source.images[int(answers["indices"][i])] for i in worst]
     told = f"Test images that {name} got wrong, the most confident first ({len(wrong)} of {len(given)} are wrong)."
     return [
@@ -148,11 +154,6 @@ def _mistakes(
             folder.report / "mistakes.png", pictures.tiles(images, titles, COLUMNS), "Most confident mistakes", told
         )
     ]
-
-
-def _classes(folder: RunFolder, record: Mapping[str, Any]) -> Sequence[str]:
-    """Return the classes of the network that the run is after: the data's, and those it knew before."""
-    return load_classifier(trained(folder, record)[last_fit(record)]).spec.classes
 
 
 def _answers(place: RunFolder) -> dict[str, np.ndarray]:

@@ -171,4 +171,4 @@ def _percent(value: float | None) -> str:
 
 
 def _points(value: float | None) -> str:
-    return NO_VALUE if value is None else f"{100 * value:.1f}"
+    return NO_VALUE if value is None else f"{round(100 * value, 1) + 0.0:.1f}"  # no minus before a zero

@@ -1,7 +1,8 @@
 """Several heads on one backbone, one a task: each tells its own classes apart and knows nothing of the others'."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,6 @@ class Heads(nn.Module):
     """
 
     learned: Tensor
-    columns: Tensor
-    task_of: Tensor
 
     def __init__(self, inputs: int, tasks: Sequence[Sequence[int]], classes: int) -> None:
         super().__init__()
@@ -34,8 +33,14 @@ class Heads(nn.Module):
         in_turn = [c for task in tasks for c in task]
         columns = [in_turn.index(c) if c in in_turn else 0 for c in range(classes)]
         task_of = [next((t for t, task in enumerate(tasks) if c in task), len(tasks)) for c in range(classes)]
-        self.register_buffer("columns", torch.tensor(columns), persistent=False)  # (C,) within the heads' in turn
-        self.register_buffer("task_of", torch.tensor(task_of), persistent=False)  # (C,), beyond the last: of no task
+        # No buffers: averaged weights average these too, and an index has no mean.
+        self.columns = torch.tensor(columns)  # (C,) within the heads' in turn
+        self.task_of = torch.tensor(task_of)  # (C,), beyond the last: of no task
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.columns, self.task_of = fn(self.columns), fn(self.task_of)
+        return self
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (B, C) of features (B, D)."""

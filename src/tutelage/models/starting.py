@@ -46,7 +46,8 @@ def start_from(network: ImageClassifier, given: Path | str) -> str:
     backbone = [name for name in own if name.startswith("backbone.")]
     head = [name for name in own if name.startswith("head.")]
     first = next((name for name in backbone if own[name].ndim == CONVOLUTION_AXES), "")
-    source = _by_name(own, tensors, backbone, first) or dict(zip(backbone, tensors, strict=False))
+    in_order = {} if theirs.unordered else dict(zip(backbone, tensors, strict=False))
+    source = _by_name(own, tensors, backbone, first) or in_order
     fitted = {n: _fitted(n, own[n], tensors[other], n == first) for n, other in source.items()}
     if wrong := [name for name in backbone if fitted.get(name) is None]:
         raise UserError(_refusal(theirs, own, source, wrong))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -11,8 +10,7 @@ from tutelage.data import ImageDataModule, Plain, data_module
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, load_classifier
 from tutelage.models.pretrained import pretrained
-from tutelage.runs.folder import RunFolder, read_record, stored_config
-from tutelage.runs.given import weights
+from tutelage.runs.given import first_data, weights
 
 
 @dataclass(frozen=True)
@@ -50,15 +48,9 @@ def older(config: Config, tell: Callable[[str, float], None]) -> Older | None:
     if isinstance(file, str) or pretrained(file).classes is None:
         raise UserError(f"init_from={given}: it is not known what its classes are; give the folder of a finished run")
     network, nothing = load_classifier(file), np.empty(0, dtype=np.int64)
-    folder = RunFolder(Path(given).expanduser())
-    if not folder.config_file.is_file():
-        return Older(network, None, nothing, f"{given} is no run's folder")
-    try:
-        data = data_module(stored_config(folder).data)
-        data.tell = tell
-        recorded = (read_record(folder) or {}).get("identity", {}).get("data", {}).get("fingerprint", "")
-        if recorded != data.fingerprint():
-            return Older(network, None, nothing, "its data has changed since")
-        return Older(network, data, data.splits.test)
-    except (UserError, OSError, ValueError) as error:
-        return Older(network, None, nothing, str(error))
+    seen, told = first_data(given)
+    if seen is None:
+        return Older(network, None, nothing, told)
+    data = data_module(seen)
+    data.tell = tell
+    return Older(network, data, data.splits.test)

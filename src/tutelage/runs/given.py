@@ -3,8 +3,10 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+from tutelage.config import DataConfig
+from tutelage.data import fingerprint
 from tutelage.errors import UserError
-from tutelage.runs.folder import RunFolder, is_finished, last_fit, read_record, state, trained
+from tutelage.runs.folder import RunFolder, is_finished, last_fit, read_record, state, stored_config, trained
 from tutelage.storage import file_digest
 
 PACKAGE = "package:"
@@ -57,3 +59,17 @@ def _in_package(given: str, key: str) -> Path:
     if found is None:
         raise UserError(f"{key}={given}: {places[0]} has no file {inside}")
     return found
+
+
+def first_data(given: str) -> tuple[DataConfig | None, str]:
+    """Return the data that the run ``given`` learned from, if it is at hand and as it was; else None and why not."""
+    folder = RunFolder(Path(given).expanduser())
+    if not folder.config_file.is_file():
+        return None, f"{given} is no run's folder"
+    data = stored_config(folder).data
+    recorded = (read_record(folder) or {}).get("identity", {}).get("data", {}).get("fingerprint", "")
+    try:
+        changed = recorded != fingerprint(data)
+    except UserError as error:
+        return None, str(error)
+    return (None, "its data has changed since") if changed else (data, "")

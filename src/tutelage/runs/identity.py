@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import Config, NoisyStudentConfig, TaughtConfig
-from tutelage.runs.given import weights_identity
+from tutelage.config import Config, DistillationConfig, LwFConfig, NoisyStudentConfig, TaughtConfig
+from tutelage.runs.given import first_data, weights_identity
 from tutelage.storage import digest
 
 IDENTITY_VERSION = 2  # since version 2 a view's numbers are drawn for a whole batch at once
@@ -48,16 +48,31 @@ def identity(config: Config, fingerprint: str) -> dict[str, Any]:
             {"model": config.grown(student).model_dump(mode="json", exclude_defaults=True), "length": student.length}
             for student in config.strategy.students
         ]
-    if isinstance(config.strategy, TaughtConfig) and config.strategy.teachers:
-        told = picked["strategy"]
-        told["teachers"] = [weights_identity(given, "strategy.teachers") for given in config.strategy.teachers]
-        for unused in ("teacher", "teacher_length"):
-            told.pop(unused, None)
+    if isinstance(config.strategy, TaughtConfig | LwFConfig):
+        picked["strategy"] = _taught(config, config.strategy, picked["strategy"])
     if config.init_from is not None:
         picked["init_from"] = weights_identity(config.init_from, "init_from")
+        if isinstance(config.strategy, LwFConfig) and not config.strategy.tasks:
+            picked["first_task_measured"] = first_data(config.init_from)[0] is not None
     if fingerprint:
         picked["data"]["fingerprint"] = fingerprint
     return {"identity_version": IDENTITY_VERSION, **_plain_numbers(picked)}
+
+
+def _taught(config: Config, strategy: TaughtConfig | LwFConfig, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return what a teacher is and does, without the keys that change nothing beside the others."""
+    views, unused = config.augmentation, set[str]()
+    if isinstance(strategy, TaughtConfig) and strategy.teachers:
+        chosen = {**chosen, "teachers": [weights_identity(given, "strategy.teachers") for given in strategy.teachers]}
+        unused |= {"teacher", "teacher_length"}
+    if strategy.answers != "live" and (views.mix is not None or not views.transforms):
+        chosen = {**chosen, "answers": "kept"}  # for each step, or of images as they are
+        unused.add("views")
+    elif strategy.answers != "views":
+        unused.add("views")
+    if isinstance(strategy, DistillationConfig) and strategy.labels == "hard":
+        unused |= {"temperature", "decoupled"}
+    return {key: value for key, value in chosen.items() if key not in unused}
 
 
 def _plain_numbers(value: Any) -> Any:

@@ -15,13 +15,25 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from tutelage.data import ANSWERS, VALUES, Keeping, Kept, Stream, Training, mapped, packed, row_type, views_shown
+from tutelage.data import (
+    ANSWERS,
+    CLASSES,
+    Keeping,
+    Kept,
+    Stream,
+    Training,
+    mapped,
+    packed,
+    row_type,
+    unpacked,
+    views_shown,
+)
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, Teacher, load_classifier, weight_hash
 from tutelage.randomness import Key
 from tutelage.runs.given import weights_file
 from tutelage.runs.identity import IDENTITY_VERSION
-from tutelage.storage import digest, write_json
+from tutelage.storage import digest, remove_partials, write_json
 from tutelage.strategies import Fit, Teaching
 
 if TYPE_CHECKING:
@@ -159,7 +171,7 @@ def _keep(this: "Run", stage: Fit, teaching: Teaching, network: ImageClassifier,
     kind = row_type(width, exact=teacher is None, whole=heads_apart)
     about = {**_about(this, stage, question), "networks": _who(teacher or network), "kind": str(kind)}
     folder = Path(this.config.paths.outputs) / FOLDER / digest(about)[:HASH_LENGTH]
-    keeper = _Keeper(this, stage, question, ask, kind)
+    keeper = _Keeper(this, stage, question, ask, kind, width)
     with _turn(this, stage, folder.with_suffix(".lock")):
         if not keeper.are_there(folder):
             keeper.compute(folder, about)
@@ -185,15 +197,14 @@ class _Keeper:
     question: _Question
     ask: Callable[[Tensor], Tensor]
     kind: np.dtype[Any]
+    width: int
 
     def are_there(self, folder: Path) -> bool:
         """Return whether answers are there and a sample of them is as it is computed now."""
         rows = mapped(folder / ANSWERS, self.kind, self.question.rows)
         if rows is None:
             return False
-        if all(
-            _agree(found, rows[first : first + len(found)][VALUES], self._tolerance) for first, found in self._some()
-        ):
+        if all(self._same(found, rows[first : first + len(found)]) for first, found in self._some()):
             return True
         self.this.observer.say(
             f"warning: {folder} holds other answers than the teacher of stage {self.stage.name} gives: computed again"
@@ -201,13 +212,16 @@ class _Keeper:
         (folder / ANSWERS).unlink(missing_ok=True)
         return False
 
-    @property
-    def _tolerance(self) -> float:
+    def _same(self, found: np.ndarray, stored: np.ndarray) -> bool:
+        """Return whether rows (N,) hold the same answers within rounding, which may decide over the largest."""
         lower = self.this.config.trainer.precision != "32-true" and self.this.device.type == "cuda"
-        return TOLERANCE_LOWER if lower else TOLERANCE
+        ours, theirs = (unpacked(rows, self.width) for rows in (found, stored))
+        if CLASSES in (self.kind.names or ()):
+            ours, theirs = (torch.from_numpy(answers).softmax(dim=1).numpy() for answers in (ours, theirs))
+        return _agree(ours, theirs, TOLERANCE_LOWER if lower else TOLERANCE)
 
     def _some(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield some answers (N, K), computed now, and which row the first of them is."""
+        """Yield rows (N,) of some answers, computed now, and which row of all the first of them is."""
         question, key = self.question, Key(self.this.config.seed, self.stage.name, self.question.stream.name)
         if question.views is not None:  # any batch will do: what is asked is the same in batches of any size
             question = question.asked_by(CHECKED_AT_ONCE)
@@ -216,11 +230,12 @@ class _Keeper:
         for step, images in zip(steps, self._images(question, steps), strict=True):
             first = step * question.stream.batch_size
             some = images[: min(CHECKED, question.rows - first)]
-            yield first, self._answers(some)[VALUES]
+            yield first, self._answers(some)
 
     def compute(self, folder: Path, about: dict[str, Any]) -> None:
         """Compute all answers that are not there yet."""
         this, question = self.this, self.question
+        remove_partials(folder)
         keeping = Keeping(folder, self.kind, question.rows)
         write_json(folder / "about.json", about)
         this.show(asking(self.stage))
@@ -273,14 +288,13 @@ def _about(this: "Run", stage: Fit, question: _Question) -> dict[str, Any]:
     config, stream = this.config, question.stream
     data = this.record.content["identity"]["data"]
     order = [stream.indices, stream.copies, *([stream.targets] if stream.even else [])]
+    drawn = bool(config.augmentation.transforms) or question.views is None  # else images are shown as they are
     return {
         "identity_version": IDENTITY_VERSION,
         "packages": {name: version(name) for name in PACKAGES},
         "data": {key: value for key, value in data.items() if key not in CHOICE},
         "entries": [hashlib.sha256(array.tobytes()).hexdigest() for array in order],
-        "seed": config.seed,
-        "stage": stage.name,
-        "stream": stream.name,
+        "draws": [config.seed, stage.name, stream.name] if drawn else None,
         "views": question.views,
         "rows": question.rows,
         "batch_size": stream.batch_size if question.views is None else None,

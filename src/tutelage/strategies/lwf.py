@@ -221,6 +221,8 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
             )
         if not present & set(task):
             raise UserError(f"strategy.tasks: task {number} has no labelled image; give it other classes")
+        if len(splits.validation) and not set(source.labels[splits.validation].tolist()) & set(task):
+            raise UserError(f"strategy.tasks: task {number} has no validation image; use data.validation=none")
     plan = _Plan(config, recipe, source, splits)
     methods = [method for method in recipe.compare if recipe.tasks or method != "joint"]
     return [*plan.lwf(), *(stage for method in methods for stage in plan.compared(method))]
