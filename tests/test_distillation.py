@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch.nn import functional
 from conftest import only_run, outcome, run
 from test_data import data_config, source_of
 from test_models import spec_of
+from test_resume import killed_after
 from test_teaching import TAUGHT
 from tutelage.compose import compose
 from tutelage.config import Decoupled, DistillationConfig, Hints, OptimizerConfig, SchedulerConfig
@@ -23,18 +26,26 @@ from tutelage.models import (
     MLP,
     ImageClassifier,
     LeNet5,
+    Perceptron,
     Recipe,
     ResNet,
     SmallVGG,
     Teacher,
+    Timm,
+    Torchvision,
     decoupled_divergence,
     hint_loss,
+    load_classifier,
+    middle,
+    save_classifier,
     softened_divergence,
     weight_hash,
 )
 from tutelage.models.losses import parts_of_divergence
 from tutelage.models.teacher import Regressor, adapted, output_of
 from tutelage.runs import RunFolder, identity, read_record
+from tutelage.runs.checkpoints import WholeCheckpointIO
+from tutelage.runs.folder import trained as files_of
 from tutelage.strategies import stages
 from tutelage.strategies.distillation import Distillation, FromHints
 from tutelage.strategies.teacher_student import TeacherStudent
@@ -302,10 +313,65 @@ def test_a_hint_may_go_from_maps_to_vectors_and_layers_that_are_not_there_are_to
     teacher = Teacher([SmallVGG(spec_of(), width=0.25)])
     student = MLP(spec_of(), width=8)
     module = FromHints(student, teacher, hints=Hints())
-    assert module._layers == ("backbone.3", "backbone.11")
+    assert module._layers == ("backbone.1", "backbone.8")
     assert output_of(student, "backbone.3", batch_of()["labelled"].images).shape == (6, 8)
-    with pytest.raises(UserError, match=r"strategy.hints.student=backbone.77: no such layer; there are backbone.0, "):
+    with pytest.raises(UserError, match=r"strategy.hints.student=backbone.77: no such layer; .* backbone.2, backbone."):
         FromHints(student, teacher, hints=Hints(student="backbone.77"))
+    small = MLP(spec_of(), width=8, depth=1)
+    with pytest.raises(UserError, match=r"no such layer; there are backbone.0, .*, backbone.3$"):
+        FromHints(small, teacher, hints=Hints(student="backbone.77"))
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: LeNet5(spec_of()), "backbone.3"),
+        (lambda: ResNet(spec_of(), width=4, depth=1), "backbone.3"),
+        (lambda: Timm(spec_of(3, 32), name="resnet18"), "backbone.0.layer1"),
+        (lambda: Timm(spec_of(3, 32), name="vit_tiny_patch16_224"), "backbone.0.blocks.5"),
+        (lambda: Torchvision(spec_of(3, 32), name="mobilenet_v2"), "backbone.0.features.9"),
+        (lambda: Torchvision(spec_of(3, 224), name="vgg11"), "backbone.0.features"),
+    ],
+)
+def test_the_middle_of_a_network_is_that_of_its_layers_however_they_are_wrapped(make, expected):
+    with torch.device("meta"):
+        network = make()
+        assert middle(network) == expected
+        spec = network.spec
+        images = torch.zeros(2, spec.channels, spec.image_size, spec.image_size, dtype=torch.uint8)
+        assert output_of(network.eval(), expected, images).shape[0] == 2
+
+
+@pytest.mark.parametrize("make", [lambda: Perceptron(spec_of()), lambda: MLP(spec_of(), width=8, depth=1)])
+def test_a_network_of_fewer_than_two_layers_has_no_middle(make):
+    with pytest.raises(UserError, match=r"the backbone of \w+ has [01] layers with weights, and no middle"):
+        middle(make())
+
+
+def test_the_way_to_a_layer_leaves_what_lies_above_it_as_it_was():
+    torch.manual_seed(0)
+    network, images = SmallVGG(spec_of(), width=0.25).train(), batch_of()["labelled"].images
+    before = state_of(network)
+    output_of(network, "backbone.3", images).sum().backward()
+    moved = {name for name, value in network.state_dict().items() if not torch.equal(before[name], value)}
+    assert moved == {f"backbone.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert {name for name, p in network.named_parameters() if p.grad is not None} == {
+        "backbone.0.weight", "backbone.1.weight", "backbone.1.bias", "backbone.3.weight",
+    }  # fmt: skip
+    assert network(images).shape == (6, 10)  # the whole way is open again
+    network.backbone.unused = torch.nn.Linear(2, 2)
+    network.features = lambda images: None
+    with pytest.raises(UserError, match="backbone.unused of SmallVGG is not used as a whole; name another layer"):
+        output_of(network, "backbone.unused", images)
+
+
+def test_a_teacher_answers_in_its_own_precision_whatever_the_step_around_it_computes_in():
+    torch.manual_seed(0)
+    teacher, images = Teacher([SmallVGG(spec_of(), width=0.25)]), batch_of()["labelled"].images
+    expected, hint = teacher(images), teacher.output_of("backbone.3", images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(teacher(images), expected)
+        assert torch.equal(teacher.output_of("backbone.3", images), hint)
 
 
 def plan_of(*overrides: str, pool: bool = True):
@@ -341,8 +407,13 @@ def test_a_teacher_may_answer_to_images_without_labels_too():
     assert student.teaching.stream == stream.name == "all"
     for other in (teacher, control):
         assert other.streams({})[0].indices.tolist() == splits.labelled.tolist()
-    for refused in ("strategy.decoupled={}", "augmentation=mixup"):
-        with pytest.raises(UserError, match="strategy.images=all: .* needs the labels of all images; set it to null"):
+    for refused, instead in {
+        "strategy.decoupled={}": "null",
+        "augmentation=mixup": "null",
+        "data.balance=sampling": "none or weights",
+    }.items():
+        told = f"strategy.images=all: .* needs the labels of all images; set it to {instead}"
+        with pytest.raises(UserError, match=told):
             plan_of("strategy.images=all", refused)
 
 
@@ -372,6 +443,8 @@ def test_a_run_ends_with_students_that_learned_from_runs_of_any_classes_or_size(
     assert run(tmp_path / "by folder", *TAUGHT, given) == 0
     record = read_record(RunFolder(only_run(tmp_path / "by folder")))
     assert [stage["name"] for stage in record["stages"]] == ["student", "control"]
+    answered = {stage["name"]: stage for stage in read_record(RunFolder(teacher))["stages"]}["student"]
+    assert [stage.get("teacher_sha256") for stage in record["stages"]] == [[answered["weights_sha256"]], None]
     file = teacher / "stages/2-student/checkpoints/final.ckpt"
     assert run(tmp_path / "by file", *TAUGHT, f"strategy.teachers=[{file}]") == 0
     assert outcome(tmp_path / "by file") == outcome(tmp_path / "by folder")
@@ -379,6 +452,13 @@ def test_a_run_ends_with_students_that_learned_from_runs_of_any_classes_or_size(
     with (only_run(tmp_path / "by file") / "stages/1-student/metrics.csv").open() as lines:
         names = set(next(csv.reader(lines)))
     assert {f"train/{name}" for name in ("loss_label", "loss_teacher", "kl", "agreement", "teacher_accuracy")} <= names
+
+
+def no_training() -> None:
+    """Fail where a run is begun or gone on with."""
+    from tutelage.runs import runner
+
+    runner.run = None
 
 
 def test_the_identity_has_the_teachers_weights_and_nothing_of_a_teacher_that_is_not_trained(tmp_path):
@@ -399,6 +479,90 @@ def test_the_identity_has_the_teachers_weights_and_nothing_of_a_teacher_that_is_
         identity_of("strategy.teachers=[/nowhere]")
 
 
+def teacher_of(classes: int, folder: Path) -> Path:
+    """Return the file of a network that tells so many classes apart, as a run leaves it."""
+    torch.manual_seed(0)
+    network = LeNet5(spec_of(classes=classes))
+    save_classifier(network, {"_target_": "tutelage.models.LeNet5"}, folder / "teacher.ckpt")
+    return folder / "teacher.ckpt"
+
+
+def test_a_student_of_a_teacher_with_other_classes_is_killed_and_ends_with_the_same_weights(tmp_path):
+    taught = (*TAUGHT, f"strategy.teachers=[{teacher_of(4, tmp_path)}]", "strategy.control=false", "logger=csv")
+    assert run(tmp_path / "a", *taught) == 0
+    for step in (3, 7):
+        assert run(tmp_path / "b", *taught, before=killed_after("student", step)) == -signal.SIGKILL
+    assert run(tmp_path / "b", *taught) == 0
+    expected = outcome(tmp_path / "a")
+    assert outcome(tmp_path / "b") == expected
+    rows = expected["tables"]["metrics.csv"]
+    assert "train/kl" in rows[-1] and "train/teacher_accuracy" not in rows[-1]  # a second head learned
+
+
+def test_hints_are_kept_as_they_end_though_the_run_validates(tmp_path, capfd):
+    """No head has learned yet: validation could not tell the best of them."""
+    hinted = (*TAUGHT, "strategy.hints={}", "strategy.control=false", "data.validation=inside")
+    assert run(tmp_path / "a", *hinted) == 0
+    folder, expected = only_run(tmp_path / "a"), outcome(tmp_path / "a")
+    place, record = folder / "stages/2-hints/checkpoints", read_record(RunFolder(folder))
+    assert not (place / "best.ckpt").exists()
+    kept, last = load_classifier(place / "final.ckpt"), WholeCheckpointIO().load_checkpoint(place / "last.ckpt")
+    assert all(torch.equal(last["state_dict"][f"student.{name}"], value) for name, value in kept.state_dict().items())
+    entry = record["stages"][1]
+    assert entry["judged"] is False and not [name for name in entry["result"] if name.startswith("val/")]
+    assert "val/accuracy" in record["result"] and "judged" not in record["stages"][2]
+    files = {name: file.name for name, file in files_of(RunFolder(folder), record).items()}
+    assert files == {"teacher": "best.ckpt", "hints": "final.ckpt", "student": "best.ckpt"}
+    assert run(tmp_path / "b", *hinted, before=killed_after("student", 4)) == -signal.SIGKILL
+    (only_run(tmp_path / "b") / "stages/2-hints/checkpoints/final.ckpt").unlink()
+    assert run(tmp_path / "b", *hinted) == 0
+    assert "stage hints is done again" in capfd.readouterr().err
+    assert outcome(tmp_path / "b") == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("strategy.hints={teacher: backbone.77}",), r"strategy.hints.teacher=backbone.77: no such layer"),
+        (("strategy.hints={}", "model=perceptron"), r"the backbone of Perceptron has 0 layers"),
+        (("strategy.decoupled={}", "strategy.teachers=[TEACHER]"), r"strategy.decoupled: the teacher tells other"),
+        (("strategy=teacher_student", "strategy.teachers=[TEACHER]"), r"strategy=teacher_student: the teacher tells"),
+    ],
+    ids=["no layer", "no middle", "decoupled", "teacher_student"],
+)
+def test_networks_that_do_not_go_together_are_told_before_anything_is_written(overrides, told, tmp_path, capfd):
+    file = str(teacher_of(4, tmp_path))
+    given = [word.replace("TEACHER", file) for word in overrides]
+    words = [word for word in TAUGHT if "perceptron" not in str(given) or not word.startswith("model.")]
+    assert run(tmp_path / "outputs", *words, *given) == 70
+    assert re.search(f"UserError: .*{told}", capfd.readouterr().err)
+    written = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
+    assert {path.parent.name for path in written} == {".locks"}
+
+
+def test_weights_of_others_are_no_teachers_and_it_is_said_before_data_is_read(tmp_path, capfd):
+    def no_data() -> None:
+        from tutelage.runs import runner
+
+        runner.stages = None
+
+    torch.save(LeNet5(spec_of()).state_dict(), tmp_path / "weights.pth")
+    for named in ("timm:resnet18", str(tmp_path / "weights.pth")):
+        assert run(tmp_path / "outputs", *TAUGHT, f"strategy.teachers=['{named}']", before=no_data) == 70
+        told = capfd.readouterr().err
+        assert f"strategy.teachers={named}: no network that a run left; name a finished run, or a checkpoint" in told
+        assert f"strategy=transfer_frozen init_from={named}" in told and "damaged" not in told
+    assert run(tmp_path / "first", *TAUGHT) == 0
+    last = only_run(tmp_path / "first") / "stages/2-student/checkpoints/last.ckpt"
+    assert run(tmp_path / "outputs", *TAUGHT, f"strategy.teachers=[{last}]") == 70
+    assert "last.ckpt: holds no network alone; name the run's folder" in capfd.readouterr().err
+
+
+def test_nearest_neighbours_are_no_teacher_that_is_trained():
+    with pytest.raises(UserError, match=r"strategy.teacher: nearest neighbours go with strategy=supervised; name a"):
+        compose([*TAUGHT, "model@strategy.teacher=nearest_neighbours"])
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -412,9 +576,13 @@ def test_the_identity_has_the_teachers_weights_and_nothing_of_a_teacher_that_is_
 )
 def test_every_variant_runs_to_its_end_and_again_in_no_time(overrides, outputs):
     assert run(outputs, *TAUGHT, *overrides) == 0
-    record = json.loads((only_run(outputs) / "run.json").read_text())
+    first = (only_run(outputs) / "run.json").read_bytes()
+    assert run(outputs, *TAUGHT, *overrides, before=no_training) == 0
+    assert (only_run(outputs) / "run.json").read_bytes() == first
+    record = json.loads(first)
     assert record["status"] == "finished"
     entries = {entry["name"]: entry for entry in record["stages"]}
     assert record["result"] == entries["student"]["result"]
+    assert entries["student"]["teacher_sha256"] == [entries["teacher"]["weights_sha256"]]
     assert entries["control"]["steps"] == sum(entries[n]["steps"] for n in ("hints", "student") if n in entries)
     assert "as many steps" in entries["control"]["told"]

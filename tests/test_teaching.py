@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ from tutelage.data.modules import StepBatches
 from tutelage.errors import UserError
 from tutelage.models import load_classifier
 from tutelage.randomness import Key
-from tutelage.runs import run_path
+from tutelage.runs import run_path, teaching
 
 TAUGHT = (
     "strategy=distillation",
@@ -260,7 +261,7 @@ def test_a_student_killed_among_its_steps_ends_with_the_same_weights(cold, tmp_p
     assert outcome(tmp_path) == outcome(cold)
 
 
-def test_workers_and_mixing_change_nothing_in_what_is_kept(cold, tmp_path):
+def test_workers_change_nothing_in_what_is_kept(cold, tmp_path):
     assert run(tmp_path, *TAUGHT, "data.num_workers=2") == 0
     assert outcome(tmp_path) == outcome(cold)
     assert files(tmp_path) == files(cold)
@@ -343,6 +344,31 @@ def test_mixed_images_are_answered_as_they_are_mixed(tmp_path, capfd):
     for ours, theirs in zip(kept, live, strict=True):
         for name in ("train/loss", "train/kl"):
             assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("logits", "in_lower", "right"),
+    [
+        ([20.0, 19.0, 0.0], [20.5, 18.5, 0.1], False),  # within a tenth of each logit, and other probabilities
+        ([20.0, 19.0, 0.0], [20.01, 19.0, 0.1], True),
+        ([0.01, 0.0, -9.0], [0.0, 0.01, -9.0], True),  # a near-tie
+        ([0.2, 0.0, *[0.1] * 98], [0.0, 0.2, *[0.1] * 98], False),  # near probabilities, another answer
+        ([1.0, 0.0, 0.0], [float("nan")] * 3, False),
+    ],
+)
+def test_a_lower_precision_is_right_where_it_gives_the_same_probabilities_and_answers(logits, in_lower, right):
+    class Answers:
+        lower = None
+
+        def __call__(self, images):
+            return torch.tensor([logits if self.lower is None else in_lower])
+
+    data = SimpleNamespace(
+        splits=SimpleNamespace(labelled=np.arange(3)),
+        plain=lambda indices: [SimpleNamespace(images=torch.zeros(1, 1, 2, 2))],
+    )
+    this = SimpleNamespace(data=data, device=torch.device("cpu"))
+    assert teaching._is_right(this, Answers(), torch.float16) is right
 
 
 def test_answers_that_are_no_numbers_end_in_a_line(outputs, capfd):

@@ -102,6 +102,16 @@ def sound_digest(path: Path) -> str | None:
         return None
 
 
+def has_checksum(path: Path) -> bool:
+    """Return whether a file ends as those that ``write_checked`` wrote; ``is_sound`` says whether it is as written."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-TRAILER_LENGTH, os.SEEK_END)
+            return file.read().startswith(TRAILER)
+    except OSError:
+        return False
+
+
 def flush_folder(folder: Path) -> None:
     """Make renames within ``folder`` durable (a no-op where folders cannot be opened)."""
     with suppress(OSError):

@@ -229,6 +229,11 @@ class Config(Section):
             for student in strategy.students:
                 self.grown(student)
         if isinstance(strategy, TaughtConfig) and strategy.teacher is not None and not strategy.teachers:
+            if isinstance(strategy.teacher, NearestNeighboursConfig):
+                raise ValueError(
+                    "strategy.teacher: nearest neighbours go with strategy=supervised; name a network, such as "
+                    "model@strategy.teacher=small_vgg"
+                )
             needed, given = strategy.teacher.smallest, self.data.image_size
             if given < needed:
                 raise ValueError(

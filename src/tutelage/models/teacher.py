@@ -13,6 +13,7 @@ from tutelage.errors import UserError
 from tutelage.models.base import ImageClassifier, ImageSpec
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R 601
+NEARLY_ALL = 0.95  # of a module's parameters in one child: what is beside it, a dropout or a stem, is no half of it
 
 
 class Teacher:
@@ -68,9 +69,12 @@ class Teacher:
         return found.float().clone()
 
     def _precision(self, images: Tensor) -> Any:
-        if self.lower is None or images.device.type != "cuda":
+        """Return the context of ``lower``; without it float32, whatever the training step around it computes in."""
+        device = images.device.type
+        if not torch.amp.autocast_mode.is_autocast_available(device):  # the meta device
             return nullcontext()
-        return torch.autocast("cuda", self.lower)
+        lower = self.lower if device == "cuda" else None
+        return torch.autocast(device, lower, enabled=lower is not None)
 
 
 def adapted(images: Tensor, spec: ImageSpec) -> Tensor:
@@ -87,30 +91,67 @@ def adapted(images: Tensor, spec: ImageSpec) -> Tensor:
     return images
 
 
+class _Reached(BaseException):  # no Exception, which a network's own code may catch
+    """The way through a network has come to the layer that is asked for."""
+
+    def __init__(self, output: Any) -> None:
+        self.output = output
+
+
 def output_of(network: ImageClassifier, layer: str, images: Tensor) -> Tensor:
-    """Return what a module of a network gives on the way of images to the features."""
-    found: list[Tensor] = []
-    hook = network.get_submodule(layer).register_forward_hook(lambda module, given, output: found.append(output))
+    """Return what a module of a network gives, when it is first used, on the way of images to the features.
+
+    The way ends there, so that what lies above it stays as it is, the statistics of batch norms too.
+
+    Raises:
+        UserError: the module is not used, or gives no tensor.
+    """
+
+    def end(module: nn.Module, given: Any, output: Any) -> None:
+        raise _Reached(output)
+
+    output = None
+    hook = network.get_submodule(layer).register_forward_hook(end)
     try:
         network.features(images)
+    except _Reached as reached:
+        output = reached.output
     finally:
         hook.remove()
-    return found[-1]
+    if not isinstance(output, Tensor):
+        told = "is not used as a whole" if output is None else "gives no single tensor"
+        raise UserError(f"strategy.hints: {layer} of {type(network).__name__} {told}; name another layer")
+    return output
 
 
 def middle(network: ImageClassifier) -> str:
-    """Return the name of the module in the middle of a backbone, which FitNets' hint comes from.
+    """Return the name of the layer in the middle of a backbone, which FitNets' hint comes from.
+
+    Layers are the children with parameters, of the backbone or of the module within it that is nearly all of it.
 
     Raises:
-        UserError: the backbone is one module.
+        UserError: there are fewer than two.
     """
-    names = [name for name, _ in network.backbone.named_children()]
-    if not names:
+    name, layers = "backbone", _layers(network.backbone)
+    while layers:
+        largest = max(layers, key=lambda child: layers[child])
+        inner = _layers(network.get_submodule(f"{name}.{largest}"))
+        if not inner or layers[largest] < NEARLY_ALL * sum(layers.values()):
+            break
+        name, layers = f"{name}.{largest}", inner
+    if len(layers) < 2:  # noqa: PLR2004 - one is no middle
         raise UserError(
-            f"strategy.hints: {type(network).__name__} has no layers in its backbone to choose from; "
-            "set strategy.hints=null"
+            f"strategy.hints: the backbone of {type(network).__name__} has {len(layers)} layers with weights, and no "
+            "middle; name layers, such as strategy.hints={teacher: backbone.1, student: backbone.1}, or "
+            "strategy.hints=null"
         )
-    return f"backbone.{names[(len(names) - 1) // 2]}"
+    return f"{name}.{list(layers)[(len(layers) - 1) // 2]}"
+
+
+def _layers(module: nn.Module) -> dict[str, int]:
+    """Return how many parameters each child of a module holds that holds any."""
+    counts = {name: sum(p.numel() for p in child.parameters()) for name, child in module.named_children()}
+    return {name: count for name, count in counts.items() if count}
 
 
 class Regressor(nn.Module):

@@ -44,7 +44,7 @@ def load_classifier(path: Path) -> ImageClassifier:
     from an allowed package.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged, or no network.
     """
     if not is_sound(path):
         raise UserError(f"{path}: missing or damaged (its checksum differs); the run's command makes it again")
@@ -52,6 +52,8 @@ def load_classifier(path: Path) -> ImageClassifier:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path}: cannot be read as weights ({type(error).__name__})") from None
+    if not (isinstance(content, dict) and {"state_dict", "model", "spec"} <= set(content)):
+        raise UserError(f"{path}: holds no network alone; name the run's folder, or its best.ckpt or final.ckpt")
     network = make_classifier(content["model"], ImageSpec.of(content["spec"]))
     network.load_state_dict(content["state_dict"])
     network.attach(path.parent)

@@ -34,6 +34,7 @@ from tutelage.models import (
     ImageSpec,
     NearestNeighbours,
     Recipe,
+    Teacher,
     answers,
     grown,
     load_classifier,
@@ -105,6 +106,10 @@ class Run:
         """Return the folder of a stage."""
         return self.folder.stage(self.plan.index(stage) + 1, stage.name, len(self.plan))
 
+    def judged(self, stage: Fit) -> bool:
+        """Whether validation chooses which weights of a stage are kept."""
+        return self.validated and stage.judged
+
     def show(self, part: str) -> None:
         """Tell the observer which part of the work begins or goes on."""
         if part in self.parts:
@@ -124,7 +129,7 @@ class Run:
 
     def weights(self, stage: Fit) -> Path:
         """Return the file with the network that a stage ends with."""
-        return self.place(stage).weights(self.validated)
+        return self.place(stage).weights(self.judged(stage))
 
     def left_by(self, stage: Stage) -> list[Path]:
         """Return the files that a finished stage leaves for those after it."""
@@ -144,7 +149,7 @@ def is_intact(this: Run, stage: Stage) -> bool:
     if not damaged:
         return True
     this.observer.say(f"warning: {damaged[0]} is damaged or gone: stage {stage.name} is done again")
-    if isinstance(stage, Fit) and this.validated:  # the best weights are in no checkpoint: only training finds them
+    if isinstance(stage, Fit) and this.judged(stage):  # the best weights are in no checkpoint: only training finds them
         for file in this.place(stage).checkpoints.glob("*"):
             file.unlink()
     return False
@@ -165,7 +170,7 @@ def fit(this: Run, stage: Fit) -> dict[str, Any]:
 
     checkpoint = _newest(this, stage)
     before = WholeCheckpointIO().load_checkpoint(checkpoint, "cpu") if checkpoint else None
-    on_best = keep_weights if this.validated else lambda: None
+    on_best = keep_weights if this.judged(stage) else lambda: None
     table = EpochTable(place.metrics_file, stage.epoch_steps, _loggers(config, place, before), on_best)
     if before is not None and before["global_step"] >= stage.steps:
         module.load_state_dict(before["state_dict"])  # averaged, where weights are averaged
@@ -180,11 +185,11 @@ def fit(this: Run, stage: Fit) -> dict[str, Any]:
         except SIGTERMException:  # a signal in the instant before our handler was set again
             this.signals.answer()
             raise
-    if not this.validated:
+    if not this.judged(stage):
         keep_weights()
     last = table.rows[-1]
     result = {name: value for name, value in (table.best or last).items() if "/" in name}
-    return _entry(this, stage, last["seconds"], result)
+    return _entry(this, stage, last["seconds"], result, teacher)
 
 
 def memorise(this: Run, stage: Fit) -> dict[str, Any]:
@@ -227,7 +232,9 @@ def _weights_of_classes(this: Run) -> tuple[float, ...] | None:
     return class_weights(source.labels[this.data.splits.labelled], len(this.spec.classes))
 
 
-def _entry(this: Run, stage: Fit, seconds: float, result: dict[str, float]) -> dict[str, Any]:
+def _entry(
+    this: Run, stage: Fit, seconds: float, result: dict[str, float], teacher: Teacher | None = None
+) -> dict[str, Any]:
     """Return the ledger's entry of a stage that ended with a network."""
     network, streams = load_classifier(this.weights(stage)), stage.streams(this.selections)
     return {
@@ -236,6 +243,8 @@ def _entry(this: Run, stage: Fit, seconds: float, result: dict[str, float]) -> d
         "control": stage.control,
         **({"told": stage.told} if stage.told else {}),
         **({"after": stage.starts_from} if stage.starts_from else {}),
+        **({"teacher_sha256": [weight_hash(one) for one in teacher.networks]} if teacher else {}),
+        **({} if stage.judged else {"judged": False}),
         "model": stage.model.arguments(),
         "parameters": sum(p.numel() for p in network.parameters()),
         "bytes": sum(file.stat().st_size for file in this.left_by(stage)),
@@ -261,7 +270,7 @@ def _trainer(this: Run, stage: Fit, table: EpochTable) -> pl.Trainer:
         max_epochs=1,
         val_check_interval=stage.epoch_steps,
         check_val_every_n_epoch=None,
-        limit_val_batches=1.0 if this.validated else 0,
+        limit_val_batches=1.0 if this.judged(stage) else 0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=False,

@@ -156,7 +156,8 @@ def trained(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Path]:
     """Return the weights file of each network that a finished run trained, by the stage's name."""
     places = stage_folders(folder, record)
     fits = [entry for entry in record["stages"] if entry["kind"] == "fit"]
-    return {entry["name"]: places[entry["name"]].weights(entry["validation_images"] > 0) for entry in fits}
+    judged = {entry["name"]: entry["validation_images"] > 0 and entry.get("judged", True) for entry in fits}
+    return {name: places[name].weights(validated) for name, validated in judged.items()}
 
 
 def last_fit(record: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from tutelage.config import DataConfig
 from tutelage.data import fingerprint
 from tutelage.errors import UserError
 from tutelage.runs.folder import RunFolder, is_finished, last_fit, read_record, state, stored_config, trained
-from tutelage.storage import file_digest
+from tutelage.storage import file_digest, has_checksum
 
 PACKAGE = "package:"
 TAGS = ("timm:", "torchvision:")
@@ -38,6 +38,22 @@ def weights_file(given: str, key: str) -> Path:
         raise UserError(f"{key}={given}: {state(folder).status}; finish the run by its command, or name a file of it")
     record = read_record(folder) or {}
     return trained(folder, record)[last_fit(record)]
+
+
+def network_file(given: str, key: str) -> Path:
+    """Return the file of the network that ``given``, a finished run or a checkpoint that one left, stands for.
+
+    Raises:
+        UserError: it is neither.
+    """
+    tag = given.startswith(TAGS)
+    file = Path(given) if tag else weights_file(given, key)
+    if tag or not (Path(given).expanduser().is_dir() or has_checksum(file)):
+        raise UserError(
+            f"{key}={given}: no network that a run left; name a finished run, or a checkpoint of one (weights of "
+            f"others become a run's by strategy=transfer_frozen init_from={given})"
+        )
+    return file
 
 
 def weights_identity(given: str, key: str) -> str:

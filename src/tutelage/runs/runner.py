@@ -24,7 +24,7 @@ from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.given import weights
 from tutelage.runs.interruption import Signals, Stopped
 from tutelage.runs.observer import Observer, StageWork
-from tutelage.runs.teaching import answers_asked, asking, check
+from tutelage.runs.teaching import answers_asked, asking, check, check_given
 from tutelage.storage import remove_partials
 from tutelage.strategies import Fit, Label, Stage, stages
 
@@ -63,6 +63,7 @@ def run(
         this = Run(config, folder, record, data, signals, observer)
         data.device = this.device
         work.size_of(config.model.arguments(), spec_of(config.data, TWO_CLASSES))  # before data is read or fetched
+        check_given(config)
         this.plan = stages(config, data.source, data.splits)
         plan = _check(this)
         if record.content and record.content["version"] != __version__:

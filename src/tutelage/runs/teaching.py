@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from tutelage.config import Config, TaughtConfig
 from tutelage.data import (
     ANSWERS,
     CLASSES,
@@ -29,9 +30,9 @@ from tutelage.data import (
     views_shown,
 )
 from tutelage.errors import UserError
-from tutelage.models import ImageClassifier, Teacher, load_classifier, weight_hash
+from tutelage.models import ImageClassifier, Teacher, load_classifier, make_classifier, weight_hash
 from tutelage.randomness import Key
-from tutelage.runs.given import weights_file
+from tutelage.runs.given import network_file
 from tutelage.runs.identity import IDENTITY_VERSION
 from tutelage.storage import digest, remove_partials, write_json
 from tutelage.strategies import Fit, Teaching
@@ -39,11 +40,14 @@ from tutelage.strategies import Fit, Teaching
 if TYPE_CHECKING:
     from tutelage.runs.execute import Run
 
+TEACHERS = "strategy.teachers"
 FOLDER = ".answers"  # beside the runs, which share it
 ASKED_AT_ONCE = 128  # images, where they need not come as the stage shows them
 CHECKED, CHECKED_AT_ONCE = 64, 8  # answers that are computed again at the start of a stage
 TOLERANCE = 0.01  # of a logit or feature, relative to 1 and itself; another batch's rounding is a hundredth of it
 TOLERANCE_LOWER = 0.1  # where a lower precision computed it
+TOLERANCE_PROBABILITY = 0.01  # of a lower precision's softmax: that of kept answers is off by up to half of it
+NEAR_TIE = 0.05  # of the largest probability: rounding may decide between classes as near as that
 SAVE_SECONDS = 10.0  # of answers that a killed process may lose
 LOOK_SECONDS = 1.0  # between two looks whether another process is done
 PACKAGES = ("torch", "numpy", "albumentations", "opencv-python-headless", "tutelage")  # that decide over answers
@@ -60,20 +64,41 @@ def teacher_of(this: "Run", teaching: Teaching) -> Teacher:
     """
     if isinstance(teaching.networks, str):
         return Teacher([this.network(teaching.networks)])
-    return Teacher([load_classifier(weights_file(str(path), "strategy.teachers")) for path in teaching.networks])
+    return Teacher([load_classifier(network_file(str(path), TEACHERS)) for path in teaching.networks])
+
+
+def check_given(config: Config) -> None:
+    """Raise a UserError unless the teachers that a config names are networks of runs."""
+    if isinstance(config.strategy, TaughtConfig):
+        for given in config.strategy.teachers:
+            network_file(given, TEACHERS)
 
 
 def check(this: "Run", stage: Fit) -> None:
     """Raise a UserError unless the stage can be taught; say what is done otherwise than asked."""
     if stage.teaching is None:
         return
-    if not isinstance(stage.teaching.networks, str) and not stage.teaching.features:
-        teacher_of(this, stage.teaching)
+    if not stage.teaching.features:
+        _check_networks(this, stage, stage.teaching)
     if this.config.augmentation.mix is not None and stage.teaching.views is not None:
         this.observer.say(
             f"note: stage {stage.name}: images are mixed with others in each step: the teacher's answers are kept for "
             "every step, not for views that repeat"
         )
+
+
+def _check_networks(this: "Run", stage: Fit, teaching: Teaching) -> None:
+    """Raise a UserError unless a stage's module takes the networks that it will be made of; here without weights."""
+    without, answering = torch.device("meta"), teaching.networks
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(answering, str):
+            model = next(one.model for one in this.plan if isinstance(one, Fit) and one.name == answering)
+            with without:
+                teacher = Teacher([make_classifier(model.arguments(), this.spec)])
+        else:
+            teacher = teacher_of(this, teaching).to(without)
+        with without:
+            stage.module(make_classifier(stage.model.arguments(), this.spec), teacher)
 
 
 def teach(
@@ -105,11 +130,17 @@ def teach(
 
 
 def _is_right(this: "Run", teacher: Teacher, lower: torch.dtype) -> bool:
-    """Return whether a precision gives what float32 gives, on some of the images."""
+    """Return whether a precision gives the probabilities and, but for near-ties, the answers of float32.
+
+    It is tried on some of the images.
+    """
     images = next(iter(this.data.plain(this.data.splits.labelled[:CHECKED]))).images.to(this.device)
-    expected = teacher(images)
+    expected = teacher(images).softmax(dim=1)
     teacher.lower = lower
-    return _agree(teacher(images).cpu().numpy(), expected.cpu().numpy(), TOLERANCE_LOWER)
+    found = teacher(images).softmax(dim=1)
+    its_answers = expected.gather(1, found.argmax(dim=1, keepdim=True))
+    same = its_answers >= (1 - NEAR_TIE) * expected.amax(dim=1, keepdim=True)
+    return bool((found - expected).abs().max() <= TOLERANCE_PROBABILITY and same.all())
 
 
 def answers_asked(this: "Run", stage: Fit) -> int:

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from tutelage.config import Config, DistillationConfig, Hints
-from tutelage.data import UNKNOWN, Shown, Source, Splits, Stream
+from tutelage.data import UNKNOWN, Shown, Source, Splits, Stream, few
 from tutelage.errors import UserError
 from tutelage.models import (
     ImageClassifier,
@@ -132,7 +132,10 @@ class FromHints(Taught):
         return {"loss": hint_loss(guided, self.teacher.output_of(self._layers[1], images))}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer of student and regressor; what lies above the guided layer has no gradient."""
+        """Return the optimizer of student and regressor.
+
+        What lies above the guided layer needs no freezing: it gets no gradient, and optimizers pass over such weights.
+        """
         return self.student.configure_optimizers(self.regressor)
 
 
@@ -146,8 +149,7 @@ def _layer(network: ImageClassifier, whose: str, name: str | None) -> str:
         return middle(network)
     names = [known for known, _ in network.backbone.named_modules(prefix="backbone")]
     if name not in names:
-        shown = ", ".join(names[1:8])
-        raise UserError(f"strategy.hints.{whose}={name}: no such layer; there are {shown} and {len(names) - 8} more")
+        raise UserError(f"strategy.hints.{whose}={name}: no such layer; there are {few(names[1:] or names)}")
     return name
 
 
@@ -159,9 +161,14 @@ def _all(config: Config, source: Source, splits: Splits) -> Stream:
     """
     recipe, mix = config.strategy, config.augmentation.mix
     assert isinstance(recipe, DistillationConfig)  # noqa: S101 - the strategy was chosen by this type
-    for key, asked in (("strategy.decoupled", recipe.decoupled is not None), ("augmentation.mix", mix is not None)):
+    even = config.data.balance == "sampling"
+    for key, asked, instead in (
+        ("strategy.decoupled", recipe.decoupled is not None, "null"),
+        ("augmentation.mix", mix is not None, "null"),
+        ("data.balance=sampling", even, "none or weights"),
+    ):
         if asked:
-            raise UserError(f"strategy.images=all: {key} needs the labels of all images; set it to null")
+            raise UserError(f"strategy.images=all: {key} needs the labels of all images; set it to {instead}")
     targets = np.concatenate([source.labels[splits.labelled], np.full(len(splits.pool), UNKNOWN)])
     return Stream("all", np.concatenate([splits.labelled, splits.pool]), targets, config.data.batch_size)
 
@@ -203,6 +210,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
             epoch_steps=extent.epoch_steps,
             module=partial(FromHints, hints=recipe.hints, stream=stream.name),
             teaching=replace(teaching(recipe, stream.name), live=True, views=None),
+            judged=False,
             told="hints: the student's lower layers learned to give what a layer of the teacher gives; no head yet",
         )
         taught = [hints, replace(student, starts_from=HINTS)]

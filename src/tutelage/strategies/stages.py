@@ -51,6 +51,8 @@ class Fit:
         starts_from: the stage whose weights it starts with, or ``SCRATCH``; None for ``init_from``, where there is one.
         tuning: which parts learn, and how fast against one another.
         teaching: what it learns from other networks.
+        judged: validation can tell how good its network is; where it cannot (no head has learned yet), there is none
+            and the final weights are kept.
         told: what the stage is there for, as a sentence under the table.
     """
 
@@ -67,6 +69,7 @@ class Fit:
     starts_from: str | None = None
     tuning: Tuning = field(default_factory=Tuning)
     teaching: Teaching | None = None
+    judged: bool = True
     told: str = ""
 
 
