@@ -10,6 +10,7 @@ from PIL import Image
 
 from conftest import command, only_run, run
 from tutelage.errors import UserError
+from tutelage.insight import pictures
 from tutelage.insight.shifts import STRENGTHS, shifted
 from tutelage.runs import RunFolder, finished_run, stored_config
 
@@ -201,3 +202,14 @@ def test_runs_lists_an_experiments_runs_too(finished):
     for folder in (finished, finished.parent, finished.parents[1]):
         done = command("tutelage.cli", "runs", str(folder))
         assert str(finished) in done.stdout
+
+
+def test_a_stage_without_labels_has_a_loss_and_no_accuracy_to_draw():
+    tables = {
+        "student": [{"step": 5, "train/loss": 0.7}],
+        "control": [{"step": 5, "train/loss": 1.0, "train/accuracy": 0.5}],
+    }
+    left, right = pictures.learning_curves(tables).axes
+    assert [line.get_ydata().tolist() for line in left.lines] == [[0.7], [1.0]]
+    assert np.isnan(right.lines[0].get_ydata()).all()
+    assert right.lines[1].get_ydata().tolist() == [0.5]

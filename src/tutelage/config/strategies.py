@@ -132,6 +132,12 @@ class DistillationConfig(TaughtConfig):
     decoupled: Decoupled | None = None
     hints: Hints | None = None
 
+    @model_validator(mode="after")
+    def _one_loss(self) -> Self:
+        if self.labels == "hard" and self.decoupled is not None:
+            raise ValueError("strategy.decoupled weighs soft labels: set it to null, or strategy.labels=soft")
+        return self
+
 
 class PseudoLabelConfig(Section):
     """Lee 2013: the network's own answers to the pool are labels, renewed at every step, that weigh more and more."""

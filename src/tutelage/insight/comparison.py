@@ -12,7 +12,7 @@ import numpy as np
 from tutelage.config import SHIFTS
 from tutelage.insight import page, pictures
 from tutelage.insight.curves import read_curve
-from tutelage.insight.gains import FIRST_TASK, TEST, gains, measures
+from tutelage.insight.gains import TEST, gains, measures
 from tutelage.insight.table import print_whole
 from tutelage.runs import FINISHED, RunFolder, last_fit, read_record
 from tutelage.storage import digest
@@ -55,11 +55,6 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _test(result: Mapping[str, float]) -> float | None:
-    """Return the test accuracy; none for runs of several tasks, whose networks are told the task."""
-    return None if FIRST_TASK in result else result.get(TEST)
-
-
 def _megabytes(job: Job) -> float | None:
     stored = job.network.get("bytes")
     return None if stored is None else stored / KILO**2
@@ -76,7 +71,7 @@ def _milliseconds_an_answer(job: Job) -> float | None:
 
 MEASURES = (
     Measure("val", lambda job: job.record["result"].get("val/accuracy"), _percent, share=True),
-    Measure("test", lambda job: _test(job.record["result"]), _percent, share=True),
+    Measure("test", lambda job: job.record["result"].get(TEST), _percent, share=True),
     Measure("MB kept", _megabytes, "{:.3g}".format),
     Measure("s to learn", _seconds, "{:.3g}".format),
     Measure("ms an answer", _milliseconds_an_answer, "{:.3g}".format),

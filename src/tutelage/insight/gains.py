@@ -49,8 +49,7 @@ def ratio_of_means(above: np.ndarray, below: np.ndarray) -> Interval:
 def measures(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
     """Return, for each trained network of some runs, its accuracies (N,) by name, in percent.
 
-    Only what all of the runs have; the stages' order is kept. Where there are tasks, what a network answers without
-    being told which one an image is of is left out.
+    Only what all of the runs have; the stages' order is kept.
     """
     found: dict[str, dict[str, np.ndarray]] = {}
     for entry in records[0]["stages"]:
@@ -60,8 +59,6 @@ def measures(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, np.nda
             continue
         results = [e["result"] for e in entries if e is not None]
         keys = [key for key in results[0] if ACCURACIES.fullmatch(key) and all(key in result for result in results)]
-        if FIRST_TASK in keys:
-            keys = [key for key in keys if key != TEST]
         found[name] = {key: np.array([100 * result[key] for result in results]) for key in keys}
     return found
 

@@ -49,7 +49,7 @@ def learning_curves(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> Figu
             steps = [row["step"] for row in rows]
             color = f"C{number}"
             marker = "o" if len(rows) < FEW_POINTS else None
-            train = [row[f"train/{value}"] for row in rows]
+            train = [row.get(f"train/{value}", math.nan) for row in rows]  # without labels there is no accuracy
             axes.plot(steps, train, color=color, label=name, linewidth=1.4, marker=marker, markersize=3)
             if rows and f"val/{value}" in rows[0]:
                 axes.plot(steps, [row[f"val/{value}"] for row in rows], color=color, linestyle="--", linewidth=1.2)

@@ -22,8 +22,8 @@ ORIGINALS, VIEWS = 5, 7
 SAMPLES = 24
 COLUMNS = 8
 CURVES = (
-    "What is minimised (a student's loss has a second term, for the pool), and the accuracy on labelled images as "
-    "they are augmented; one line a stage."
+    "What is minimised (losses of several terms, such as a student's, do not compare with others), and the accuracy on "
+    "labelled images as they are augmented; one line a stage, each from its own first step."
 )
 GOOD, BAD = "#2a7a2a", "#b02020"
 

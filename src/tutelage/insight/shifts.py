@@ -11,7 +11,7 @@ from tutelage.config import Shift
 from tutelage.data import ImageDataModule
 from tutelage.errors import UserError
 from tutelage.insight.curves import Curve, read_curve, write_curve
-from tutelage.models import ImageClassifier, load_classifier
+from tutelage.models import ImageClassifier, informed, load_classifier
 from tutelage.runs import RunFolder, trained
 
 PIXEL_MAX = 255
@@ -89,5 +89,6 @@ def _accuracies(network: ImageClassifier, data: ImageDataModule, shift: Shift) -
             images, labels = batch.images.to(network.device), batch.labels.to(network.device)
             for place, strength in enumerate(strengths):
                 views = shifted(images, shift, strength)
-                right[place] += sum(float((network(view).argmax(dim=1) == labels).sum()) for view in views) / len(views)
+                answers = [informed(network, view, labels).argmax(dim=1) for view in views]
+                right[place] += sum(float((given == labels).sum()) for given in answers) / len(views)
     return [round(float(share), 6) for share in right / max(1, len(data.splits.test))]

@@ -33,7 +33,7 @@ def header(record: Mapping[str, Any]) -> tuple[str, ...]:
     measured = [TASK.sub(r"\1 \2", FURTHER.sub(r"\1", key.replace(TEST, "test"))) for key in _measured(record)]
     if _tasks(record):
         return (*HEADER, "val", *measured, FORGETS)
-    return (*HEADER, *PSEUDO, "val", *measured)
+    return (*HEADER, *(PSEUDO if _labelled(record) else ()), "val", *measured)
 
 
 def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -53,7 +53,7 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 f"{entry['parameters']:,}",
                 f"{entry['steps']:,}",
                 f"{entry['labels']:,}",
-                *(() if _tasks(record) else pseudo),
+                *(pseudo if _labelled(record) else ()),
                 _percent(result.get(VALIDATION)),
                 *(_percent(result.get(key)) for key in _measured(record)),
                 *((_points(forgotten(record, entry)),) if _tasks(record) else ()),
@@ -85,6 +85,11 @@ def forgotten(record: Mapping[str, Any], entry: Mapping[str, Any]) -> float | No
 def _of_tasks(result: Mapping[str, float]) -> dict[int, float]:
     """Return the accuracy on each task that a network has learned, by the task's number."""
     return {int(found[2]): value for key, value in result.items() if (found := TASK.fullmatch(key))}
+
+
+def _labelled(record: Mapping[str, Any]) -> bool:
+    """Return whether a stage labelled the pool."""
+    return any(entry["kind"] == "label" for entry in record["stages"])
 
 
 def _tasks(record: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from tutelage.models.alexnet import AlexNet
 from tutelage.models.base import ImageClassifier, ImageSpec, Recipe, accuracy, cross_entropy
-from tutelage.models.evaluation import Answers, answers, confusion, measure, measure_tasks
+from tutelage.models.evaluation import Answers, answers, confusion, informed, measure, measure_tasks
 from tutelage.models.heads import UNLEARNED, Heads, grown, take_over
 from tutelage.models.lenet5 import LeNet5
 from tutelage.models.losses import decoupled_divergence, hint_loss, softened_divergence
@@ -48,6 +48,7 @@ __all__ = [
     "freeze",
     "grown",
     "hint_loss",
+    "informed",
     "load_classifier",
     "make_classifier",
     "measure",

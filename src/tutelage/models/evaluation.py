@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
@@ -22,15 +23,20 @@ CALIBRATION_BINS = 15  # Guo et al. 2017
 
 @dataclass(frozen=True)
 class Answers:
-    """A network's answers: probabilities (N, C) float32, labels (N,) int64, indices (N,) int64 into the source.
-
-    Where it has a head a task, ``told`` (N,) int64 are its answers once it is told the task that the label is of.
-    """
+    """A network's answers: probabilities (N, C) float32, labels (N,) int64, indices (N,) int64 into the source."""
 
     probabilities: np.ndarray
     labels: np.ndarray
     indices: np.ndarray
-    told: np.ndarray | None = None
+
+
+def informed(network: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
+    """Return logits (B, C) of images; a network with a head a task is told the task that each of ``labels`` (B,) is of.
+
+    The classes of other tasks are then at minus infinity.
+    """
+    logits: Tensor = network(images)
+    return network.head.of_own_task(logits, labels) if isinstance(network.head, Heads) else logits
 
 
 def answers(
@@ -39,7 +45,9 @@ def answers(
     device: torch.device,
     after_batch: Callable[[int], None] = lambda images: None,
 ) -> Answers:
-    """Return the un-noised answers of ``network`` (in eval mode, without gradients).
+    """Return the un-noised answers of ``network`` (in eval mode, without gradients), ``informed`` of the task.
+
+    A network with a head a task is asked only about the tasks that it has learned.
 
     Args:
         network: moved to ``device`` and put into eval mode.
@@ -48,23 +56,26 @@ def answers(
         after_batch: called with the number of images just answered; may raise to stop.
     """
     network.eval().to(device)
-    probabilities, labels, indices, told = [], [], [], []
-    heads = network.head if isinstance(network.head, Heads) else None
+    probabilities, labels, indices = [], [], []
     with torch.inference_mode():
         for batch in batches:
-            logits = network(batch.images.to(device, non_blocking=True))
+            logits = informed(network, batch.images.to(device, non_blocking=True), batch.labels.to(device))
             probabilities.append(logits.float().softmax(dim=1).cpu().numpy())
-            if heads is not None:
-                told.append(heads.of_own_task(logits, batch.labels.to(device)).argmax(dim=1).cpu().numpy())
             labels.append(batch.labels.numpy())
             indices.append(batch.indices.numpy())
             after_batch(len(batch.images))
-    return Answers(
-        probabilities=np.concatenate(probabilities),
-        labels=np.concatenate(labels),
-        indices=np.concatenate(indices),
-        told=np.concatenate(told) if told else None,
-    )
+    found = Answers(np.concatenate(probabilities), np.concatenate(labels), np.concatenate(indices))
+    if not isinstance(network.head, Heads):
+        return found
+    known = np.isin(found.labels, _learned_classes(network))
+    return Answers(found.probabilities[known], found.labels[known], found.indices[known])
+
+
+def _learned_classes(network: ImageClassifier) -> list[int]:
+    """Return the classes of the tasks that a network has learned."""
+    assert isinstance(network.head, Heads)  # noqa: S101 - the caller has looked
+    learned = network.head.learned.tolist()
+    return [c for task, known in zip(network.spec.tasks, learned, strict=True) if known for c in task]
 
 
 def confusion(found: Answers) -> np.ndarray:
@@ -97,13 +108,10 @@ def measure(found: Answers, classes: Sequence[str], prefix: str) -> dict[str, fl
 
 
 def measure_tasks(found: Answers, network: ImageClassifier, prefix: str) -> dict[str, float]:
-    """Return the accuracy on each task that a network has learned, told the task, keyed ``prefix/task-1`` and so on."""
-    if found.told is None or not isinstance(network.head, Heads):
-        return {}
-    result = {}
-    for number, (task, learned) in enumerate(zip(network.spec.tasks, network.head.learned.tolist(), strict=True), 1):
+    """Return the accuracy on each task that a network has learned, keyed ``prefix/task-1`` and so on."""
+    right, result = found.probabilities.argmax(axis=1) == found.labels, {}
+    for number, task in enumerate(network.spec.tasks, start=1):
         of_task = np.isin(found.labels, task)
-        if learned and of_task.any():
-            right = (found.told == found.labels)[of_task]
-            result[f"{prefix}/task-{number}"] = round(float(right.mean()), 6)
+        if of_task.any():
+            result[f"{prefix}/task-{number}"] = round(float(right[of_task].mean()), 6)
     return result

@@ -61,6 +61,8 @@ def start_from(network: ImageClassifier, given: Path | str) -> str:
     told += dict.fromkeys(one.told for one in fitted.values() if one is not None and one.told)
     if head and not set(head) <= set(copied):
         told.append(f"the head of {len(network.spec.classes)} classes starts anew")
+    elif head:
+        told.append(f"the head of {len(network.spec.classes)} classes goes on with theirs")
     return "; ".join([*told, *_normalise_alike(network, theirs)])
 
 
@@ -68,7 +70,9 @@ def _normalise_alike(network: ImageClassifier, theirs: Pretrained) -> list[str]:
     """Let a network normalise images as others did; return what is to be said of it."""
     channels = network.spec.channels
     mean, std = _of_channels(theirs.mean, channels), _of_channels(theirs.std, channels)
-    if not mean or (mean, std) == (network.spec.mean, network.spec.std):
+    if not mean:
+        return ["images are normalised by data.mean and data.std, as nothing is known of these weights'"]
+    if (mean, std) == (network.spec.mean, network.spec.std):
         return []
     network.normalise_by(mean, std)
     numbers = ["[" + ", ".join(f"{value:.3g}" for value in values) + "]" for values in (mean, std)]

@@ -16,7 +16,6 @@ from tutelage.errors import UserError
 from tutelage.storage import is_held, write_json, write_text
 
 RUNNING, FINISHED, FAILED = "running", "finished", "failed"
-TASK = "test/task-"  # the measures of what a network learned task by task
 RECORDED_PACKAGES = ("torch", "pytorch-lightning", "albumentations", "numpy", "opencv-python-headless")
 
 
@@ -211,16 +210,8 @@ def state(folder: RunFolder) -> State:
     if status == RUNNING and not is_held(folder.lock_file):
         status = "stopped"
     started = datetime.fromisoformat(record["started"]).astimezone().strftime("%Y-%m-%d %H:%M")
-    return State(started, status, _tested(record.get("result", {})))
-
-
-def _tested(result: Mapping[str, float]) -> str:
-    """Return the test accuracy of a run, or that on each task where it learned some, as it is shown."""
-    tasks = [f"{key.removeprefix(TASK)}: {100 * value:.1f} %" for key, value in result.items() if key.startswith(TASK)]
-    if tasks:
-        return ", ".join(f"task {told}" for told in tasks)
-    accuracy = result.get("test/accuracy")
-    return "" if accuracy is None else f"{100 * accuracy:.1f} %"
+    accuracy = record.get("result", {}).get("test/accuracy")
+    return State(started, status, "" if accuracy is None else f"{100 * accuracy:.1f} %")
 
 
 def write_config(folder: RunFolder, resolved: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ def _taught(config: Config, strategy: TaughtConfig | LwFConfig, chosen: dict[str
     elif strategy.answers != "views":
         unused.add("views")
     if isinstance(strategy, DistillationConfig) and strategy.labels == "hard":
-        unused |= {"temperature", "decoupled"}
+        unused.add("temperature")
     return {key: value for key, value in chosen.items() if key not in unused}
 
 

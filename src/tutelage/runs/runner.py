@@ -24,7 +24,7 @@ from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.given import weights
 from tutelage.runs.interruption import Signals, Stopped
 from tutelage.runs.observer import Observer, StageWork
-from tutelage.runs.teaching import answers_asked, asking, check, check_given
+from tutelage.runs.teaching import answers_asked, asking, check, check_given, teacher_of
 from tutelage.storage import remove_partials
 from tutelage.strategies import Fit, Label, Stage, stages
 
@@ -175,18 +175,27 @@ def _plan(this: Run, flops: dict[str, float]) -> Sequence[StageWork]:
             plan.append(StageWork(stage.name, work.answering(len(splits.labelled), flops[stage.name])))
             flops[stage.name] += work.comparing(len(splits.labelled), this.spec)
         else:
-            plan += _teaching(this, stage, flops)
-            plan.append(StageWork(stage.name, work.training(stage.steps * stage.images_per_step, flops[stage.name])))
+            images = stage.steps * stage.images_per_step
+            asked, live = _teaching(this, stage, flops)
+            plan += asked
+            plan.append(StageWork(stage.name, work.training(images, flops[stage.name]) + work.answering(images, live)))
     return [*plan, StageWork(TEST, sum(work.answering(len(splits.test), each) for each in flops.values()))]
 
 
-def _teaching(this: Run, stage: Fit, flops: dict[str, float]) -> Sequence[StageWork]:
-    """Return what it will cost to ask a stage's teacher before it trains; a teacher from files, as the stage's own."""
+def _teaching(this: Run, stage: Fit, flops: dict[str, float]) -> tuple[Sequence[StageWork], float]:
+    """Return what it will cost to ask a stage's teacher before it trains, and the operations of asking it in a step."""
     teaching = stage.teaching
-    if teaching is None or teaching.live:
-        return []
-    teacher = teaching.networks if isinstance(teaching.networks, str) and teaching.networks else stage.name
-    return [StageWork(asking(stage), work.answering(answers_asked(this, stage), flops[teacher]))]
+    if teaching is None:
+        return [], 0.0
+    if teaching.features:
+        cost = flops[stage.name]
+    elif isinstance(teaching.networks, str):
+        cost = flops[teaching.networks]
+    else:
+        cost = work.flops_of(teacher_of(this, teaching).to(torch.device("meta")), this.spec)
+    if teaching.live:
+        return [], cost
+    return [StageWork(asking(stage), work.answering(answers_asked(this, stage), cost))], 0.0
 
 
 def _told_of(data: ImageDataModule) -> dict[str, Any]:

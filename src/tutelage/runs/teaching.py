@@ -64,7 +64,10 @@ def teacher_of(this: "Run", teaching: Teaching) -> Teacher:
     """
     if isinstance(teaching.networks, str):
         return Teacher([this.network(teaching.networks)])
-    return Teacher([load_classifier(network_file(str(path), TEACHERS)) for path in teaching.networks])
+    networks = {path: load_classifier(network_file(str(path), TEACHERS)) for path in teaching.networks}
+    if several := next((path for path, network in networks.items() if network.spec.tasks), None):
+        raise UserError(f"{TEACHERS}={several}: it has a head a task; name a network that has one for all its classes")
+    return Teacher(list(networks.values()))
 
 
 def check_given(config: Config) -> None:
@@ -306,7 +309,8 @@ class _Keeper:
 
 def asking(stage: Fit) -> str:
     """Return what the work before a stage is called."""
-    return f"{stage.name}: the teacher's answers"
+    features = stage.teaching is not None and stage.teaching.features
+    return f"{stage.name}: {'the features of its backbone' if features else 'the answers of its teacher'}"
 
 
 def _agree(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> bool:

@@ -1,9 +1,11 @@
 """What stages cost, for the estimate of the time left."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tutelage.errors import UserError
@@ -36,6 +38,13 @@ def size_of(model: dict[str, Any], spec: ImageSpec) -> Size:
             name = model.get("name", model["_target_"])
             raise UserError(f"model {name} does not take data.image_size={spec.image_size}: {reason}") from None
     return Size(float(counter.get_total_flops()), sum(p.numel() for p in network.parameters()))
+
+
+def flops_of(ask: Callable[[Tensor], Tensor], spec: ImageSpec) -> float:
+    """Return the operations of asking networks that lie on the meta device about an image."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        ask(torch.empty(1, spec.channels, spec.image_size, spec.image_size, dtype=torch.uint8))
+    return float(counter.get_total_flops())
 
 
 def training(images: int, flops: float) -> float:

@@ -29,7 +29,7 @@ from tutelage.models import (
     softened_divergence,
 )
 from tutelage.strategies.stages import Fit, Stage, labelled_stream, length
-from tutelage.strategies.teacher_student import Taught, control, likeness, teacher_stages, teaching
+from tutelage.strategies.teacher_student import Taught, control, likeness, taught_by, teacher_stages, teaching
 
 HINTS = "hints"  # the stage
 
@@ -195,6 +195,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
         streams=lambda selections: [stream],
         module=partial(Distillation, recipe=recipe, stream=stream.name, known=known),
         teaching=teaching(recipe, stream.name),
+        told=taught_by(recipe),
     )
     taught = [student]
     if recipe.hints is not None:
@@ -211,7 +212,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
             module=partial(FromHints, hints=recipe.hints, stream=stream.name),
             teaching=replace(teaching(recipe, stream.name), live=True, views=None),
             judged=False,
-            told="hints: the student's lower layers learned to give what a layer of the teacher gives; no head yet",
+            told="hints: the student's lower layers learned to give what a teacher's layer gives; it has no head yet.",
         )
         taught = [hints, replace(student, starts_from=HINTS)]
     plan = [*teacher_stages(config, recipe, labelled), *taught]

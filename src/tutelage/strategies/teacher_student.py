@@ -111,6 +111,11 @@ def teaching(recipe: TaughtConfig, stream: str) -> Teaching:
     return Teaching(stream, networks, views=views, live=recipe.answers == "live")
 
 
+def taught_by(recipe: TaughtConfig) -> str:
+    """Return which finished runs teach the student, as a sentence; nothing where its teacher stands in the table."""
+    return f"student: taught by {', '.join(recipe.teachers)}." if recipe.teachers else ""
+
+
 def on_labels(
     config: Config, stream: Stream, name: str, model: Targeted, extent: Length, control: bool = False, told: str = ""
 ) -> Fit:
@@ -140,7 +145,7 @@ def teacher_stages(config: Config, recipe: TaughtConfig, stream: Stream) -> Sequ
 
 def control(config: Config, stream: Stream, steps: int, epoch_steps: int) -> Fit:
     """Return the student's network on the labels alone."""
-    told = f"control: the student's network on the labels alone, for as many steps ({steps:,}) as it had with a teacher"
+    told = f"Control: the student's network on the labels alone, for as many steps ({steps:,}) as with a teacher."
     return on_labels(config, stream, "control", config.model, Length(steps, epoch_steps), control=True, told=told)
 
 
@@ -149,7 +154,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     recipe = config.strategy
     assert isinstance(recipe, TeacherStudentConfig)  # noqa: S101 - the strategy was chosen by this type
     labelled = labelled_stream(config, source, splits)
-    stream, told = labelled, "the student saw the labelled images, without their labels: there are no others"
+    stream, told = labelled, "student: it saw the labelled images, without their labels: there are no others."
     if len(splits.pool):
         unknown = np.full(len(splits.pool), UNKNOWN)
         stream, told = Stream("pool", splits.pool, unknown, config.data.batch_size), ""
@@ -165,7 +170,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
             streams=lambda selections: [stream],
             module=partial(TeacherStudent, stream=stream.name, temperature=recipe.temperature),
             teaching=teaching(recipe, stream.name),
-            told=told,
+            told=" ".join(filter(None, (taught_by(recipe), told))),
         )
     )
     return [*plan, *([control(config, labelled, extent.steps, extent.epoch_steps)] if recipe.control else [])]
