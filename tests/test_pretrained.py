@@ -203,7 +203,7 @@ def test_colours_and_grey_share_a_mean_normalisation(published):
 def test_a_plain_file_leaves_the_normalisation_to_the_config(tmp_path):
     torch.save(LeNet5(spec_of(1)).state_dict(), tmp_path / "w.pth")
     network = LeNet5(spec_of(1))
-    assert "normalised" not in start_from(network, tmp_path / "w.pth")
+    assert "images are normalised by data.mean and data.std" in start_from(network, tmp_path / "w.pth")
     assert network.spec == spec_of(1)
 
 
