@@ -28,7 +28,7 @@ from tutelage.models import (
     output_of,
     softened_divergence,
 )
-from tutelage.strategies.stages import Fit, Stage, labelled_stream, length
+from tutelage.strategies.stages import Stage, labelled_stream, length, supervised_on
 from tutelage.strategies.teacher_student import Taught, control, likeness, taught_by, teacher_stages, teaching
 
 HINTS = "hints"  # the stage
@@ -186,13 +186,8 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     known = len(splits.labelled) / len(stream.indices)
     size = (stream.length, stream.batch_size)
     extent = length(config, 1.0, size)
-    student = Fit(
-        name="student",
-        model=config.model,
-        steps=extent.steps,
-        epoch_steps=extent.epoch_steps,
-        images_per_step=stream.batch_size,
-        streams=lambda selections: [stream],
+    student = replace(
+        supervised_on("student", config.model, extent, stream),
         module=partial(Distillation, recipe=recipe, stream=stream.name, known=known),
         teaching=teaching(recipe, stream.name),
         told=taught_by(recipe),

@@ -5,6 +5,7 @@ as large or larger, with noise, on both; make the student the teacher and go on.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,7 +18,7 @@ from tutelage.config import Config, NoisyStudentConfig, Targeted
 from tutelage.data import Plain, Selection, Shown, Source, Splits, Stream
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
-from tutelage.strategies.stages import Fit, Label, Length, Stage, labelled_stream, length
+from tutelage.strategies.stages import Fit, Label, Length, Stage, labelled_stream, length, supervised_on
 
 
 class NoisyStudent(pl.LightningModule):
@@ -120,18 +121,6 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     pool_batch = max(1, round(recipe.unlabelled_ratio * labelled.batch_size))
     labelled_size, pool_size = (labelled.length, labelled.batch_size), (len(splits.pool), pool_batch)
 
-    def on_labels(name: str, model: Targeted, extent: Length, control: bool = False) -> Fit:
-        return Fit(
-            name=name,
-            model=model,
-            steps=extent.steps,
-            epoch_steps=extent.epoch_steps,
-            images_per_step=labelled.batch_size,
-            streams=lambda selections: [labelled],
-            module=lambda network: network,
-            control=control,
-        )
-
     def on_both(name: str, model: Targeted, extent: Length, labels: str, teacher: str) -> Fit:
         def streams(selections: Mapping[str, Selection]) -> Sequence[Stream]:
             chosen = selections[labels]
@@ -150,7 +139,8 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
             grows_from=teacher,
         )
 
-    fits = [on_labels("teacher", config.model, length(config, recipe.teacher_length, labelled_size))]
+    extent = length(config, recipe.teacher_length, labelled_size)
+    fits = [supervised_on("teacher", config.model, extent, labelled)]
     plan: list[Stage] = [*fits]
     for number, student in enumerate(recipe.students, start=1):
         labels = Label(f"labels-{number}", fits[-1].name, partial(select, config=recipe))
@@ -159,5 +149,6 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
         plan += [labels, fits[-1]]
     if recipe.control:
         steps = sum(fit.steps for fit in fits)
-        plan.append(on_labels("control", fits[-1].model, Length(steps, fits[-1].epoch_steps), control=True))
+        control = supervised_on("control", fits[-1].model, Length(steps, fits[-1].epoch_steps), labelled)
+        plan.append(replace(control, control=True))
     return plan

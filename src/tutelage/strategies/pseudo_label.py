@@ -4,6 +4,7 @@ One network learns from the labelled images and, more and more as it goes, from 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,7 +18,7 @@ from tutelage.config import Config, PseudoLabelConfig
 from tutelage.data import Plain, Shown, Source, Splits, Stream
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
-from tutelage.strategies.stages import Fit, Stage, labelled_stream, length
+from tutelage.strategies.stages import Stage, labelled_stream, length, supervised_on
 
 CONTROL = "Control: the same network and augmentation on the labels alone, for as many steps."
 
@@ -102,19 +103,9 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     pool = Stream("pool", splits.pool, unknown, pool_batch)
     extent = length(config, 1.0, (labelled.length, labelled.batch_size), (len(splits.pool), pool_batch))
 
-    def fit(name: str, streams: Sequence[Stream]) -> Fit:
-        taught = len(streams) > 1
-        return Fit(
-            name=name,
-            model=config.model,
-            steps=extent.steps,
-            epoch_steps=extent.epoch_steps,
-            images_per_step=sum(stream.batch_size for stream in streams),
-            streams=lambda selections: streams,
-            module=partial(PseudoLabel, config=recipe, steps=extent.steps) if taught else lambda network: network,
-            control=not taught,
-            told="" if taught else CONTROL,
-        )
-
-    plan = [fit("pseudo_label", [labelled, pool])]
-    return [*plan, fit("control", [labelled])] if recipe.control else plan
+    taught = replace(
+        supervised_on("pseudo_label", config.model, extent, labelled, pool),
+        module=partial(PseudoLabel, config=recipe, steps=extent.steps),
+    )
+    control = replace(supervised_on("control", config.model, extent, labelled), control=True, told=CONTROL)
+    return [taught, control] if recipe.control else [taught]

@@ -121,3 +121,16 @@ def labelled_stream(config: Config, source: Source, splits: Splits) -> Stream:
     """Return the stream of the labelled images; under ``data.balance=sampling`` each class comes equally often."""
     labelled, even = splits.labelled, config.data.balance == "sampling"
     return Stream("labelled", labelled, source.labels[labelled], config.data.batch_size, even=even)
+
+
+def supervised_on(name: str, model: Targeted, extent: Length, *streams: Stream) -> Fit:
+    """Return plain supervised training; what else a stage is, ``dataclasses.replace`` says."""
+    return Fit(
+        name=name,
+        model=model,
+        steps=extent.steps,
+        epoch_steps=extent.epoch_steps,
+        images_per_step=sum(stream.batch_size for stream in streams),
+        streams=lambda selections: streams,
+        module=lambda network: network,
+    )

@@ -1,6 +1,7 @@
 """A student learns a frozen teacher's softened answers (Hinton et al. 2015), here on images without labels."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from tutelage.config import Config, Targeted, TaughtConfig, TeacherStudentConfig
+from tutelage.config import Config, TaughtConfig, TeacherStudentConfig
 from tutelage.data import UNKNOWN, Plain, Shown, Source, Splits, Stream
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, Teacher, softened_divergence
-from tutelage.strategies.stages import SCRATCH, Fit, Length, Stage, Teaching, labelled_stream, length
+from tutelage.strategies.stages import SCRATCH, Fit, Length, Stage, Teaching, labelled_stream, length, supervised_on
 
 TEACHER = "teacher"  # the stage
 
@@ -116,37 +117,19 @@ def taught_by(recipe: TaughtConfig) -> str:
     return f"student: taught by {', '.join(recipe.teachers)}." if recipe.teachers else ""
 
 
-def on_labels(
-    config: Config, stream: Stream, name: str, model: Targeted, extent: Length, control: bool = False, told: str = ""
-) -> Fit:
-    """Return a stage of supervised training; one that is no control starts from random weights."""
-    return Fit(
-        name=name,
-        model=model,
-        steps=extent.steps,
-        epoch_steps=extent.epoch_steps,
-        images_per_step=config.data.batch_size,
-        streams=lambda selections: [stream],
-        module=lambda network: network,
-        control=control,
-        starts_from=None if control else SCRATCH,
-        told=told,
-    )
-
-
 def teacher_stages(config: Config, recipe: TaughtConfig, stream: Stream) -> Sequence[Fit]:
     """Return the stage that trains the teacher; none where there are teachers."""
     if recipe.teachers:
         return []
     assert recipe.teacher is not None  # noqa: S101 - the schema asks for one or the other
     extent = length(config, recipe.teacher_length, (stream.length, stream.batch_size))
-    return [on_labels(config, stream, TEACHER, recipe.teacher, extent)]
+    return [replace(supervised_on(TEACHER, recipe.teacher, extent, stream), starts_from=SCRATCH)]
 
 
 def control(config: Config, stream: Stream, steps: int, epoch_steps: int) -> Fit:
     """Return the student's network on the labels alone."""
     told = f"Control: the student's network on the labels alone, for as many steps ({steps:,}) as with a teacher."
-    return on_labels(config, stream, "control", config.model, Length(steps, epoch_steps), control=True, told=told)
+    return replace(supervised_on("control", config.model, Length(steps, epoch_steps), stream), control=True, told=told)
 
 
 def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
@@ -161,13 +144,8 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     extent = length(config, 1.0, (stream.length, stream.batch_size))
     plan = list(teacher_stages(config, recipe, labelled))
     plan.append(
-        Fit(
-            name="student",
-            model=config.model,
-            steps=extent.steps,
-            epoch_steps=extent.epoch_steps,
-            images_per_step=stream.batch_size,
-            streams=lambda selections: [stream],
+        replace(
+            supervised_on("student", config.model, extent, stream),
             module=partial(TeacherStudent, stream=stream.name, temperature=recipe.temperature),
             teaching=teaching(recipe, stream.name),
             told=" ".join(filter(None, (taught_by(recipe), told))),

@@ -14,7 +14,7 @@ from torch import Tensor
 from tutelage.config import Config, TransferFinetuneConfig, TransferFrozenConfig, TransferGradualConfig
 from tutelage.data import Plain, Shown, Source, Splits
 from tutelage.models import ImageClassifier, Tuning, accuracy, cross_entropy
-from tutelage.strategies.stages import SCRATCH, Fit, Stage, Teaching, labelled_stream, length
+from tutelage.strategies.stages import SCRATCH, Fit, Stage, Teaching, labelled_stream, length, supervised_on
 
 FROZEN = Tuning(frozen_layers=None)
 CONTROL = "Control: the same network from random weights, all of it learning, for as many steps."
@@ -106,12 +106,4 @@ class _Plan:
         """Return plain training on the labelled images for a share of the schedule."""
         stream = self._stream
         extent = length(self._config, share, (stream.length, stream.batch_size))
-        return Fit(
-            name=name,
-            model=self._config.model,
-            steps=extent.steps,
-            epoch_steps=extent.epoch_steps,
-            images_per_step=stream.batch_size,
-            streams=lambda selections: [stream],
-            module=lambda network: network,
-        )
+        return supervised_on(name, self._config.model, extent, stream)
