@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +112,7 @@ def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*isinstance.*LeafSpec.*")
     config = compose([*OVERRIDES, "model=vgg", "model.depth=11", "schedule.steps=1"])
     data = data_module(config.data)
     with tempfile.TemporaryDirectory() as top:
