@@ -61,7 +61,7 @@ def logits_of(seed: int, classes: int = 7, batch: int = 5) -> tuple[torch.Tensor
 
 
 def by_hand(student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:
-    """The formula of the issue, in numpy, image by image."""
+    """The formula of the docstring, in numpy, image by image."""
     total = 0.0
     for s, t in zip(student, teacher, strict=True):
         p = np.exp(t / temperature) / np.exp(t / temperature).sum()
