@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader
 from tutelage.compose import compose
 from tutelage.config import Config
 from tutelage.data import Stream, Training
+from tutelage.data.batches import StepBatches, worker_init
 from tutelage.data.image_files import FileImages
-from tutelage.data.modules import StepBatches, worker_init
 from tutelage.data.pack import packed
 from tutelage.data.source import Images, WholeImages
 from tutelage.randomness import Key

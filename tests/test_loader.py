@@ -30,9 +30,9 @@ from tutelage.compose import compose
 from tutelage.data import Stream, Training, data_module, pixels, streams
 from tutelage.data import pack as pack_module
 from tutelage.data.ahead import AheadLoader, each_tensor
+from tutelage.data.batches import EVALUATION_BATCH, PlainBatches, StepBatches, worker_init
 from tutelage.data.image_files import FileImages, image_files
 from tutelage.data.listing import list_folder
-from tutelage.data.modules import EVALUATION_BATCH, PlainBatches, StepBatches, worker_init
 from tutelage.data.pack import packed
 from tutelage.data.pixels import BadImage, picture, read_pixels
 from tutelage.data.shared import Shared, Texts, cores
@@ -270,7 +270,7 @@ def test_what_a_run_gives_its_workers_can_be_sent_to_ones_that_are_started_anew(
 LEAVES_A_WORKER = """
 import numpy as np, torch
 from torch.utils.data import DataLoader
-from tutelage.data.modules import PlainBatches, worker_init
+from tutelage.data.batches import PlainBatches, worker_init
 from tutelage.data.source import WholeImages
 
 batches = PlainBatches(WholeImages(np.zeros((4, 2, 2, 1), dtype=np.uint8)), np.zeros(4), np.arange(4))
@@ -719,14 +719,14 @@ def test_cores_are_those_that_the_process_may_use():
 
 
 def test_evaluation_starts_no_workers_for_images_that_are_pixels_and_no_more_than_batches(root, cache, monkeypatch):
-    from tutelage.data import modules
+    from tutelage.data import batches
 
     def loader(**changes) -> DataLoader:
         module = data_module(folder_config(root, num_workers=4, **changes))
         return module.plain(module.source.train)
 
     assert loader().num_workers == 0  # a single batch
-    monkeypatch.setattr(modules, "EVALUATION_BATCH", 4)
+    monkeypatch.setattr(batches, "EVALUATION_BATCH", 4)
     assert loader().num_workers == 3
     assert loader(pack=True).num_workers == 0
 
@@ -736,9 +736,9 @@ def test_a_run_on_files_is_the_same_with_workers_from_a_pack_and_stopped(root, t
     overrides += ["schedule.epochs=null", "schedule.steps=9", "data.batch_size=4"]
 
     def in_small_batches() -> None:
-        from tutelage.data import modules
+        from tutelage.data import batches
 
-        modules.EVALUATION_BATCH = 2  # so that validation has workers too
+        batches.EVALUATION_BATCH = 2  # so that validation has workers too
 
     def stop() -> None:
         from tutelage.runs import callbacks

@@ -384,9 +384,9 @@ def test_a_run_mixes_each_training_batch_once_and_no_other(outputs):
     steps = {"teacher": 6, "student-1": 6, "control": 12}
 
     def count() -> None:
-        from tutelage.data import modules
+        from tutelage.data import batches
 
-        original = modules.mixed
+        original = batches.mixed
 
         def noted(images, *rest):
             with (outputs / "mixed").open("a") as file:
@@ -394,7 +394,7 @@ def test_a_run_mixes_each_training_batch_once_and_no_other(outputs):
             return original(images, *rest)
 
         outputs.mkdir()
-        modules.mixed = noted
+        batches.mixed = noted
 
     assert run(outputs, *MIXED, before=count) == 0
     labelled, pool = [7] * sum(steps.values()), [14] * steps["student-1"]

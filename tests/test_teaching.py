@@ -31,8 +31,8 @@ from tutelage.data import (
     unpacked,
     views_shown,
 )
+from tutelage.data.batches import StepBatches
 from tutelage.data.kept import ALL_CLASSES, PARTIAL, TOP
-from tutelage.data.modules import StepBatches
 from tutelage.errors import UserError
 from tutelage.models import load_classifier
 from tutelage.randomness import Key

@@ -26,6 +26,7 @@ from tutelage.data.streams import Draws, Stream
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
+    from tutelage.data.batches import Plain, Shown, Training
     from tutelage.data.modules import (
         CIFAR10,
         CIFAR100,
@@ -39,10 +40,7 @@ if TYPE_CHECKING:
         ImageDataModule,
         ImageFolder,
         ImageNet,
-        Plain,
-        Shown,
         Table,
-        Training,
         data_module,
     )
 

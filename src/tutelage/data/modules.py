@@ -1,23 +1,28 @@
-"""The DataModules: a dataset read once, split, and served as keyed training batches and plain evaluation batches."""
+"""The DataModules: a dataset read once, split, and served by the loaders of the stage under way."""
 
-import atexit
-import math
-import multiprocessing
-import signal
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from tutelage.augmentation import Mixing, Pipeline, mixed, plan
-from tutelage.config import DataConfig, MixConfig
+from tutelage.config import DataConfig
 from tutelage.data.ahead import AheadLoader, each_tensor
+from tutelage.data.batches import (
+    Plain,
+    PlainBatches,
+    Shown,
+    StepBatches,
+    Steps,
+    Training,
+    Unmixed,
+    as_planned,
+    worker_init,
+)
 from tutelage.data.cifar import cifar10, cifar100
 from tutelage.data.digits import digits
 from tutelage.data.download import Tell, silent
@@ -25,185 +30,15 @@ from tutelage.data.emoji import emoji, versions
 from tutelage.data.fashion_mnist import fashion_mnist
 from tutelage.data.huggingface import hugging_face, saved_as
 from tutelage.data.image_files import LISTINGS, fingerprint, image_files
-from tutelage.data.kept import Kept
 from tutelage.data.mnist import mnist
-from tutelage.data.shared import Shared, cores
-from tutelage.data.source import Images, Source, WholeImages, gathered, is_ready
+from tutelage.data.shared import cores
+from tutelage.data.source import Images, Source, WholeImages, is_ready
 from tutelage.data.splits import Splits, split
 from tutelage.data.stl10 import stl10
-from tutelage.data.streams import Draws, Shows, Stream
 from tutelage.data.svhn import svhn
-from tutelage.randomness import Key
 from tutelage.targets import resolve
 
-EVALUATION_BATCH = 512
-FILES_AT_ONCE = 32  # read before they are decoded, or decoded before they are cut
 MOST_WORKERS = 8  # that are started unasked
-
-
-class Shown(NamedTuple):
-    """What one stream shows in a step: images (B, C, H, W) uint8, targets (B,) int64 or (B, C) float32.
-
-    ``answers`` (B, K) float32 are those of a frozen network, where they are kept; where they are features, which are
-    shown instead of the images, these are empty (B, 0).
-    """
-
-    images: torch.Tensor
-    targets: torch.Tensor
-    answers: torch.Tensor | None = None
-
-
-class Unmixed(NamedTuple):
-    """What a stream shows once it is mixed as planned: on its way to the device, where that is done."""
-
-    shown: Shown
-    mixing: Mixing
-
-
-class Plain(NamedTuple):
-    """Images as they are, for evaluation: (B, C, H, W) uint8, labels (B,) int64, indices (B,) int64."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    indices: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Training:
-    """What one stage trains on: streams, augmentation, the key of its draws, its length in steps, answers by stream."""
-
-    streams: Sequence[Stream]
-    transforms: Sequence[dict[str, Any]]
-    key: Callable[[str], Key]
-    steps: int
-    strong: Sequence[dict[str, Any]] = ()
-    mix: MixConfig | None = None
-    kept: Mapping[str, Kept] = field(default_factory=dict)
-
-
-def _mixed(unmixed: Unmixed, classes: int) -> Shown:
-    shown, mixing = unmixed
-    return Shown(*mixed(shown.images, shown.targets, mixing, classes), shown.answers)
-
-
-def channels_first(images: np.ndarray) -> torch.Tensor:
-    """Return a batch (..., H, W, C) as a tensor (B, C, H, W) over the same memory."""
-    return torch.from_numpy(images.reshape(-1, *images.shape[-3:])).permute(0, 3, 1, 2)
-
-
-class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
-    """The batch of each optimizer step, by stream; a whole batch a call.
-
-    Args:
-        images: what the streams' indices point into.
-        training: the stage.
-        shape: (H, W, C) of an image of a batch.
-    """
-
-    def __init__(self, images: Images, training: Training, shape: tuple[int, int, int]) -> None:
-        self._images = images
-        self._training = training
-        self._shape = shape
-
-    def __len__(self) -> int:
-        return self._training.steps
-
-    @cached_property
-    def _views(self) -> list[tuple[Stream, Draws, Pipeline]]:
-        training = self._training
-        keys = [training.key(stream.name) for stream in training.streams]
-        return [
-            (stream, Draws(stream, key), Pipeline(training.transforms, key, training.strong))
-            for stream, key in zip(training.streams, keys, strict=True)
-        ]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_views"}
-
-    def __getitem__(self, step: int) -> dict[str, Shown | Unmixed]:
-        return {stream.name: self._of(step, stream, draws, view) for stream, draws, view in self._views}
-
-    def _of(self, step: int, stream: Stream, draws: Draws, view: Pipeline) -> Shown | Unmixed:
-        """Return a batch of a stream, with the kept answers to it where there are any."""
-        shows, kept = draws.at(step), self._training.kept.get(stream.name)
-        if kept is None:
-            return self._to_mix(step, stream, self._show(shows, stream, view))
-        shows = kept.repeated(shows)
-        answers = torch.from_numpy(kept.answers(step, shows, stream))
-        if kept.instead:
-            nothing = torch.empty(stream.batch_size, 0, dtype=torch.uint8)
-            return Shown(nothing, torch.from_numpy(stream.targets[shows.entries]), answers)
-        return self._to_mix(step, stream, self._show(shows, stream, view)._replace(answers=answers))
-
-    def _to_mix(self, step: int, stream: Stream, shown: Shown) -> Shown | Unmixed:
-        """Return a batch with the plan for mixing it, the same for each view of its images."""
-        training, (height, width) = self._training, shown.images.shape[-2:]
-        if training.mix is None:
-            return shown
-        drawn = plan(training.mix, training.key(stream.name), step, stream.batch_size, height, width)
-        return Unmixed(shown, drawn.tensors())
-
-    def _show(self, shows: Shows, stream: Stream, view: Pipeline) -> Shown:
-        """Return a batch: with two views of each image all first ones, then all second ones."""
-        passes, entries, copies = shows
-        indices = stream.indices[entries]
-        drawn = np.stack([passes, indices, copies], axis=1)
-        views = np.empty((view.views, len(indices), *self._shape), dtype=np.uint8)
-        stored = self._images.picture if view.takes_any_size else self._images.__getitem__
-        at_once = len(indices) if is_ready(self._images) else FILES_AT_ONCE
-        for first in range(0, len(indices), at_once):
-            some = slice(first, first + at_once)
-            view.fill(views[:, some], [stored(index) for index in indices[some].tolist()], drawn[some])
-        targets = stream.targets[entries]
-        return Shown(channels_first(views), torch.from_numpy(np.concatenate([targets] * view.views)))
-
-
-class PlainBatches(Dataset[Plain]):
-    """Un-augmented images in the order of ``indices``, a whole batch an item."""
-
-    def __init__(self, images: Images, labels: np.ndarray, indices: np.ndarray) -> None:
-        self._images = images
-        self._labels = Shared(labels)
-        self._indices = Shared(indices)
-
-    def __len__(self) -> int:
-        return math.ceil(len(self._indices.array) / EVALUATION_BATCH)
-
-    def __getitem__(self, batch: int) -> Plain:
-        indices = self._indices.array[batch * EVALUATION_BATCH : (batch + 1) * EVALUATION_BATCH]
-        images = gathered(self._images, indices)
-        return Plain(
-            channels_first(images), torch.from_numpy(self._labels.array[indices]), torch.from_numpy(indices.copy())
-        )
-
-
-class Steps(Sampler[int]):
-    """The steps that are still to do; where to start is asked when iteration begins."""
-
-    def __init__(self, total: int, done: Callable[[], int]) -> None:
-        self._total = total
-        self._done = done
-
-    def __len__(self) -> int:
-        return self._total
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self._done(), self._total))
-
-
-def worker_init(worker: int) -> None:
-    """Let a worker outlive a signal to the whole process group, so that the step under way is finished and saved."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-@atexit.register
-def _end_workers() -> None:
-    """End workers that an error has left: at its exit Python asks them to end, which they do not heed, and waits."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error where a worker is killed
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -273,7 +108,7 @@ class ImageDataModule(pl.LightningDataModule):
         if not isinstance(batch, dict):
             return batch
         classes = len(self.source.classes)
-        return {name: _mixed(one, classes) if isinstance(one, Unmixed) else one for name, one in batch.items()}
+        return {name: as_planned(one, classes) if isinstance(one, Unmixed) else one for name, one in batch.items()}
 
     def val_dataloader(self) -> DataLoader[Plain] | list[Any]:
         """Return the validation images, or an empty list where there are none."""

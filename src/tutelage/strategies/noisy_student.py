@@ -18,7 +18,7 @@ from tutelage.config import Config, NoisyStudentConfig, Targeted
 from tutelage.data import Plain, Selection, Shown, Source, Splits, Stream
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
-from tutelage.strategies.stages import Fit, Label, Length, Stage, labelled_stream, length, supervised_on
+from tutelage.strategies.stages import Fit, Label, Length, Stage, labelled_stream, length, pool_batch, supervised_on
 
 
 class NoisyStudent(pl.LightningModule):
@@ -112,28 +112,23 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     """
     recipe = config.strategy
     assert isinstance(recipe, NoisyStudentConfig)  # noqa: S101 - the strategy was chosen by this type
-    if not len(splits.pool):
-        raise UserError(
-            "strategy=noisy_student: no unlabelled images; use fewer labels (data.labels_per_class=10) "
-            "or give unlabelled ones by data.unlabelled or an unlabelled/ in the folder"
-        )
     labelled = labelled_stream(config, source, splits)
-    pool_batch = max(1, round(recipe.unlabelled_ratio * labelled.batch_size))
-    labelled_size, pool_size = (labelled.length, labelled.batch_size), (len(splits.pool), pool_batch)
+    of_pool = pool_batch(config, splits, recipe.unlabelled_ratio)
+    labelled_size, pool_size = (labelled.length, labelled.batch_size), (len(splits.pool), of_pool)
 
     def on_both(name: str, model: Targeted, extent: Length, labels: str, teacher: str) -> Fit:
         def streams(selections: Mapping[str, Selection]) -> Sequence[Stream]:
             chosen = selections[labels]
             if not len(chosen.entries):
                 raise UserError(f"strategy.confidence={recipe.confidence}: no pool image reaches it; set it lower")
-            return [labelled, Stream("pool", splits.pool[chosen.entries], chosen.targets, pool_batch, chosen.copies)]
+            return [labelled, Stream("pool", splits.pool[chosen.entries], chosen.targets, of_pool, chosen.copies)]
 
         return Fit(
             name=name,
             model=model,
             steps=extent.steps,
             epoch_steps=extent.epoch_steps,
-            images_per_step=labelled.batch_size + pool_batch,
+            images_per_step=labelled.batch_size + of_pool,
             streams=streams,
             module=NoisyStudent,
             grows_from=teacher,

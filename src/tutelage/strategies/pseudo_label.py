@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -15,10 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tutelage.config import Config, PseudoLabelConfig
-from tutelage.data import Plain, Shown, Source, Splits, Stream
-from tutelage.errors import UserError
+from tutelage.data import Plain, Shown, Source, Splits
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
-from tutelage.strategies.stages import Stage, labelled_stream, length, supervised_on
+from tutelage.strategies.stages import Stage, labelled_stream, length, pool_batch, supervised_on, unknown_stream
 
 CONTROL = "Control: the same network and augmentation on the labels alone, for as many steps."
 
@@ -92,16 +90,9 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     """
     recipe = config.strategy
     assert isinstance(recipe, PseudoLabelConfig)  # noqa: S101 - the strategy was chosen by this type
-    if not len(splits.pool):
-        raise UserError(
-            "strategy=pseudo_label: no unlabelled images; use fewer labels (data.labels_per_class=10) "
-            "or give unlabelled ones by data.unlabelled or an unlabelled/ in the folder"
-        )
     labelled = labelled_stream(config, source, splits)
-    pool_batch = max(1, round(recipe.unlabelled_ratio * labelled.batch_size))
-    unknown = np.zeros(len(splits.pool), dtype=np.int64)  # whatever the truth is, training does not see it
-    pool = Stream("pool", splits.pool, unknown, pool_batch)
-    extent = length(config, 1.0, (labelled.length, labelled.batch_size), (len(splits.pool), pool_batch))
+    pool = unknown_stream(splits, pool_batch(config, splits, recipe.unlabelled_ratio))
+    extent = length(config, 1.0, (labelled.length, labelled.batch_size), (pool.length, pool.batch_size))
 
     taught = replace(
         supervised_on("pseudo_label", config.model, extent, labelled, pool),

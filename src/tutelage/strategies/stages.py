@@ -8,7 +8,8 @@ import numpy as np
 from pytorch_lightning import LightningModule
 
 from tutelage.config import Config, Targeted
-from tutelage.data import Selection, Source, Splits, Stream
+from tutelage.data import UNKNOWN, Selection, Source, Splits, Stream
+from tutelage.errors import UserError
 from tutelage.models import Tuning
 
 SCRATCH = ""  # as a stage to start from: random weights, whatever init_from says
@@ -121,6 +122,25 @@ def labelled_stream(config: Config, source: Source, splits: Splits) -> Stream:
     """Return the stream of the labelled images; under ``data.balance=sampling`` each class comes equally often."""
     labelled, even = splits.labelled, config.data.balance == "sampling"
     return Stream("labelled", labelled, source.labels[labelled], config.data.batch_size, even=even)
+
+
+def pool_batch(config: Config, splits: Splits, ratio: float) -> int:
+    """Return how many images without labels a step shows, ``ratio`` for each labelled one.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not len(splits.pool):
+        raise UserError(
+            f"strategy={config.strategy.name}: no unlabelled images; use fewer labels (data.labels_per_class=10) "
+            "or give unlabelled ones by data.unlabelled or an unlabelled/ in the folder"
+        )
+    return max(1, round(ratio * config.data.batch_size))
+
+
+def unknown_stream(splits: Splits, batch_size: int) -> Stream:
+    """Return the stream of the images without labels; whatever the truth is, training does not see it."""
+    return Stream("pool", splits.pool, np.full(len(splits.pool), UNKNOWN), batch_size)
 
 
 def supervised_on(name: str, model: Targeted, extent: Length, *streams: Stream) -> Fit:

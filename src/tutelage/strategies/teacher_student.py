@@ -5,17 +5,26 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from tutelage.config import Config, TaughtConfig, TeacherStudentConfig
-from tutelage.data import UNKNOWN, Plain, Shown, Source, Splits, Stream
+from tutelage.data import Plain, Shown, Source, Splits, Stream
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, Teacher, softened_divergence
-from tutelage.strategies.stages import SCRATCH, Fit, Length, Stage, Teaching, labelled_stream, length, supervised_on
+from tutelage.strategies.stages import (
+    SCRATCH,
+    Fit,
+    Length,
+    Stage,
+    Teaching,
+    labelled_stream,
+    length,
+    supervised_on,
+    unknown_stream,
+)
 
 TEACHER = "teacher"  # the stage
 
@@ -139,8 +148,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     labelled = labelled_stream(config, source, splits)
     stream, told = labelled, "student: it saw the labelled images, without their labels: there are no others."
     if len(splits.pool):
-        unknown = np.full(len(splits.pool), UNKNOWN)
-        stream, told = Stream("pool", splits.pool, unknown, config.data.batch_size), ""
+        stream, told = unknown_stream(splits, config.data.batch_size), ""
     extent = length(config, 1.0, (stream.length, stream.batch_size))
     plan = list(teacher_stages(config, recipe, labelled))
     plan.append(
