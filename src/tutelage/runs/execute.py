@@ -77,6 +77,7 @@ class Run:
     selections: dict[str, Selection] = field(default_factory=dict)
     plan: Sequence[Stage] = ()
     parts: Sequence[str] = ()  # of the work, as the observer counts it
+    outlines: dict[str | Sequence[Path], Teacher] = field(default_factory=dict)  # teachers without their weights
 
     @property
     def spec(self) -> ImageSpec:

@@ -24,7 +24,7 @@ from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.given import weights
 from tutelage.runs.interruption import Signals, Stopped
 from tutelage.runs.observer import Observer, StageWork
-from tutelage.runs.teaching import answers_asked, asking, check, check_given, teacher_of
+from tutelage.runs.teaching import answers_asked, asking, check, check_given, outline
 from tutelage.storage import remove_partials
 from tutelage.strategies import Fit, Label, Stage, stages
 
@@ -187,12 +187,7 @@ def _teaching(this: Run, stage: Fit, flops: dict[str, float]) -> tuple[Sequence[
     teaching = stage.teaching
     if teaching is None:
         return [], 0.0
-    if teaching.features:
-        cost = flops[stage.name]
-    elif isinstance(teaching.networks, str):
-        cost = flops[teaching.networks]
-    else:
-        cost = work.flops_of(teacher_of(this, teaching).to(torch.device("meta")), this.spec)
+    cost = flops[stage.name] if teaching.features else work.flops_of(outline(this, teaching), this.spec)
     if teaching.live:
         return [], cost
     return [StageWork(asking(stage), work.answering(answers_asked(this, stage), cost))], 0.0

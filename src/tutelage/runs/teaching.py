@@ -92,16 +92,27 @@ def check(this: "Run", stage: Fit) -> None:
 
 def _check_networks(this: "Run", stage: Fit, teaching: Teaching) -> None:
     """Raise a UserError unless a stage's module takes the networks that it will be made of; here without weights."""
-    without, answering = torch.device("meta"), teaching.networks
-    with torch.random.fork_rng(devices=[]):
-        if isinstance(answering, str):
-            model = next(one.model for one in this.plan if isinstance(one, Fit) and one.name == answering)
-            with without:
-                teacher = Teacher([make_classifier(model.arguments(), this.spec)])
-        else:
-            teacher = teacher_of(this, teaching).to(without)
-        with without:
-            stage.module(make_classifier(stage.model.arguments(), this.spec), teacher)
+    teacher = outline(this, teaching)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        stage.module(make_classifier(stage.model.arguments(), this.spec), teacher)
+
+
+def outline(this: "Run", teaching: Teaching) -> Teacher:
+    """Return the networks that answer as they are without their weights, on the meta device; files are read once.
+
+    Raises:
+        UserError: they are not there, or do not go together.
+    """
+    answering, without = teaching.networks, torch.device("meta")
+    known = this.outlines.get(answering)
+    if known is None and isinstance(answering, str):
+        model = next(one.model for one in this.plan if isinstance(one, Fit) and one.name == answering)
+        with torch.random.fork_rng(devices=[]), without:
+            known = Teacher([make_classifier(model.arguments(), this.spec)])
+    elif known is None:
+        known = teacher_of(this, teaching).to(without)
+    this.outlines[answering] = known
+    return known
 
 
 def teach(
