@@ -36,13 +36,15 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## speed: of augmentation and loading against others, of a run against a plain loop, of distillation, of k-NN, of scanning
+bench: $(STAMP) ## speed: of augmentation and loading against others, of a run against a plain loop, of distillation, of k-NN, of scanning, of labelling, of a large pool
 	@$(BIN)/python benchmarks/augmentation.py
 	@$(BIN)/python benchmarks/loader.py
 	@$(BIN)/python benchmarks/overhead.py
 	@$(BIN)/python benchmarks/distillation.py
 	@$(BIN)/python benchmarks/neighbours.py
 	@$(BIN)/python benchmarks/scan.py
+	@$(BIN)/python benchmarks/labelling.py
+	@$(BIN)/python benchmarks/pool.py
 
 report: $(STAMP) ## write the reports of RUN=outputs/EXPERIMENT/NAME again
 	@$(BIN)/tutelage report $(RUN)

@@ -1,8 +1,9 @@
-"""The way from stored images to batches: how many a second, from JPEG files and from a pack, and a worker's memory.
+"""The way from stored images to batches: how many a second, by where they are stored, and a worker's memory.
 
-Prints images a second on one core, of 500-pixel JPEGs and of their pack, cropped to 224 pixels by `augmentation=basic`
-(the median of rounds in which both take turns); and by how much a worker's own memory (what it shares with no other
-process) differs between a dataset and one ten times as large, once it has shown every image of either.
+Prints images a second on one core, of 500-pixel JPEGs in files, in a tar and in Parquet and of their pack, cropped to
+224 pixels by `augmentation=basic` (the median of rounds in which all take turns), of the files as evaluation sees them,
+and of those that are tried when a shard is first seen; and by how much a worker's own memory (what it shares with no
+other process) differs between a dataset and one ten times as large, once it has shown every image of either.
 
 Ends with an error where the pack is not 3 times as fast, or a worker's memory grows with the dataset.
 """
@@ -11,6 +12,7 @@ import multiprocessing
 import os
 import statistics
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,15 +21,20 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader
 
 from tutelage.compose import compose
 from tutelage.config import Config
 from tutelage.data import Stream, Training
-from tutelage.data.batches import StepBatches, worker_init
+from tutelage.data.batches import PlainBatches, StepBatches, worker_init
 from tutelage.data.image_files import FileImages
 from tutelage.data.pack import packed
+from tutelage.data.shard_images import ShardImages
+from tutelage.data.shard_index import indexed
+from tutelage.data.shards import find_shards
 from tutelage.data.source import Images, WholeImages
 from tutelage.randomness import Key
 
@@ -36,6 +43,7 @@ HEIGHT, WIDTH, QUALITY = 375, 500, 90
 LEAST_RATIO = 3.0
 SMALL, TIMES, SIDE = 4_000, 10, 16  # images of the smaller dataset, how much larger the other is, pixels
 MOST_GROWTH = 4e6  # bytes
+EVALUATED, TRIED = "JPEG files, for evaluation", "tried in a new shard"
 
 
 def photograph(seed: int, height: int, width: int) -> np.ndarray:
@@ -64,21 +72,39 @@ def batches(images: Images, config: Config, steps: int, batch: int = BATCH) -> S
     return StepBatches(images, training, (size, size, config.data.channels))
 
 
-def rates(top: Path) -> tuple[float, float]:
-    """Return images a second from files and from their pack."""
+def shards(top: Path, paths: list[str], config: Config) -> tuple[dict[str, Images], float]:
+    """Return the files in a tar and in Parquet, and how many a second are tried when these are first seen."""
+    with tarfile.open(top / "files.tar", "w") as tar:
+        for path in paths:
+            tar.add(path, arcname=Path(path).name)
+    pq.write_table(pa.table({"image": [Path(path).read_bytes() for path in paths]}), top / "files.parquet")
+    started = time.perf_counter()
+    pools = [indexed(find_shards(str(top / f"files.{kind}")) or (), config.data, kind) for kind in ("tar", "parquet")]
+    tried = 2 * len(paths) / (time.perf_counter() - started)
+    return {kind: ShardImages(pool, config.data) for kind, pool in zip(("tar", "Parquet"), pools, strict=True)}, tried
+
+
+def rates(top: Path) -> dict[str, float]:
+    """Return images a second by where they are stored."""
     config = compose(["data=imagenet", f"data.root={top}", "data.num_workers=1"])
-    files = FileImages(files_in(top, FILES, HEIGHT, WIDTH), config.data)
+    paths = files_in(top, FILES, HEIGHT, WIDTH)
+    files = FileImages(paths, config.data)
     squares = WholeImages(packed(files, [str(number) for number in range(FILES)], config.data))
-    sides = [batches(images, config, ROUNDS * STEPS) for images in (files, squares)]
-    seconds: list[list[float]] = [[], []]
+    sharded, tried = shards(top, paths, config)
+    stored: dict[str, Images] = {"JPEG files": files, **sharded, "their pack": squares}
+    sides = {kind: batches(images, config, ROUNDS * STEPS) for kind, images in stored.items()}
+    plain = PlainBatches(files, np.zeros(FILES, dtype=np.int64), np.arange(FILES))
+    seconds: dict[str, list[float]] = {kind: [] for kind in (*sides, EVALUATED)}
     for turn in range(1 + ROUNDS):
-        for side, own in zip(sides, seconds, strict=True):
+        for kind, side in sides.items():
             started = time.perf_counter()
             for step in range(STEPS):
                 side[(turn * STEPS + step) % len(side)]
-            own.append((time.perf_counter() - started) / (STEPS * BATCH))
-    from_files, from_pack = (1 / statistics.median(own[1:]) for own in seconds)
-    return from_files, from_pack
+            seconds[kind].append((time.perf_counter() - started) / (STEPS * BATCH))
+        started = time.perf_counter()
+        plain[0]
+        seconds[EVALUATED].append((time.perf_counter() - started) / FILES)
+    return {kind: 1 / statistics.median(own[1:]) for kind, own in seconds.items()} | {TRIED: tried}
 
 
 def growth(make: Callable[[int], Images], config: Config) -> float:
@@ -112,11 +138,12 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = f"{top}/cache"
         cores = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(cores)})
-        from_files, from_pack = rates(top)
+        found = rates(top)
         os.sched_setaffinity(0, cores)
-        ratio = from_pack / from_files
-        print(f"images a second from JPEG files   {from_files:,.0f}")
-        print(f"images a second from their pack   {from_pack:,.0f}, {ratio:.1f} times as many (aim: {LEAST_RATIO:.0f})")
+        ratio = found["their pack"] / found["JPEG files"]
+        for kind, rate in found.items():
+            print(f"images a second, {kind:<28}{rate:>8,.0f}")
+        print(f"the pack gives {ratio:.1f} times as many as the files (aim: {LEAST_RATIO:.0f})")
 
         config = compose(["data=imagenet", f"data.root={top}", f"data.image_size={SIDE}"])
         paths = files_in(top, 20, SIDE, SIDE)

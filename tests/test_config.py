@@ -126,7 +126,7 @@ def test_what_is_wrong_is_told_in_one_line(overrides, told):
     line = str(refused.value)
     assert told in line
     assert "\n" not in line
-    assert len(line) < 320
+    assert len(line) < 480
 
 
 LATE = [

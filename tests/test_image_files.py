@@ -418,7 +418,7 @@ def test_unlabelled_images_come_from_a_folder_or_a_list(tmp_path):
         source = image_files(listing, rgb_config())
         assert len(source.unlabelled) == count
         assert (source.labels[source.unlabelled] == UNKNOWN).all()
-    with pytest.raises(UserError, match="neither a folder nor a list"):
+    with pytest.raises(UserError, match="neither a folder, nor a list"):
         list_folder(str(tmp_path / "data"), str(tmp_path / "nowhere"))
 
 

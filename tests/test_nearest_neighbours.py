@@ -113,7 +113,7 @@ def test_a_run_that_was_killed_in_its_pass_or_lost_its_bank_makes_it_again(outpu
     def killed_at_the_second_batch():
         from tutelage.runs import execute
 
-        heed = execute._heed
+        heed = execute.heed
 
         def trap(*arguments):
             after, calls = heed(*arguments), []
@@ -126,7 +126,7 @@ def test_a_run_that_was_killed_in_its_pass_or_lost_its_bank_makes_it_again(outpu
 
             return count
 
-        execute._heed = trap
+        execute.heed = trap
 
     overrides = ["model=nearest_neighbours", "data.validation=inside", "data.labels_per_class=100"]
     assert run(outputs / "a", *overrides) == 0

@@ -1,72 +1,32 @@
 """Noisy student: what is selected, and what is minimised."""
 
+import json
+import os
+import signal
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from conftest import only_run, outcome, run
 from test_data import data_config, source_of
+from test_models import spec_of
+from test_resume import killed_after
 from tutelage.compose import compose
 from tutelage.config import NoisyStudentConfig, StudentConfig
-from tutelage.data import Shown, split
+from tutelage.data import UNKNOWN, Labels, Shown, split
 from tutelage.errors import UserError
-from tutelage.models import LeNet5, make_classifier
+from tutelage.models import LeNet5, Teacher, load_classifier, make_classifier
+from tutelage.runs import identity, last_fit
 from tutelage.strategies import Fit, Label, NoisyStudent, stages
-from tutelage.strategies.noisy_student import select
-
-
-def recipe(**changes) -> NoisyStudentConfig:
-    return NoisyStudentConfig(name="noisy_student", students=[StudentConfig()], **changes)
-
-
-PROBABILITIES = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.55, 0.45], [0.8, 0.2]], dtype=np.float32)
-
-
-def test_by_hand_balance_keeps_the_most_confident_and_duplicates_the_rare():
-    chosen = select(PROBABILITIES, recipe())
-    # six answers, two classes: three each. Class 0: images 0, 5, 3. Class 1: image 2, three times.
-    assert chosen.entries.tolist() == [0, 5, 3, 2, 2, 2]
-    assert chosen.copies.tolist() == [0, 0, 0, 0, 1, 2]
-    assert (chosen.targets == PROBABILITIES[chosen.entries]).all()
-
-
-def test_by_hand_the_confidence_filter_comes_first():
-    chosen = select(PROBABILITIES, recipe(confidence=0.65))
-    assert chosen.entries.tolist() == [0, 5, 2, 2]
-
-
-def test_by_hand_without_balance_each_kept_image_stands_once():
-    chosen = select(PROBABILITIES, recipe(balance=False, confidence=0.58))
-    assert chosen.entries.tolist() == [0, 1, 2, 3, 5]
-    assert not chosen.copies.any()
-
-
-def test_hard_labels_are_the_answers():
-    chosen = select(PROBABILITIES, recipe(soft_labels=False, balance=False))
-    assert chosen.targets.tolist() == [[1, 0], [1, 0], [0, 1], [1, 0], [1, 0], [1, 0]]
-
-
-@given(st.integers(1, 60), st.integers(2, 6), st.integers(0, 99), st.floats(0, 0.99), st.booleans())
-def test_a_selection_is_balanced_confident_and_deterministic(count, classes, seed, confidence, soft):
-    probabilities = np.random.default_rng(seed).dirichlet(np.full(classes, 0.5), count).astype(np.float32)
-    config = recipe(confidence=confidence, soft_labels=soft)
-    chosen, again = select(probabilities, config), select(probabilities, config)
-    assert (chosen.entries == again.entries).all()
-    answers = probabilities.argmax(axis=1)
-    assert (probabilities.max(axis=1)[chosen.entries] >= confidence).all()
-    per_class = np.bincount(answers[chosen.entries], minlength=classes)
-    assert len(set(per_class[per_class > 0])) <= 1
-    pairs = set(zip(chosen.entries.tolist(), chosen.copies.tolist(), strict=True))
-    assert len(pairs) == len(chosen.entries)  # no draw twice
-    assert chosen.targets.dtype == np.float32
-    assert chosen.targets.sum(axis=1) == pytest.approx(np.ones(len(chosen.entries)), abs=1e-5)
+from tutelage.strategies.noisy_student import LiveNoisyStudent
 
 
 def test_the_loss_is_the_sum_of_both_cross_entropies_in_one_forward():
-    from test_models import spec_of
-
     torch.manual_seed(0)
     student = LeNet5(spec_of())
     calls = []
@@ -81,10 +41,44 @@ def test_the_loss_is_the_sum_of_both_cross_entropies_in_one_forward():
     torch.testing.assert_close(parts["loss_pool"], on_pool)
 
 
-def plan_of(*overrides: str):
+@pytest.mark.parametrize("counted", [6, 2])
+@pytest.mark.parametrize(("soft", "temperature"), [(True, 1.0), (True, 0.5), (False, 1.0)])
+def test_by_hand_live_labels_are_the_teachers_answers_to_the_images_as_they_are(counted, soft, temperature):
+    torch.manual_seed(0)
+    student, teacher = LeNet5(spec_of()), LeNet5(spec_of())
+    plain, views = torch.randint(0, 256, (2, 6, 1, 28, 28), dtype=torch.uint8)
+    labelled = Shown(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (4,)))
+    pool = Shown(torch.cat([plain, views]), torch.full((12,), UNKNOWN))
+    logits = teacher(plain).detach()
+    certainty = logits.softmax(1).amax(1)
+    confidence = 0.0 if counted == 6 else float(certainty.sort().values[-counted] - 1e-6)
+    told = functional.one_hot(logits.argmax(1), 10).float() if not soft else (logits / temperature).softmax(1)
+    each = -(told * student(views).log_softmax(1)).sum(1)
+    on_pool = each[certainty >= confidence].sum() / 6  # the mean is over all
+    changes = {"confidence": confidence, "soft_labels": soft, "temperature": temperature}
+    recipe = NoisyStudentConfig(
+        name="noisy_student", students=[StudentConfig()], labels="live", balance=False, **changes
+    )
+    parts = LiveNoisyStudent(student, Teacher([teacher]), recipe).training_step({"labelled": labelled, "pool": pool}, 0)
+    torch.testing.assert_close(parts["loss_pool"], on_pool.detach())
+    on_labelled = functional.cross_entropy(student(labelled.images), labelled.targets)
+    torch.testing.assert_close(parts["loss"], on_labelled + on_pool)
+    assert parts["sure"].item() == pytest.approx(counted / 6)
+    parts["loss"].backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def plan_of(*overrides: str, results=None, **data):
     config = compose(["strategy=noisy_student", "schedule.epochs=null", "schedule.steps=10", *overrides])
     source = source_of(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
-    return config, stages(config, source, split(source, data_config(labels_per_class=3)))
+    return config, stages(config, source, split(source, data_config(labels_per_class=3, **data)), results or {})
+
+
+def names_of(*overrides: str, **gained: float) -> list[str]:
+    """Return the plan of a run until validation, rejected students in brackets, once some stages have their results."""
+    results = {name.replace("_", "-"): {"val/accuracy": value} for name, value in gained.items()}
+    _, plan = plan_of("strategy.until=validation", *overrides, results=results, validation="outside:20")
+    return [f"({stage.name})" if getattr(stage, "rejected", False) else stage.name for stage in plan]
 
 
 def test_the_stages_are_the_papers_and_then_the_control():
@@ -105,9 +99,142 @@ def test_the_stages_are_the_papers_and_then_the_control():
     assert spec_sizes == sorted(set(spec_sizes))
 
 
-def make_network(fit: Fit):
-    from test_models import spec_of
+def test_each_round_labels_anew_and_knows_the_labels_before():
+    _, plan = plan_of("strategy.rounds=3", "strategy.views=mirrored")
+    labels = [stage for stage in plan if isinstance(stage, Label)]
+    assert [(one.teacher, one.before, one.views) for one in labels] == [
+        ("teacher", None, "mirrored"), ("student-1", "labels-1", "mirrored"), ("student-2", "labels-2", "mirrored"),
+    ]  # fmt: skip
 
+
+def test_more_rounds_than_students_repeat_the_last_one_and_fewer_leave_some_out():
+    students = "strategy.students=[{model:{width:1.5},length:2.0},{model:{width:2},length:1.0}]"
+    for rounds, widths in ((1, [1.0, 1.5]), (2, [1.0, 1.5, 2.0]), (4, [1.0, 1.5, 2.0, 2.0, 2.0])):
+        _, plan = plan_of(students, f"strategy.rounds={rounds}", "strategy.control=false")
+        assert [stage.model.width for stage in plan if isinstance(stage, Fit)] == widths
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("strategy.rounds=2", "strategy.rounds=null", True),  # two are listed
+        ("strategy.rounds=3", "strategy.students=[{},{},{}]", True),
+        ("strategy.rounds=2", "strategy.rounds=3", False),
+        ("strategy.until=validation", "strategy.rounds=null", False),
+        ("strategy.start=teacher", "strategy.rounds=null", False),
+        ("strategy.soft_labels=false", "strategy.soft_labels=false strategy.temperature=2", True),
+    ],
+)
+def test_a_run_is_named_by_what_its_rounds_are_not_by_how_that_was_written(one, other, same):
+    identities = [identity(compose(["strategy=noisy_student", *each.split()]), "") for each in (one, other)]
+    assert (identities[0] == identities[1]) == same
+
+
+def test_a_plan_until_validation_follows_from_the_results_alone():
+    rounds = ["teacher", "labels-1", "student-1", "labels-2", "student-2"]
+    assert names_of() == [*rounds, "control"]  # as if all gained
+    assert names_of(teacher=0.5) == [*rounds, "control"]
+    assert names_of(teacher=0.5, student_1=0.6) == [*rounds, "control"]
+    assert names_of(teacher=0.5, student_1=0.5) == ["teacher", "labels-1", "(student-1)", "control"]
+    assert names_of(teacher=0.5, student_1=0.6, student_2=0.6) == [*rounds[:4], "(student-2)", "control"]
+    more = ["labels-3", "student-3"]  # those listed are no limit
+    assert names_of(teacher=0.5, student_1=0.6, student_2=0.7) == [*rounds, *more, "control"]
+    limit = "strategy.rounds=2"
+    assert names_of(limit, teacher=0.5, student_1=0.6, student_2=0.7) == [*rounds, "control"]
+    assert names_of(teacher=0.5, student_1=0.6) == names_of(student_1=0.6, teacher=0.5)
+
+
+@cache
+def until_validation():
+    config = compose(["strategy=noisy_student", "strategy.until=validation"])
+    source = source_of(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    return config, source, split(source, data_config(labels_per_class=3, validation="outside:20"))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=7), st.one_of(st.none(), st.integers(1, 4)))
+def test_what_a_plan_lists_up_to_a_finished_stage_stays_as_it_was(accuracies, rounds):
+    config, source, splits = until_validation()
+    strategy = config.strategy.model_copy(update={"rounds": rounds})
+    config, results = config.model_copy(update={"strategy": strategy}), {}
+
+    def names():
+        return [stage.name for stage in stages(config, source, splits, results)]
+
+    fits = ["teacher", *(f"student-{number}" for number in range(1, len(accuracies)))]
+    for fit, accuracy in zip(fits, accuracies, strict=True):
+        before = names()
+        if fit not in before:
+            break
+        results[fit] = {"val/accuracy": accuracy / 5}
+        after, done = names(), before.index(fit) + 1
+        assert after[:done] == before[:done]
+        assert (after[-1], after.count("control")) == ("control", 1)
+
+
+def test_the_student_that_did_not_gain_is_neither_teacher_nor_finetuned_nor_the_controls_model():
+    students = "strategy.students=[{model:{width:2},length:1.0},{model:{width:3},length:1.0}]"
+    finetune = "strategy.finetune={length:0.5,lr_scale:0.1}"
+    results = {"teacher": {"val/accuracy": 0.5}, "student-1": {"val/accuracy": 0.6}, "student-2": {"val/accuracy": 0.4}}
+    overrides = ("strategy.until=validation", students, finetune)
+    _, plan = plan_of(*overrides, results=results, validation="outside:20")
+    fits = {stage.name: stage for stage in plan if isinstance(stage, Fit)}
+    assert fits["finetune"].starts_from == "student-1"
+    assert fits["finetune"].model == fits["control"].model == fits["student-1"].model
+    assert fits["control"].steps == 10 + 10 + 10 + 5
+
+
+def test_a_student_starts_from_scratch_or_from_its_teacher():
+    for start, begins in (("scratch", [None, None, None, None]), ("teacher", [None, "teacher", "student-1", None])):
+        _, plan = plan_of(f"strategy.start={start}")
+        assert [stage.starts_from for stage in plan if isinstance(stage, Fit)] == begins
+
+
+def test_live_labels_need_no_stage_and_the_whole_pool_is_shown_beside_its_views():
+    _, plan = plan_of("strategy.labels=live", "strategy.balance=false")
+    assert [stage.name for stage in plan] == ["teacher", "student-1", "student-2", "control"]
+    student = plan[2]
+    assert (student.teaching.networks, student.teaching.live) == ("student-1", True)
+    labelled, pool = student.streams({})
+    assert (labelled.beside, pool.beside) == ("", "plain")
+    assert set(pool.targets.tolist()) == {UNKNOWN}
+
+
+def test_the_finetune_sees_the_labels_as_they_are_at_its_own_size():
+    _, plan = plan_of("strategy.finetune={image_size:32,length:0.5,lr_scale:0.1,frozen_layers:1}")
+    assert [stage.name for stage in plan][-2:] == ["finetune", "control"]
+    last = plan[-2]
+    assert (last.steps, last.image_size, last.augmented, last.lr_scale) == (5, 32, False, 0.1)
+    assert last.tuning.frozen_layers == 1
+    assert [stream.name for stream in last.streams({})] == ["labelled"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ("strategy.labels=live", "strategy.labels=live .* no classes to balance: set strategy.balance=false"),
+        ("strategy.labels=live strategy.balance=false strategy.views=mirrored", "goes with strategy.labels=stored"),
+        ("strategy.labels=live strategy.balance=false augmentation=weak_strong", r"augmentation.strong=\[\]"),
+        ("strategy.labels=live strategy.balance=false augmentation=mixup", "augmentation.mix=null"),
+        ("strategy.balance=false strategy.per_class=9", "strategy.per_class goes with strategy.balance=true"),
+        ("strategy.start=teacher strategy.students=[{model:{width:2}}]", "strategy.start=teacher: .*start=scratch"),
+        ("strategy.until=validation data.validation=none", "strategy.until=validation needs validation images"),
+        ("strategy.finetune={image_size:20,length:1,lr_scale:0.1}", "strategy.finetune.image_size=20: .* 28 pixels"),
+        ("strategy.views=all", "strategy.*views"),
+    ],
+)
+def test_what_does_not_go_together_is_said_in_a_line(overrides, told):
+    with pytest.raises(UserError, match=told) as raised:
+        compose(["strategy=noisy_student", *overrides.split()])
+    assert "\n" not in str(raised.value)
+
+
+def test_until_validation_needs_validation_images():
+    with pytest.raises(UserError, match="strategy.until=validation: there are no validation images"):
+        plan_of("strategy.until=validation")
+
+
+def make_network(fit: Fit):
     return make_classifier(fit.model.arguments(), spec_of())
 
 
@@ -120,6 +247,162 @@ def test_without_unlabelled_images_it_is_an_error():
 
 def test_a_confidence_that_nothing_reaches_is_an_error():
     _, plan = plan_of("strategy.confidence=0.99")
-    student = next(stage for stage in plan if stage.name == "student-1")
+    _, labels, student, *_ = plan
     with pytest.raises(UserError, match=r"strategy.confidence=0.99: no pool image reaches it"):
-        student.streams({"labels-1": select(PROBABILITIES, recipe(confidence=0.99))})
+        student.streams({"labels-1": labels.select(Labels.of(np.full((108, 4), 0.25, dtype=np.float32)))})
+
+
+TINY = (
+    "strategy=noisy_student",
+    "schedule.epochs=null",
+    "schedule.steps=4",
+    "data.limit=120",
+    "data.batch_size=8",
+    "data.labels_per_class=3",
+    "callbacks.report=false",
+)
+UNTIL = (
+    *TINY,
+    "strategy.until=validation",
+    "data.validation=outside:30",
+    "strategy.finetune={length:0.5,lr_scale:0.5}",
+)
+
+
+def record_of(outputs) -> dict:
+    return json.loads((only_run(outputs) / "run.json").read_text())
+
+
+def told(accuracies):
+    """Return a trap by which validation finds, stage after stage, what it is told."""
+
+    def trap() -> None:
+        from tutelage.runs import callbacks
+
+        end, began, current = callbacks.EpochTable.on_validation_epoch_end, callbacks.StepRandomness.__init__, {}
+
+        def remember(self, key):
+            current["stage"] = key.stage
+            began(self, key)
+
+        def find(self, trainer, module):
+            self._validation = [(torch.zeros(100, 10), torch.zeros(100).long())]
+            right = accuracies[current["stage"]]
+            self._validation[0][0][:, 1] = 1.0
+            self._validation[0][0][:right, 0] = 2.0
+            end(self, trainer, module)
+
+        callbacks.StepRandomness.__init__, callbacks.EpochTable.on_validation_epoch_end = remember, find
+
+    return trap
+
+
+GAINED = {"teacher": 50, "student-1": 60, "student-2": 70, "student-3": 70, "finetune": 10, "control": 90}
+
+
+@pytest.fixture(scope="module")
+def until(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("until")
+    assert run(outputs, *UNTIL, before=told(GAINED)) == 0
+    return outputs
+
+
+def test_a_run_goes_on_beyond_the_listed_students_until_validation_no_longer_gains(until):
+    record = record_of(until)
+    rounds = [name for number in (1, 2, 3) for name in (f"labels-{number}", f"student-{number}")]
+    assert [entry["name"] for entry in record["stages"]] == ["teacher", *rounds, "finetune", "control"]
+    assert [entry["name"] for entry in record["stages"] if entry.get("rejected")] == ["student-3"]
+    assert record["stages"][-2]["after"] == "student-2"
+    assert last_fit(record) == "finetune"
+    assert record["result"] == record["stages"][-2]["result"]
+    for number, entry in enumerate(record["stages"], 1):
+        assert (only_run(until) / "stages" / f"{number}-{entry['name']}").is_dir()
+
+
+@pytest.mark.parametrize(("stage", "step"), [("student-2", 4), ("student-3", 2), ("finetune", 1), ("control", 2)])
+def test_a_run_until_validation_that_was_killed_plans_as_if_nothing_had_happened(until, outputs, stage, step):
+    def both() -> None:
+        told(GAINED)()
+        killed_after(stage, step, "on_validation_end" if step == 4 else "on_train_batch_end")()
+
+    assert run(outputs, *UNTIL, before=both) == -signal.SIGKILL
+    assert run(outputs, *UNTIL, before=told(GAINED)) == 0
+    assert outcome(outputs) == outcome(until)
+
+
+def test_a_run_killed_before_it_wrote_down_that_a_student_is_rejected_does_so_later(until, outputs):
+    def die_in_between() -> None:
+        from tutelage.runs import runner
+
+        told(GAINED)()
+        again = runner._plan_again
+
+        def trap(this):
+            if this.record.stage("student-3") is not None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            again(this)
+
+        runner._plan_again = trap
+
+    assert run(outputs, *UNTIL, before=die_in_between) == -signal.SIGKILL
+    assert "rejected" not in record_of(outputs)["stages"][-1]
+    assert run(outputs, *UNTIL, before=told(GAINED)) == 0
+    assert [entry.get("rejected") for entry in record_of(outputs)["stages"]] == [
+        entry.get("rejected") for entry in record_of(until)["stages"]
+    ]
+
+
+def test_a_killed_run_with_live_labels_that_starts_from_its_teacher_ends_with_the_same_weights(outputs, tmp_path):
+    live = (*TINY, "strategy.labels=live", "strategy.balance=false", "strategy.start=teacher", "strategy.rounds=1")
+    live = (*live, "augmentation=affine_randaugment", "strategy.confidence=0.1", "strategy.control=false")
+    assert run(outputs, *live) == 0
+    assert run(tmp_path, *live, before=killed_after("student-1", 2)) == -signal.SIGKILL
+    assert run(tmp_path, *live) == 0
+    assert outcome(tmp_path) == outcome(outputs)
+    teacher, student = record_of(outputs)["stages"]
+    assert student["after"] == "teacher"
+    assert student["teacher_sha256"] == [teacher["weights_sha256"]]
+
+
+LARGER = (*TINY, "model=resnet", "model.width=4", "model.depth=1", "strategy.rounds=1", "strategy.control=false")
+
+
+def test_a_finetuned_network_is_trained_and_measured_at_its_own_size(outputs):
+    shown = outputs / "shown.json"
+
+    def watch() -> None:
+        from tutelage.models import ImageClassifier
+
+        forward, seen = ImageClassifier.features, set()
+
+        def note(self, images):
+            if not images.is_meta:
+                seen.add((self.spec.image_size, images.shape[-1], self.training))
+                shown.write_text(json.dumps(sorted(seen)))
+            return forward(self, images)
+
+        ImageClassifier.features = note
+
+    outputs.mkdir()
+    finetune = "strategy.finetune={image_size:40,length:0.5,lr_scale:0.1,frozen_layers:1}"
+    assert run(outputs, *LARGER, finetune, before=watch) == 0
+    assert json.loads(shown.read_text()) == [[28, 28, False], [28, 28, True], [40, 40, False], [40, 40, True]]
+    last = record_of(outputs)["stages"][-1]
+    assert (last["image_size"], last["after"], last["labels"]) == (40, "student-1", 30)
+    before, after = (
+        load_classifier(only_run(outputs) / "stages" / folder / "checkpoints/final.ckpt")
+        for folder in ("3-student-1", "4-finetune")
+    )
+    assert (before.spec.image_size, after.spec.image_size) == (28, 40)
+    ours, theirs = dict(after.named_parameters()), dict(before.named_parameters())
+    first, *_ = ours
+    assert torch.equal(ours[first], theirs[first])  # shallow layers stay
+    assert not torch.equal(ours["head.weight"], theirs["head.weight"])
+
+
+def test_a_network_whose_weights_depend_on_the_size_of_the_image_refuses_another_one(outputs, capfd):
+    assert run(outputs, *TINY, "strategy.finetune={image_size:40,length:0.5,lr_scale:0.1}") != 0
+    assert "strategy.finetune.image_size=40: the weights of model lenet5 depend on" in capfd.readouterr().err
+    assert run(outputs, *LARGER, "strategy.finetune={length:0.5,lr_scale:0.1,frozen_layers:99}") != 0
+    assert "strategy.finetune.frozen_layers=99" in capfd.readouterr().err
+    assert not list(outputs.glob("*/*/run.json"))

@@ -1,4 +1,4 @@
-"""Every command of the README runs."""
+"""Every command of the README runs, and of docs/self_training.md."""
 
 import os
 import re
@@ -11,9 +11,16 @@ import pytest
 from conftest import ROOT
 from test_data import write_images
 
-BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+
+def commands_of(page: str) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+COMMANDS = commands_of("README.md")
 TUTELAGE = [command for command in COMMANDS if command.startswith("tutelage ")]
+OF_DOCS = [command for command in commands_of("docs/self_training.md") if command not in TUTELAGE]
+LONG = ("experiment=", "-m ")  # sweeps, and experiments with their reports
 ELSEWHERE = {"make experiment", "make test", "source .venv/bin/activate"}  # .ci/run types these, or does without
 
 
@@ -24,12 +31,19 @@ def test_every_command_is_run_here_or_by_ci():
     assert {"make test", "make experiment"} <= set(ci)
 
 
-@pytest.mark.parametrize("command", TUTELAGE)
+def typed(command: str):
+    marks = [pytest.mark.slow] if command in OF_DOCS or any(word in command for word in LONG) else []
+    return pytest.param(command, marks=marks, id=command)
+
+
+@pytest.mark.parametrize("command", map(typed, TUTELAGE + OF_DOCS))
 def test_a_command_of_the_readme_runs(command, tmp_path):
-    """As it stands, but small: training commands get debug=tiny."""
+    """As it stands, but small: training commands get debug=tiny, sweeps over seeds a single one."""
     words = command.split()
     if words[1] == "train" and "--help" not in words:
         words += ["debug=tiny", "trainer.threads=1"]
+    if "experiment=label_efficiency" in command:
+        words += ["seed=0", "callbacks=quiet", "data.num_workers=0"]
     if words[1] == "runs":
         (tmp_path / "outputs").mkdir()
     for label in ("cat", "dog"):
@@ -41,9 +55,10 @@ def test_a_command_of_the_readme_runs(command, tmp_path):
     assert done.stdout.strip()
 
 
-def test_what_the_readme_links_to_exists():
-    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / target).is_file(), target
+@pytest.mark.parametrize("page", ["README.md", "docs/self_training.md", "docs/choosing.md"])
+def test_what_a_page_links_to_exists(page):
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
+        assert (ROOT / page).parent.joinpath(target).is_file(), target
 
 
 def test_the_method_tables_name_every_option():

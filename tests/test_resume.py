@@ -114,16 +114,18 @@ def test_a_run_killed_between_checkpoints_goes_back_to_the_last_one(undisturbed,
 def test_a_run_killed_while_labelling_or_testing_ends_the_same(undisturbed, outputs):
     overrides, expected = undisturbed
 
-    def die_in(name: str) -> Callable[[], None]:
+    def die_in(file: str, name: str) -> Callable[[], None]:
         def trap() -> None:
-            from tutelage.runs import execute
+            from tutelage.runs import labelling, measuring
 
-            setattr(execute, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            module = {"labelling": labelling, "measuring": measuring}[file]
+            setattr(module, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
         return trap
 
-    for name in ("write_probabilities", "write_table", "_write_answers", "measure"):
-        assert run(outputs, *overrides, before=die_in(name)) == -signal.SIGKILL
+    moments = [("labelling", "write_table"), ("labelling", "write_round"), ("measuring", "_write_answers")]
+    for file, name in [*moments, ("measuring", "measure")]:
+        assert run(outputs, *overrides, before=die_in(file, name)) == -signal.SIGKILL
     assert run(outputs, *overrides) == 0
     assert outcome(outputs) == expected
 
@@ -274,7 +276,7 @@ def test_the_checkpoint_before_is_kept_until_the_new_one_is_complete(tmp_path):
     assert [io.load_checkpoint(tmp_path / name)["step"] for name in (PREVIOUS, LAST)] == [2, 3]
 
 
-@pytest.mark.parametrize("stage", ["1-teacher/checkpoints/WEIGHTS", "2-labels-1/probabilities.npy"])
+@pytest.mark.parametrize("stage", ["1-teacher/checkpoints/WEIGHTS", "2-labels-1/labels/00000.npy"])
 def test_what_a_finished_stage_left_is_made_again_where_it_was_damaged(undisturbed, outputs, stage, capfd):
     overrides, expected = undisturbed
     assert run(outputs, *overrides, before=killed_after("student-1", 2)) == -signal.SIGKILL

@@ -15,6 +15,8 @@ HELP = """tutelage trains image classifiers from few labels.
   tutelage train [OVERRIDES]   train, go on with, or show a run   (tutelage train --help)
   tutelage preview [OVERRIDES] a picture of what the network will see: views, operations, mixed pairs
   tutelage runs [DIR]          list the runs below outputs/
+  tutelage label RUN [data.root=FOLDER]
+                               help a run that is labelling its pool: from another terminal, GPU or machine
   tutelage report RUN...       write the report of finished runs again
   tutelage evaluate RUN [shift=translate,crop,rotate,brightness]
                                accuracy on test images that are moved, cropped, turned, made darker
@@ -36,6 +38,7 @@ def main() -> None:
         "train": _train,
         "preview": _preview,
         "runs": _runs,
+        "label": _label,
         "report": _report,
         "evaluate": _evaluate,
         "explain": _explain,
@@ -129,6 +132,33 @@ def _runs(arguments: Sequence[str]) -> None:
     print(f"{'started':<16}  {'status':<10}  {'test':>7}  run")
     for told, path in sorted(found, key=lambda one: one[0].started):
         print(f"{told.started:<16}  {told.status:<10}  {told.test:>7}  {path}")
+
+
+def _label(arguments: Sequence[str]) -> None:
+    """Label a share of a run's pool, beside the process that runs it."""
+    from tutelage.errors import UserError
+
+    runs = [argument for argument in arguments if not argument.startswith("data.root=")]
+    if len(runs) != 1:
+        raise UserError("label takes one run's folder: tutelage label outputs/EXPERIMENT/RUN [data.root=FOLDER]")
+    root = next((argument.removeprefix("data.root=") for argument in arguments if argument not in runs), None)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training: before torch starts
+    from tutelage.insight.display import display
+    from tutelage.runs.interruption import Stopped
+
+    observer = display(wanted=True)
+    observer.loading()
+    try:
+        from tutelage.runs.joining import join
+
+        labelled = join(Path(runs[0]), root, observer)
+        what = f"{labelled:,} pool images labelled here" if labelled else "nothing to label: no shard of a pool is free"
+        observer.say(f"{runs[0]}: {what}")
+    except Stopped as stopped:
+        observer.say(f"{stopped}; the shards that are done are kept")
+        sys.exit(stopped.exit_code)
+    finally:
+        observer.end()
 
 
 def _report(arguments: Sequence[str]) -> None:

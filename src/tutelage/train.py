@@ -12,7 +12,7 @@ from tutelage.targets import ALLOW_FLAG, by_flag, take_allowed
 
 if TYPE_CHECKING:  # at run time they are imported when they are needed
     from tutelage.config import Config
-    from tutelage.insight.comparison import Outcome
+    from tutelage.insight.jobs import Outcome
     from tutelage.runs import RunFolder
 
 SWEEP_FLAGS = {"-m", "--multirun"}
@@ -182,7 +182,8 @@ def help_text(groups: dict[str, dict[str, str]]) -> str:
 def _sweep(overrides: Sequence[str], folders: Sequence[str]) -> int:
     """Let Hydra run the jobs of a sweep, compare their results, and return the worst of their exit codes."""
     from tutelage.compose import check_sweep
-    from tutelage.insight.comparison import Outcome, compare
+    from tutelage.insight.comparison import compare
+    from tutelage.insight.jobs import Outcome
 
     count = check_sweep(overrides, folders)
     folder_flags = [word for folder in folders for word in ("--config-dir", folder)]
@@ -224,7 +225,7 @@ def _hydra_main(count: int = 0, outcomes: "list[Outcome] | None" = None) -> int:
             codes.append(complain(error))
             reason = str(error)
         if outcomes is not None:
-            from tutelage.insight.comparison import Outcome
+            from tutelage.insight.jobs import Outcome
 
             outcomes.append(Outcome(task, path, reason))
         if codes[-1] > 128:  # noqa: PLR2004 - 128 + signal, by the shell's custom

@@ -7,7 +7,9 @@ from pydantic import Field, field_validator, model_validator
 from tutelage.config.models import ModelConfig, NearestNeighboursConfig
 from tutelage.config.section import Fraction, PartOf, Positive, Section, Targeted, too_small
 from tutelage.config.strategies import (
+    FixMatchConfig,
     LwFConfig,
+    MeanTeacherConfig,
     NoisyStudentConfig,
     StrategyConfig,
     StudentConfig,
@@ -21,6 +23,7 @@ Shift = Literal["brightness", "crop", "rotate", "translate"]
 SHIFTS: tuple[Shift, ...] = get_args(Shift)
 RGB = 3
 MOST_WORKERS = 256
+NOISE = ("dropout", "stochastic_depth")  # arguments of models that change no weight's shape
 FILE_DATA = {"ImageFolder": "image_folder", "ImageNet": "imagenet", "Table": "table"}  # datasets of image files
 
 
@@ -226,8 +229,12 @@ class Config(Section):
         """Check what a strategy asks of the other groups."""
         strategy = self.strategy
         if isinstance(strategy, NoisyStudentConfig):
-            for student in strategy.students:
-                self.grown(student)
+            self._noisy_student_fits(strategy)
+        if isinstance(strategy, FixMatchConfig | MeanTeacherConfig) and self.augmentation.mix is not None:
+            raise ValueError(
+                f"strategy={strategy.name} compares views of one image, which mixing with others would spoil: "
+                "augmentation.mix=null"
+            )
         if isinstance(strategy, TaughtConfig) and strategy.teacher is not None and not strategy.teachers:
             if isinstance(strategy.teacher, NearestNeighboursConfig):
                 raise ValueError(
@@ -250,7 +257,34 @@ class Config(Section):
             raise ValueError(f"strategy={strategy.name} takes one view of an image: augmentation.strong=[] leaves one")
         return self
 
+    def _noisy_student_fits(self, strategy: NoisyStudentConfig) -> None:
+        students = [self.grown(student) for student in strategy.students]
+        if strategy.start == "teacher" and any(_shape(student) != _shape(self.model) for student in students):
+            raise ValueError(
+                "strategy.start=teacher: a student of another size than its teacher's cannot begin with its weights; "
+                "change no more than dropout and stochastic_depth in strategy.students, or strategy.start=scratch"
+            )
+        if strategy.until == "validation" and self.data.validation == "none":
+            raise ValueError("strategy.until=validation needs validation images: data.validation=inside or outside:N")
+        views = self.augmentation
+        if strategy.labels == "live" and (views.strong or views.mix is not None):
+            raise ValueError(
+                "strategy.labels=live: the teacher sees the images as they are beside one view of each: "
+                "augmentation.strong=[] augmentation.mix=null, or strategy.labels=stored"
+            )
+        size = strategy.finetune.image_size if strategy.finetune is not None else None
+        if size is not None and size < self.data.image_size:
+            raise ValueError(
+                f"strategy.finetune.image_size={size}: it goes on from images of {self.data.image_size} pixels; give "
+                "as many or more, or null"
+            )
+
     def grown(self, student: StudentConfig) -> Targeted:
         """Return the student's model: ``model`` with the student's changes, checked like any other."""
         changed = {**self.model.arguments(), **student.model}
         return type(self.model).model_validate(changed)
+
+
+def _shape(model: Targeted) -> dict[str, Any]:
+    """Return a model's arguments that its weights' shapes follow from."""
+    return {name: value for name, value in model.arguments().items() if name not in NOISE}

@@ -24,17 +24,78 @@ class StudentConfig(Section):
     length: Share = 1.0
 
 
+class FinetuneConfig(Section):
+    """The last student goes on for a while on the labelled images as they are, at a higher resolution.
+
+    Attributes:
+        image_size: the side of these images; None for ``data.image_size``.
+        length: its share of the schedule.
+        lr_scale: its learning rate as a share of ``optimizer.lr``.
+        frozen_layers: so many of the lowest layers stay as they are.
+    """
+
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    length: Share
+    lr_scale: Annotated[float, Field(gt=0, le=1)]
+    frozen_layers: Annotated[int, Field(ge=0)] = 0
+
+
 class NoisyStudentConfig(Section):
-    """Noisy-student self-training (Xie et al. 2020)."""
+    """Noisy-student self-training (Xie et al. 2020).
+
+    Attributes:
+        students: one after another; where there are more rounds, the last one again.
+        rounds: how many students; None for those listed, under ``until=validation`` for no limit.
+        until: all rounds, or until validation no longer gains; the student that did not gain is not chosen.
+        start: a student's weights before it learns: random ones (or those of ``init_from``), or its teacher's.
+        labels: the teacher's answers are stored, and selected among, or given in each step.
+        views: of each image, that a stored answer is the mean over.
+        per_class: pseudo-labels a class under ``balance``; None for the mean over the classes.
+        temperature: divides the logits of soft labels.
+        finetune: the stage at the end, where there is one.
+    """
 
     name: Literal["noisy_student"]
     students: Annotated[list[StudentConfig], Field(min_length=1)]
+    rounds: Positive | None = None
+    until: Literal["rounds", "validation"] = "rounds"
+    start: Literal["scratch", "teacher"] = "scratch"
     teacher_length: Share = 1.0
     unlabelled_ratio: Share = 1.0
+    labels: Literal["stored", "live"] = "stored"
+    views: Literal["one", "mirrored", "shifted", "mirrored_shifted"] = "one"
     confidence: PartOf = 0.0
     balance: bool = True
+    per_class: Positive | None = None
     soft_labels: bool = True
+    temperature: Temperature = 1.0
+    finetune: FinetuneConfig | None = None
     control: bool = True
+
+    @property
+    def planned(self) -> list[StudentConfig]:
+        """The students, one for each round that is asked for."""
+        rounds = self.rounds or len(self.students)
+        return [self.student(number) for number in range(1, rounds + 1)]
+
+    def student(self, number: int) -> StudentConfig:
+        """Return the student of round ``number``, from 1."""
+        return self.students[min(number, len(self.students)) - 1]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.labels == "live" and self.balance:
+            raise ValueError(
+                "strategy.labels=live has the teacher's answers to one batch, and no classes to balance: set "
+                "strategy.balance=false, or strategy.labels=stored"
+            )
+        if self.labels == "live" and self.views != "one":
+            raise ValueError(
+                f"strategy.views={self.views} goes with strategy.labels=stored; live answers have one view"
+            )
+        if self.per_class is not None and not self.balance:
+            raise ValueError("strategy.per_class goes with strategy.balance=true; set it to null")
+        return self
 
 
 class TransferFrozenConfig(Section):
@@ -157,6 +218,39 @@ class PseudoLabelConfig(Section):
         return self
 
 
+class FixMatchConfig(Section):
+    """Sohn et al. 2020: an answer to a weak view that is sure enough is the label of a strong one.
+
+    Attributes:
+        unlabelled_ratio: mu.
+        threshold: tau.
+        weight: of the pool's loss, lambda_u.
+    """
+
+    name: Literal["fixmatch"]
+    unlabelled_ratio: Share = 1.0
+    threshold: PartOf
+    weight: Weight
+    control: bool = True
+
+
+class MeanTeacherConfig(Section):
+    """Tarvainen and Valpola 2017: a network agrees with the average of its own past weights.
+
+    Attributes:
+        weight: of the disagreement, once the ramp is over.
+        ramp_up: the share of the steps over which it grows to that.
+        decay: of the average, alpha.
+    """
+
+    name: Literal["mean_teacher"]
+    unlabelled_ratio: Share = 1.0
+    weight: Weight
+    ramp_up: Fraction
+    decay: PartOf
+    control: bool = True
+
+
 class LwFConfig(Section):
     """Learning without forgetting: new tasks with the old ones' answers kept."""
 
@@ -187,6 +281,8 @@ StrategyConfig = Annotated[
     | TeacherStudentConfig
     | DistillationConfig
     | PseudoLabelConfig
+    | FixMatchConfig
+    | MeanTeacherConfig
     | LwFConfig,
     Field(discriminator="name"),
 ]

@@ -9,16 +9,12 @@ from tutelage.data.balance import class_weights
 from tutelage.data.download import Tell, silent
 from tutelage.data.image_files import LISTINGS
 from tutelage.data.kept import ANSWERS, CLASSES, Keeping, Kept, mapped, packed, row_type, unpacked, views_shown
-from tutelage.data.labels import (
-    PROBABILITIES,
-    TABLE,
-    Selection,
-    quality,
-    read_probabilities,
-    write_probabilities,
-    write_table,
-)
+from tutelage.data.label_store import LabelStore
+from tutelage.data.labels import Labels, about_of, labels_in, shard_files
 from tutelage.data.listing import few
+from tutelage.data.rounds import ROUND, TABLE, write_round, write_table
+from tutelage.data.selection import Rules, Selection, Targets, select
+from tutelage.data.shards import placed
 from tutelage.data.source import UNKNOWN, Source
 from tutelage.data.splits import Splits, split
 from tutelage.data.stratify import stratified
@@ -71,7 +67,7 @@ __all__ = [
     "CIFAR100",
     "CLASSES",
     "MNIST",
-    "PROBABILITIES",
+    "ROUND",
     "STL10",
     "SVHN",
     "TABLE",
@@ -86,28 +82,35 @@ __all__ = [
     "ImageNet",
     "Keeping",
     "Kept",
+    "LabelStore",
+    "Labels",
     "Plain",
+    "Rules",
     "Selection",
     "Shown",
     "Source",
     "Splits",
     "Stream",
     "Table",
+    "Targets",
     "Training",
+    "about_of",
     "class_weights",
     "data_module",
     "few",
     "fingerprint",
+    "labels_in",
     "mapped",
     "packed",
-    "quality",
-    "read_probabilities",
+    "placed",
     "row_type",
+    "select",
+    "shard_files",
     "split",
     "stratified",
     "unpacked",
     "views_shown",
-    "write_probabilities",
+    "write_round",
     "write_table",
 ]
 

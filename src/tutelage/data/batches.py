@@ -22,6 +22,7 @@ from tutelage.data.streams import Draws, Shows, Stream
 from tutelage.randomness import Key
 
 EVALUATION_BATCH = 512
+TWIN = "twin"  # of a stream: what the key of its second draws is called
 FILES_AT_ONCE = 32  # read before they are decoded, or decoded before they are cut
 
 
@@ -102,8 +103,15 @@ class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
             for stream, key in zip(training.streams, keys, strict=True)
         ]
 
+    @cached_property
+    def _twins(self) -> dict[str, Pipeline]:
+        """The pipelines of second draws, by stream."""
+        training = self._training
+        twins = [stream.name for stream in training.streams if stream.beside == "twin"]
+        return {name: Pipeline(training.transforms, training.key(f"{name} {TWIN}")) for name in twins}
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_views"}
+        return {name: value for name, value in self.__dict__.items() if name not in {"_views", "_twins"}}
 
     def __getitem__(self, step: int) -> dict[str, Shown | Unmixed]:
         return {stream.name: self._of(step, stream, draws, view) for stream, draws, view in self._views}
@@ -117,7 +125,7 @@ class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
         answers = torch.from_numpy(kept.answers(step, shows, stream))
         if kept.instead:
             nothing = torch.empty(stream.batch_size, 0, dtype=torch.uint8)
-            return Shown(nothing, torch.from_numpy(stream.targets[shows.entries]), answers)
+            return Shown(nothing, torch.from_numpy(stream.targets_of(shows.entries)), answers)
         return self._to_mix(step, stream, self._show(shows, stream, view)._replace(answers=answers))
 
     def _to_mix(self, step: int, stream: Stream, shown: Shown) -> Shown | Unmixed:
@@ -129,18 +137,27 @@ class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
         return Unmixed(shown, drawn.tensors())
 
     def _show(self, shows: Shows, stream: Stream, view: Pipeline) -> Shown:
-        """Return a batch: with two views of each image all first ones, then all second ones."""
+        """Return a batch: with two views of each image all first ones, then all second ones.
+
+        What stands beside a stream's view comes first.
+        """
         passes, entries, copies = shows
         indices = stream.indices[entries]
         drawn = np.stack([passes, indices, copies], axis=1)
-        views = np.empty((view.views, len(indices), *self._shape), dtype=np.uint8)
+        beside = int(bool(stream.beside))
+        views = np.empty((beside + view.views, len(indices), *self._shape), dtype=np.uint8)
         stored = self._images.picture if view.takes_any_size else self._images.__getitem__
         at_once = len(indices) if is_ready(self._images) else FILES_AT_ONCE
         for first in range(0, len(indices), at_once):
             some = slice(first, first + at_once)
-            view.fill(views[:, some], [stored(index) for index in indices[some].tolist()], drawn[some])
-        targets = stream.targets[entries]
-        return Shown(channels_first(views), torch.from_numpy(np.concatenate([targets] * view.views)))
+            images = [stored(index) for index in indices[some].tolist()]
+            view.fill(views[beside:, some], images, drawn[some])
+            if stream.beside == "plain":
+                views[0, some] = gathered(self._images, indices[some])
+            elif stream.beside:
+                self._twins[stream.name].fill(views[:1, some], images, drawn[some])
+        targets = stream.targets_of(entries)
+        return Shown(channels_first(views), torch.from_numpy(np.concatenate([targets] * len(views))))
 
 
 class PlainBatches(Dataset[Plain]):
@@ -157,9 +174,8 @@ class PlainBatches(Dataset[Plain]):
     def __getitem__(self, batch: int) -> Plain:
         indices = self._indices.array[batch * EVALUATION_BATCH : (batch + 1) * EVALUATION_BATCH]
         images = gathered(self._images, indices)
-        return Plain(
-            channels_first(images), torch.from_numpy(self._labels.array[indices]), torch.from_numpy(indices.copy())
-        )
+        labels = self._labels.array[indices].astype(np.int64)
+        return Plain(channels_first(images), torch.from_numpy(labels), torch.from_numpy(indices.astype(np.int64)))
 
 
 class Steps(Sampler[int]):

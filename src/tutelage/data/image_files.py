@@ -13,18 +13,30 @@ from tutelage.data.listing import ALL, FURTHER, LABELLED_PARTS, UNLABELLED, Entr
 from tutelage.data.pack import packed
 from tutelage.data.pixels import FilePicture, complaint, picture
 from tutelage.data.scan import stop_at, unreadable
+from tutelage.data.shard_images import ShardImages, ShardNames
+from tutelage.data.shard_index import Pool, indexed
+from tutelage.data.shards import find_shards
 from tutelage.data.shared import Texts
-from tutelage.data.source import UNKNOWN, Source, resized
+from tutelage.data.source import UNKNOWN, Joined, JoinedNames, Source, WholeImages, resized
 from tutelage.data.stratify import stratified
 from tutelage.errors import UserError
 from tutelage.randomness import Key
+from tutelage.storage import digest
+
+MOST_INT16, MOST_INT32 = 1 << 15, 1 << 31  # classes, images
 
 # by the name of the DataModule
 LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
-    "ImageFolder": lambda config: list_folder(config.root, config.unlabelled),
-    "ImageNet": lambda config: list_folder(config.root, config.unlabelled, val_is_test=True),
-    "Table": lambda config: list_table(config.root, config.unlabelled),
+    "ImageFolder": lambda config: list_folder(config.root, _files_of(config)),
+    "ImageNet": lambda config: list_folder(config.root, _files_of(config), val_is_test=True),
+    "Table": lambda config: list_table(config.root, _files_of(config)),
 }
+
+
+def _files_of(config: DataConfig) -> str | None:
+    """Return ``data.unlabelled`` where it names files; the images of shards are not listed one by one."""
+    given = config.unlabelled
+    return given if given is None or find_shards(given) is None else None
 
 
 class FileImages:
@@ -53,6 +65,7 @@ def image_files(listing: Listing, config: DataConfig, tell: Tell = silent) -> So
         UserError: a file gives no pixels and ``data.on_bad_image`` is stop; or a class is left without images.
     """
     listing, left_out = _readable(listing, config, tell)
+    pool = _pool(config, tell)
     entries = listing.entries
     number = {label: index for index, label in enumerate(listing.classes)}
     labels = np.array([number.get(entry.label or "", UNKNOWN) for entry in entries], dtype=np.int64)
@@ -66,7 +79,7 @@ def image_files(listing: Listing, config: DataConfig, tell: Tell = silent) -> So
             if not (labels[train] == c).any():
                 raise UserError(f"{listing.where}: class {label!r} has too few images to set some aside for a test set")
     files = FileImages([entry.path for entry in entries], config)
-    return Source(
+    source = Source(
         images=packed(files, _states(entries), config, tell) if config.pack else files,
         labels=labels,
         classes=listing.classes,
@@ -82,6 +95,36 @@ def image_files(listing: Listing, config: DataConfig, tell: Tell = silent) -> So
             for part in sorted({entry.part for entry in entries if entry.part.startswith(FURTHER)})
         },
     )
+    return source if pool is None else _with_shards(source, pool, config)
+
+
+def _pool(config: DataConfig, tell: Tell) -> Pool | None:
+    """Return the pool of shards that ``data.unlabelled`` names; None where it names none."""
+    shards = find_shards(config.unlabelled) if config.unlabelled is not None else None
+    return None if shards is None else indexed(shards, config, f"data.unlabelled={config.unlabelled}", tell)
+
+
+def _with_shards(source: Source, pool: Pool, config: DataConfig) -> Source:
+    """Return a source whose pool has the images of shards too, behind all others.
+
+    Of a large pool nothing is held for each image but a label and its index, of the smallest types that fit.
+    """
+    first, files = len(source.labels), source.images
+    images = ShardImages(pool, config)
+    last = first + len(images)
+    labels = np.full(last, UNKNOWN, dtype=np.int16 if len(source.classes) <= MOST_INT16 else np.int32)
+    labels[:first] = source.labels
+    kind = np.int32 if last <= MOST_INT32 else np.int64
+    unlabelled, others = np.arange(first, last, dtype=kind), source.unlabelled.astype(kind)
+    return replace(
+        source,
+        images=Joined([WholeImages(files) if isinstance(files, np.ndarray) else files, images]),
+        labels=labels,
+        unlabelled=np.concatenate([others, unlabelled]) if len(others) else unlabelled,
+        names=JoinedNames(source.names, ShardNames(pool)),
+        left_out=(*source.left_out, *pool.left_out),
+        blocks=first + np.cumsum(pool.counts) - pool.counts,
+    )
 
 
 def _states(entries: Sequence[Entry]) -> list[str]:
@@ -90,8 +133,10 @@ def _states(entries: Sequence[Entry]) -> list[str]:
 
 
 def fingerprint(listing: Listing, config: DataConfig, tell: Tell = silent) -> str:
-    """Return what the listed files are; files that ``data.on_bad_image=skip`` leaves out are no part of it."""
-    return (_readable(listing, config, tell)[0] if config.on_bad_image == "skip" else listing).fingerprint()
+    """Return what the files and shards are; images that ``data.on_bad_image=skip`` leaves out are no part of it."""
+    files = (_readable(listing, config, tell)[0] if config.on_bad_image == "skip" else listing).fingerprint()
+    pool = _pool(config, tell)
+    return files if pool is None else digest([files, pool.fingerprint()])
 
 
 def _readable(listing: Listing, config: DataConfig, tell: Tell) -> tuple[Listing, tuple[str, ...]]:

@@ -222,7 +222,8 @@ def _with_unlabelled(listing: Listing, unlabelled: str | None) -> Listing:
         names = [str(name) for name in _columns(place, where)["path"]]
         found = list(_listed([(UNLABELLED, name, None) for name in names], place.parent, where))
     else:
-        raise UserError(f"{where}: neither a folder nor a list (.txt with a path a line, .csv or .parquet with 'path')")
+        lists = ".txt with a path a line, .csv or .parquet with 'path'"
+        raise UserError(f"{where}: neither a folder, nor a list ({lists}), nor shards (.tar, .parquet with images)")
     if not found:
         raise UserError(f"{where}: no image files there (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     known = {os.path.realpath(entry.path) for entry in listing.entries}

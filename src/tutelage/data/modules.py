@@ -114,15 +114,15 @@ class ImageDataModule(pl.LightningDataModule):
         """Return the validation images, or an empty list where there are none."""
         return self.plain(self.splits.validation, again=True) if len(self.splits.validation) else []
 
-    def plain(self, indices: np.ndarray, again: bool = False) -> DataLoader[Plain]:
+    def plain(self, indices: np.ndarray, again: bool = False, chosen: Iterable[int] | None = None) -> DataLoader[Plain]:
         """Return a loader of un-augmented images in the order of ``indices``.
 
         Only images that are yet to be decoded get workers. With ``again`` these stay from one pass to the next, until
-        the Trainer, or who else holds the loader, is done.
+        the Trainer, or who else holds the loader, is done. ``chosen`` gives the numbers of the batches to show.
         """
         batches = PlainBatches(self.images, self.source.labels, indices)
         workers = 0 if is_ready(self.images) or len(batches) == 1 else min(self._workers(), len(batches))
-        return self._loader(batches, workers, persistent_workers=again and workers > 0)
+        return self._loader(batches, workers, persistent_workers=again and workers > 0, sampler=chosen)
 
     def _workers(self) -> int:
         """Return how many processes prepare batches.

@@ -59,17 +59,21 @@ def unreadable(place: str, states: Sequence[str], complaint: Callable[[int], str
     return dict(sorted(bad.items()))
 
 
-def stop_at(bad: dict[int, str], names: Sequence[str], where: str) -> None:
-    """Name the images that give no pixels, and raise a UserError, if there are any."""
+def stop_at(bad: dict[int, str], names: Sequence[str], where: str, count: int | None = None) -> None:
+    """Name the images that give no pixels, and raise a UserError, if there are any; ``count`` where names lacks some.
+
+    Raises:
+        UserError: see above.
+    """
     if not bad:
         return
     lines = [f"{names[number]}: {reason}" for number, reason in bad.items()]
     if len(lines) > MOST_BAD_NAMED:
         lines[MOST_BAD_NAMED:] = [f"... and {len(lines) - MOST_BAD_NAMED:,} more"]
     print(*lines, sep=os.linesep, file=sys.stderr)
-    count = "1 image" if len(bad) == 1 else f"{len(bad):,} images"
+    told = "1 image" if len(bad) == 1 else f"{len(bad):,} images"
     raise UserError(
-        f"{where}: {count} of {len(names):,} cannot be read (listed above): "
+        f"{where}: {told} of {count or len(names):,} cannot be read (listed above): "
         "mend or remove them, or leave them out with data.on_bad_image=skip"
     )
 

@@ -31,22 +31,29 @@ class Images(Protocol):
         ...
 
 
+def no_images() -> np.ndarray:
+    """Return the indices of an empty part."""
+    return np.empty(0, dtype=np.int64)
+
+
 @dataclass(frozen=True)
 class Source:
     """A dataset before any split: images, what is known of them, and the parts its makers gave it.
 
     Attributes:
         images: all images, or an array (N, H, W, C) uint8 of them; the index arrays below point into them.
-        labels: (N,) int64, ``UNKNOWN`` where there is none.
+        labels: (N,) int64, or a smaller integer where there are many images; ``UNKNOWN`` where there is none.
         classes: the classes' names, in the order of their labels.
         train: indices of labelled images to learn from.
         test: indices of the test set.
         val: indices of a validation set of its own, empty where there is none.
-        unlabelled: indices of images without labels.
+        unlabelled: indices of images without labels, of the smallest type that fits where there are many.
         names: a name for each image (a path, or its number).
         left_out: names of files that could not be read and are not among the images.
         notes: what the user should know about the data.
         others: indices of further test sets, by their names: the same classes, seen otherwise.
+        blocks: (S,) the first image of each shard, ascending; the images from the first one on lie in shards, which
+            are best read one after another. Empty without shards.
     """
 
     images: Images | np.ndarray
@@ -60,11 +67,7 @@ class Source:
     left_out: Sequence[str] = ()
     notes: Sequence[str] = ()
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-
-def no_images() -> np.ndarray:
-    """Return the indices of an empty part."""
-    return np.empty(0, dtype=np.int64)
+    blocks: np.ndarray = field(default_factory=no_images)
 
 
 class Numbered(Sequence[str]):
@@ -154,6 +157,47 @@ class ArrayImages:
     def picture(self, index: int) -> np.ndarray:
         """Return the image at its size: what is stored has about that size."""
         return self[index]
+
+
+class Joined:
+    """Images of several kinds, one behind the other."""
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        part, within = self._find(index)
+        return part[within]
+
+    def picture(self, index: int) -> "Picture | np.ndarray":
+        """Return the whole image as its kind has it."""
+        part, within = self._find(index)
+        return part.picture(within)
+
+    def _find(self, index: int) -> tuple[Images, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self._parts[number], index - int(self._ends[number]) + len(self._parts[number])
+
+
+class JoinedNames(Sequence[str]):
+    """Names of images of two kinds, one behind the other."""
+
+    def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
+        self._first = first
+        self._second = second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+        behind = int(index) - len(self._first)
+        return self._first[int(index)] if behind < 0 else self._second[behind]
 
 
 def is_ready(images: Images) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tutelage.config import DataConfig
-from tutelage.data.source import Source
+from tutelage.data.source import Source, no_images
 from tutelage.data.stratify import order_within_class, stratified
 from tutelage.errors import UserError
 from tutelage.randomness import Key
@@ -27,6 +27,7 @@ class Splits:
             pseudo-labels.
         validation_kind: none, inside, outside or own, as resolved.
         others: further test sets, by their names; touched when ``test`` is.
+        blocks: where the source's shards begin in its index space (see ``Source``).
     """
 
     labelled: np.ndarray
@@ -35,6 +36,7 @@ class Splits:
     pool: np.ndarray
     validation_kind: str
     others: Mapping[str, np.ndarray] = field(default_factory=dict)
+    blocks: np.ndarray = field(default_factory=no_images)
 
 
 def split(source: Source, config: DataConfig) -> Splits:
@@ -56,7 +58,9 @@ def split(source: Source, config: DataConfig) -> Splits:
             np.sort(key.generator("parts").permutation(part)[: config.limit]) for part in (own, unlabelled)
         )
     orders = order_within_class(train, labels, Key(config.split_seed, "budget"))
-    labelled = np.sort(np.concatenate([order[: _budget(config, order, source, c)] for c, order in orders.items()]))
+    whole = np.bincount(labels[source.train], minlength=len(source.classes))
+    budgets = {c: _budget(config, order, source, c, int(whole[c])) for c, order in orders.items()}
+    labelled = np.sort(np.concatenate([order[: budgets[c]] for c, order in orders.items()]))
     rest = np.setdiff1d(train, labelled)
 
     kind, count = _validation(config, labelled, len(orders), len(own))
@@ -78,17 +82,31 @@ def split(source: Source, config: DataConfig) -> Splits:
             raise UserError(f"data.validation={config.validation}: {told}")
         validation = stratified(rest, labels, count, key)
         rest = np.setdiff1d(rest, validation)
-    pool = np.concatenate([rest, unlabelled])
-    return Splits(labelled=labelled, validation=validation, test=test, pool=pool, validation_kind=kind, others=others)
+    return Splits(
+        labelled=labelled,
+        validation=validation,
+        test=test,
+        pool=np.concatenate([rest.astype(unlabelled.dtype), unlabelled]) if len(rest) else unlabelled,
+        validation_kind=kind,
+        others=others,
+        blocks=source.blocks,
+    )
 
 
-def _budget(config: DataConfig, order: np.ndarray, source: Source, c: int) -> int:
+def _budget(config: DataConfig, order: np.ndarray, source: Source, c: int, whole: int) -> int:
+    """Return how many labels of class ``c`` may be used, of those in ``order``; ``whole`` is its size without a limit.
+
+    Where ``data.limit`` leaves no more images than the budget, half of them keep their labels: a strategy that needs
+    images without labels finds some in a small trial too.
+    """
     if config.labels_per_class is not None:
         if config.limit is None and config.labels_per_class > len(order):
             raise UserError(
                 f"data.labels_per_class={config.labels_per_class}: class {source.classes[c]!r} has {len(order)} images"
             )
-        return min(config.labels_per_class, len(order))
+        if config.labels_per_class < len(order) or config.labels_per_class >= whole:
+            return min(config.labels_per_class, len(order))
+        return max(1, len(order) // 2)
     if config.labels is not None:
         return max(1, round(config.labels * len(order)))
     return len(order)

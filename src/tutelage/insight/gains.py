@@ -9,7 +9,9 @@ import numpy as np
 LEVEL = 0.95
 RESAMPLES = 10_000
 FEWEST = 2  # runs that have a spread
+REFERENCES = ("supervised", "none", "nothing")  # values that stand for doing without: what the others are compared with
 TEACHER, TEST, FIRST_TASK = "teacher", "test/accuracy", "test/task-1"
+LAST = "last student"
 ACCURACIES = re.compile(r"test/accuracy|test-[^/]+/accuracy|test/task-\d+")
 
 
@@ -73,10 +75,13 @@ def gains(records: Sequence[Mapping[str, Any]], method: str) -> list[str]:
     if len(records) < FEWEST:
         return []
     controls = [e["name"] for e in records[0]["stages"] if e.get("control") and e["name"] in found]
+    if method not in found:  # runs of as many rounds as each was worth: each one's own last network
+        own = np.array([100 * record["result"].get(TEST, np.nan) for record in records])
+        method, found = LAST, {**found, LAST: {} if np.isnan(own).any() else {TEST: own}}
     told = []
     if len(controls) == 1 and TEST in found[method]:
         gain = found[method][TEST] - found[controls[0]][TEST]
-        told.append(f"{method} - {controls[0]}: {_interval(paired(gain))} points, by pairs of the same run")
+        told.append(f"{method} - {controls[0]}: {interval(paired(gain))} points, by pairs of the same run")
         gap = found[TEACHER][TEST] - found[controls[0]][TEST] if TEACHER in found else np.zeros(1)
         if gap.mean() > 0:
             told.append(f"{method} closes {_share(gain, gap)} of the gap from {controls[0]} to {TEACHER}")
@@ -88,14 +93,15 @@ def gains(records: Sequence[Mapping[str, Any]], method: str) -> list[str]:
         if (before - tuned).mean() > 0:
             told.append(f"{method} keeps {_share(after - tuned, before - tuned)} of what {forgetful} forgets of task-1")
         gain = found[method][newest] - found[forgetful][newest]
-        told.append(f"{method} - {forgetful} on the new task-{number}: {_interval(paired(gain))} points")
+        told.append(f"{method} - {forgetful} on the new task-{number}: {interval(paired(gain))} points")
     return told
 
 
 def _share(above: np.ndarray, below: np.ndarray) -> str:
     found = Interval(*(100 * end for end in ratio_of_means(above, below)))
-    return _interval(found, " %")
+    return interval(found, " %")
 
 
-def _interval(found: Interval, unit: str = "") -> str:
-    return f"{found.value:.1f}{unit} (95 % interval {found.low:.1f} to {found.high:.1f})"
+def interval(found: Interval, unit: str = "", sign: str = "") -> str:
+    """Return an estimate and its interval in words; with ``sign="+"`` a gain has its sign."""
+    return f"{found.value:{sign}.1f}{unit} (95 % interval {found.low:.1f} to {found.high:.1f})"

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 
@@ -15,12 +16,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from tutelage.insight.gains import Interval
+
 DPI = 110
 PANEL_WIDTH, PANEL_HEIGHT = 4.2, 3.2
 TILE = 1.15  # inches
 MOST_NAMED_CLASSES = 25  # above it a confusion matrix carries no names
+INK, FAINT = "#333333", "#bbbbbb"
 LONGEST_NAME = 12
 MOST_TEMPLATES_ABREAST = 10
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: for all kinds of eyes
+GOOD, BAD = "#2a7a2a", "#b02020"
+PLAIN = "#777777"  # what the others are compared with
+LABELS_SIZE = (7.6, 4.6)  # inches
+LABEL_SPACING = 0.056  # of the picture's height: a line of letters
 FEW_POINTS = 8  # that a line alone would not show
 TEMPLATE_QUANTILE = 0.99  # of the absolute weights: the colours' range, so that single pixels do not fade the rest
 WIDE_RANGE = 20  # from there on x is logarithmic
@@ -90,7 +99,7 @@ def shift_curves(shift: str, lines: Mapping[str, tuple[Sequence[float], Sequence
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if shift != "rotate":
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    _finish(axes)
+    finish(axes)
     return figure
 
 
@@ -145,11 +154,94 @@ def panels(x_name: str, shown: Sequence[Panel]) -> Figure:
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_locator(NullLocator())
-        _finish(axes)
+        finish(axes)
     return figure
 
 
-def _finish(axes: Axes) -> None:
+def label_curves(lines: Mapping[str, Sequence[tuple[int, Interval]]], plain: Sequence[str] = ()) -> Figure:
+    """Draw accuracies, as shares, over the number of labels in all, each line named at its end.
+
+    Args:
+        lines: points (labels, mean with its interval) of each line, by rising labels; the interval is its band.
+        plain: lines that the others are compared with, which are grey.
+    """
+    figure, axes = plt.subplots(figsize=LABELS_SIZE, layout="constrained")
+    colors = dict.fromkeys(plain, PLAIN)
+    rest = [name for name in lines if name not in colors]
+    colors |= {name: COLORS[number % len(COLORS)] for number, name in enumerate(rest)}
+    for name, points in sorted(lines.items(), key=lambda line: line[0] not in plain):  # plain ones lie below
+        xs, means = [x for x, _ in points], [mean for _, (mean, _, _) in points]
+        style = "--" if name in plain else "-" if rest.index(name) < len(COLORS) else ":"
+        low, high = [i.low for _, i in points], [i.high for _, i in points]
+        axes.fill_between(xs, low, high, color=colors[name], alpha=0.14, linewidth=0)
+        axes.plot(xs, means, style, color=colors[name], marker="o", markersize=5, markeredgecolor="white", linewidth=2)
+    counts = sorted({x for points in lines.values() for x, _ in points})
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.xaxis.set_minor_locator(NullLocator())
+    _around(axes, [mean for points in lines.values() for _, (mean, _, _) in points])
+    axes.set_xlabel("labels in all", color=INK)
+    axes.set_title("test accuracy", loc="left", fontsize=10, color=INK)
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
+    bare(axes)
+    _name_ends(axes, {name: (points[-1][0], points[-1][1].value) for name, points in lines.items()}, colors)
+    return figure
+
+
+def bare(axes: Axes, lines: Literal["x", "y"] = "y") -> None:
+    """Leave a panel nothing but grid lines, across or (``x``) upright, and the axis that they stand on."""
+    axes.grid(axis=lines, alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.spines["bottom" if lines == "y" else "left"].set(visible=True, color=FAINT)
+    axes.tick_params(length=0, colors=INK)
+
+
+def _around(axes: Axes, values: Sequence[float]) -> None:
+    """Let y span the values and some room about them; a wide band of few seeds may leave the picture."""
+    low, high = min(values), max(values)
+    room = max(0.12 * (high - low), 0.01)
+    axes.set_ylim(max(0.0, low - room), min(1.0, high + room))
+
+
+def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], colors: Mapping[str, str]) -> None:
+    """Write each line's name right of its end (x, y), moved apart where ends lie close."""
+    low, high = axes.get_ylim()
+    order = sorted(ends, key=lambda name: ends[name][1])
+    places = apart([(ends[name][1] - low) / (high - low) for name in order], LABEL_SPACING)
+    for name, place in zip(order, places, strict=True):
+        axes.annotate(
+            name,
+            (1.0, place),
+            xycoords=axes.transAxes,
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=colors[name],
+            fontsize=10,
+            fontweight="bold",
+            annotation_clip=False,
+        )
+
+
+def apart(places: Sequence[float], spacing: float) -> list[float]:
+    """Return rising places moved so that neighbours lie ``spacing`` or more apart, close to where they were.
+
+    Neighbours that come too close form a block around their common middle.
+    """
+    blocks: list[tuple[float, int]] = []  # middle and size
+    for place in places:
+        middle, size = place, 1
+        while blocks and middle - blocks[-1][0] < spacing * (size + blocks[-1][1]) / 2:
+            other, count = blocks.pop()
+            middle, size = (other * count + middle * size) / (count + size), size + count
+        blocks.append((middle, size))
+    return [middle + spacing * (n - (size - 1) / 2) for middle, size in blocks for n in range(size)]
+
+
+def finish(axes: Axes) -> None:
+    """Give a panel its grid and its legend, and take the frame away."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

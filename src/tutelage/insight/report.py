@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from tutelage.config import Config
-from tutelage.data import TABLE, UNKNOWN, ImageDataModule, data_module
+from tutelage.config import Config, NoisyStudentConfig
+from tutelage.data import UNKNOWN, ImageDataModule, data_module
 from tutelage.insight import page, pictures
 from tutelage.insight.curves import Curve, stored_curves
+from tutelage.insight.rounds import round_shown
 from tutelage.insight.table import header, notes, rows
 from tutelage.models import Answers, ImageClassifier, Perceptron, confusion, load_classifier
 from tutelage.randomness import Key
@@ -25,7 +26,6 @@ CURVES = (
     "What is minimised (losses of several terms, such as a student's, do not compare with others), and the accuracy on "
     "labelled images as they are augmented; one line a stage, each from its own first step."
 )
-GOOD, BAD = "#2a7a2a", "#b02020"
 
 
 def write_report(folder: RunFolder, config: Config | None = None) -> None:
@@ -43,10 +43,10 @@ def write_report(folder: RunFolder, config: Config | None = None) -> None:
     network = load_classifier(trained(folder, record)[last_fit(record)])
     shown = [_confusion(folder, record, places, network.spec.classes)]
     if any(entry.get("steps") for entry in entries):  # otherwise images were stored as they are
-        shown = [_curves(folder, record, places), *shown, _views(folder, config, data, last_fit(record))]
+        shown = [_curves(folder, record, places), *shown, _views(folder, config, data, _noised(config, record))]
     shown += [_shift(folder, curve) for curve in stored_curves(folder)]
     shown += _templates(folder, network)
-    shown += [_pseudo_labels(folder, entry, places, data) for entry in entries if entry["kind"] == "label"][-1:]
+    shown += round_shown(folder, record, places, data)
     shown += _mistakes(folder, record, places, data, network.spec.classes)
     page.write(folder.report / "index.html", folder.path.name, folder.path.parent.name, _body(record, shown))
 
@@ -73,6 +73,14 @@ def _confusion(
         "Confusion matrix",
         told,
     )
+
+
+def _noised(config: Config, record: Mapping[str, Any]) -> str:
+    """Return the last stage that the run is after and that saw augmented images."""
+    last = last_fit(record)
+    if isinstance(config.strategy, NoisyStudentConfig) and config.strategy.finetune is not None:
+        return next(str(entry.get("after", last)) for entry in record["stages"] if entry["name"] == last)
+    return last
 
 
 def _views(folder: RunFolder, config: Config, data: ImageDataModule, stage: str) -> page.Picture:
@@ -106,29 +114,6 @@ def _templates(folder: RunFolder, network: ImageClassifier) -> list[page.Picture
     weights = network.head.weight.detach().reshape(-1, spec.channels, spec.image_size, spec.image_size).mean(dim=1)
     figure = pictures.templates(weights.numpy(), spec.classes)
     return [page.picture(folder.report / page.TEMPLATES, figure, "Templates", page.TEMPLATES_TOLD)]
-
-
-def _pseudo_labels(
-    folder: RunFolder, entry: Mapping[str, Any], places: Mapping[str, RunFolder], data: ImageDataModule
-) -> page.Picture:
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(places[entry["name"]].path / TABLE).to_pylist()
-    by_confidence = sorted(table, key=lambda row: -row["confidence"])
-    chosen = [by_confidence[i] for i in np.linspace(0, len(table) - 1, min(SAMPLES, len(table))).astype(int)]
-    titles, colors = [], []
-    for row in chosen:
-        label, truth = pictures.shortened(row["label"]), row["truth"]
-        wrong = truth is not None and truth != row["label"]
-        titles.append(f"{label} {row['confidence']:.0%}" + (f"\ntruth: {pictures.shortened(truth)}" if wrong else ""))
-        colors.append("black" if truth is None else BAD if wrong else GOOD)
-    images = [data.source.images[row["index"]] for row in chosen]
-    told = (
-        f"Pool images over the range of the teacher's confidence ({entry['name']}), most confident first. "
-        "Green agrees with the truth that was set aside, red does not; training never sees it."
-    )
-    figure = pictures.tiles(images, titles, COLUMNS, colors)
-    return page.picture(folder.report / "pseudo_labels.png", figure, "Pseudo-labels", told)
 
 
 def _mistakes(

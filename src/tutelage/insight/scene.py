@@ -1,6 +1,6 @@
 """What training will draw, as arrays: views pass after pass, single operations, mixed pairs; and how fast.
 
-The pipeline, the key and the indices are those of the strategy's first stage.
+The pipeline, the key and the indices are those of the labelled images in the strategy's first stage.
 """
 
 import time
@@ -83,7 +83,7 @@ def scene_of(config: Config, tell: Tell = silent) -> Scene:
     pipeline = Pipeline(augmentation.transforms, Key(0, "check"), augmentation.strong)
     first = next(stage for stage in stages(config, data.source, data.splits) if isinstance(stage, Fit))
     pipeline.check(data.source.images[0])
-    (stream,) = first.streams({})
+    stream = next(stream for stream in first.streams({}) if stream.name == "labelled")
     return Scene(config, data, first, stream)
 
 

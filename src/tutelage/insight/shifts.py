@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tutelage.config import Shift
-from tutelage.data import ImageDataModule
+from tutelage.data import ImageDataModule, data_module
 from tutelage.errors import UserError
 from tutelage.insight.curves import Curve, read_curve, write_curve
 from tutelage.models import ImageClassifier, informed, load_classifier
@@ -82,7 +82,9 @@ def curve(folder: RunFolder, record: Mapping[str, Any], data: ImageDataModule, s
 
 def _accuracies(network: ImageClassifier, data: ImageDataModule, shift: Shift) -> list[float]:
     """Return the network's accuracy on the test images at each strength."""
-    strengths = STRENGTHS[shift]
+    strengths, size = STRENGTHS[shift], network.spec.image_size
+    if size != data.config.image_size:  # fine-tuned at another one
+        data = data_module(data.config.model_copy(update={"image_size": size}))
     right = np.zeros(len(strengths))
     with torch.inference_mode():
         for batch in data.plain(data.splits.test):

@@ -15,7 +15,7 @@ from tutelage.config import DataConfig
 from tutelage.data import data_module
 from tutelage.insight.receptive_field import ReceptiveFields
 from tutelage.models import ImageClassifier, make_classifier
-from tutelage.runs.execute import spec_of
+from tutelage.runs.under_way import spec_of
 from tutelage.runs.work import size_of
 
 HEADER = ("layer", "kind", "output", "sees", "stride", "multiply-adds", "parameters")

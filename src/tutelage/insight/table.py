@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 HEADER = ("stage", "network", "weights", "steps", "labels")
 PSEUDO = ("pseudo", "right")
-VALIDATION, TEST = "val/accuracy", "test/accuracy"
+CHANGED, CHANGED_TOLD = "changed", "changed: the share of the pool labelled otherwise than in the round before"
+VALIDATION, TEST, POOL_CHANGED = "val/accuracy", "test/accuracy", "pool/changed"
 TASK, FURTHER = re.compile(r"test/(task)-(\d+)"), re.compile(r"test-(.+)/accuracy")
 FORGETS = "forgets"
 NO_VALUE = "-"
@@ -28,15 +29,19 @@ OF_TASKS = (
 )
 
 
-def header(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what heads the columns: where a run learned tasks, these stand in place of the whole test set."""
+def header(record: Mapping[str, Any], wide: bool = True) -> tuple[str, ...]:
+    """Return what heads the columns: where a run learned tasks, these stand in place of the whole test set.
+
+    A wide table says which share of the pseudo-labels changed since the round before, where there was one.
+    """
     measured = [TASK.sub(r"\1 \2", FURTHER.sub(r"\1", key.replace(TEST, "test"))) for key in _measured(record)]
     if _tasks(record):
         return (*HEADER, "val", *measured, FORGETS)
-    return (*HEADER, *(PSEUDO if _labelled(record) else ()), "val", *measured)
+    changed = (CHANGED,) if wide and _changed(record) else ()
+    return (*HEADER, *(PSEUDO if _labelled(record) else ()), *changed, "val", *measured)
 
 
-def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def rows(record: Mapping[str, Any], wide: bool = True) -> list[tuple[str, ...]]:
     """Return one row a trained network: what it learned from, and how well it does."""
     table: list[tuple[str, ...]] = []
     waiting: Mapping[str, Any] = {}  # the labels that the next student learns from
@@ -54,6 +59,7 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 f"{entry['steps']:,}",
                 f"{entry['labels']:,}",
                 *(pseudo if _labelled(record) else ()),
+                *((_percent(waiting.get(POOL_CHANGED)),) if wide and _changed(record) else ()),
                 _percent(result.get(VALIDATION)),
                 *(_percent(result.get(key)) for key in _measured(record)),
                 *((_points(forgotten(record, entry)),) if _tasks(record) else ()),
@@ -92,6 +98,11 @@ def _labelled(record: Mapping[str, Any]) -> bool:
     return any(entry["kind"] == "label" for entry in record["stages"])
 
 
+def _changed(record: Mapping[str, Any]) -> bool:
+    """Return whether it is known how many labels changed from one round to the next."""
+    return any(POOL_CHANGED in entry["result"] for entry in record["stages"])
+
+
 def _tasks(record: Mapping[str, Any]) -> bool:
     return any(_of_tasks(entry["result"]) for entry in record["stages"])
 
@@ -104,7 +115,7 @@ def _measured(record: Mapping[str, Any]) -> list[str]:
     return [TEST, *(key for key in keys if FURTHER.fullmatch(key))]
 
 
-def notes(record: Mapping[str, Any]) -> list[str]:
+def notes(record: Mapping[str, Any], wide: bool = True) -> list[str]:
     """Return what belongs under the table."""
     fits = [entry for entry in record["stages"] if entry["kind"] == "fit"]
     kind, images = fits[0]["validation"], fits[0]["validation_images"]
@@ -124,7 +135,8 @@ def notes(record: Mapping[str, Any]) -> list[str]:
     labels = [entry for entry in record["stages"] if entry["kind"] == "label"]
     if labels:
         right = "; right: the share of them labelled as in truth" if "pool/right" in labels[0]["result"] else ""
-        lines.append(f"pseudo: pool images kept with the teacher's label{right}.")
+        changed = f"; {CHANGED_TOLD}" if wide and _changed(record) else ""
+        lines.append(f"pseudo: pool images kept with the teacher's label{right}{changed}.")
     lines.append(told if tested is None else f"{told} Test: {tested:,} images.")
     lines += [OF_TASKS] if _tasks(record) else []
     lines += dict.fromkeys(e.get("told") or OLD_CONTROL for e in fits if e["control"] or e.get("told"))
@@ -135,29 +147,41 @@ def notes(record: Mapping[str, Any]) -> list[str]:
 
 
 def print_table(record: Mapping[str, Any]) -> None:
-    """Print the table and its notes."""
+    """Print the table, wide where it fits the terminal, and its notes."""
     from rich.console import Console
+
+    console = Console()
+    table = _drawn(record, wide=True)
+    wide = _width(table) <= console.width
+    print_whole(table if wide else _drawn(record, wide=False))
+    for line in notes(record, wide):
+        console.print(line, style="dim", highlight=False)
+
+
+def _drawn(record: Mapping[str, Any], wide: bool) -> "Table":
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, name in enumerate(header(record)):
+    for number, name in enumerate(header(record, wide)):
         table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)  # noqa: PLR2004 - two texts
-    for row in rows(record):
+    for row in rows(record, wide):
         table.add_row(*row, style="bold" if row[0] == last_fit(record) else None)
-    console = Console()
-    print_whole(table)
-    for line in notes(record):
-        console.print(line, style="dim", highlight=False)
+    return table
 
 
 def print_whole(table: "Table") -> None:
     """Print a table without cutting anything; where a terminal is narrower its lines wrap."""
     from rich.console import Console
+
+    Console(width=max(_width(table), Console().width)).print(table)
+
+
+def _width(table: "Table") -> int:
+    from rich.console import Console
     from rich.measure import Measurement
 
     console = Console()
-    needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
-    Console(width=max(needed, console.width)).print(table)
+    return Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
 
 
 def _code(version: str, git: str | None) -> str:

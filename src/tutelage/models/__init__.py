@@ -17,6 +17,7 @@ from tutelage.models.timm import Timm
 from tutelage.models.torchvision import Torchvision
 from tutelage.models.tuning import Tuning, freeze
 from tutelage.models.vgg import VGG
+from tutelage.models.views import VIEWS, viewed
 from tutelage.models.weights import load_classifier, make_classifier, save_classifier, weight_hash
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MLP",
     "UNLEARNED",
     "VGG",
+    "VIEWS",
     "AlexNet",
     "Answers",
     "Heads",
@@ -59,5 +61,6 @@ __all__ = [
     "softened_divergence",
     "start_from",
     "take_over",
+    "viewed",
     "weight_hash",
 ]

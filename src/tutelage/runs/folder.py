@@ -112,8 +112,9 @@ class Record:
         self._write()
 
     def finish(self, result: dict[str, Any], order: Sequence[str]) -> None:
-        """Write the run down as finished, its stages in ``order``."""
-        self.content["stages"].sort(key=lambda entry: order.index(entry["name"]))
+        """Write the run down as finished, its stages in ``order``; others were not needed after all."""
+        done = {entry["name"]: entry for entry in self.content["stages"]}
+        self.content["stages"] = [done[name] for name in order]
         self.content |= {"status": FINISHED, "finished": _now(), "result": result}
         self._write()
 
@@ -160,8 +161,17 @@ def trained(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def last_fit(record: Mapping[str, Any]) -> str:
-    """Return the name of the network that the run is after: the last one trained before the control."""
-    return next(str(e["name"]) for e in reversed(record["stages"]) if e["kind"] == "fit" and not e["control"])
+    """Return the name of the network that the run is after: the last one trained that is no control nor rejected."""
+    return next(
+        str(entry["name"])
+        for entry in reversed(record["stages"])
+        if entry["kind"] == "fit" and not entry["control"] and not entry.get("rejected", False)
+    )
+
+
+def results_of(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the results of the stages that left a network, by name; of a record that may have none yet."""
+    return {entry["name"]: entry["result"] for entry in record.get("stages", ()) if entry["kind"] == "fit"}
 
 
 def stored_config(folder: RunFolder) -> Config:

@@ -43,11 +43,8 @@ def identity(config: Config, fingerprint: str) -> dict[str, Any]:
     trainer = {key: value for key, value in chosen.get("trainer", {}).items() if key in TRAINER_KEYS}
     if trainer:
         picked["trainer"] = trainer
-    if isinstance(config.strategy, NoisyStudentConfig):  # what the students are, not how it was written
-        picked["strategy"]["students"] = [
-            {"model": config.grown(student).model_dump(mode="json", exclude_defaults=True), "length": student.length}
-            for student in config.strategy.students
-        ]
+    if isinstance(config.strategy, NoisyStudentConfig):
+        picked["strategy"] = _self_trained(config, config.strategy, picked["strategy"])
     if isinstance(config.strategy, TaughtConfig | LwFConfig):
         picked["strategy"] = _taught(config, config.strategy, picked["strategy"])
     if config.init_from is not None:
@@ -57,6 +54,18 @@ def identity(config: Config, fingerprint: str) -> dict[str, Any]:
     if fingerprint:
         picked["data"]["fingerprint"] = fingerprint
     return {"identity_version": IDENTITY_VERSION, **_plain_numbers(picked)}
+
+
+def _self_trained(config: Config, strategy: NoisyStudentConfig, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return what the students are, not how it was written, without the keys that change nothing beside the others."""
+    students = [
+        {"model": config.grown(student).model_dump(mode="json", exclude_defaults=True), "length": student.length}
+        for student in strategy.planned
+    ]
+    unused = {"rounds"} if strategy.until == "rounds" else set[str]()
+    if not strategy.soft_labels:
+        unused.add("temperature")
+    return {**{key: value for key, value in chosen.items() if key not in unused}, "students": students}
 
 
 def _taught(config: Config, strategy: TaughtConfig | LwFConfig, chosen: dict[str, Any]) -> dict[str, Any]:

@@ -14,19 +14,22 @@ import torch
 from tutelage import __version__
 from tutelage.augmentation import Pipeline
 from tutelage.config import Config, NearestNeighboursConfig
-from tutelage.data import ImageDataModule, data_module, few, read_probabilities
+from tutelage.data import ImageDataModule, data_module, few, placed
 from tutelage.errors import UserError
 from tutelage.models import freeze, make_classifier, start_from, take_over
 from tutelage.randomness import Key
 from tutelage.runs import work
-from tutelage.runs.execute import Run, fit, is_intact, label, memorise, spec_of, test
+from tutelage.runs.execute import fit, memorise
 from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.given import weights
 from tutelage.runs.interruption import Signals, Stopped
+from tutelage.runs.labelling import label
+from tutelage.runs.measuring import test
 from tutelage.runs.observer import Observer, StageWork
 from tutelage.runs.teaching import answers_asked, asking, check, check_given, outline
+from tutelage.runs.under_way import Run, is_intact, spec_of
 from tutelage.storage import remove_partials
-from tutelage.strategies import Fit, Label, Stage, stages
+from tutelage.strategies import Fit, Label, Stage
 
 TWO_CLASSES = ("one", "other")
 TEST = "test"  # the work behind the last stage
@@ -51,7 +54,7 @@ def run(
         Stopped: a signal asked for it; all is saved.
     """
     record = Record(folder)
-    _prepare_torch(config.trainer.threads or record.threads or len(os.sched_getaffinity(0)))
+    prepare_torch(config.trainer.threads or record.threads or len(os.sched_getaffinity(0)))
     data = data_module(config.data)
     with Signals().watched() as signals, _quiet():
 
@@ -64,8 +67,8 @@ def run(
         data.device = this.device
         work.size_of(config.model.arguments(), spec_of(config.data, TWO_CLASSES))  # before data is read or fetched
         check_given(config)
-        this.plan = stages(config, data.source, data.splits)
-        plan = _check(this)
+        this.plan = this.planned()
+        _check(this)
         if record.content and record.content["version"] != __version__:
             observer.say(f"warning: begun by version {record.content['version']}, goes on with {__version__}")
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -74,8 +77,7 @@ def run(
         record.begin(identity, command, torch.get_num_threads(), _told_of(data))
         observer.say(f"run: {folder.path}")
         _tell_of_data(this)
-        observer.begin(plan)
-        this.parts = [part.name for part in plan]
+        _show_plan(this)
         try:
             _execute(this)
         except Stopped:
@@ -88,22 +90,45 @@ def run(
 
 def _placed(config: Config) -> Config:
     """Return the config with whole paths of its data, so that the run can be looked at from anywhere."""
-    data = config.data
-    paths = {key: Path(value).expanduser() for key in ("root", "unlabelled") if (value := getattr(data, key))}
-    whole = {key: str(path.resolve()) for key, path in paths.items() if path.exists()}
-    return config.model_copy(update={"data": data.model_copy(update=whole)})
+    root, unlabelled = config.data.root, config.data.unlabelled
+    whole = {} if unlabelled is None else {"unlabelled": placed(unlabelled)}
+    if root is not None and (path := Path(root).expanduser()).exists():
+        whole["root"] = str(path.resolve())
+    return config.model_copy(update={"data": config.data.model_copy(update=whole)})
 
 
 def _execute(this: Run) -> None:
     """Execute the stages that are not finished, then the test."""
-    for stage in this.plan:
+    number = 0
+    while number < len(this.plan):
+        stage = this.plan[number]
         if this.record.stage(stage.name) is None or not is_intact(this, stage):
             this.show(stage.name)
             this.record.finish_stage(_done(this, stage))
-        if isinstance(stage, Label):
-            this.selections[stage.name] = stage.select(read_probabilities(this.place(stage).path))
+        _plan_again(this)
+        number += 1
     this.show(TEST)
     test(this)
+
+
+def _plan_again(this: Run) -> None:
+    """Plan what follows from the stages that are finished by now; note which of them are not chosen after all."""
+    names = [stage.name for stage in this.plan]
+    this.plan = this.planned()
+    for stage in this.plan:
+        entry = this.record.stage(stage.name)
+        if isinstance(stage, Fit) and stage.rejected and entry is not None and not entry.get("rejected"):
+            this.record.finish_stage({**entry, "rejected": True})
+            this.observer.say(f"note: {stage.name} is no better on validation: it is not chosen, and there are no more")
+    if names != [stage.name for stage in this.plan]:
+        _show_plan(this)
+
+
+def _show_plan(this: Run) -> None:
+    """Tell the observer what there is to do, and how much of it each part is."""
+    plan = _plan(this, {stage.name: this.size(stage).flops for stage in this.plan if isinstance(stage, Fit)})
+    this.observer.begin(plan)
+    this.parts = [part.name for part in plan]
 
 
 def _done(this: Run, stage: Stage) -> dict[str, Any]:
@@ -113,8 +138,8 @@ def _done(this: Run, stage: Stage) -> dict[str, Any]:
     return memorise(this, stage) if stage.one_pass else fit(this, stage)
 
 
-def _check(this: Run) -> Sequence[StageWork]:
-    """Try the device, the pipeline and every network, before anything is written, and return what stages will cost.
+def _check(this: Run) -> None:
+    """Try the device, the pipeline and every network, before anything is written.
 
     Raises:
         UserError: one of them cannot be had.
@@ -126,9 +151,7 @@ def _check(this: Run) -> Sequence[StageWork]:
         raise UserError("trainer.precision=16-mixed: no CUDA device is visible; use 32-true or bf16-mixed")
     views = this.config.augmentation
     Pipeline(views.transforms, Key(0, "check"), views.strong).check(this.data.source.images[0])
-    sizes = {
-        stage.name: work.size_of(stage.model.arguments(), this.spec) for stage in this.plan if isinstance(stage, Fit)
-    }
+    sizes = {stage.name: this.size(stage) for stage in this.plan if isinstance(stage, Fit)}
     for stage in this.plan:
         if isinstance(stage, Fit) and stage.grows_from is not None:
             own, teachers = sizes[stage.name].parameters, sizes[stage.grows_from].parameters
@@ -139,11 +162,29 @@ def _check(this: Run) -> Sequence[StageWork]:
                 )
         if isinstance(stage, Fit):
             check(this, stage)
+            if not stage.augmented:
+                _check_finetuned(this, stage)
     if this.config.init_from is not None:
         _check_start(this)
     elif isinstance(this.config.model, NearestNeighboursConfig) and this.config.model.backbone is not None:
         this.observer.say("note: the backbone's weights are random; init_from=FILE gives it others")
-    return _plan(this, {name: size.flops for name, size in sizes.items()})
+
+
+def _check_finetuned(this: Run, stage: Fit) -> None:
+    """Raise a UserError unless the weights before serve a stage that goes on at a size of its own."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        networks = [make_classifier(stage.model.arguments(), spec) for spec in (this.spec, this.sees(stage))]
+    before, after = ([tensor.shape for tensor in network.state_dict().values()] for network in networks)
+    if before != after:
+        name = stage.model.arguments().get("name", stage.model.target.rpartition(".")[2].lower())
+        raise UserError(
+            f"strategy.finetune.image_size={stage.image_size}: the weights of model {name} depend on the size of the "
+            "image; take a network that pools over the whole of it, such as model=resnet, or null"
+        )
+    try:
+        freeze(networks[-1].backbone, stage.tuning)
+    except UserError as error:
+        raise UserError(f"strategy.finetune.{str(error).removeprefix('strategy.')}") from None
 
 
 def _check_start(this: Run) -> None:
@@ -220,7 +261,7 @@ def _tell_of_data(this: Run) -> None:
             this.observer.say(f"warning: {what} with {told}: {few(names)}")
 
 
-def _prepare_torch(threads: int) -> None:
+def prepare_torch(threads: int) -> None:
     """Fix what decides over bits: threads and deterministic kernels, for every stage alike."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)

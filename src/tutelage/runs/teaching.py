@@ -38,7 +38,7 @@ from tutelage.storage import digest, remove_partials, write_json
 from tutelage.strategies import Fit, Teaching
 
 if TYPE_CHECKING:
-    from tutelage.runs.execute import Run
+    from tutelage.runs.under_way import Run
 
 TEACHERS = "strategy.teachers"
 FOLDER = ".answers"  # beside the runs, which share it

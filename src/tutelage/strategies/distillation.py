@@ -170,7 +170,8 @@ def _all(config: Config, source: Source, splits: Splits) -> Stream:
         if asked:
             raise UserError(f"strategy.images=all: {key} needs the labels of all images; set it to {instead}")
     targets = np.concatenate([source.labels[splits.labelled], np.full(len(splits.pool), UNKNOWN)])
-    return Stream("all", np.concatenate([splits.labelled, splits.pool]), targets, config.data.batch_size)
+    indices = np.concatenate([splits.labelled, splits.pool])
+    return Stream("all", indices, targets, config.data.batch_size, blocks=splits.blocks)
 
 
 def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:

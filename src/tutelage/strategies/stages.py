@@ -3,15 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from pytorch_lightning import LightningModule
 
 from tutelage.config import Config, Targeted
-from tutelage.data import UNKNOWN, Selection, Source, Splits, Stream
+from tutelage.data import UNKNOWN, Labels, Selection, Source, Splits, Stream
 from tutelage.errors import UserError
 from tutelage.models import Tuning
 
+Results = Mapping[str, Mapping[str, float]]  # of finished Fit stages, by name
+NOTHING: Results = MappingProxyType({})
 SCRATCH = ""  # as a stage to start from: random weights, whatever init_from says
 
 
@@ -55,6 +58,11 @@ class Fit:
         judged: validation can tell how good its network is; where it cannot (no head has learned yet), there is none
             and the final weights are kept.
         told: what the stage is there for, as a sentence under the table.
+        rejected: it did not gain on validation: not what the run is after either.
+        image_size: the side of the images that it sees; None for ``data.image_size``.
+        augmented: whether images are augmented; else they are shown as they are.
+        lr_scale: its learning rate as a share of ``optimizer.lr``.
+        averages: its module averages weights itself, which ``optimizer.ema_decay`` then does not.
     """
 
     name: str
@@ -72,6 +80,11 @@ class Fit:
     teaching: Teaching | None = None
     judged: bool = True
     told: str = ""
+    rejected: bool = False
+    image_size: int | None = None
+    augmented: bool = True
+    lr_scale: float = 1.0
+    averages: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,12 +94,16 @@ class Label:
     Attributes:
         name: unique within the strategy.
         teacher: the name of the Fit stage whose network answers.
-        select: which answers are kept; a pure function of the probabilities (N, C).
+        select: which answers are kept; a pure function of the store.
+        views: which views of each image the teacher's probabilities are the mean of (see ``models.views``).
+        before: the Label stage of the round before, to count the labels that changed.
     """
 
     name: str
     teacher: str
-    select: Callable[[np.ndarray], Selection]
+    select: Callable[[Labels], Selection]
+    views: str = "one"
+    before: str | None = None
 
 
 Stage = Fit | Label
@@ -140,7 +157,8 @@ def pool_batch(config: Config, splits: Splits, ratio: float) -> int:
 
 def unknown_stream(splits: Splits, batch_size: int) -> Stream:
     """Return the stream of the images without labels; whatever the truth is, training does not see it."""
-    return Stream("pool", splits.pool, np.full(len(splits.pool), UNKNOWN), batch_size)
+    unknown = np.full(len(splits.pool), UNKNOWN, dtype=np.int8)
+    return Stream("pool", splits.pool, unknown, batch_size, blocks=splits.blocks)
 
 
 def supervised_on(name: str, model: Targeted, extent: Length, *streams: Stream) -> Fit:

@@ -1,0 +1,106 @@
+"""Further processes that help a run to label its pool: ``tutelage label RUN``."""
+
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from tutelage.config import Config, DataConfig
+from tutelage.data import ImageDataModule, LabelStore, data_module, fingerprint
+from tutelage.errors import UserError
+from tutelage.models import load_classifier, weight_hash
+from tutelage.runs.folder import RunFolder, read_record, stored_config
+from tutelage.runs.interruption import Signals
+from tutelage.runs.labelling import FLOAT32, data_key, fill
+from tutelage.runs.observer import Observer, StageWork
+from tutelage.runs.runner import prepare_torch
+from tutelage.storage import is_sound
+
+
+def join(path: Path, root: str | None, observer: Observer) -> int:
+    """Label what nobody else is at, in every labelling stage of a run that is under way; return how many images.
+
+    No lock of the run is taken, and nothing is waited for: what other processes are at is left to them, and what they
+    leave half done to whoever comes next.
+
+    Args:
+        path: the run's folder.
+        root: where the data lies here; None for where it lay when the run was begun.
+        observer: is told what goes on.
+
+    Raises:
+        UserError: there is no such run, its data is not here, or this machine cannot compute as it does.
+        Stopped: a signal asked for it; the shards that are done are kept.
+    """
+    folder = RunFolder(path)
+    record = read_record(folder)
+    if record is None:
+        raise UserError(f"{path}: no run; label takes the folder of a run that labels its pool ('tutelage runs')")
+    begun = {place.name: LabelStore.under_way(place) for place in sorted(path.glob("stages/*"))}
+    under_way = {name: store for name, store in begun.items() if store is not None and not store.complete}
+    stores = [store for store in under_way.values() if is_sound(path / store.about["teacher"])]
+    if not stores:
+        return 0
+    config = _here(stored_config(folder), root)
+    prepare_torch(record.get("threads") or config.trainer.threads or 1)
+    data, device = _data(config.data, record, stores), _device(config, stores)
+    data.device = device
+    observer.begin([StageWork(name, len(store.missing)) for name, store in under_way.items() if store in stores])
+    with Signals().watched() as signals:
+        labelled = 0
+        for number, store in enumerate(stores, 1):
+            observer.stage(number)
+            labelled += _fill(path, store, data, device, observer, signals)
+    return labelled
+
+
+def _fill(
+    path: Path, store: LabelStore, data: ImageDataModule, device: torch.device, observer: Observer, signals: Signals
+) -> int:
+    """Label what is free of a store; return how many images."""
+    network = load_classifier(path / store.about["teacher"])
+    if weight_hash(network) != store.about["weights"]:
+        return 0  # the teacher was trained again since; its run begins the store anew
+    before = set(store.missing)
+    with closing(fill(store, network, data, device)) as batches:
+        for answered in batches:
+            observer.progress(answered / store.count, {"images": f"{answered}/{store.count}"})
+            signals.answer()
+    return sum(last - first for first, last in map(store.bounds, before & store.written))
+
+
+def _here(config: Config, root: str | None) -> Config:
+    """Return a config whose data lies in ``root``, where that is given."""
+    if root is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+
+def _data(config: DataConfig, record: dict[str, object], stores: list[LabelStore]) -> ImageDataModule:
+    """Return the run's data.
+
+    Raises:
+        UserError: what lies here is something else.
+    """
+    begun = record.get("identity")
+    known = begun.get("data", {}).get("fingerprint", "") if isinstance(begun, dict) else ""
+    data = data_module(config)
+    if fingerprint(config) != known or any(
+        store.about["data"] != data_key(record, data.splits.pool) for store in stores
+    ):
+        raise UserError(f"data.root={config.root}: other images than the run has; say where these lie by data.root=")
+    return data
+
+
+def _device(config: Config, stores: list[LabelStore]) -> torch.device:
+    """Return where to compute.
+
+    Raises:
+        UserError: the run's precision is not to be had here.
+    """
+    if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda", 0)
+    lower = next((store.about["precision"] for store in stores if store.about["precision"] != FLOAT32), None)
+    if lower is not None:
+        raise UserError(f"the run labels in {lower} on a GPU; no CUDA device is visible here: help where there is one")
+    return torch.device("cpu")

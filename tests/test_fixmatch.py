@@ -1,0 +1,154 @@
+"""FixMatch: what is minimised, on which views, and that it is one key away from others."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from conftest import outcome, run
+from test_data import data_config, source_of
+from test_models import spec_of
+from test_resume import killed_after
+from tutelage.compose import compose
+from tutelage.config import FixMatchConfig
+from tutelage.data import UNKNOWN, Shown, Training, split
+from tutelage.data.batches import StepBatches
+from tutelage.data.source import WholeImages
+from tutelage.errors import UserError
+from tutelage.models import LeNet5
+from tutelage.randomness import Key
+from tutelage.strategies import Fit, stages
+from tutelage.strategies.fixmatch import FixMatch
+
+SHARED = (  # with every strategy that learns from a pool
+    "schedule.epochs=null",
+    "schedule.steps=6",
+    "data.limit=200",
+    "data.batch_size=8",
+    "data.labels_per_class=2",
+    "strategy.unlabelled_ratio=2",
+    "strategy.control=false",
+    "callbacks.report=false",
+)
+
+
+def recipe(threshold: float = 0.0, weight: float = 1.0) -> FixMatchConfig:
+    return FixMatchConfig(name="fixmatch", threshold=threshold, weight=weight)
+
+
+def batch(views: int = 1, labelled: int = 4, pool: int = 6) -> dict[str, Shown]:
+    generator = torch.Generator().manual_seed(0)
+
+    def images(count: int) -> torch.Tensor:
+        return torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+
+    targets = torch.randint(0, 10, (labelled,), generator=generator).repeat(views)
+    return {
+        "labelled": Shown(images(views * labelled), targets),
+        "pool": Shown(images(2 * pool), torch.zeros(2 * pool)),
+    }
+
+
+def module(config: FixMatchConfig, views: int = 1) -> FixMatch:
+    torch.manual_seed(0)
+    return FixMatch(LeNet5(spec_of()), config, views)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("counted", [6, 2])
+def test_by_hand_the_loss_is_equations_3_and_4_in_one_forward(views, counted):
+    shown = batch(views)
+    weak, strong = shown["pool"].images.split(6)
+    probabilities = module(recipe()).student(weak).softmax(1).detach()
+    certainty, answers = probabilities.max(1)
+    threshold = 0.0 if counted == 6 else float(certainty.sort().values[-counted] - 1e-6)
+    learner, calls = module(recipe(threshold, weight=3.0), views), []
+    learner.student.backbone.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
+    parts = learner.training_step(shown, 0)
+    assert calls == [4 + 12]  # of two views of a labelled image the weak one
+    logits = learner.student(strong).log_softmax(1)
+    on_pool = sum(-row[a] for row, a, c in zip(logits, answers, certainty, strict=True) if c >= threshold) / 6
+    on_labelled = functional.cross_entropy(learner.student(shown["labelled"].images[:4]), shown["labelled"].targets[:4])
+    torch.testing.assert_close(parts["loss_labelled"], on_labelled.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(parts["loss_pool"], on_pool.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(parts["loss"], on_labelled + 3 * on_pool, rtol=1e-6, atol=1e-6)
+    assert parts["sure"].item() == pytest.approx(counted / 6)
+
+
+def test_no_gradient_comes_by_way_of_the_weak_view():
+    learner, shown = module(recipe(weight=1.0)), batch()
+    images = shown["pool"].images
+    logits = []
+
+    def keep(module, given, out):
+        out.retain_grad()
+        logits.append(out)
+
+    learner.student.head.register_forward_hook(keep)
+    learner.training_step(shown, 0)["loss"].backward()
+    (found,) = logits
+    assert not found.grad[4 : 4 + len(images) // 2].any()
+    assert found.grad[4 + len(images) // 2 :].any(dim=1).all()
+
+
+def plan_of(*overrides: str, **data: int):
+    config = compose(["strategy=fixmatch", "schedule.epochs=null", "schedule.steps=10", *overrides])
+    source = source_of(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    return config, stages(config, source, split(source, data_config(**data)))
+
+
+def test_the_control_takes_as_many_steps_on_the_labels_alone():
+    _, plan = plan_of("data.batch_size=8", labels_per_class=3)
+    matched, control = plan
+    assert [stage.name for stage in plan] == ["fixmatch", "control"]
+    assert isinstance(matched, Fit)
+    assert isinstance(control, Fit)
+    assert (matched.steps, matched.epoch_steps, matched.model) == (control.steps, control.epoch_steps, control.model)
+    assert control.control
+    assert [stream.name for stream in control.streams({})] == ["labelled"]
+    labelled, pool = matched.streams({})
+    assert (labelled.batch_size, pool.batch_size) == (8, 56)  # mu = 7 in the paper's table 4
+    assert set(pool.targets.tolist()) == {UNKNOWN}  # the truth stays outside
+    assert [stage.name for stage in plan_of("strategy.control=false", labels_per_class=3)[1]] == ["fixmatch"]
+
+
+@pytest.mark.parametrize("augmentation", ["weak_strong", "affine_randaugment"])
+def test_the_pools_batch_is_each_images_weak_view_and_then_its_strong_one(augmentation):
+    overrides = [f"augmentation={augmentation}", "data.batch_size=8"]
+    config, (matched, _) = plan_of(*overrides, labels_per_class=3)
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (128, 28, 28, 1), dtype=np.uint8)
+    _, pool = matched.streams({})
+    views = config.augmentation
+    training = Training([pool], views.transforms, lambda name: Key(0, "fixmatch", name), 2, strong=views.strong)
+    batches = StepBatches(WholeImages(images), training, (28, 28, 1))
+    shown = batches[0]["pool"]
+    weak, strong = shown.images.chunk(2)
+    assert len(shown.targets) == len(shown.images) == 2 * 56
+    assert not torch.equal(weak, strong)
+    plain = images[pool.indices]
+    stored = {image.tobytes() for image in plain}
+    as_it_is = [image.contiguous().numpy().tobytes() in stored for image in weak.permute(0, 2, 3, 1)]
+    assert all(as_it_is) == (augmentation == "affine_randaugment")
+    assert torch.equal(batches[0]["pool"].images, shown.images)
+    assert not torch.equal(batches[1]["pool"].images, shown.images)
+
+
+def test_what_it_cannot_do_is_said_in_a_line():
+    with pytest.raises(UserError, match="strategy=fixmatch: no unlabelled images; use fewer labels"):
+        plan_of()
+    with pytest.raises(UserError, match="strategy=fixmatch compares views of one image.*augmentation.mix=null"):
+        compose(["strategy=fixmatch", "augmentation=cutmix"])
+
+
+@pytest.mark.parametrize("strategy", ["noisy_student", "fixmatch", "mean_teacher", "pseudo_label"])
+def test_strategies_with_a_pool_are_one_key_apart(outputs, strategy):
+    assert run(outputs, f"strategy={strategy}", *SHARED) == 0
+
+
+def test_a_killed_run_ends_with_the_same_weights_and_tables(outputs, tmp_path):
+    overrides = ("strategy=fixmatch", "augmentation=weak_strong", "optimizer.ema_decay=0.9", *SHARED)
+    assert run(outputs, *overrides) == 0
+    assert run(tmp_path, *overrides, before=killed_after("fixmatch", 3)) == -9
+    assert run(tmp_path, *overrides) == 0
+    assert outcome(tmp_path) == outcome(outputs)

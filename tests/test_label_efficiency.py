@@ -1,0 +1,205 @@
+"""What a label is worth: the lines, the table, the picture and what is said by pairs, from records made by hand."""
+
+import json
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from test_data import data_config, source_of
+from tutelage.data import split
+from tutelage.insight import efficiency, pictures
+from tutelage.insight.comparison import compare
+from tutelage.insight.jobs import Outcome, finished_jobs
+from tutelage.insight.pairs import against_plain
+
+PER_CLASS, CLASSES = (10, 20), 10
+ACCURACY = {  # of seeds 1, 2, 3, by strategy and labels a class
+    ("supervised", 10): (0.70, 0.72, 0.71),
+    ("supervised", 20): (0.76, 0.75, 0.77),
+    ("noisy_student", 10): (0.75, 0.76, 0.78),
+    ("noisy_student", 20): (0.79, 0.79, 0.80),
+}
+
+
+def fit(name, accuracy, control=False, held=0):
+    return {
+        "name": name,
+        "kind": "fit",
+        "control": control,
+        "seconds": 1.0,
+        "labels": 10,
+        "validation": "inside" if held else "none",
+        "validation_images": held,
+        "result": {"test/accuracy": accuracy},
+    }
+
+
+def finished(folder, overrides, stages, per_class, classes=CLASSES):
+    folder.mkdir(parents=True)
+    record = {
+        "status": "finished",
+        "result": stages[0]["result"],
+        "stages": stages,
+        "data": {"test": 100, "labelled": [per_class] * classes},
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    return Outcome(overrides, folder)
+
+
+def sweep(root, accuracy=ACCURACY, seeds=3):
+    return [
+        finished(
+            root / f"{strategy}-{per_class}-{seed}",
+            [f"strategy={strategy}", f"data.labels_per_class={per_class}", f"seed={seed + 1}", "debug=tiny"],
+            [fit("network", value)],
+            per_class,
+        )
+        for (strategy, per_class), values in accuracy.items()
+        for seed, value in enumerate(values[:seeds])
+    ]
+
+
+def test_a_line_a_strategy_over_the_number_of_labels_in_all(tmp_path):
+    jobs, keys, _ = finished_jobs(sweep(tmp_path))
+    plain, student = efficiency.lines(keys, jobs)
+    assert (plain.name, plain.plain, student.name, student.plain) == ("supervised", True, "noisy_student", False)
+    assert [(point.labels, point.accuracies) for point in student.points] == [
+        (100, ACCURACY["noisy_student", 10]),
+        (200, ACCURACY["noisy_student", 20]),
+    ]
+    values = ACCURACY["noisy_student", 10]
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert student.points[0].interval == pytest.approx((np.mean(values), low, high))
+
+
+def test_labels_held_out_for_validation_are_labels_too(tmp_path):
+    (job,), _, _ = finished_jobs([finished(tmp_path / "a", ["seed=1"], [fit("network", 0.5, held=12)], 9)])
+    assert efficiency.budget(job) == 102
+
+
+def test_a_share_of_all_labels_and_all_of_them_have_their_places_too(tmp_path):
+    outcomes = [
+        finished(tmp_path / value, [f"data.labels={value}"], [fit("network", 0.5)], labels, classes=3)
+        for value, labels in (("0.1", 7), ("null", 70))
+    ]
+    jobs, keys, _ = finished_jobs(outcomes)
+    (line,) = efficiency.lines(keys, jobs)
+    assert [point.labels for point in line.points] == [21, 210]
+
+
+def test_a_sweep_that_leaves_the_budget_alone_has_no_such_lines(tmp_path):
+    jobs, keys, _ = finished_jobs(sweep(tmp_path, {("a", 10): (0.1,), ("b", 10): (0.2,)}))
+    assert efficiency.lines(keys, jobs) == []
+
+
+def test_where_nothing_but_the_budget_varies_the_control_is_a_line(tmp_path):
+    outcomes = [
+        finished(
+            tmp_path / str(n), [f"data.labels_per_class={n}"], [fit("student-1", 0.8), fit("control", 0.7, True)], n
+        )
+        for n in PER_CLASS
+    ]
+    jobs, keys, _ = finished_jobs(outcomes)
+    told = {
+        line.name: ([point.accuracies for point in line.points], line.plain) for line in efficiency.lines(keys, jobs)
+    }
+    assert told == {"student-1": ([(0.8,), (0.8,)], False), "control": ([(0.7,), (0.7,)], True)}
+
+
+def test_the_table_has_a_row_a_number_of_labels_and_a_column_a_line(tmp_path):
+    jobs, keys, _ = finished_jobs(sweep(tmp_path)[:-1])  # one run is missing
+    head, rows = efficiency.table(efficiency.lines(keys, jobs))
+    assert head == ["labels", "runs", "supervised", "noisy_student"]
+    assert rows == [
+        ["100", "3", "71.0 % +- 1.0", "76.3 % +- 1.5"],
+        ["200", "2-3", "76.0 % +- 1.0", "79.0 % +- 0.0"],
+    ]
+
+
+def test_what_a_strategy_bought_is_told_by_pairs_of_the_same_seed(tmp_path):
+    jobs, keys, _ = finished_jobs(sweep(tmp_path))
+    gains = 100 * (np.array(ACCURACY["noisy_student", 10]) - ACCURACY["supervised", 10])
+    low, high = stats.t.interval(0.95, 2, gains.mean(), stats.sem(gains))
+    first, second = against_plain(keys, jobs)
+    assert first == (
+        f"noisy_student - supervised at 100 labels: +5.3 (95 % interval {low:.1f} to {high:.1f}) points, "
+        "by pairs of the same seed"
+    )
+    assert second.startswith("noisy_student - supervised at 200 labels: +3.3 (")
+
+
+def test_a_run_without_its_pair_is_left_out_of_the_comparison(tmp_path):
+    jobs, keys, _ = finished_jobs([one for one in sweep(tmp_path) if "supervised-10-1" not in str(one.path)])
+    gains = 100 * np.array([0.75 - 0.70, 0.78 - 0.71])
+    assert against_plain(keys, jobs)[0].startswith(f"noisy_student - supervised at 100 labels: {gains.mean():+.1f} (")
+
+
+def test_one_pair_says_nothing(tmp_path):
+    jobs, keys, _ = finished_jobs(sweep(tmp_path, seeds=1))
+    assert against_plain(keys, jobs) == []
+
+
+def test_an_ablation_is_told_against_the_whole(tmp_path):
+    values = {"nothing": (0.8, 0.81), "noise": (0.75, 0.77)}
+    outcomes = [
+        finished(
+            tmp_path / f"{arm}{seed}", [f"experiment/without={arm}", f"seed={seed}"], [fit("student-2", value)], 10
+        )
+        for arm, accuracies in values.items()
+        for seed, value in enumerate(accuracies)
+    ]
+    jobs, keys, _ = finished_jobs(outcomes)
+    (line,) = against_plain(keys, jobs)
+    assert line.startswith("without noise - without nothing: -4.5 (")
+
+
+def test_the_picture_stands_first_on_the_page_then_the_table_then_what_was_bought(tmp_path, capsys):
+    compare(sweep(tmp_path / "worth"), "tutelage train -m it")
+    (file,) = tmp_path.glob("worth/sweep-*/index.html")
+    page = file.read_text()
+    order = [page.index(part) for part in ("What a label is worth", "<td>76.3 % +- 1.5</td>", "+5.3 (", "ms an answer")]
+    assert order == sorted(order)
+    assert (file.parent / "labels.png").stat().st_size > 10_000
+    assert len(re.findall(r"<h2>.*?</h2>", page)) == 4  # of the picture, all measures, costs over labels, the runs
+    shown = capsys.readouterr().out
+    assert re.search(r"^100 +3 +71.0 % \+- 1.0 +76.3 % \+- 1.5$", shown, re.MULTILINE)
+    assert "noisy_student - supervised at 200 labels: +3.3" in shown
+
+
+def test_the_picture_has_a_band_where_there_are_seeds_and_names_every_line(tmp_path):
+    jobs, keys, _ = finished_jobs(sweep(tmp_path))
+    lines = {line.name: [(p.labels, p.interval) for p in line.points] for line in efficiency.lines(keys, jobs)}
+    (axes,) = pictures.label_curves(lines, plain=["supervised"]).axes
+    assert axes.get_xscale() == "log"
+    assert {text.get_text() for text in axes.texts} == set(lines)
+    drawn = {tuple(np.round(line.get_ydata(), 6)) for line in axes.lines}
+    assert drawn == {tuple(round(p[1].value, 6) for p in points) for points in lines.values()}
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]  # the plain line's lies lowest
+    ends = [point[1] for point in lines["supervised"]]
+    assert (band.min(), band.max()) == pytest.approx((min(i.low for i in ends), max(i.high for i in ends)))
+
+
+@given(st.lists(st.floats(-3, 3), max_size=8), st.floats(0.01, 1))
+def test_names_are_moved_apart_and_keep_their_order_and_middle(places, spacing):
+    moved = pictures.apart(sorted(places), spacing)
+    assert len(moved) == len(places)
+    assert all(b - a >= spacing - 1e-9 for a, b in pairwise(moved))
+    assert sum(moved) == pytest.approx(sum(places), abs=1e-6)
+
+
+def test_names_that_lie_apart_stay_where_they_are():
+    assert pictures.apart([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
+
+
+@pytest.mark.parametrize(("asked", "limit", "labelled"), [(4, None, 8), (4, 6, 2), (2, 6, 4), (9, 6, 6), (4, 8, 4)])
+def test_a_small_trial_of_a_label_budget_leaves_a_pool_as_the_whole_would(asked, limit, labelled):
+    """Two classes of 9: a limit that swallows the budget leaves half of each class labelled."""
+    source = source_of(np.array([0, 1] * 9), test=2, unlabelled=0)
+    splits = split(source, data_config(labels_per_class=asked, limit=limit, validation="none"))
+    assert len(splits.labelled) == labelled
+    assert bool(len(splits.pool)) is (asked < 9)

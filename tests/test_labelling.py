@@ -1,0 +1,286 @@
+"""Labelling the pool: views, one process and several, killed, stopped, and helped from outside."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import command, forked, only_run, outcome, run
+from tutelage.data import LabelStore, labels_in, shard_files
+from tutelage.errors import UserError
+from tutelage.models import load_classifier, viewed
+from tutelage.models.views import shifted
+from tutelage.runs import stored_config
+from tutelage.runs.folder import RunFolder
+from tutelage.runs.observer import Observer
+
+TINY = (
+    "data=digits",
+    "data.labels_per_class=3",
+    "model=perceptron",
+    "strategy=noisy_student",
+    "strategy.students=[{length:1.0},{length:1.0}]",
+    "strategy.control=false",
+    "schedule.epochs=null",
+    "schedule.steps=4",
+    "data.batch_size=16",
+)
+STAGE = "stages/2-labels-1"
+POOL = 1_317  # images: 3 shards
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    outputs = tmp_path_factory.mktemp("labelling")
+    assert run(outputs, *TINY) == 0
+    return outputs
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    """The folder of a finished run, to be damaged."""
+    shutil.copytree(finished, tmp_path / "outputs")
+    return only_run(tmp_path / "outputs")
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.glob("stages/*/labels/*.npy"))}
+
+
+def join(folder: Path) -> int:
+    from tutelage.runs import joining
+
+    return joining.join(folder, None, Observer())
+
+
+def test_by_hand_a_shift_moves_the_image_and_repeats_its_edge():
+    image = torch.arange(9).reshape(1, 1, 3, 3)
+    assert shifted(image, 1, 0)[0, 0].tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5]]
+    assert shifted(image, 0, -1)[0, 0].tolist() == [[1, 2, 2], [4, 5, 5], [7, 8, 8]]
+
+
+@pytest.mark.parametrize(("views", "count"), [("one", 1), ("mirrored", 2), ("shifted", 5), ("mirrored_shifted", 10)])
+def test_probabilities_are_the_mean_over_different_views(views, count):
+    images = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
+    shown = []
+
+    def network(view: torch.Tensor) -> torch.Tensor:
+        shown.append(view)
+        return view.float()[:, 0, 0, :5]
+
+    found = viewed(network, images, views)
+    assert len(shown) == count
+    assert len({view.numpy().tobytes() for view in shown}) == count
+    assert (shown[0] == images).all()
+    torch.testing.assert_close(found, sum(network(view).softmax(1) for view in list(shown)) / count)
+    del shown[count:]
+    if "mirrored" in views:
+        assert all(any((other == view.flip(-1)).all() for other in shown) for view in shown)
+    if "shifted" in views:
+        moved = [view for view in shown if (view[:, :, 5:20, 5:20] == images[:, :, 7:22, 7:22]).all()]
+        assert len(moved) == 1  # by a 14th of 28 pixels up and to the left
+
+
+def test_the_store_holds_what_the_teacher_answers_to_the_pool_as_it_is(finished):
+    from tutelage.data import data_module
+
+    folder = only_run(finished)
+    data = data_module(stored_config(RunFolder(folder)).data)
+    teacher = load_classifier(folder / "stages/1-teacher/checkpoints/final.ckpt").eval()
+    images = torch.from_numpy(data.source.images[data.splits.pool]).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        expected = teacher(images).softmax(dim=1).numpy()
+    labels = labels_in(folder / STAGE)
+    assert labels.count == len(data.splits.pool) == POOL
+    assert labels[np.arange(POOL)] == pytest.approx(expected, abs=5e-4)
+
+
+def test_the_second_round_says_how_many_labels_changed(finished):
+    folder = only_run(finished)
+    entries = {entry["name"]: entry for entry in json.loads((folder / "run.json").read_text())["stages"]}
+    assert "pool/changed" not in entries["labels-1"]["result"]
+    places = sorted(folder.glob("stages/*-labels-*"))
+    first, second = (labels_in(place).answers for place in places)
+    assert entries["labels-2"]["result"]["pool/changed"] == pytest.approx((first != second).mean(), abs=1e-6)
+    assert json.loads((places[1] / "round.json").read_text())["changed"] == (first != second).sum()
+
+
+def test_views_are_averaged_and_belong_to_what_the_labels_are(finished, tmp_path):
+    assert run(tmp_path, *TINY, "strategy.views=mirrored") == 0
+    plain, mirrored = (only_run(outputs) / STAGE for outputs in (finished, tmp_path))
+    assert json.loads((mirrored / "labels/about.json").read_text())["views"] == "mirrored"
+    assert np.abs(labels_in(plain)[np.arange(50)] - labels_in(mirrored)[np.arange(50)]).max() > 0.01
+
+
+def killed_at(shard: int) -> Callable[[], None]:
+    """Return a trap that kills a process in the middle of a shard's file."""
+
+    def trap() -> None:
+        from tutelage.data import label_store
+
+        write = label_store.write_checked
+
+        def some(path: Path, put: Callable) -> str:
+            def half(file) -> None:
+                file.write(b"half a shard")
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            return write(path, half if path.name == f"{shard:05d}.npy" else put)
+
+        label_store.write_checked = some
+
+    return trap
+
+
+def test_a_run_killed_in_the_middle_of_a_shard_goes_on_behind_the_last_whole_one(finished, outputs):
+    assert run(outputs, *TINY, before=killed_at(1)) == -signal.SIGKILL
+    folder = only_run(outputs)
+    (whole,) = (folder / STAGE / "labels").glob("*.npy")
+    written = whole.stat().st_mtime_ns
+    assert list((folder / STAGE / "labels").glob(".partial-*"))
+    assert run(outputs, *TINY) == 0
+    assert whole.stat().st_mtime_ns == written
+    assert shards(folder) == shards(only_run(finished))
+    assert outcome(outputs) == outcome(finished)
+    assert not list(folder.rglob(".partial-*"))
+    assert not list((folder / STAGE / "labels/.locks").iterdir())
+
+
+def test_a_run_stopped_while_labelling_keeps_its_shards(finished, outputs):
+    def stop() -> None:
+        write = LabelStore.write
+
+        def stopping(self, shard, rows):
+            write(self, shard, rows)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        LabelStore.write = stopping
+
+    assert run(outputs, *TINY, before=stop) == 128 + signal.SIGTERM
+    assert shards(only_run(outputs))
+    assert run(outputs, *TINY) == 0
+    assert outcome(outputs) == outcome(finished)
+    assert shards(only_run(outputs)) == shards(only_run(finished))
+
+
+def test_two_processes_that_join_leave_what_one_leaves(finished, copied):
+    for file in shard_files(copied / STAGE, POOL):
+        file.unlink()
+    children = []
+    for _ in range(2):
+        child = os.fork()
+        if not child:
+            try:
+                join(copied)
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    assert shards(copied) == shards(only_run(finished))
+
+
+def test_a_run_waits_for_a_shard_that_another_process_is_at_and_takes_it_over_where_that_dies(finished, copied):
+    files = shard_files(copied / STAGE, POOL)
+    record = json.loads((copied / "run.json").read_text())
+    record["status"], record["stages"] = "failed", record["stages"][:1]
+    (copied / "run.json").write_text(json.dumps(record))
+    for file in files:
+        file.unlink()
+    about = json.loads((copied / STAGE / "labels/about.json").read_text())
+    given = {name: value for name, value in about.items() if name not in {"images", "classes", "shard"}}
+    child = os.fork()
+    if not child:
+        with LabelStore(copied / STAGE, POOL, 10, given).claim(1):
+            while not (files[0].exists() and files[2].exists()):  # written by the run, which leaves out the one between
+                time.sleep(0.01)
+            time.sleep(0.3)
+            os._exit(files[1].exists())
+    while not (copied / STAGE / "labels/.locks/00001").exists():
+        time.sleep(0.01)
+    outputs = copied.parents[1]
+    assert run(outputs, *TINY) == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert shards(copied) == shards(only_run(finished))
+    assert outcome(outputs) == outcome(finished)
+
+
+def test_progress_counts_each_image_once_also_those_of_others(copied):
+    from tutelage.data import data_module
+    from tutelage.runs.labelling import fill
+
+    (copied / STAGE / "labels/00000.npy").unlink()
+    (copied / STAGE / "labels/00002.npy").unlink()
+    store = LabelStore.under_way(copied / STAGE)
+    data = data_module(stored_config(RunFolder(copied)).data)
+    teacher = load_classifier(copied / "stages/1-teacher/checkpoints/final.ckpt")
+    assert list(fill(store, teacher, data, torch.device("cpu"))) == [1024, POOL]
+    assert store.complete
+
+
+def test_the_command_labels_what_is_left_and_says_how_much(finished, copied):
+    (copied / STAGE / "labels/00002.npy").unlink()
+    done = command("tutelage.cli", "label", str(copied))
+    assert done.returncode == 0, done.stderr
+    assert f"{POOL - 1024} pool images labelled here" in done.stderr
+    assert shards(copied) == shards(only_run(finished))
+    assert join(copied) == 0  # nothing is left
+
+
+def test_a_helper_leaves_a_teacher_that_was_trained_again_alone(copied):
+    (copied / STAGE / "labels/00002.npy").unlink()
+    shutil.copy(
+        copied / "stages/3-student-1/checkpoints/final.ckpt", copied / "stages/1-teacher/checkpoints/final.ckpt"
+    )
+    assert forked(lambda: join(copied)) == 0
+    assert not (copied / STAGE / "labels/00002.npy").exists()
+
+
+def test_a_helper_with_other_images_is_told_so(copied):
+    (copied / STAGE / "labels/00002.npy").unlink()
+    file = copied / "config.yaml"
+    file.write_text(file.read_text().replace("labels_per_class: 3", "labels_per_class: 4"))
+    with pytest.raises(UserError, match="other images than the run has; say where these lie by data.root="):
+        join(copied)
+
+
+def test_a_helper_of_what_is_no_run_is_told_so(tmp_path):
+    with pytest.raises(UserError, match="no run; label takes the folder of a run that labels its pool"):
+        join(tmp_path)
+
+
+def test_a_helper_without_the_runs_precision_is_told_so(copied, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    file = copied / STAGE / "labels/about.json"
+    file.write_text(file.read_text().replace("float32", "bfloat16"))
+    with pytest.raises(UserError, match="the run labels in bfloat16 on a GPU; no CUDA device is visible here"):
+        join(copied)
+
+
+def test_a_teacher_whose_answers_are_no_numbers_is_one_line(outputs, capfd):
+    def diverge() -> None:
+        from tutelage.runs import labelling
+
+        labelling.viewed = lambda network, images, views: torch.full((len(images), 10), torch.nan)
+
+    def work() -> int:
+        from tutelage.compose import compose
+        from tutelage.errors import complain
+        from tutelage.train import execute
+
+        diverge()
+        try:
+            return execute(compose(["callbacks=quiet", "trainer.threads=1", f"paths.outputs={outputs}", *TINY]))
+        except UserError as error:
+            return complain(error)
+
+    assert forked(work) == 2
+    assert "final.ckpt: its answers to the pool are not finite; its weights are no good" in capfd.readouterr().err
