@@ -57,6 +57,8 @@ def test_every_key_of_the_schema_stands_in_the_configs():
 
 
 WRONG = [
+    (["experiment=[why_cnn,why_augment]"], "experiment takes one name; several are a sweep: -m experiment=ONE,OTHER"),
+    (["strategy=fixmatch", "augmentation=none"], "strategy=fixmatch needs two different views of an image"),
     (["modle.width=2"], "unknown key 'modle.width' in 'modle.width=2': did you mean 'model.width'?"),
     (["model.widht=2"], "unknown key 'model.widht' in 'model.widht=2': did you mean 'model.width'?"),
     (["dta=digits"], "unknown key 'dta' in 'dta=digits': did you mean 'data'?"),

@@ -92,6 +92,25 @@ def test_a_share_of_all_labels_and_all_of_them_have_their_places_too(tmp_path):
     assert [point.labels for point in line.points] == [21, 210]
 
 
+def test_datasets_of_other_numbers_of_classes_have_lines_at_their_own_places(tmp_path):
+    outcomes = [
+        finished(
+            tmp_path / f"{data}-{each}",
+            [f"data={data}", f"data.labels_per_class={each}"],
+            [fit("network", 0.5)],
+            each,
+            classes,
+        )
+        for data, classes in (("few", 10), ("many", 100))
+        for each in (5, 10)
+    ]
+    jobs, keys, _ = finished_jobs(outcomes)
+    assert {line.name: [point.labels for point in line.points] for line in efficiency.lines(keys, jobs)} == {
+        "few": [50, 100],
+        "many": [500, 1000],
+    }
+
+
 def test_a_sweep_that_leaves_the_budget_alone_has_no_such_lines(tmp_path):
     jobs, keys, _ = finished_jobs(sweep(tmp_path, {("a", 10): (0.1,), ("b", 10): (0.2,)}))
     assert efficiency.lines(keys, jobs) == []

@@ -57,7 +57,7 @@ def shards(folder: Path) -> dict[str, bytes]:
 def join(folder: Path) -> int:
     from tutelage.runs import joining
 
-    return joining.join(folder, None, Observer())
+    return joining.join(folder, {}, Observer())
 
 
 def test_by_hand_a_shift_moves_the_image_and_repeats_its_edge():
@@ -257,11 +257,12 @@ def test_a_helper_of_what_is_no_run_is_told_so(tmp_path):
         join(tmp_path)
 
 
-def test_a_helper_without_the_runs_precision_is_told_so(copied, monkeypatch):
+def test_a_helper_on_another_kind_of_device_is_told_so(copied, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (copied / STAGE / "labels/00002.npy").unlink()
     file = copied / STAGE / "labels/about.json"
-    file.write_text(file.read_text().replace("float32", "bfloat16"))
-    with pytest.raises(UserError, match="the run labels in bfloat16 on a GPU; no CUDA device is visible here"):
+    file.write_text(file.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    with pytest.raises(UserError, match="the run labels on cuda, here it would be cpu"):
         join(copied)
 
 

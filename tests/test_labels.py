@@ -17,7 +17,7 @@ from conftest import forked
 from test_data import source_of
 from tutelage.data import ROUND, TABLE, Labels, LabelStore, Rules, labels_in, select, write_round, write_table
 from tutelage.data.batches import EVALUATION_BATCH
-from tutelage.data.labels import AT_ONCE, SHARD, shard_files, shard_size
+from tutelage.data.labels import SHARD, shard_files, shard_size
 from tutelage.errors import UserError
 
 COUNT, CLASSES = 1_200, 10
@@ -81,11 +81,10 @@ def test_a_certain_answer_can_be_stored(tmp_path):
 @given(st.integers(1, 1 << 26))
 def test_shards_are_whole_batches_and_a_small_pool_has_several(count):
     size, files = shard_size(count), shard_files(Path("x"), count)
-    assert size % AT_ONCE == 0
+    assert size % EVALUATION_BATCH == 0
     assert size <= SHARD
     assert (len(files) - 1) * size < count <= len(files) * size
-    assert len(files) >= min(16, -(-count // AT_ONCE))
-    assert AT_ONCE == EVALUATION_BATCH
+    assert len(files) >= min(16, -(-count // EVALUATION_BATCH))
 
 
 def test_a_shard_is_one_processes_at_a_time(tmp_path):

@@ -287,6 +287,20 @@ def test_what_a_finished_stage_left_is_made_again_where_it_was_damaged(undisturb
     assert outcome(outputs) == expected
 
 
+@pytest.mark.parametrize("lost", ["gone", "of another teacher"])
+def test_labels_that_are_not_their_teachers_are_made_again(undisturbed, outputs, lost, capfd):
+    overrides, expected = undisturbed
+    assert run(outputs, *overrides, before=killed_after("student-1", 2)) == -signal.SIGKILL
+    about = only_run(outputs) / "stages/2-labels-1/labels/about.json"
+    if lost == "gone":
+        about.unlink()
+    else:
+        about.write_text(json.dumps({**json.loads(about.read_text()), "weights": "of another"}))
+    assert run(outputs, *overrides) == 0
+    assert "has another teacher's labels: stage labels-1 is done again" in capfd.readouterr().err
+    assert outcome(outputs) == expected
+
+
 def test_a_finished_stage_whose_folder_is_gone_is_made_again(undisturbed, outputs):
     overrides, expected = undisturbed
     assert run(outputs, *overrides, before=killed_after("student-1", 2)) == -signal.SIGKILL

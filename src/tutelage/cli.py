@@ -15,7 +15,7 @@ HELP = """tutelage trains image classifiers from few labels.
   tutelage train [OVERRIDES]   train, go on with, or show a run   (tutelage train --help)
   tutelage preview [OVERRIDES] a picture of what the network will see: views, operations, mixed pairs
   tutelage runs [DIR]          list the runs below outputs/
-  tutelage label RUN [data.root=FOLDER]
+  tutelage label RUN [data.root=DIR] [data.unlabelled=POOL]
                                help a run that is labelling its pool: from another terminal, GPU or machine
   tutelage report RUN...       write the report of finished runs again
   tutelage evaluate RUN [shift=translate,crop,rotate,brightness]
@@ -138,10 +138,12 @@ def _label(arguments: Sequence[str]) -> None:
     """Label a share of a run's pool, beside the process that runs it."""
     from tutelage.errors import UserError
 
-    runs = [argument for argument in arguments if not argument.startswith("data.root=")]
+    runs = [argument for argument in arguments if not argument.startswith(("data.root=", "data.unlabelled="))]
     if len(runs) != 1:
-        raise UserError("label takes one run's folder: tutelage label outputs/EXPERIMENT/RUN [data.root=FOLDER]")
-    root = next((argument.removeprefix("data.root=") for argument in arguments if argument not in runs), None)
+        raise UserError(
+            "label takes one run's folder: tutelage label outputs/EXPERIMENT/RUN [data.root=DIR] [data.unlabelled=POOL]"
+        )
+    lies = dict(one.removeprefix("data.").split("=", 1) for one in arguments if one not in runs)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training: before torch starts
     from tutelage.insight.display import display
     from tutelage.runs.interruption import Stopped
@@ -151,7 +153,7 @@ def _label(arguments: Sequence[str]) -> None:
     try:
         from tutelage.runs.joining import join
 
-        labelled = join(Path(runs[0]), root, observer)
+        labelled = join(Path(runs[0]), lies, observer)
         what = f"{labelled:,} pool images labelled here" if labelled else "nothing to label: no shard of a pool is free"
         observer.say(f"{runs[0]}: {what}")
     except Stopped as stopped:

@@ -227,6 +227,8 @@ def _explain(error: Exception, overrides: Sequence[str] = (), config_dirs: Seque
         group, option = found[1], found[2]
         allowed = sorted(re.findall(r"^\t(\S+)$", text, re.MULTILINE)) or sorted(options().get(group, {}))
         return f"{group}={option}: no such option{_nearest(option, allowed)} Allowed: {', '.join(allowed)}"
+    if "${experiment}" in text:
+        text = "experiment takes one name; several are a sweep: -m experiment=ONE,OTHER"
     if found := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{found[1]} needs a value: give {found[1]}=..."
     if found := re.search(r"[Ii]nterpolation key '([^']+)' not found", text):

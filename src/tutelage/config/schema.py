@@ -235,6 +235,8 @@ class Config(Section):
                 f"strategy={strategy.name} compares views of one image, which mixing with others would spoil: "
                 "augmentation.mix=null"
             )
+        if isinstance(strategy, FixMatchConfig) and not (self.augmentation.transforms or self.augmentation.strong):
+            raise ValueError("strategy=fixmatch needs two different views of an image: augmentation=weak_strong")
         if isinstance(strategy, TaughtConfig) and strategy.teacher is not None and not strategy.teachers:
             if isinstance(strategy.teacher, NearestNeighboursConfig):
                 raise ValueError(

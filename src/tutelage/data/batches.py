@@ -16,12 +16,12 @@ from torch.utils.data import Dataset, Sampler
 from tutelage.augmentation import Mixing, Pipeline, mixed, plan
 from tutelage.config import MixConfig
 from tutelage.data.kept import Kept
+from tutelage.data.labels import EVALUATION_BATCH
 from tutelage.data.shared import Shared
 from tutelage.data.source import Images, gathered, is_ready
 from tutelage.data.streams import Draws, Shows, Stream
 from tutelage.randomness import Key
 
-EVALUATION_BATCH = 512
 TWIN = "twin"  # of a stream: what the key of its second draws is called
 FILES_AT_ONCE = 32  # read before they are decoded, or decoded before they are cut
 

@@ -55,11 +55,9 @@ class LabelStore:
         (self._folder / LOCKS).mkdir(parents=True, exist_ok=True)
         if begin and not self.is_current:
             write_json(self._folder / ABOUT, self.about)
-        for number, file in enumerate(self._files):
-            if self.is_current and file.exists() and not (self._is_ours(file) and is_sound(file)):
-                with self._lock(number) as mine:
-                    if mine:
-                        file.unlink(missing_ok=True)
+        if self.is_current:
+            for number, file in enumerate(self._files):
+                self._remove_other(number, file)
 
     @classmethod
     def under_way(cls, folder: Path) -> "LabelStore | None":
@@ -104,7 +102,7 @@ class LabelStore:
         It is not where another process is at it or has done it. A process that ends, however it ends, gives it up.
         """
         with self._lock(shard) as mine:
-            yield mine and shard in self.missing and self.is_current
+            yield mine and not self._is_ours(self._files[shard]) and self.is_current
 
     def packed(self, probabilities: np.ndarray) -> np.ndarray:
         """Return probabilities (B, C) float32 as rows (B,) of a shard.
@@ -160,6 +158,14 @@ class LabelStore:
             yield True
         finally:
             lock.release()
+
+    def _remove_other(self, shard: int, file: Path) -> None:
+        """Remove a shard that is there but is damaged or another's; nobody writes it meanwhile."""
+        if not file.exists() or (self._is_ours(file) and is_sound(file)):
+            return
+        with self._lock(shard) as mine:
+            if mine and not (self._is_ours(file) and is_sound(file)):  # it may have been written since the first look
+                file.unlink(missing_ok=True)
 
     def _is_ours(self, file: Path) -> bool:
         """Return whether a shard is there and belongs to this store; it was written whole, so that its end says it."""

@@ -15,7 +15,7 @@ from tutelage.errors import UserError
 FOLDER, ABOUT = "labels", "about.json"
 SHARD = 1 << 16  # pool images of a shard, at most
 SHARDS = 32  # at least, where the pool has images for them: a killed process loses no more than one shard
-AT_ONCE = 512  # images of a batch; a shard is whole batches
+EVALUATION_BATCH = 512  # images; a shard is whole batches
 PIECE = 1 << 17  # probabilities that are unpacked at once: they fit the cache
 MOST_TOUCHED = 512  # rows that are read before their pages are let go: each brings 64 KB into this memory
 MOST_MAPS = 512  # shards that are mapped at once: each is an open file, of which a process may have 1024
@@ -23,7 +23,7 @@ MOST_MAPS = 512  # shards that are mapped at once: each is an open file, of whic
 
 def shard_size(count: int) -> int:
     """Return how many pool images a shard of a store of ``count`` has: whole batches, at most ``SHARD``."""
-    return min(SHARD, max(1, -(-count // (SHARDS * AT_ONCE))) * AT_ONCE)
+    return min(SHARD, max(1, -(-count // (SHARDS * EVALUATION_BATCH))) * EVALUATION_BATCH)
 
 
 def shard_files(folder: Path, count: int) -> list[Path]:

@@ -63,17 +63,17 @@ def lines(keys: Sequence[str], jobs: Sequence[Job]) -> list[Line]:
     key = label_key(keys)
     if key is None:
         return []
-    counts, others = budgets(key, jobs), [one for one in keys if one != key]
+    others = [one for one in keys if one != key]
     found = [
         Line(
             named(others, members[0]) or str(members[0].network["name"]),
-            _points(members, key, counts, {id(job): value for job in members if (value := TESTED.of(job)) is not None}),
+            _points(members, key, {id(job): value for job in members if (value := TESTED.of(job)) is not None}),
             bool(others) and set(chosen) <= set(REFERENCES),
         )
         for chosen, members in grouped(others, jobs).items()
     ]
     if not others:
-        control = _points(jobs, key, counts, _controls(jobs))
+        control = _points(jobs, key, _controls(jobs))
         found += [Line("control", control, plain=True)] if control else []
     return [line for line in found if line.points]
 
@@ -88,8 +88,9 @@ def _controls(jobs: Sequence[Job]) -> dict[int, float]:
     return found
 
 
-def _points(jobs: Sequence[Job], key: str, counts: Mapping[str, int], values: Mapping[int, float]) -> list[Point]:
-    """Return the points of a line, given each run's number of labels and its accuracy by ``id``."""
+def _points(jobs: Sequence[Job], key: str, values: Mapping[int, float]) -> list[Point]:
+    """Return the points of a line, given each run's accuracy by ``id``."""
+    counts = budgets(key, jobs)
     by_count: dict[int, list[float]] = {}
     for job in jobs:
         if id(job) in values:

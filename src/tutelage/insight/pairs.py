@@ -21,7 +21,7 @@ def against_plain(keys: Sequence[str], jobs: Sequence[Job]) -> list[str]:
         for reference in [value for value in values if value in REFERENCES][:1]:
             others = [other for other in keys if other != key]
             for members in grouped(others, jobs).values():
-                lines += _lines(key, reference, _at(others, members[0], jobs), members)
+                lines += _lines(key, reference, _at(others, members), members)
     return lines
 
 
@@ -41,8 +41,9 @@ def _lines(key: str, reference: str, at: str, jobs: Sequence[Job]) -> list[str]:
     return told
 
 
-def _at(keys: Sequence[str], job: Job, jobs: Sequence[Job]) -> str:
-    """Return where a comparison was made: the number of labels in all, and what else was chosen."""
+def _at(keys: Sequence[str], jobs: Sequence[Job]) -> str:
+    """Return where runs were compared that are alike in ``keys``: the number of labels in all, and what else it was."""
+    job = jobs[0]
     parts = [named([key], job) for key in keys if key not in LABEL_KEYS and key in job.chosen]
     parts += [f"{budgets(key, jobs)[job.chosen[key]]:,} labels" for key in keys if key in LABEL_KEYS]
     return f" at {', '.join(parts)}" if parts else ""

@@ -17,11 +17,12 @@ from tutelage.models.timm import Timm
 from tutelage.models.torchvision import Torchvision
 from tutelage.models.tuning import Tuning, freeze
 from tutelage.models.vgg import VGG
-from tutelage.models.views import VIEWS, viewed
+from tutelage.models.views import COUNTS, VIEWS, viewed
 from tutelage.models.weights import load_classifier, make_classifier, save_classifier, weight_hash
 
 __all__ = [
     "BANK_FILES",
+    "COUNTS",
     "MLP",
     "UNLEARNED",
     "VGG",

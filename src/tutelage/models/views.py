@@ -38,7 +38,8 @@ def _mirrored_shifted(images: Tensor) -> Iterator[Tensor]:
         yield from _mirrored(view)
 
 
-# The ten of mirrored_shifted are those of Krizhevsky 2012, section 4.1: corners and centre, and their mirror images.
+# The ten of mirrored_shifted are after Krizhevsky 2012, section 4.1: corners, centre and their mirror images; his are
+# crops of a larger image, these repeat the edge.
 VIEWS: Mapping[str, Callable[[Tensor], Iterator[Tensor]]] = {
     "one": _one,
     "mirrored": _mirrored,

@@ -1,23 +1,25 @@
 """Further processes that help a run to label its pool: ``tutelage label RUN``."""
 
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from tutelage.config import Config, DataConfig
-from tutelage.data import ImageDataModule, LabelStore, data_module, fingerprint
+from tutelage.data import ImageDataModule, LabelStore, about_of, data_module, fingerprint, shard_files
+from tutelage.data.download import Tell
 from tutelage.errors import UserError
 from tutelage.models import load_classifier, weight_hash
 from tutelage.runs.folder import RunFolder, read_record, stored_config
 from tutelage.runs.interruption import Signals
-from tutelage.runs.labelling import FLOAT32, data_key, fill
+from tutelage.runs.labelling import data_key, fill
 from tutelage.runs.observer import Observer, StageWork
 from tutelage.runs.runner import prepare_torch
 from tutelage.storage import is_sound
 
 
-def join(path: Path, root: str | None, observer: Observer) -> int:
+def join(path: Path, lies: Mapping[str, str], observer: Observer) -> int:
     """Label what nobody else is at, in every labelling stage of a run that is under way; return how many images.
 
     No lock of the run is taken, and nothing is waited for: what other processes are at is left to them, and what they
@@ -25,7 +27,7 @@ def join(path: Path, root: str | None, observer: Observer) -> int:
 
     Args:
         path: the run's folder.
-        root: where the data lies here; None for where it lay when the run was begun.
+        lies: where the data lies here, by root or unlabelled; else where it lay when the run was begun.
         observer: is told what goes on.
 
     Raises:
@@ -36,22 +38,36 @@ def join(path: Path, root: str | None, observer: Observer) -> int:
     record = read_record(folder)
     if record is None:
         raise UserError(f"{path}: no run; label takes the folder of a run that labels its pool ('tutelage runs')")
-    begun = {place.name: LabelStore.under_way(place) for place in sorted(path.glob("stages/*"))}
-    under_way = {name: store for name, store in begun.items() if store is not None and not store.complete}
+    places = [place for place in sorted(path.glob("stages/*")) if _lacks_shards(place)]
+    begun = {place.name: LabelStore.under_way(place) for place in places}
+    under_way = {name: store for name, store in begun.items() if store is not None}
     stores = [store for store in under_way.values() if is_sound(path / store.about["teacher"])]
     if not stores:
         return 0
-    config = _here(stored_config(folder), root)
+    config = stored_config(folder)
+    config = config.model_copy(update={"data": config.data.model_copy(update=dict(lies))})
     prepare_torch(record.get("threads") or config.trainer.threads or 1)
-    data, device = _data(config.data, record, stores), _device(config, stores)
-    data.device = device
-    observer.begin([StageWork(name, len(store.missing)) for name, store in under_way.items() if store in stores])
+    device = _device(config, stores)
     with Signals().watched() as signals:
+
+        def tell(what: str, share: float) -> None:
+            observer.reading(what, share)
+            signals.answer()
+
+        data = _data(config.data, record, stores, tell)
+        data.device = device
+        observer.begin([StageWork(name, len(store.missing)) for name, store in under_way.items() if store in stores])
         labelled = 0
         for number, store in enumerate(stores, 1):
             observer.stage(number)
             labelled += _fill(path, store, data, device, observer, signals)
     return labelled
+
+
+def _lacks_shards(place: Path) -> bool:
+    """Return whether labelling has begun in a stage's folder and some of it is not there; nothing is read for it."""
+    about = about_of(place)
+    return about is not None and not all(file.exists() for file in shard_files(place, about["images"]))
 
 
 def _fill(
@@ -69,14 +85,7 @@ def _fill(
     return sum(last - first for first, last in map(store.bounds, before & store.written))
 
 
-def _here(config: Config, root: str | None) -> Config:
-    """Return a config whose data lies in ``root``, where that is given."""
-    if root is None:
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
-
-
-def _data(config: DataConfig, record: dict[str, object], stores: list[LabelStore]) -> ImageDataModule:
+def _data(config: DataConfig, record: dict[str, object], stores: list[LabelStore], tell: Tell) -> ImageDataModule:
     """Return the run's data.
 
     Raises:
@@ -85,10 +94,14 @@ def _data(config: DataConfig, record: dict[str, object], stores: list[LabelStore
     begun = record.get("identity")
     known = begun.get("data", {}).get("fingerprint", "") if isinstance(begun, dict) else ""
     data = data_module(config)
-    if fingerprint(config) != known or any(
+    data.tell = tell
+    if fingerprint(config, tell) != known or any(
         store.about["data"] != data_key(record, data.splits.pool) for store in stores
     ):
-        raise UserError(f"data.root={config.root}: other images than the run has; say where these lie by data.root=")
+        where = f"data.root={config.root}" + (f" data.unlabelled={config.unlabelled}" if config.unlabelled else "")
+        raise UserError(
+            f"{where}: other images than the run has; say where these lie by data.root= or data.unlabelled="
+        )
     return data
 
 
@@ -96,11 +109,12 @@ def _device(config: Config, stores: list[LabelStore]) -> torch.device:
     """Return where to compute.
 
     Raises:
-        UserError: the run's precision is not to be had here.
+        UserError: the run labels on another kind of device.
     """
-    if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda", 0)
-    lower = next((store.about["precision"] for store in stores if store.about["precision"] != FLOAT32), None)
-    if lower is not None:
-        raise UserError(f"the run labels in {lower} on a GPU; no CUDA device is visible here: help where there is one")
-    return torch.device("cpu")
+    gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", 0) if gpu else torch.device("cpu")
+    if other := next((kind for store in stores if (kind := store.about["device"]) != device.type), None):
+        raise UserError(
+            f"the run labels on {other}, here it would be {device.type}, which rounds otherwise: help from {other}"
+        )
+    return device

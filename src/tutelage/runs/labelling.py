@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tutelage.data import ImageDataModule, Labels, LabelStore, labels_in, write_round, write_table
-from tutelage.data.labels import AT_ONCE, SHARD
+from tutelage.data.labels import EVALUATION_BATCH, SHARD
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, viewed, weight_hash
 from tutelage.runs.teaching import LOWER
@@ -41,6 +42,7 @@ def label(this: "Run", stage: Label) -> dict[str, Any]:
     started = time.monotonic()
     network = this.network(stage.teacher)
     store = LabelStore(place, len(pool), len(source.classes), about(this, stage, network))
+    told = False
     while not store.complete:
         answered = 0
         with closing(fill(store, network, this.data, this.device)) as batches:
@@ -48,6 +50,9 @@ def label(this: "Run", stage: Label) -> dict[str, Any]:
                 this.observer.progress(answered / len(pool), {"images": f"{answered}/{len(pool)}"})
                 this.signals.answer()
         if not answered:  # other processes are at what is left
+            if not told:
+                this.observer.say(f"note: stage {stage.name}: other processes label what is left; waiting for them")
+            told = True
             this.signals.answer()
             time.sleep(WAIT)
     store.finish()
@@ -85,6 +90,7 @@ def about(this: "Run", stage: Label, network: ImageClassifier) -> dict[str, Any]
         "weights": weight_hash(network),
         "data": data_key(this.record.content, this.data.splits.pool),
         "views": stage.views,
+        "device": this.device.type,
         "precision": FLOAT32 if lower is None else str(lower).removeprefix("torch."),
     }
 
@@ -120,7 +126,7 @@ class _Turns:
                 continue
             self.claims[shard] = claim
             first, last = self._store.bounds(shard)
-            for number in range(first // AT_ONCE, -(-last // AT_ONCE)):
+            for number in range(first // EVALUATION_BATCH, -(-last // EVALUATION_BATCH)):
                 self.asked.append(number)
                 yield number
 
@@ -150,14 +156,19 @@ def fill(store: LabelStore, network: ImageClassifier, data: ImageDataModule, dev
     """
     network.eval().to(device)
     turns, rows, under_way = _Turns(store), [], 0
+    numbers = iter(turns)
+    first = next(numbers, None)
+    if first is None:  # before a loader is made, and processes for it
+        return
     pending: deque[tuple[Future[Any], int | None]] = deque()
     with closing(turns), ThreadPoolExecutor(1) as beside:
         try:
-            for batch in data.plain(data.splits.pool, chosen=turns):
+            for batch in data.plain(data.splits.pool, chosen=chain([first], numbers)):
                 number, under_way = turns.asked.popleft(), under_way + len(batch.images)
                 rows.append(beside.submit(_rows, store, *_asked(store, network, batch.images, device)))
                 pending.append((rows[-1], None))
-                shard, last = number * AT_ONCE // store.shard, min(store.count, (number + 1) * AT_ONCE)
+                shard = number * EVALUATION_BATCH // store.shard
+                last = min(store.count, (number + 1) * EVALUATION_BATCH)
                 if last == store.bounds(shard)[1]:
                     pending.append((beside.submit(_write, store, shard, rows), shard))
                     rows = []

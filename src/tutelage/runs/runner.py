@@ -16,7 +16,7 @@ from tutelage.augmentation import Pipeline
 from tutelage.config import Config, NearestNeighboursConfig
 from tutelage.data import ImageDataModule, data_module, few, placed
 from tutelage.errors import UserError
-from tutelage.models import freeze, make_classifier, start_from, take_over
+from tutelage.models import COUNTS, freeze, make_classifier, start_from, take_over
 from tutelage.randomness import Key
 from tutelage.runs import work
 from tutelage.runs.execute import fit, memorise
@@ -211,14 +211,15 @@ def _plan(this: Run, flops: dict[str, float]) -> Sequence[StageWork]:
     splits, plan = this.data.splits, []
     for stage in this.plan:
         if isinstance(stage, Label):
-            plan.append(StageWork(stage.name, work.answering(len(splits.pool), flops[stage.teacher])))
+            asked = COUNTS[stage.views] * len(splits.pool)
+            plan.append(StageWork(stage.name, work.answering(asked, flops[stage.teacher])))
         elif stage.one_pass:
             plan.append(StageWork(stage.name, work.answering(len(splits.labelled), flops[stage.name])))
             flops[stage.name] += work.comparing(len(splits.labelled), this.spec)
         else:
             images = stage.steps * stage.images_per_step
-            asked, live = _teaching(this, stage, flops)
-            plan += asked
+            before, live = _teaching(this, stage, flops)
+            plan += before
             plan.append(StageWork(stage.name, work.training(images, flops[stage.name]) + work.answering(images, live)))
     return [*plan, StageWork(TEST, sum(work.answering(len(splits.test), each) for each in flops.values()))]
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from tutelage.config import AugmentationConfig, Config, DataConfig
-from tutelage.data import ImageDataModule, Selection, Training, data_module, labels_in, shard_files
+from tutelage.data import ImageDataModule, Selection, Training, about_of, data_module, labels_in, shard_files
 from tutelage.errors import UserError
-from tutelage.models import BANK_FILES, ImageClassifier, ImageSpec, Teacher, grown, load_classifier
+from tutelage.models import BANK_FILES, ImageClassifier, ImageSpec, Teacher, grown, load_classifier, weight_hash
 from tutelage.randomness import Key
 from tutelage.runs.continued import Older, older
 from tutelage.runs.folder import Record, RunFolder, results_of
@@ -177,10 +177,17 @@ class Run:
 def is_intact(this: Run, stage: Stage) -> bool:
     """Return whether what a finished stage left is still there and sound; say it and clear the way where it is not."""
     damaged = [file for file in this.left_by(stage) if not is_sound(file)]
-    if not damaged:
+    if not damaged and (isinstance(stage, Fit) or _is_of_its_teacher(this, stage)):
         return True
-    this.observer.say(f"warning: {damaged[0]} is damaged or gone: stage {stage.name} is done again")
+    what = f"{damaged[0]} is damaged or gone" if damaged else f"{this.place(stage).path} has another teacher's labels"
+    this.observer.say(f"warning: {what}: stage {stage.name} is done again")
     if isinstance(stage, Fit) and this.judged(stage):  # the best weights are in no checkpoint: only training finds them
         for file in this.place(stage).checkpoints.glob("*"):
             file.unlink()
     return False
+
+
+def _is_of_its_teacher(this: Run, stage: Label) -> bool:
+    """Return whether a stage's labels are those of its teacher as it is now: it may have been trained again."""
+    about = about_of(this.place(stage).path)
+    return about is not None and about.get("weights") == weight_hash(this.network(stage.teacher))

@@ -16,9 +16,15 @@ from torch.nn import functional
 from tutelage.config import Config, FixMatchConfig
 from tutelage.data import Plain, Shown, Source, Splits
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
-from tutelage.strategies.stages import Stage, labelled_stream, length, pool_batch, supervised_on, unknown_stream
-
-CONTROL = "Control: the same network and augmentation on the labels alone, for as many steps."
+from tutelage.strategies.stages import (
+    CONTROL,
+    Stage,
+    labelled_stream,
+    length,
+    pool_batch,
+    supervised_on,
+    unknown_stream,
+)
 
 
 class FixMatch(pl.LightningModule):
@@ -88,8 +94,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     recipe, two = config.strategy, bool(config.augmentation.strong)
     assert isinstance(recipe, FixMatchConfig)  # noqa: S101 - the strategy was chosen by this type
     labelled = labelled_stream(config, source, splits)
-    pool = unknown_stream(splits, pool_batch(config, splits, recipe.unlabelled_ratio))
-    pool = replace(pool, beside="" if two else "plain")
+    pool = unknown_stream(splits, pool_batch(config, splits, recipe.unlabelled_ratio), "" if two else "plain")
     extent = length(config, 1.0, (labelled.length, labelled.batch_size), (pool.length, pool.batch_size))
 
     matched = replace(

@@ -21,9 +21,16 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tutelage.config import Config, MeanTeacherConfig
 from tutelage.data import Plain, Shown, Source, Splits
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
-from tutelage.strategies.stages import Stage, labelled_stream, length, pool_batch, supervised_on, unknown_stream
+from tutelage.strategies.stages import (
+    CONTROL,
+    Stage,
+    labelled_stream,
+    length,
+    pool_batch,
+    supervised_on,
+    unknown_stream,
+)
 
-CONTROL = "Control: the same network and augmentation on the labels alone, for as many steps."
 RAMP_SHARPNESS = 5.0  # appendix B.1: w(t) = exp(-5 (1 - t)^2), as in Laine and Aila 2017
 
 
@@ -123,12 +130,11 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     recipe, beside = config.strategy, "" if config.augmentation.strong else "twin"
     assert isinstance(recipe, MeanTeacherConfig)  # noqa: S101 - the strategy was chosen by this type
     labelled = labelled_stream(config, source, splits)
-    pool = unknown_stream(splits, pool_batch(config, splits, recipe.unlabelled_ratio))
+    pool = unknown_stream(splits, pool_batch(config, splits, recipe.unlabelled_ratio), beside)
     extent = length(config, 1.0, (labelled.length, labelled.batch_size), (pool.length, pool.batch_size))
 
-    both = [replace(stream, beside=beside) for stream in (labelled, pool)]
     taught = replace(
-        supervised_on("mean_teacher", config.model, extent, *both),
+        supervised_on("mean_teacher", config.model, extent, replace(labelled, beside=beside), pool),
         images_per_step=2 * (labelled.batch_size + pool.batch_size),
         module=partial(MeanTeacher, config=recipe, steps=extent.steps),
         averages=True,

@@ -144,10 +144,9 @@ class _Recipe:
             starts_from=teacher.name if self.strategy.start == "teacher" else None,
         )
         if self.strategy.labels == "live":
-            pool = replace(unknown_stream(self.splits, self.pool_batch), beside="plain")
             module = partial(LiveNoisyStudent, config=self.strategy)
-            asked = Teaching(pool.name, teacher.name, live=True)
-            return [replace(fit, streams=lambda selections: [self.labelled, pool], module=module, teaching=asked)]
+            asked = Teaching("pool", teacher.name, live=True)
+            return [replace(fit, streams=self._both_live, module=module, teaching=asked)]
         before = f"labels-{number - 1}" if number > 1 else None
         rules = partial(select, rules=self._rules())
         labels = Label(f"labels-{number}", teacher.name, rules, self.strategy.views, before)
@@ -163,6 +162,10 @@ class _Recipe:
             temperature=chosen.temperature,
             in_order=len(self.splits.blocks) > 0,
         )
+
+    def _both_live(self, selections: Mapping[str, Selection]) -> Sequence[Stream]:
+        """Return the streams of a student whose teacher answers in each step; made when they are asked for."""
+        return [self.labelled, unknown_stream(self.splits, self.pool_batch, "plain")]
 
     def _both(self, labels: str, selections: Mapping[str, Selection]) -> Sequence[Stream]:
         """Return the streams of a student: the labelled images, and those of the pool that were selected.

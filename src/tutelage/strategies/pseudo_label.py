@@ -16,9 +16,15 @@ from torch.nn import functional
 from tutelage.config import Config, PseudoLabelConfig
 from tutelage.data import Plain, Shown, Source, Splits
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
-from tutelage.strategies.stages import Stage, labelled_stream, length, pool_batch, supervised_on, unknown_stream
-
-CONTROL = "Control: the same network and augmentation on the labels alone, for as many steps."
+from tutelage.strategies.stages import (
+    CONTROL,
+    Stage,
+    labelled_stream,
+    length,
+    pool_batch,
+    supervised_on,
+    unknown_stream,
+)
 
 
 def weight_at(step: int, steps: int, config: PseudoLabelConfig) -> float:

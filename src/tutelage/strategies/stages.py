@@ -15,6 +15,7 @@ from tutelage.models import Tuning
 
 Results = Mapping[str, Mapping[str, float]]  # of finished Fit stages, by name
 NOTHING: Results = MappingProxyType({})
+CONTROL = "Control: the same network and augmentation on the labels alone, for as many steps."
 SCRATCH = ""  # as a stage to start from: random weights, whatever init_from says
 
 
@@ -155,10 +156,10 @@ def pool_batch(config: Config, splits: Splits, ratio: float) -> int:
     return max(1, round(ratio * config.data.batch_size))
 
 
-def unknown_stream(splits: Splits, batch_size: int) -> Stream:
+def unknown_stream(splits: Splits, batch_size: int, beside: str = "") -> Stream:
     """Return the stream of the images without labels; whatever the truth is, training does not see it."""
     unknown = np.full(len(splits.pool), UNKNOWN, dtype=np.int8)
-    return Stream("pool", splits.pool, unknown, batch_size, blocks=splits.blocks)
+    return Stream("pool", splits.pool, unknown, batch_size, beside=beside, blocks=splits.blocks)
 
 
 def supervised_on(name: str, model: Targeted, extent: Length, *streams: Stream) -> Fit:
