@@ -418,8 +418,10 @@ def test_unlabelled_images_come_from_a_folder_or_a_list(tmp_path):
         source = image_files(listing, rgb_config())
         assert len(source.unlabelled) == count
         assert (source.labels[source.unlabelled] == UNKNOWN).all()
-    with pytest.raises(UserError, match="neither a folder, nor a list"):
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
         list_folder(str(tmp_path / "data"), str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="neither a folder, nor a list"):
+        list_folder(str(tmp_path / "data"), str(tmp_path / "data" / "train" / "cat" / "0.png"))
 
 
 def test_images_that_are_labelled_or_tested_on_do_not_enter_the_pool(tmp_path):

@@ -228,6 +228,8 @@ def test_progress_counts_each_image_once_also_those_of_others(copied):
 
 def test_the_command_labels_what_is_left_and_says_how_much(finished, copied):
     (copied / STAGE / "labels/00002.npy").unlink()
+    record = copied / "run.json"
+    record.write_text(record.read_text().replace('"status": "finished"', '"status": "running"'))
     done = command("tutelage.cli", "label", str(copied))
     assert done.returncode == 0, done.stderr
     assert f"{POOL - 1024} pool images labelled here" in done.stderr
@@ -252,9 +254,14 @@ def test_a_helper_with_other_images_is_told_so(copied):
         join(copied)
 
 
-def test_a_helper_of_what_is_no_run_is_told_so(tmp_path):
-    with pytest.raises(UserError, match="no run; label takes the folder of a run that labels its pool"):
-        join(tmp_path)
+def test_what_cannot_be_helped_is_told_at_once(copied, tmp_path):
+    assert "this run is finished, and so are its labels" in command("tutelage.cli", "label", str(copied)).stdout
+    done = command("tutelage.cli", "label", str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "no run; label takes the folder of a run that labels its pool" in done.stderr
+    record = copied / "run.json"
+    record.write_text(record.read_text().replace('"name": "noisy_student"', '"name": "supervised"'))
+    assert "strategy=supervised stores no labels" in command("tutelage.cli", "label", str(copied)).stderr
 
 
 def test_a_helper_on_another_kind_of_device_is_told_so(copied, monkeypatch):

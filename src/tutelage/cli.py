@@ -144,6 +144,16 @@ def _label(arguments: Sequence[str]) -> None:
             "label takes one run's folder: tutelage label outputs/EXPERIMENT/RUN [data.root=DIR] [data.unlabelled=POOL]"
         )
     lies = dict(one.removeprefix("data.").split("=", 1) for one in arguments if one not in runs)
+    from tutelage.runs import RunFolder, is_finished, read_record
+
+    record = read_record(RunFolder(Path(runs[0])))
+    if record is None:
+        raise UserError(f"{runs[0]}: no run; label takes the folder of a run that labels its pool ('tutelage runs')")
+    if (strategy := record["identity"]["strategy"]["name"]) != "noisy_student":
+        raise UserError(f"{runs[0]}: strategy={strategy} stores no labels of a pool; noisy_student does")
+    if is_finished(RunFolder(Path(runs[0]))):
+        print(f"{runs[0]}: this run is finished, and so are its labels")
+        return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training: before torch starts
     from tutelage.insight.display import display
     from tutelage.runs.interruption import Stopped

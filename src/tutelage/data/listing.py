@@ -221,6 +221,8 @@ def _with_unlabelled(listing: Listing, unlabelled: str | None) -> Listing:
     elif place.suffix in TABLE_SUFFIXES:
         names = [str(name) for name in _columns(place, where)["path"]]
         found = list(_listed([(UNLABELLED, name, None) for name in names], place.parent, where))
+    elif not place.exists():
+        raise UserError(f"{where}: no such file or folder")
     else:
         lists = ".txt with a path a line, .csv or .parquet with 'path'"
         raise UserError(f"{where}: neither a folder, nor a list ({lists}), nor shards (.tar, .parquet with images)")

@@ -8,10 +8,11 @@ import numpy as np
 from tutelage.insight.gains import FEWEST, LEVEL, REFERENCES, TEST, Interval, paired
 from tutelage.insight.jobs import TESTED, Job, grouped, named
 
+BAND_FROM = 3  # runs: Student's t of two is thirteen times their deviation
 LABEL_KEYS = ("data.labels_per_class", "data.labels")
 TOLD = (
     "Test accuracy over the number of labels in all, those held out for validation counted. Lines join the means over "
-    f"seeds; a band is the {LEVEL:.0%} interval of the mean (Student's t) where there are several."
+    f"seeds; a band is the {LEVEL:.0%} interval of the mean (Student's t) where there are {BAND_FROM} or more."
 )
 
 
@@ -24,9 +25,9 @@ class Point:
 
     @property
     def interval(self) -> Interval:
-        """The mean and its 95 % interval, which is the mean alone where there is one run."""
+        """The mean and its 95 % interval, which is the mean alone where runs are too few to have one worth drawing."""
         values = np.array(self.accuracies)
-        return paired(values) if len(values) >= FEWEST else Interval(*[float(values.mean())] * 3)
+        return paired(values) if len(values) >= BAND_FROM else Interval(*[float(values.mean())] * 3)
 
 
 @dataclass(frozen=True)

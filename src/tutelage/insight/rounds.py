@@ -1,7 +1,7 @@
 """What went on in the rounds of a noisy student, for its report: read from each label stage's folder."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ RELIABILITY = (
     "sure; below it, it is too sure. A dot grows with the images that it stands for; a faint one stands for few."
 )
 COLOURS = "Green agrees with the truth that was set aside, red does not; training never sees it."
+NO_TRUTH = "What is right is not known here."
 
 
 def round_shown(
@@ -120,10 +121,16 @@ def _examples(folder: RunFolder, name: str, stage: Path, data: ImageDataModule) 
         wrong = truth is not None and truth != row["label"]
         titles.append(f"{label} {row['confidence']:.0%}" + (f"\ntruth: {pictures.shortened(truth)}" if wrong else ""))
         colors.append(pictures.INK if truth is None else pictures.BAD if wrong else pictures.GOOD)
-    told = f"Pool images over the range of the teacher's confidence ({name}), most confident first. {COLOURS}"
+    colours = _colours(row["truth"] is not None for row in rows)
+    told = f"Pool images over the range of the teacher's confidence ({name}), most confident first. {colours}"
     return _tiles(
         folder, "pseudo_labels", "Pseudo-labels", told, ([row["index"] for row in rows], titles, colors), data
     )
+
+
+def _colours(known: Iterable[bool]) -> str:
+    """Return what the colours of some examples mean, given of which the truth is known."""
+    return COLOURS if any(known) else NO_TRUTH
 
 
 def _spread_rows(table: Path) -> list[dict[str, Any]]:
@@ -155,7 +162,7 @@ def _changes(folder: RunFolder, name: str, told: Mapping[str, Any], data: ImageD
     colors = [_color(e["after"], e["truth"]) for e in examples]
     words = (
         f"Labels of {name} that differ from those of the round before ({told['changed']:,} of {told['images']:,}), the "
-        f"most confident first. {COLOURS}"
+        f"most confident first. {_colours(e['truth'] != UNKNOWN for e in examples)}"
     )
     shown = ([e["index"] for e in examples], titles, colors)
     return [_tiles(folder, "changed", "Changed labels", words, shown, data)]

@@ -31,13 +31,11 @@ def join(path: Path, lies: Mapping[str, str], observer: Observer) -> int:
         observer: is told what goes on.
 
     Raises:
-        UserError: there is no such run, its data is not here, or this machine cannot compute as it does.
+        UserError: the run's data is not here, or this machine cannot compute as it does.
         Stopped: a signal asked for it; the shards that are done are kept.
     """
     folder = RunFolder(path)
-    record = read_record(folder)
-    if record is None:
-        raise UserError(f"{path}: no run; label takes the folder of a run that labels its pool ('tutelage runs')")
+    record = read_record(folder) or {}
     places = [place for place in sorted(path.glob("stages/*")) if _lacks_shards(place)]
     begun = {place.name: LabelStore.under_way(place) for place in places}
     under_way = {name: store for name, store in begun.items() if store is not None}

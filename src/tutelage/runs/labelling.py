@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.data import ImageDataModule, Labels, LabelStore, labels_in, write_round, write_table
+from tutelage.data import ImageDataModule, Labels, LabelStore, few, labels_in, write_round, write_table
 from tutelage.data.labels import EVALUATION_BATCH, SHARD
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, viewed, weight_hash
@@ -58,6 +58,7 @@ def label(this: "Run", stage: Label) -> dict[str, Any]:
     store.finish()
     labels = labels_of(this, stage)  # what the student will see, also in a run that resumes here
     chosen = stage.select(labels)
+    _warn_of_silence(this, stage, labels)
     write_table(place, source, pool, labels, chosen)
     return {
         "name": stage.name,
@@ -67,6 +68,14 @@ def label(this: "Run", stage: Label) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 3),
         "result": write_round(place, source, pool, labels, chosen, _before(this, stage)),
     }
+
+
+def _warn_of_silence(this: "Run", stage: Label, labels: Labels) -> None:
+    """Say which classes the teacher answers for no image of the pool: its student sees no pool image of them."""
+    classes = this.data.source.classes
+    silent = [classes[c] for c in np.flatnonzero(np.bincount(labels.answers, minlength=len(classes)) == 0)]
+    if silent:
+        this.observer.say(f"warning: stage {stage.name}: the teacher calls no pool image {few(silent)}")
 
 
 def labels_of(this: "Run", stage: Label) -> Labels:
