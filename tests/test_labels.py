@@ -208,11 +208,15 @@ def _work(folder: Path, slow: float) -> None:
 def test_many_processes_of_which_some_are_killed_leave_what_one_leaves(tmp_path):
     filled(tmp_path / "alone", drawn(COUNT * 10))
     context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=_work, args=(tmp_path / "together", 0.01)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
+    workers = [context.Process(target=_work, args=(tmp_path / "together", slow)) for slow in (60, 60, 0.01, 0.01)]
     for worker in workers[:2]:
-        time.sleep(0.05)
+        worker.start()
+    while len([*(tmp_path / "together").glob("labels/.locks/*")]) < 2:  # each is at a shard
+        time.sleep(0.01)
+    for worker in workers[2:]:
+        worker.start()
+    time.sleep(0.05)
+    for worker in workers[:2]:
         worker.kill()
     for worker in workers:
         worker.join()
