@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 
 from tutelage.config import Config, FixMatchConfig
-from tutelage.data import Plain, Shown, Source, Splits
+from tutelage.data import Shown, Source, Splits
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
+from tutelage.strategies.learner import Learner
 from tutelage.strategies.stages import (
     CONTROL,
     Stage,
@@ -27,7 +26,7 @@ from tutelage.strategies.stages import (
 )
 
 
-class FixMatch(pl.LightningModule):
+class FixMatch(Learner):
     """A network that learns from labels, and from its own sure answers to weak views of the pool.
 
     Labelled images and both views of the pool's go through one concatenated forward, so that batch normalisation sees
@@ -39,15 +38,9 @@ class FixMatch(pl.LightningModule):
 
         Of two views the first, weak one counts.
         """
-        super().__init__()
-        self.student = student
+        super().__init__(student)
         self._config = config
         self._labelled_views = labelled_views
-
-    @property
-    def classifier(self) -> ImageClassifier:
-        """The network."""
-        return self.student
 
     def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss l_s + lambda_u l_u (section 2.2 of the paper), its parts, and how right and sure answers are.
@@ -72,14 +65,6 @@ class FixMatch(pl.LightningModule):
             "agreement": accuracy(on_strong.detach(), answers),
             "accuracy": accuracy(on_labelled.detach(), targets),
         }
-
-    def validation_step(self, batch: Plain, batch_idx: int) -> dict[str, Tensor]:
-        """Return logits (B, C) and labels (B,)."""
-        return self.student.validation_step(batch, batch_idx)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the network's optimizer."""
-        return self.student.configure_optimizers()
 
 
 def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:

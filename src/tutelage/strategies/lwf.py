@@ -7,9 +7,7 @@ gone: what stands for them is what the network, before it learned the new task, 
 from collections.abc import Sequence
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,6 +16,7 @@ from tutelage.data import Plain, Shown, Source, Splits, Stream
 from tutelage.errors import UserError
 from tutelage.models import Heads, ImageClassifier, Tuning, accuracy
 from tutelage.models.losses import softened_divergence
+from tutelage.strategies.learner import Learner
 from tutelage.strategies.stages import Fit, Length, Stage, Teaching, labelled_stream, length
 
 EVERYTHING, HEAD_ALONE = Tuning(), Tuning(frozen_layers=None)
@@ -28,7 +27,7 @@ TOLD = {
 }
 
 
-class LwF(pl.LightningModule):
+class LwF(Learner):
     """A network with a head a task that learns some tasks from images and keeps its answers for others.
 
     Args:
@@ -47,18 +46,12 @@ class LwF(pl.LightningModule):
         temperature: float = 1.0,
         old_weight: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student)
         self._kept = kept
         self._temperature = temperature
         self._old_weight = old_weight
         self._heads.learn(new, kept)
         self._new = [c for task in new for c in self._heads.tasks[task]]
-
-    @property
-    def classifier(self) -> ImageClassifier:
-        """The network."""
-        return self.student
 
     @property
     def _heads(self) -> Heads:
@@ -104,10 +97,6 @@ class LwF(pl.LightningModule):
         shown = torch.isin(batch.labels, torch.tensor(self._new, device=batch.labels.device))
         images, labels = batch.images[shown], batch.labels[shown]
         return {"logits": self._heads.of_own_task(self.student(images).float(), labels), "labels": labels}
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the network's optimizer."""
-        return self.student.configure_optimizers()
 
 
 class _Plan:

@@ -9,18 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tutelage.config import Config, MeanTeacherConfig
-from tutelage.data import Plain, Shown, Source, Splits
+from tutelage.data import Shown, Source, Splits
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
+from tutelage.strategies.learner import Learner
 from tutelage.strategies.stages import (
     CONTROL,
     Stage,
@@ -49,7 +48,7 @@ def decay_at(step: int, config: MeanTeacherConfig) -> float:
     return min(config.decay, 1 - 1 / (step + 2))
 
 
-class MeanTeacher(pl.LightningModule):
+class MeanTeacher(Learner):
     """A student and its teacher, the average of its weights, which is the network that is kept and measured.
 
     The teacher has no gradient. It is noised as the student is: it drops out, and its batch norms see the batch, in
@@ -57,8 +56,7 @@ class MeanTeacher(pl.LightningModule):
     """
 
     def __init__(self, student: ImageClassifier, config: MeanTeacherConfig, steps: int) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student)
         self.teacher = copy.deepcopy(student)  # its parameters stay such that learn, or its dropout would stand still
         self._config = config
         self._steps = steps
@@ -108,14 +106,6 @@ class MeanTeacher(pl.LightningModule):
         """Make the teacher's weights ``decay`` of themselves and the rest of the student's."""
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         average([*self.teacher.parameters()], [*self.student.parameters()], None)
-
-    def validation_step(self, batch: Plain, batch_idx: int) -> dict[str, Tensor]:
-        """Return the teacher's logits (B, C) and the labels (B,)."""
-        return self.teacher.validation_step(batch, batch_idx)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the student's optimizer."""
-        return self.student.configure_optimizers()
 
 
 def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:

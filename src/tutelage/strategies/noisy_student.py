@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 
 from tutelage.config import Config, NoisyStudentConfig
-from tutelage.data import Plain, Rules, Selection, Shown, Source, Splits, Stream, select
+from tutelage.data import Rules, Selection, Shown, Source, Splits, Stream, select
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, Teacher, Tuning, accuracy, cross_entropy
+from tutelage.strategies.learner import Learner
 from tutelage.strategies.stages import (
     NOTHING,
     Fit,
@@ -36,21 +35,12 @@ from tutelage.strategies.stages import (
 VALIDATED = "val/accuracy"  # what has to gain
 
 
-class NoisyStudent(pl.LightningModule):
+class NoisyStudent(Learner):
     """A student that learns from labelled images and from a teacher's stored labels of the pool.
 
     Labelled and pool images, each batch of its own size, go through one concatenated forward, so that batch
     normalisation sees them together; the loss is the sum of both mean cross-entropies.
     """
-
-    def __init__(self, student: ImageClassifier) -> None:
-        super().__init__()
-        self.student = student
-
-    @property
-    def classifier(self) -> ImageClassifier:
-        """The student."""
-        return self.student
 
     def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss, its parts, and how right the answers are.
@@ -79,14 +69,6 @@ class NoisyStudent(pl.LightningModule):
             "accuracy": accuracy(on_labelled.detach(), targets),
             "agreement": accuracy(on_pool.detach(), told),
         }
-
-    def validation_step(self, batch: Plain, batch_idx: int) -> dict[str, Tensor]:
-        """Return the student's logits (B, C) and the labels (B,)."""
-        return self.student.validation_step(batch, batch_idx)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the student's optimizer."""
-        return self.student.configure_optimizers()
 
 
 class LiveNoisyStudent(NoisyStudent):

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
 
 from tutelage.config import Config, PseudoLabelConfig
-from tutelage.data import Plain, Shown, Source, Splits
+from tutelage.data import Shown, Source, Splits
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
+from tutelage.strategies.learner import Learner
 from tutelage.strategies.stages import (
     CONTROL,
     Stage,
@@ -38,7 +37,7 @@ def weight_at(step: int, steps: int, config: PseudoLabelConfig) -> float:
     return config.final_weight * ((step - begins) / (ends - begins) if step < ends else 1.0)
 
 
-class PseudoLabel(pl.LightningModule):
+class PseudoLabel(Learner):
     """A network that is its own teacher.
 
     Labelled and pool images go through one concatenated forward, so that batch normalisation sees them together. The
@@ -46,15 +45,9 @@ class PseudoLabel(pl.LightningModule):
     """
 
     def __init__(self, student: ImageClassifier, config: PseudoLabelConfig, steps: int) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student)
         self._config = config
         self._steps = steps
-
-    @property
-    def classifier(self) -> ImageClassifier:
-        """The network."""
-        return self.student
 
     def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss (equation 15 of the paper), its parts, and how right and how sure the answers are.
@@ -78,14 +71,6 @@ class PseudoLabel(pl.LightningModule):
             "sure": sure.mean(),
             "accuracy": accuracy(on_labelled.detach(), labelled.targets),
         }
-
-    def validation_step(self, batch: Plain, batch_idx: int) -> dict[str, Tensor]:
-        """Return logits (B, C) and labels (B,)."""
-        return self.student.validation_step(batch, batch_idx)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the network's optimizer."""
-        return self.student.configure_optimizers()
 
 
 def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:

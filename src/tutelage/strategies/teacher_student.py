@@ -5,15 +5,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from tutelage.config import Config, TaughtConfig, TeacherStudentConfig
-from tutelage.data import Plain, Shown, Source, Splits, Stream
+from tutelage.data import Shown, Source, Splits, Stream
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, Teacher, softened_divergence
+from tutelage.strategies.learner import Learner
 from tutelage.strategies.stages import (
     SCRATCH,
     Fit,
@@ -29,7 +29,7 @@ from tutelage.strategies.stages import (
 TEACHER = "teacher"  # the stage
 
 
-class Taught(pl.LightningModule):
+class Taught(Learner):
     """A student beside a frozen teacher, which is no part of it: not in its weights, its optimizer or its mode.
 
     Where the teacher tells other classes apart, a second head on the student's features learns to answer as it does;
@@ -37,17 +37,11 @@ class Taught(pl.LightningModule):
     """
 
     def __init__(self, student: ImageClassifier, teacher: Teacher) -> None:
-        super().__init__()
-        self.student = student
+        super().__init__(student)
         self.teacher = teacher
         self.second: nn.Module | None = None
         if not self.same_classes:
             self.second = nn.Linear(_feature_count(student), len(teacher.classes))
-
-    @property
-    def classifier(self) -> ImageClassifier:
-        """The student."""
-        return self.student
 
     @property
     def same_classes(self) -> bool:
@@ -63,10 +57,6 @@ class Taught(pl.LightningModule):
         features = self.student.features(shown.images)
         own: Tensor = self.student.head(features)
         return own, own if self.second is None else self.second(features), theirs
-
-    def validation_step(self, batch: Plain, batch_idx: int) -> dict[str, Tensor]:
-        """Return the student's logits (B, C) and the labels (B,)."""
-        return self.student.validation_step(batch, batch_idx)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer of the student and its second head."""

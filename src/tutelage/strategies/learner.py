@@ -1,0 +1,33 @@
+"""What the modules of most strategies share: a network that learns, is validated and is kept."""
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from tutelage.data import Plain
+from tutelage.models import ImageClassifier
+
+
+class Learner(pl.LightningModule):
+    """A module around a network; a strategy adds its training step.
+
+    Attributes:
+        student: the network that learns.
+    """
+
+    def __init__(self, student: ImageClassifier) -> None:
+        super().__init__()
+        self.student = student
+
+    @property
+    def classifier(self) -> ImageClassifier:
+        """The network whose weights a stage is after: the student."""
+        return self.student
+
+    def validation_step(self, batch: Plain, batch_idx: int) -> dict[str, Tensor]:
+        """Return that network's logits (B, C) of un-augmented images, and the labels (B,)."""
+        return self.classifier.validation_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the student's optimizer."""
+        return self.student.configure_optimizers()
