@@ -29,10 +29,11 @@ from tutelage.data import ImageDataModule, data_module
 from tutelage.insight.display import display
 from tutelage.models import ImageSpec, make_classifier
 from tutelage.runs import RunFolder
-from tutelage.runs.execute import Run, fit
+from tutelage.runs.execute import fit
 from tutelage.runs.folder import Record
 from tutelage.runs.interruption import Signals
 from tutelage.runs.observer import StageWork
+from tutelage.runs.under_way import Run
 from tutelage.strategies import stages
 
 STEPS, PAIRS, WARM_UP = 200, 9, 50

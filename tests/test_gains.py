@@ -7,12 +7,13 @@ from scipy import stats
 from tutelage.insight.gains import gains, measures, paired, ratio_of_means
 
 
-def record(**accuracies):
+def record(strategy="teacher_student", **accuracies):
     stages = [
         {"name": name, "kind": "fit", "control": name == "control", "result": {"test/accuracy": value, "test/f1": 1.0}}
         for name, value in accuracies.items()
     ]
-    return {"stages": [{"name": "labels", "kind": "label", "result": {}}, *stages]}
+    labels = {"name": "labels", "kind": "label", "result": {}}
+    return {"identity": {"strategy": {"name": strategy}}, "stages": [labels, *stages]}
 
 
 RECORDS = [
@@ -63,6 +64,13 @@ def test_a_student_is_told_against_its_control_and_its_teacher():
     over, gap = gains(RECORDS, "student")
     assert over.startswith("student - control: 2.0 (95 % interval -0.5 to 4.5) points")
     assert gap.startswith("student closes 50.0 % (95 % interval 25.0 to 75.0) of the gap from control to teacher")
+
+
+def test_the_teacher_of_a_noisy_student_is_no_goal():
+    records = [
+        record(**{"teacher": t, "student-1": 0.9, "control": 0.5, "strategy": "noisy_student"}) for t in (0.8, 0.81)
+    ]
+    assert [line.partition(":")[0] for line in gains(records, "student-1")] == ["student-1 - control"]
 
 
 def test_one_run_has_no_spread_and_nothing_is_claimed_of_it():

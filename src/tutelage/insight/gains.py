@@ -12,6 +12,7 @@ FEWEST = 2  # runs that have a spread
 REFERENCES = ("supervised", "none", "nothing")  # values that stand for doing without: what the others are compared with
 TEACHER, TEST, FIRST_TASK = "teacher", "test/accuracy", "test/task-1"
 LAST = "last student"
+BEGUN_BY_TEACHER = ("noisy_student",)  # strategies whose teacher is where they begin, not what they aim at
 ACCURACIES = re.compile(r"test/accuracy|test-[^/]+/accuracy|test/task-\d+")
 
 
@@ -68,7 +69,7 @@ def measures(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, np.nda
 def gains(records: Sequence[Mapping[str, Any]], method: str) -> list[str]:
     """Return in sentences what ``method``, a stage of some runs, bought over the control by pairs of the same run.
 
-    Where a stage is called teacher, also how much of the gap between control and teacher that closes; where tasks were
+    Where a teacher is the goal, also how much of the gap between control and teacher that closes; where tasks were
     learned one after another, how much of what fine-tuning forgets of the first one is kept.
     """
     found = measures(records)
@@ -82,7 +83,8 @@ def gains(records: Sequence[Mapping[str, Any]], method: str) -> list[str]:
     if len(controls) == 1 and TEST in found[method]:
         gain = found[method][TEST] - found[controls[0]][TEST]
         told.append(f"{method} - {controls[0]}: {interval(paired(gain))} points, by pairs of the same run")
-        gap = found[TEACHER][TEST] - found[controls[0]][TEST] if TEACHER in found else np.zeros(1)
+        aimed_at = TEACHER in found and records[0]["identity"]["strategy"]["name"] not in BEGUN_BY_TEACHER
+        gap = found[TEACHER][TEST] - found[controls[0]][TEST] if aimed_at else np.zeros(1)
         if gap.mean() > 0:
             told.append(f"{method} closes {_share(gain, gap)} of the gap from {controls[0]} to {TEACHER}")
     number = method.rpartition("-")[2]
