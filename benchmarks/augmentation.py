@@ -8,7 +8,8 @@ sampled bilinearly. PIL's bilinear crops are always antialiased, and faster so t
 that timm and torchvision on PIL images crop alike in both. torchvision runs on PIL images and on tensors; the faster of
 the two counts.
 
-A figure is the median of 9 rounds, in which the sides take turns. Ends with an error where a promised ratio is missed.
+A figure counts the processor's time, and is the median of 9 rounds, in which the sides take turns. Ends with an error
+where a promised ratio is missed.
 
     make bench
 """
@@ -206,23 +207,23 @@ def jpegs(folder: Path) -> Row:
 
 
 def measure(row: Row) -> None:
-    """Fill in the images a second of every side: medians of interleaved rounds."""
+    """Fill in the images a second of the processor's time of every side: medians of interleaved rounds."""
     count = len(next(iter(row.images.values())))
     out = np.empty((count, row.side, row.side, 3), dtype=np.uint8)
     calls = {}
     for name, (form, batch) in row.sides.items():
         batch(row.images[form], out)
-        started = time.perf_counter()
+        started = time.process_time()
         batch(row.images[form], out)
-        calls[name] = max(1, round(SECONDS / (time.perf_counter() - started)))
+        calls[name] = max(1, round(SECONDS / (time.process_time() - started)))
     seconds: dict[str, list[float]] = {name: [] for name in row.sides}
     for number in range(ROUNDS):
         for name in list(row.sides) if number % 2 else reversed(row.sides):
             form, batch = row.sides[name]
-            started = time.perf_counter()
+            started = time.process_time()
             for _ in range(calls[name]):
                 batch(row.images[form], out)
-            seconds[name].append((time.perf_counter() - started) / calls[name])
+            seconds[name].append((time.process_time() - started) / calls[name])
     row.rates.update({name: count / statistics.median(times) for name, times in seconds.items()})
 
 

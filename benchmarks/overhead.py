@@ -9,10 +9,12 @@ After a warm-up of each, 9 pairs of 200 steps, interleaved; the figure is the me
     make bench
 """
 
+import logging
 import os
 import statistics
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -96,6 +98,8 @@ def ours(config: Config, data: ImageDataModule, folder: Path) -> float:
 
 def main() -> None:
     """Print every pair and the median ratio."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric)")
     data = data_module(compose([*OVERRIDES, "schedule.steps=1"]).data)
     pairs = []
     with tempfile.TemporaryDirectory() as top:
