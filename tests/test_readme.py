@@ -20,7 +20,7 @@ def commands_of(page: str) -> list[str]:
 COMMANDS = commands_of("README.md")
 TUTELAGE = [command for command in COMMANDS if command.startswith("tutelage ")]
 OF_DOCS = [command for command in commands_of("docs/self_training.md") if command not in TUTELAGE]
-LONG = ("experiment=", "-m ")  # sweeps, and experiments with their reports
+LONG = ("experiment=", "-m ", "strategy=noisy_student")  # sweeps, experiments with their reports, several rounds
 ELSEWHERE = {"make experiment", "make test", "source .venv/bin/activate"}  # .ci/run types these, or does without
 
 
