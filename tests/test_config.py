@@ -149,7 +149,7 @@ LATE = [
     (["model=timm", "model.name=vgg11"], "model vgg11 does not take data.image_size=28"),
     (["paths.outputs=/proc/x"], "/proc/x"),
     (["data.labels_per_class=500"], "data.labels_per_class=500: class '0' has"),
-    (["data=fashion_mnist", "data.root=/nowhere"], "data.root=/nowhere: no such folder"),
+    (["data=fashion_mnist", "data.root=/proc/nowhere"], "data.root=/proc/nowhere: no such folder"),
 ]
 
 

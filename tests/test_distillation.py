@@ -475,8 +475,8 @@ def test_the_identity_has_the_teachers_weights_and_nothing_of_a_teacher_that_is_
         f"strategy.teachers=[{file}]", "model@strategy.teacher=mlp", "strategy.teacher_length=2"
     )
     assert identity_of() != identity_of("model@strategy.teacher=mlp")
-    with pytest.raises(UserError, match="strategy.teachers=/nowhere: cannot be read"):
-        identity_of("strategy.teachers=[/nowhere]")
+    with pytest.raises(UserError, match="strategy.teachers=/proc/nowhere: cannot be read"):
+        identity_of("strategy.teachers=[/proc/nowhere]")
 
 
 def teacher_of(classes: int, folder: Path) -> Path:

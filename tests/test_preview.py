@@ -252,7 +252,7 @@ def test_what_cannot_be_shown_is_one_line(overrides, told, monkeypatch, capsys):
         ({}, True, False),
         ({"DISPLAY": ":0"}, False, False),
         ({"DISPLAY": ":0", "CI": "true"}, True, False),
-        ({"DISPLAY": ":0", "PATH": "/nowhere"}, True, False),
+        ({"DISPLAY": ":0", "PATH": "/proc/nowhere"}, True, False),
     ],
 )
 def test_the_picture_is_opened_where_somebody_sits_before_a_screen(changes, terminal, opens, tmp_path, monkeypatch):
