@@ -7,7 +7,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: help setup experiment test lint bench report clean
+.PHONY: help setup experiment test cluster-test lint bench report clean
 
 help: ## this list
 	@echo "Tutelage: train image classifiers from few labels"
@@ -29,14 +29,17 @@ experiment: $(STAMP) ## run or resume EXPERIMENT=digits_noisy_student, with ARGS
 	@$(BIN)/tutelage train experiment=$(EXPERIMENT) $(ARGS)
 
 test: $(STAMP) ## the test suite
-	@$(BIN)/python -m pytest -n 2 -m 'not slow'
+	@$(BIN)/python -m pytest -n 2 -m 'not slow and not cluster'
+
+cluster-test: $(STAMP) ## tests on a SLURM of two virtual nodes, and on Ray; apt install slurm-wlm munge
+	@$(BIN)/python -m pytest -m cluster
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## speed: of augmentation and loading against others, of a run against a plain loop, of distillation, of k-NN, of scanning, of labelling, of a large pool
+bench: $(STAMP) ## speed: of augmentation and loading against others, of a run against a plain loop, of distillation, of k-NN, of scanning, of labelling, of a large pool, of two processes, of going on
 	@$(BIN)/python benchmarks/augmentation.py
 	@$(BIN)/python benchmarks/loader.py
 	@$(BIN)/python benchmarks/overhead.py
@@ -45,6 +48,8 @@ bench: $(STAMP) ## speed: of augmentation and loading against others, of a run a
 	@$(BIN)/python benchmarks/scan.py
 	@$(BIN)/python benchmarks/labelling.py
 	@$(BIN)/python benchmarks/pool.py
+	@$(BIN)/python benchmarks/processes.py
+	@$(BIN)/python benchmarks/resume.py
 
 report: $(STAMP) ## write the reports of RUN=outputs/EXPERIMENT/NAME again
 	@$(BIN)/tutelage report $(RUN)

@@ -64,7 +64,7 @@ class Bench:
         config = compose([*OVERRIDES, f"schedule.steps={steps}", f"paths.outputs={self.folder}", *overrides])
         place = RunFolder(self.folder / "runs" / str(self.runs))
         record = Record(place)
-        record.begin(identity(config, ""), "", 1, {})
+        record.begin(identity(config, ""), "", 1, {}, {})
         plan = stages(config, self.data.source, self.data.splits)
         return Run(config, place, record, self.data, Signals(), Observer(), plan=plan)
 

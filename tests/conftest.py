@@ -53,7 +53,7 @@ def run(outputs: Path, *overrides: str, before: Callable[[], None] = lambda: Non
 
     import tutelage.runs.runner  # noqa: F401
     from tutelage.compose import compose
-    from tutelage.train import execute
+    from tutelage.job import execute
 
     def work() -> int:
         before()

@@ -158,7 +158,7 @@ LATE = [
 )
 def test_what_only_the_libraries_know_is_told_before_anything_is_written(overrides, told, outputs):
     from conftest import QUIET
-    from tutelage.train import execute
+    from tutelage.job import execute
 
     with pytest.raises(UserError) as refused:
         execute(compose([*QUIET, f"paths.outputs={outputs}", *overrides]))

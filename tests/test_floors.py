@@ -10,6 +10,7 @@ from conftest import ROOT
 SOURCE = ROOT / "src" / "tutelage"
 FLOORS = {
     "errors": 0,
+    "processes": 0,
     "randomness": 1,
     "storage": 1,
     "targets": 1,
@@ -21,7 +22,13 @@ FLOORS = {
     "runs": 5,
     "insight": 6,
     "compose": 7,
+    "job": 7,
+    "search": 7,
+    "space": 7,
+    "launch": 7,
+    "sweep": 7,
     "train": 7,
+    "workers": 7,
     "cli": 7,
 }
 FILES = sorted(SOURCE.rglob("*.py"))

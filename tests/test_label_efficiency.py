@@ -14,8 +14,9 @@ from test_data import data_config, source_of
 from tutelage.data import split
 from tutelage.insight import efficiency, pictures
 from tutelage.insight.comparison import compare
-from tutelage.insight.jobs import Outcome, finished_jobs
+from tutelage.insight.jobs import finished_jobs
 from tutelage.insight.pairs import against_plain
+from tutelage.runs.sweeps import Outcome
 
 PER_CLASS, CLASSES = (10, 20), 10
 ACCURACY = {  # of seeds 1, 2, 3, by strategy and labels a class

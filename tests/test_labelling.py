@@ -282,7 +282,7 @@ def test_a_teacher_whose_answers_are_no_numbers_is_one_line(outputs, capfd):
     def work() -> int:
         from tutelage.compose import compose
         from tutelage.errors import complain
-        from tutelage.train import execute
+        from tutelage.job import execute
 
         diverge()
         try:

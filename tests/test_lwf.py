@@ -22,6 +22,7 @@ from tutelage.config import OptimizerConfig, SchedulerConfig
 from tutelage.data import Plain, Shown, split
 from tutelage.errors import UserError
 from tutelage.insight.table import forgotten, header, notes, rows
+from tutelage.job import execute
 from tutelage.models import (
     UNLEARNED,
     Heads,
@@ -38,7 +39,6 @@ from tutelage.models import (
 from tutelage.runs import run_path
 from tutelage.strategies import Fit, stages
 from tutelage.strategies.lwf import LwF
-from tutelage.train import execute
 
 TASKS = ((3, 0), (1, 5, 2), (4, 6))  # of ten classes; 7, 8 and 9 are in none
 LENET = {"_target_": "tutelage.models.LeNet5", "width": 1.0, "dropout": 0.0}

@@ -1,4 +1,4 @@
-"""Every command of the README runs, and of docs/self_training.md."""
+"""Every command of the README runs, and of some pages of docs/."""
 
 import os
 import re
@@ -19,8 +19,9 @@ def commands_of(page: str) -> list[str]:
 
 COMMANDS = commands_of("README.md")
 TUTELAGE = [command for command in COMMANDS if command.startswith("tutelage ")]
-OF_DOCS = [command for command in commands_of("docs/self_training.md") if command not in TUTELAGE]
-LONG = ("experiment=", "-m ", "strategy=noisy_student")  # sweeps, experiments with their reports, several rounds
+PAGES = ("docs/self_training.md", "docs/sweeps.md")
+OF_DOCS = [command for page in PAGES for command in commands_of(page) if command not in TUTELAGE]
+LONG = ("experiment=", "sweep=", "-m ", "strategy=noisy_student")  # sweeps, experiments with reports, several rounds
 ELSEWHERE = {"make experiment", "make test", "source .venv/bin/activate"}  # .ci/run types these, or does without
 
 
@@ -44,6 +45,8 @@ def test_a_command_of_the_readme_runs(command, tmp_path):
         words += ["debug=tiny", "trainer.threads=1"]
     if "experiment=label_efficiency" in command:
         words += ["seed=0", "callbacks=quiet", "data.num_workers=0"]
+    if "sweep=randaugment_grid" in command:
+        words += ["augmentation.num_ops=1,2", "augmentation.magnitude=9", "seed=0", "callbacks=quiet"]
     if words[1] == "runs":
         (tmp_path / "outputs").mkdir()
     for label in ("cat", "dog"):
@@ -55,7 +58,7 @@ def test_a_command_of_the_readme_runs(command, tmp_path):
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/self_training.md", "docs/choosing.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/self_training.md", "docs/choosing.md", "docs/sweeps.md"])
 def test_what_a_page_links_to_exists(page):
     for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
         assert (ROOT / page).parent.joinpath(target).is_file(), target

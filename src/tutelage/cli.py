@@ -75,6 +75,8 @@ def main() -> None:
 def _train(arguments: Sequence[str]) -> None:
     """Hand over to the Hydra app, so that a relaunch of the same command by Lightning or torchrun works."""
     sys.stdout.flush()
+    if "SLURM_JOB_ID" in os.environ:  # its signals wait until the app heeds them
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
     os.execv(sys.executable, [sys.executable, "-m", "tutelage.train", *arguments])  # noqa: S606 - our own module
 
 
@@ -156,8 +158,10 @@ def _label(arguments: Sequence[str]) -> None:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training: before torch starts
     from tutelage.insight.display import display
-    from tutelage.runs.interruption import Stopped
+    from tutelage.runs.interruption import Stopped, heed_from_the_start
+    from tutelage.runs.slurm import leave_to_slurm
 
+    heed_from_the_start()
     observer = display(wanted=True)
     observer.loading()
     try:
@@ -168,7 +172,7 @@ def _label(arguments: Sequence[str]) -> None:
         observer.say(f"{runs[0]}: {what}")
     except Stopped as stopped:
         observer.say(f"{stopped}; the shards that are done are kept")
-        sys.exit(stopped.exit_code)
+        sys.exit(leave_to_slurm(stopped.exit_code))
     finally:
         observer.end()
 
@@ -176,11 +180,11 @@ def _label(arguments: Sequence[str]) -> None:
 def _report(arguments: Sequence[str]) -> None:
     """Write the reports of finished runs again."""
     from tutelage.errors import UserError
-    from tutelage.runs import finished_run
+    from tutelage.runs import tested_run
 
     if not arguments:
         raise UserError("report needs a run's folder: tutelage report outputs/EXPERIMENT/RUN")
-    for folder, _ in map(finished_run, arguments):
+    for folder, _ in map(tested_run, arguments):
         from tutelage.insight.report import write_report
 
         write_report(folder)
@@ -190,7 +194,7 @@ def _report(arguments: Sequence[str]) -> None:
 def _evaluate(arguments: Sequence[str]) -> None:
     """Measure a finished run under shifts, print the numbers and put the curves into its report."""
     from tutelage.errors import UserError
-    from tutelage.runs import finished_run, stored_config
+    from tutelage.runs import stored_config, tested_run
 
     runs = [argument for argument in arguments if "=" not in argument or Path(argument).is_dir()]
     options = dict(argument.split("=", 1) for argument in arguments if argument not in runs)
@@ -198,7 +202,7 @@ def _evaluate(arguments: Sequence[str]) -> None:
         raise UserError("evaluate needs one run's folder: tutelage evaluate outputs/EXPERIMENT/RUN shift=translate")
     if unknown := set(options) - {"shift", "data.root"}:
         raise UserError(f"{min(unknown)}: evaluate knows shift=NAME,... and data.root=FOLDER")
-    folder, record = finished_run(runs[0])
+    folder, record = tested_run(runs[0])
     wanted, config = _shifts(options.get("shift")), stored_config(folder)
     if "data.root" in options:
         moved = config.data.model_copy(update={"root": options["data.root"]})

@@ -4,7 +4,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from pydantic import ValidationError
 
 from tutelage.config import OWN_MODELS, STRATEGIES, AugmentationConfig, Config, Section
 from tutelage.errors import UserError
+from tutelage.space import Dimension, dimensions
 
 CONFIG_DIR_FLAGS = {"--config-dir", "-cd"}
 HELP_HINT = "'tutelage train --help' lists groups and options"
+SWEEPING = ("experiment=", "sweep=")  # what may itself be a sweep
 SECTIONS = ["paths", *(name for name, field in Config.model_fields.items() if field.is_required())]
 TAGS = OWN_MODELS | STRATEGIES | {"other"}  # the schema's names for alternatives, in no key
 
@@ -28,10 +30,10 @@ def conf_dir() -> Path:
 def options() -> dict[str, dict[str, str]]:
     """Return each group's options with their first comment line."""
     groups: dict[str, dict[str, str]] = {}
-    for file in sorted(conf_dir().glob("*/*.yaml")):
+    for file in [*sorted(conf_dir().glob("*/*.yaml")), *sorted(conf_dir().glob("hydra/*/*.yaml"))]:
         comments = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#")]
         told = next((line for line in comments if not line.startswith("@")), "")
-        groups.setdefault(file.parent.name, {})[file.stem] = told
+        groups.setdefault(file.parent.relative_to(conf_dir()).as_posix(), {})[file.stem] = told
     return groups
 
 
@@ -65,39 +67,61 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Config
 
 
 def own_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list[str] | None:
-    """Return what an experiment itself sweeps over, as overrides, less the keys that ``overrides`` set.
+    """Return what ``experiment=`` and ``sweep=`` themselves sweep over, as overrides, less the keys that are given.
 
     Returns:
-        None where there is no experiment, or one that is a single run.
+        None where they are a single run, or there are none.
 
     Raises:
         UserError: an override cannot be read.
     """
-    experiments = [override for override in overrides if override.lstrip("+").startswith("experiment=")]
+    named = [override for override in overrides if override.lstrip("+").startswith(SWEEPING)]
+    if several := next((override for override in named if override.startswith("sweep=") and "," in override), None):
+        raise UserError(f"{several}: sweep takes one name")
+    named = [override for override in named if "," not in override]
     chosen = {override.partition("=")[2] for override in overrides if override.startswith("hydra.mode=")}
-    if not experiments or "RUN" in chosen or any("," in experiment for experiment in experiments):
+    if not named or "RUN" in chosen:
         return None
-    hydra = _composed(experiments, config_dirs, with_hydra=True).hydra
+    hydra = _composed(named, config_dirs, with_hydra=True).hydra
     if str(hydra.mode).rpartition(".")[2] != "MULTIRUN":
         return None
     given = {override.lstrip("+~").split("=")[0] for override in overrides}
     return [f"{key}={values}" for key, values in (hydra.sweeper.params or {}).items() if key not in given]
 
 
+def search_path(config_dirs: Sequence[str]) -> list[str]:
+    """Return the override by which Hydra finds users' own config folders beside ours, if there are any."""
+    folders = ",".join(f"file://{Path(folder).resolve()}" for folder in config_dirs)
+    return [f"hydra.searchpath=[{folders}]"] if folders else []
+
+
 def _composed(overrides: Sequence[str], config_dirs: Sequence[str], with_hydra: bool = False) -> Any:
     """Return what Hydra composes; what it refuses becomes one line."""
     from hydra import compose as hydra_compose
+
+    with _at_home(), in_one_line(overrides, config_dirs):
+        return hydra_compose("config", [*overrides, *search_path(config_dirs)], return_hydra_config=with_hydra)
+
+
+@contextmanager
+def _at_home() -> Iterator[None]:
+    """Let Hydra know our configs while the block runs."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield
+
+
+@contextmanager
+def in_one_line(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Iterator[None]:
+    """Turn what Hydra refuses while the block runs into a UserError."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    search_path = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).resolve()) for d in config_dirs)}]"]
-    words = [*overrides, *(search_path if config_dirs else [])]
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra_compose("config", overrides=words, return_hydra_config=with_hydra)
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, overrides, config_dirs)) from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # Hydra's, on values that are no option
@@ -105,22 +129,32 @@ def _composed(overrides: Sequence[str], config_dirs: Sequence[str], with_hydra: 
         raise UserError(f"{' '.join(overrides)[:160]}: cannot be composed ({reason}); {HELP_HINT}") from None
 
 
-def check_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> int:
+def check_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> tuple[list[Config], Any]:
     """Compose every value of a sweep once, beside the first of the others: what is wrong is said before any job runs.
 
     Returns:
-        how many jobs it has.
+        the configs, the first one with the first of all values, and what is said of Hydra itself.
 
     Raises:
         UserError: an override cannot be read, or a value is refused.
     """
-    values = _values(overrides)
+    values = [dimension.typical for dimension in space_of(overrides, config_dirs)]
     firsts = [choices[0] for choices in values]
-    compose(firsts, config_dirs)
-    for place, choices in enumerate(values):
-        for other in choices[1:]:
-            compose([*firsts[:place], other, *firsts[place + 1 :]], config_dirs)
-    return math.prod(map(len, values))
+    others = [
+        [*firsts[:place], other, *firsts[place + 1 :]] for place, choices in enumerate(values) for other in choices[1:]
+    ]
+    of_hydra = [override for override in overrides if override.lstrip("+~").startswith("hydra")]
+    configs = [compose(words, config_dirs) for words in (firsts, *others)]
+    return configs, _composed([*firsts, *of_hydra], config_dirs, with_hydra=True).hydra
+
+
+def with_sweeper(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list[str]:
+    """Return the overrides of a sweep with ``hydra/sweeper=grid``, unless they name another, or what they name does."""
+    if any(override.startswith("hydra/sweeper=") for override in overrides):
+        return list(overrides)
+    named = [override for override in overrides if override.lstrip("+").startswith(SWEEPING) and "," not in override]
+    own = _composed(named, config_dirs, with_hydra=True).hydra.runtime.choices["hydra/sweeper"]
+    return [*overrides, "hydra/sweeper=grid"] if own == "basic" else list(overrides)
 
 
 def first_job(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> tuple[list[str], str]:
@@ -129,34 +163,24 @@ def first_job(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> tupl
     Raises:
         UserError: an override cannot be read.
     """
-    if open_ended := next((one for one in overrides if re.search(r"=\s*(glob|interval)\(", one)), None):
-        raise UserError(f"{open_ended}: one run is shown; give a value, or values with commas between them")
-    values = _values([*overrides, *(own_sweep(overrides, config_dirs) or [])])
-    firsts = [choices[0] for choices in values]
-    swept = [choices[0] for choices in values if len(choices) > 1]
-    return firsts, f"run 1 of {math.prod(map(len, values))}: {' '.join(swept)}" if swept else ""
+    space = space_of([*overrides, *(own_sweep(overrides, config_dirs) or [])], config_dirs)
+    firsts = [one.typical[0] for one in space]
+    swept = " ".join(one.typical[0] for one in space if not one.is_fixed)
+    if any(one.is_drawn for one in space):
+        return firsts, f"one of what a search draws from: {swept}"
+    return firsts, f"run 1 of {math.prod(len(one.typical) for one in space)}: {swept}" if swept else ""
 
 
-def _values(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the single overrides that each override of a sweep stands for; those of Hydra itself are left out.
+def space_of(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list[Dimension]:
+    """Return what each override of a sweep stands for; those of Hydra itself are left out.
 
     Raises:
         UserError: an override cannot be read.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
+    from hydra.core.global_hydra import GlobalHydra
 
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        return [
-            [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
-            if one.is_choice_sweep() or one.is_range_sweep()
-            else [given]
-            for one, given in zip(parsed, overrides, strict=True)
-            if one.is_choice_sweep() or one.is_range_sweep() or not (one.is_sweep_override() or one.is_hydra_override())
-        ]
-    except HydraException as error:
-        raise UserError(_explain(error)) from None
+    with _at_home(), in_one_line(overrides, config_dirs):
+        return dimensions(overrides, GlobalHydra.instance().config_loader())
 
 
 def checked(composed: Any) -> Config:
@@ -181,7 +205,7 @@ def checked(composed: Any) -> Config:
     try:
         return Config.model_validate(plain)
     except ValidationError as error:
-        raise UserError(_first(error)) from None
+        raise UserError(first_complaint(error)) from None
 
 
 def _without_parameters(composed: Any, plain: dict[str, Any]) -> dict[str, Any]:
@@ -204,11 +228,16 @@ def _without_parameters(composed: Any, plain: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if key in own}
 
 
-def _first(error: ValidationError) -> str:
-    """Return the first complaint of a validation as one line: key, value, what is allowed."""
+def first_complaint(error: ValidationError, within: str = "") -> str:
+    """Return the first complaint of a validation as one line: key, value, what is allowed.
+
+    Args:
+        error: the validation's.
+        within: what was validated, with a dot behind it; empty for a whole config.
+    """
     complaints = error.errors(include_url=False)
     complaint = complaints[0]
-    key = ".".join(str(part) for part in complaint["loc"] if part not in TAGS)
+    key = within + ".".join(str(part) for part in complaint["loc"] if part not in TAGS)
     told = complaint["msg"].removeprefix("Value error, ")
     more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
     if complaint["type"] == "extra_forbidden":

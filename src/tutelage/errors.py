@@ -1,8 +1,12 @@
 """The one exception that a user is meant to see."""
 
 import sys
+import time
+
+from tutelage.processes import world
 
 USER_ERROR = 2  # exit code
+FIRST_SPEAKS_SECONDS = 2.0  # srun may end all processes at the first that ends: that is to be the one that speaks
 
 
 class UserError(Exception):
@@ -13,10 +17,13 @@ class UserError(Exception):
 
 
 def complain(error: UserError) -> int:
-    """Print the one line and return the exit code.
+    """Print the one line, where this is the first of a run's processes, and return the exit code.
 
     One that was raised in a DataLoader's worker comes with that process's traceback before it: the last line counts.
     """
     line = str(error).strip().splitlines()[-1].removeprefix("tutelage.errors.UserError: ")
-    print(f"tutelage: {line}", file=sys.stderr)
+    if world().first:
+        print(f"tutelage: {line}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(FIRST_SPEAKS_SECONDS)
     return USER_ERROR

@@ -158,10 +158,15 @@ def file_digest(path: Path, key: str) -> str:
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
+def locked(path: Path, what: str, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock at ``path``; where another process holds it, raise a UserError that says which.
 
     The operating system gives the lock up when the process ends, however it ends.
+
+    Args:
+        path: the lock.
+        what: is locked, for the message.
+        patience: seconds that another process is waited for.
     """
     from filelock import FileLock, Timeout
 
@@ -172,7 +177,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
     holder = path.with_suffix(".holder.json")
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
         raise UserError(f"{what} is in use by {_describe(holder)}: wait for it, or stop it first") from None
     try:

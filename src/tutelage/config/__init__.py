@@ -44,11 +44,22 @@ from tutelage.config.strategies import (
     TransferFrozenConfig,
     TransferGradualConfig,
 )
+from tutelage.config.sweepers import (
+    FALLING,
+    OBJECTIVES,
+    SWEEPERS,
+    OptunaSweeperConfig,
+    RandomSweeperConfig,
+    SweeperConfig,
+)
 
 __all__ = [
+    "FALLING",
+    "OBJECTIVES",
     "OWN_MODELS",
     "SHIFTS",
     "STRATEGIES",
+    "SWEEPERS",
     "AlexNetConfig",
     "AugmentationConfig",
     "CallbacksConfig",
@@ -68,7 +79,9 @@ __all__ = [
     "NearestNeighboursConfig",
     "NoisyStudentConfig",
     "OptimizerConfig",
+    "OptunaSweeperConfig",
     "PseudoLabelConfig",
+    "RandomSweeperConfig",
     "ScheduleConfig",
     "SchedulerConfig",
     "Section",
@@ -77,6 +90,7 @@ __all__ = [
     "StrategyConfig",
     "StudentConfig",
     "SupervisedConfig",
+    "SweeperConfig",
     "Targeted",
     "TaughtConfig",
     "TeacherStudentConfig",

@@ -159,17 +159,55 @@ class ScheduleConfig(Section):
 
 
 class TrainerConfig(Section):
-    """Where it runs and in which precision."""
+    """Where it runs, on how many devices and in which precision.
+
+    A process drives a device; ``devices`` are those of a machine, and all ``nodes`` have as many.
+    """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     threads: Positive | None = None
+    devices: int | Literal["auto"] = 1
+    nodes: Positive = 1
+    parallel: Literal["none", "ddp", "fsdp"] = "none"
+    accumulate: Positive = 1
+    sync_batchnorm: bool = False
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _devices(cls, value: Any) -> Any:
+        if value == "auto" or (type(value) is int and value >= 1):
+            return value
+        raise ValueError("allowed are auto (all GPUs of the machine) and whole numbers from 1")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.accelerator == "cpu" and self.precision == "16-mixed":
             raise ValueError("trainer.precision=16-mixed needs a GPU: on the CPU use 32-true or bf16-mixed")
+        if self.parallel == "none":
+            self._alone()
+        if self.accelerator == "cpu":
+            self._on_the_cpu()
         return self
+
+    def _alone(self) -> None:
+        for key, value, alone in (("devices", self.devices, 1), ("nodes", self.nodes, 1)):
+            if value != alone:
+                raise ValueError(
+                    f"trainer.{key}={value} needs trainer.parallel=ddp or fsdp (trainer=ddp, ddp_cpu, fsdp): "
+                    f"say how they train together, or trainer.{key}=1"
+                )
+        if self.sync_batchnorm:
+            raise ValueError(
+                "trainer.sync_batchnorm=true: one process has nobody to share its batch norms with; set it to false, "
+                "or trainer=ddp"
+            )
+
+    def _on_the_cpu(self) -> None:
+        if self.devices == "auto":
+            raise ValueError("trainer.devices=auto counts GPUs: on the CPU give a number, such as trainer.devices=2")
+        if self.sync_batchnorm:
+            raise ValueError("trainer.sync_batchnorm=true needs GPUs (torch has none for the CPU): set it to false")
 
 
 class LoggerConfig(Section):
@@ -201,6 +239,7 @@ class Config(Section):
     attempt: Positive = 1
     debug: Literal["tiny"] | None = None
     init_from: str | None = None
+    evaluate_test: bool = True
     paths: PathsConfig = Field(default_factory=PathsConfig)
     data: DataConfig
     model: ModelConfig

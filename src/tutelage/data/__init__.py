@@ -22,7 +22,7 @@ from tutelage.data.streams import Draws, Stream
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
-    from tutelage.data.batches import Plain, Shown, Training
+    from tutelage.data.batches import Plain, Share, Shown, Training
     from tutelage.data.modules import (
         CIFAR10,
         CIFAR100,
@@ -54,6 +54,7 @@ _WITH_TORCH = {
     "Plain",
     "STL10",
     "SVHN",
+    "Share",
     "Shown",
     "Table",
     "Training",
@@ -87,6 +88,7 @@ __all__ = [
     "Plain",
     "Rules",
     "Selection",
+    "Share",
     "Shown",
     "Source",
     "Splits",

@@ -18,7 +18,7 @@ from tutelage.config import MixConfig
 from tutelage.data.kept import Kept
 from tutelage.data.labels import EVALUATION_BATCH
 from tutelage.data.shared import Shared
-from tutelage.data.source import Images, gathered, is_ready
+from tutelage.data.source import UNKNOWN, Images, gathered, is_ready
 from tutelage.data.streams import Draws, Shows, Stream
 from tutelage.randomness import Key
 
@@ -39,10 +39,14 @@ class Shown(NamedTuple):
 
 
 class Unmixed(NamedTuple):
-    """What a stream shows once it is mixed as planned: on its way to the device, where that is done."""
+    """What a stream shows once it is mixed as planned: on its way to the device, where that is done.
+
+    With ``spare`` the last image of each view is there only to be mixed into the one before it.
+    """
 
     shown: Shown
     mixing: Mixing
+    spare: bool = False
 
 
 class Plain(NamedTuple):
@@ -66,10 +70,61 @@ class Training:
     kept: Mapping[str, Kept] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of each step's batch this process takes, and in how many pieces one after another.
+
+    A batch is cut into as many parts as there are processes times pieces; a process has ``pieces`` parts in a row.
+
+    Attributes:
+        rank: the number of the process.
+        processes: how many there are.
+        pieces: how many parts each of them takes.
+    """
+
+    rank: int = 0
+    processes: int = 1
+    pieces: int = 1
+
+    @property
+    def parts(self) -> int:
+        """How many parts a batch is cut into."""
+        return self.processes * self.pieces
+
+    def rows(self, batch_size: int, piece: int) -> slice:
+        """Return which rows of a batch one of this process's pieces has.
+
+        Raises:
+            ValueError: the batch cannot be cut into equal parts.
+        """
+        size, rest = divmod(batch_size, self.parts)
+        if rest:
+            raise ValueError(f"a batch of {batch_size} images cannot be cut into {self.parts} equal parts")
+        first = (self.rank * self.pieces + piece) * size
+        return slice(first, first + size)
+
+    def of_all(self, indices: np.ndarray) -> tuple[np.ndarray, int]:
+        """Return this process's part of some images (n,), as many for each process, and how many of its part count.
+
+        The parts that count, one process after another, are all images in their order; a part that is too short is
+        filled up with one of them again.
+        """
+        count = -(-len(indices) // self.processes)
+        own = indices[self.rank * count : (self.rank + 1) * count]
+        return np.concatenate([own, np.repeat(indices[:1], count - len(own))]), len(own)
+
+
+WHOLE = Share()
+
+
 def as_planned(unmixed: Unmixed, classes: int) -> Shown:
     """Return what a stream shows, mixed on its device as it was planned."""
-    shown, mixing = unmixed
-    return Shown(*mixed(shown.images, shown.targets, mixing, classes), shown.answers)
+    shown, mixing, spare = unmixed
+    images, targets = mixed(shown.images, shown.targets, mixing, classes)
+    if spare:
+        count = len(mixing.own)
+        images, targets = (torch.cat([view[:-1] for view in torch.split(all_, count)]) for all_ in (images, targets))
+    return Shown(images, targets, shown.answers)
 
 
 def channels_first(images: np.ndarray) -> torch.Tensor:
@@ -78,21 +133,25 @@ def channels_first(images: np.ndarray) -> torch.Tensor:
 
 
 class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
-    """The batch of each optimizer step, by stream; a whole batch a call.
+    """The batch of each optimizer step, by stream; what this process shows of it at once, a call.
+
+    What is drawn for a batch is drawn for all of it, whoever shows which part.
 
     Args:
         images: what the streams' indices point into.
         training: the stage.
         shape: (H, W, C) of an image of a batch.
+        share: which part of a batch this process shows.
     """
 
-    def __init__(self, images: Images, training: Training, shape: tuple[int, int, int]) -> None:
+    def __init__(self, images: Images, training: Training, shape: tuple[int, int, int], share: Share = WHOLE) -> None:
         self._images = images
         self._training = training
         self._shape = shape
+        self._share = share
 
     def __len__(self) -> int:
-        return self._training.steps
+        return self._training.steps * self._share.pieces
 
     @cached_property
     def _views(self) -> list[tuple[Stream, Draws, Pipeline]]:
@@ -113,31 +172,48 @@ class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in {"_views", "_twins"}}
 
-    def __getitem__(self, step: int) -> dict[str, Shown | Unmixed]:
-        return {stream.name: self._of(step, stream, draws, view) for stream, draws, view in self._views}
+    def __getitem__(self, number: int) -> dict[str, Shown | Unmixed]:
+        step, piece = divmod(number, self._share.pieces)
+        return {stream.name: self._of(step, piece, stream, draws, view) for stream, draws, view in self._views}
 
-    def _of(self, step: int, stream: Stream, draws: Draws, view: Pipeline) -> Shown | Unmixed:
-        """Return a batch of a stream, with the kept answers to it where there are any."""
+    def _of(self, step: int, piece: int, stream: Stream, draws: Draws, view: Pipeline) -> Shown | Unmixed:
+        """Return a part of a stream's batch, with the kept answers to it where there are any."""
+        rows = np.arange(stream.batch_size)[self._share.rows(stream.batch_size, piece)]
         shows, kept = draws.at(step), self._training.kept.get(stream.name)
         if kept is None:
-            return self._to_mix(step, stream, self._show(shows, stream, view))
+            return self._to_mix(step, stream, rows, shows, view)
         shows = kept.repeated(shows)
-        answers = torch.from_numpy(kept.answers(step, shows, stream))
+        answers = torch.from_numpy(kept.answers(step, shows, stream)[rows])
         if kept.instead:
-            nothing = torch.empty(stream.batch_size, 0, dtype=torch.uint8)
-            return Shown(nothing, torch.from_numpy(stream.targets_of(shows.entries)), answers)
-        return self._to_mix(step, stream, self._show(shows, stream, view)._replace(answers=answers))
+            nothing = torch.empty(len(rows), 0, dtype=torch.uint8)
+            return Shown(nothing, torch.from_numpy(stream.targets_of(shows.entries[rows])), answers)
+        return self._to_mix(step, stream, rows, shows, view, answers)
 
-    def _to_mix(self, step: int, stream: Stream, shown: Shown) -> Shown | Unmixed:
-        """Return a batch with the plan for mixing it, the same for each view of its images."""
-        training, (height, width) = self._training, shown.images.shape[-2:]
-        if training.mix is None:
+    def _to_mix(
+        self,
+        step: int,
+        stream: Stream,
+        rows: np.ndarray,
+        shows: Shows,
+        view: Pipeline,
+        answers: torch.Tensor | None = None,
+    ) -> Shown | Unmixed:
+        """Return some rows (n,) of a batch with the plan for mixing them, the same for each view of the images.
+
+        A part comes with one row more, the next of the batch, which the last one may be mixed with.
+        """
+        mix, spare = self._training.mix, self._share.parts > 1
+        if mix is not None and spare:
+            rows = np.append(rows, (rows[-1] + 1) % stream.batch_size)
+        shown = self._show(Shows(*(each[rows] for each in shows)), stream, view)._replace(answers=answers)
+        if mix is None:
             return shown
-        drawn = plan(training.mix, training.key(stream.name), step, stream.batch_size, height, width)
-        return Unmixed(shown, drawn.tensors())
+        key, (height, width) = self._training.key(stream.name), shown.images.shape[-2:]
+        drawn = plan(mix, key, step, stream.batch_size, height, width)
+        return Unmixed(shown, Mixing(*(each[rows] for each in drawn)).tensors(), spare)
 
     def _show(self, shows: Shows, stream: Stream, view: Pipeline) -> Shown:
-        """Return a batch: with two views of each image all first ones, then all second ones.
+        """Return what is shown: with two views of each image all first ones, then all second ones.
 
         What stands beside a stream's view comes first.
         """
@@ -161,20 +237,30 @@ class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
 
 
 class PlainBatches(Dataset[Plain]):
-    """Un-augmented images in the order of ``indices``, a whole batch an item."""
+    """Un-augmented images in the order of ``indices``, a whole batch an item.
 
-    def __init__(self, images: Images, labels: np.ndarray, indices: np.ndarray) -> None:
+    Args:
+        images: what the indices point into.
+        labels: (N,) of all images.
+        indices: (n,) of those to show.
+        known: how many of these count, from the first on; the label of the others is shown as unknown.
+    """
+
+    def __init__(self, images: Images, labels: np.ndarray, indices: np.ndarray, known: int | None = None) -> None:
         self._images = images
         self._labels = Shared(labels)
         self._indices = Shared(indices)
+        self._known = len(indices) if known is None else known
 
     def __len__(self) -> int:
         return math.ceil(len(self._indices.array) / EVALUATION_BATCH)
 
     def __getitem__(self, batch: int) -> Plain:
-        indices = self._indices.array[batch * EVALUATION_BATCH : (batch + 1) * EVALUATION_BATCH]
+        first = batch * EVALUATION_BATCH
+        indices = self._indices.array[first : first + EVALUATION_BATCH]
         images = gathered(self._images, indices)
         labels = self._labels.array[indices].astype(np.int64)
+        labels[max(0, self._known - first) :] = UNKNOWN
         return Plain(channels_first(images), torch.from_numpy(labels), torch.from_numpy(indices.astype(np.int64)))
 
 

@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 from tutelage.config import DataConfig
 from tutelage.data.ahead import AheadLoader, each_tensor
 from tutelage.data.batches import (
+    WHOLE,
     Plain,
     PlainBatches,
+    Share,
     Shown,
     StepBatches,
     Steps,
@@ -54,6 +56,8 @@ class ImageDataModule(pl.LightningDataModule):
         self.training: Training | None = None
         self.tell: Tell = silent  # is told of long reads
         self.device = torch.device("cpu")  # where batches are computed with
+        self.share = WHOLE  # of each batch, that this process trains on
+        self.neighbours = 1  # processes of the run on this machine
 
     @abstractmethod
     def read(self) -> Source:
@@ -90,18 +94,22 @@ class ImageDataModule(pl.LightningDataModule):
         if training is None or trainer is None:
             raise RuntimeError("set .training and attach a Trainer first")
         workers = 0 if all(kept.instead for kept in training.kept.values()) and training.kept else self._workers()
-        return self._shown(training, workers, Steps(training.steps, lambda: trainer.global_step))
+        pieces = self.share.pieces
+        steps = Steps(training.steps * pieces, lambda: trainer.global_step * pieces)
+        return self._shown(training, workers, steps, self.share)
 
     def shown(self, training: Training, steps: Sequence[int]) -> Iterator[dict[str, Shown]]:
-        """Yield what a stage is shown at some steps, on the device and mixed, outside of its training."""
+        """Yield all that a stage is shown at some steps, on the device and mixed, outside of its training."""
         workers = min(self._workers(), len(steps))
         for batch in self._shown(training, workers, steps):
             sent = each_tensor(batch, lambda tensor: tensor.to(self.device, non_blocking=True))
             yield self.on_after_batch_transfer(sent, 0)
 
-    def _shown(self, training: Training, workers: int, steps: Iterable[int]) -> DataLoader[dict[str, Shown | Unmixed]]:
+    def _shown(
+        self, training: Training, workers: int, steps: Iterable[int], share: Share = WHOLE
+    ) -> DataLoader[dict[str, Shown | Unmixed]]:
         shape = (self.config.image_size, self.config.image_size, self.config.channels)
-        return self._loader(StepBatches(self.images, training, shape), workers, sampler=steps)
+        return self._loader(StepBatches(self.images, training, shape, share), workers, sampler=steps)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Return a batch whose streams are mixed, each within itself, where it came with a plan for that."""
@@ -111,16 +119,30 @@ class ImageDataModule(pl.LightningDataModule):
         return {name: as_planned(one, classes) if isinstance(one, Unmixed) else one for name, one in batch.items()}
 
     def val_dataloader(self) -> DataLoader[Plain] | list[Any]:
-        """Return the validation images, or an empty list where there are none."""
-        return self.plain(self.splits.validation, again=True) if len(self.splits.validation) else []
+        """Return this process's part of the validation images, or an empty list where there are none."""
+        if not len(self.splits.validation):
+            return []
+        own, known = self.share.of_all(self.splits.validation)
+        return self.plain(own, again=True, known=known)
 
-    def plain(self, indices: np.ndarray, again: bool = False, chosen: Iterable[int] | None = None) -> DataLoader[Plain]:
+    def plain(
+        self,
+        indices: np.ndarray,
+        again: bool = False,
+        chosen: Iterable[int] | None = None,
+        known: int | None = None,
+    ) -> DataLoader[Plain]:
         """Return a loader of un-augmented images in the order of ``indices``.
 
-        Only images that are yet to be decoded get workers. With ``again`` these stay from one pass to the next, until
-        the Trainer, or who else holds the loader, is done. ``chosen`` gives the numbers of the batches to show.
+        Only images that are yet to be decoded get workers.
+
+        Args:
+            indices: (n,) of the images.
+            again: workers stay from one pass to the next, until the Trainer, or who else holds the loader, is done.
+            chosen: the numbers of the batches to show; all where they are not given.
+            known: how many of the images count; the label of those behind them is shown as unknown.
         """
-        batches = PlainBatches(self.images, self.source.labels, indices)
+        batches = PlainBatches(self.images, self.source.labels, indices, known)
         workers = 0 if is_ready(self.images) or len(batches) == 1 else min(self._workers(), len(batches))
         return self._loader(batches, workers, persistent_workers=again and workers > 0, sampler=chosen)
 
@@ -131,7 +153,11 @@ class ImageDataModule(pl.LightningDataModule):
         """
         if self.config.num_workers != "auto":
             return self.config.num_workers
-        return 0 if is_ready(self.images) and self.device.type == "cpu" else min(MOST_WORKERS, cores())
+        return (
+            0
+            if is_ready(self.images) and self.device.type == "cpu"
+            else min(MOST_WORKERS, max(1, cores() // self.neighbours))
+        )
 
     def _loader(self, dataset: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
         kind = DataLoader if self.device.type == "cpu" else partial(AheadLoader, device=self.device)

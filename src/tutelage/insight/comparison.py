@@ -1,37 +1,42 @@
 """What a sweep gave: one table and one page over all its runs."""
 
 import html
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tutelage.config import SHIFTS
-from tutelage.insight import efficiency, page, pictures
+from tutelage.config import SHIFTS, SweeperConfig
+from tutelage.insight import efficiency, page, pictures, searches
 from tutelage.insight.curves import read_curve
 from tutelage.insight.gains import gains, measures
 from tutelage.insight.jobs import (
+    LOSS,
     MEASURES,
     MEASURES_TOLD,
     SEED,
     TESTED,
     Job,
-    Outcome,
+    crossed,
     finished_jobs,
     grouped,
+    is_number,
     named,
     short,
 )
 from tutelage.insight.pairs import against_plain
 from tutelage.insight.table import print_whole
 from tutelage.runs import last_fit
+from tutelage.runs.sweeps import Outcome
 from tutelage.storage import digest
 
 HASH_LENGTH = 6
+PARTIAL_TOLD = "{} runs with shortened schedules decided which trials went on to the whole one; they are not listed."
 
 
-def compare(outcomes: Sequence[Outcome], command: str) -> None:
+def compare(outcomes: Sequence[Outcome], command: str, search: SweeperConfig | None = None) -> None:
     """Print one table over the runs of a sweep, and write a page with its pictures.
 
     Runs that differ in their seed alone make one row: the mean, and the standard deviation where there are several.
@@ -39,15 +44,21 @@ def compare(outcomes: Sequence[Outcome], command: str) -> None:
     Args:
         outcomes: what became of each job.
         command: what was typed; another command has another page.
+        search: how it looked for the best without seeing the test set; None where it did not.
     """
-    jobs, keys, missing = finished_jobs(outcomes)
+    whole = [outcome for outcome in outcomes if not outcome.partial]
+    partial = [outcome for outcome in outcomes if outcome.partial]
+    jobs, keys, missing = finished_jobs(whole, tested=search is None)
+    missing += finished_jobs(partial)[2]
+    objective = searches.objective_of(search)
     if jobs:
-        head, rows = _rows(keys, jobs)
+        head, rows = _rows(keys, jobs, objective)
         _print(head, rows, len(keys))
     for line in missing:
-        print(f"no result: {line}")
+        print(line)
     if not jobs:
         return
+    noted = _noted(keys, jobs, command, search) + ([PARTIAL_TOLD.format(len(partial))] if partial else [])
     networks, lines = _networks(keys, jobs), efficiency.lines(keys, jobs)
     if networks is not None and not lines:
         print()
@@ -56,20 +67,41 @@ def compare(outcomes: Sequence[Outcome], command: str) -> None:
         print()
         _print(*efficiency.table(lines), 1)
     bought = [*against_plain(keys, jobs), *_bought(keys, jobs)]
-    for line in bought:
+    for line in [*bought, *noted]:
         print(line)
     folder = jobs[0].folder.path.parent / f"sweep-{digest(command)[:HASH_LENGTH]}"
-    shown = [*_over_x(keys, jobs, folder), *_shifts(keys, jobs, folder), *_templates(jobs)]
+    asked = crossed(whole)
+    shown = [
+        *searches.pictures_of(keys, jobs, asked, objective, folder),
+        *(_over_x(keys, jobs, folder) if asked else []),
+        *(_shifts(keys, jobs, folder) if search is None else []),
+        *_templates(jobs),
+    ]
     title = jobs[0].folder.path.parent.name
     body = (
         f"<p class=note><code>{html.escape(command)}</code></p>{_labels_worth(lines, bought, folder)}"
-        f"{page.table(head, rows)}"
-        f"{page.notes([MEASURES_TOLD, *(f'No result: {line}' for line in missing)])}"
+        f"{page.table(head, rows)}{page.notes(noted)}"
+        f"{page.notes([MEASURES_TOLD, *missing])}"
         f"{page.table(*networks) if networks else ''}{'' if lines else page.notes(bought)}{page.figures(shown)}"
         f"<h2>The runs</h2><ul>{_links(keys, jobs, folder)}</ul>"
     )
     page.write(folder / "index.html", title, title, body)
     print(f"report: {folder / 'index.html'}")
+
+
+def _noted(keys: Sequence[str], jobs: Sequence[Job], command: str, search: SweeperConfig | None) -> list[str]:
+    """Return what a search found, and the command that trains it in full; nothing of a sweep that is none."""
+    if search is None:
+        return []
+    best = searches.ranked(keys, jobs, search.objective)[0]
+    value, count = searches.mean(best, search.objective), len(best)
+    if math.isnan(value):
+        return [f"no run has {search.objective}, so that none is the best"]
+    setting, told = named(keys, best[0]) or "the only setting", searches.told(value, search.objective)
+    return [
+        f"best by {search.objective}: {setting} ({told}, {f'a mean of {count} runs' if count > 1 else '1 run'})",
+        f"in full, and then on the test set: {searches.command_for(best[0], command, search)}",
+    ]
 
 
 def _labels_worth(lines: Sequence[efficiency.Line], bought: Sequence[str], folder: Path) -> str:
@@ -84,20 +116,27 @@ def _labels_worth(lines: Sequence[efficiency.Line], bought: Sequence[str], folde
 
 def _links(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> str:
     return "".join(
-        f'<li><a href="{html.escape(os.path.relpath(job.folder.report / "index.html", folder))}">'
+        f'<li><a href="{html.escape(os.path.relpath(_page_of(job), folder))}">'
         f"{html.escape(named([*keys, SEED], job) or job.folder.path.name)}</a></li>"
         for job in jobs
     )
 
 
-def _rows(keys: Sequence[str], jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of the table; measures that no run has are left out."""
-    groups = grouped(keys, jobs)
+def _page_of(job: Job) -> Path:
+    """Return a run's report; where it has none, as before it meets the test set, its folder."""
+    file = job.folder.report / "index.html"
+    return file if file.exists() else job.folder.path
+
+
+def _rows(keys: Sequence[str], jobs: Sequence[Job], objective: str) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of the table, the best on validation first; measures that none has are left out."""
     measures = [measure for measure in MEASURES if measure.values(jobs)]
+    if objective == "val/loss":
+        measures.insert(0, LOSS)
     head = [*(short(key) for key in keys), "runs", *(measure.heading for measure in measures)]
     rows = []
-    for chosen, members in groups.items():
-        row = [*chosen, str(len(members))]
+    for members in searches.ranked(keys, jobs, objective):
+        row = [*(members[0].chosen.get(key, "") for key in keys), str(len(members))]
         for measure in measures:
             values = measure.values(members)
             told = measure.told(float(np.mean(values))) if values else "-"
@@ -115,6 +154,8 @@ def _networks(keys: Sequence[str], jobs: Sequence[Job]) -> tuple[list[str], list
     if len(rows) == len(grouped(keys, jobs)):
         return None
     shown = list(dict.fromkeys(key for _, found in rows for key in found))
+    if not shown:
+        return None
     head = [*(short(key) for key in keys), "network", "runs", *(_heading(key) for key in shown)]
     return head, [[*row, *(_spread(found.get(key)) for key in shown)] for row, found in rows]
 
@@ -156,7 +197,7 @@ def _print(head: Sequence[str], rows: Sequence[Sequence[str]], names: int) -> No
 
 def _over_x(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page.Picture]:
     """Return the picture of all measures over the first number that the sweep varied; none where there is none."""
-    x = next((key for key in keys if all(_is_number(job.chosen.get(key, "")) for job in jobs)), None)
+    x = next((key for key in keys if all(is_number(job.chosen.get(key, "")) for job in jobs)), None)
     if x is None:
         return []
     others = [key for key in keys if key != x]
@@ -174,14 +215,6 @@ def _over_x(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page
     told = "Lines join the means over seeds; faint dots are single runs. Scales that are no share are logarithmic."
     name = short(x)
     return [page.picture(folder / "over_x.png", pictures.panels(name, shown), f"Over {name}", told)]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _shifts(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page.Picture]:

@@ -1,12 +1,14 @@
 """The runs of a sweep: what was chosen for each, what it gave, and by what they are compared."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from tutelage.errors import UserError
 from tutelage.insight.gains import TEST
 from tutelage.runs import FINISHED, RunFolder, last_fit, read_record
+from tutelage.runs.sweeps import Outcome
 
 SEED = "seed"
 KILO = 1000.0
@@ -17,21 +19,18 @@ MEASURES_TOLD = (
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a job of a sweep: its overrides, its folder, and why it has no result, if so."""
-
-    overrides: Sequence[str]
-    path: Path | None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
 class Job:
     """A finished run of a sweep: what was chosen for it, and what it gave."""
 
     chosen: Mapping[str, str]
     folder: RunFolder
     record: Mapping[str, Any]
+    overrides: Sequence[str]
+
+    def seen(self, key: str) -> float | None:
+        """Return a result of the run; None where it has none by this name, or one that is no number."""
+        value = self.record["result"].get(key)
+        return float(value) if value is not None and math.isfinite(value) else None
 
     @property
     def network(self) -> Mapping[str, Any]:
@@ -73,9 +72,10 @@ def _milliseconds_an_answer(job: Job) -> float | None:
     return KILO * seconds / images if seconds and images else None
 
 
-TESTED = Measure("test", lambda job: job.record["result"].get(TEST), percent, share=True)
+TESTED = Measure("test", lambda job: job.seen(TEST), percent, share=True)
+LOSS = Measure("val loss", lambda job: job.seen("val/loss"), "{:.4g}".format)  # where it is what is searched by
 MEASURES = (
-    Measure("val", lambda job: job.record["result"].get("val/accuracy"), percent, share=True),
+    Measure("val", lambda job: job.seen("val/accuracy"), percent, share=True),
     TESTED,
     Measure("MB kept", _megabytes, "{:.3g}".format),
     Measure("s to learn", _seconds, "{:.3g}".format),
@@ -83,20 +83,72 @@ MEASURES = (
 )
 
 
-def finished_jobs(outcomes: Sequence[Outcome]) -> tuple[list[Job], list[str], list[str]]:
-    """Return the finished runs, the keys, but for the seed, in which the jobs differ, and a line on each other job."""
-    chosen = [dict(one.lstrip("+").split("=", 1) for one in run.overrides if "=" in one) for run in outcomes]
-    keys = dict.fromkeys(key for run in chosen for key in run)
-    varied = [key for key in keys if len({run.get(key) for run in chosen}) > 1]
+def finished_jobs(outcomes: Sequence[Outcome], tested: bool = True) -> tuple[list[Job], list[str], list[str]]:
+    """Return the finished runs, the keys, but for the seed, in which jobs differ, and a line on each that failed.
+
+    Args:
+        outcomes: what became of each job.
+        tested: with what the test set said; else as if no run had met it.
+    """
+    chosen = [_chosen(outcome) for outcome in outcomes]
+    varied = _varied(chosen)
     jobs, missing = [], []
     for run, outcome in zip(chosen, outcomes, strict=True):
         own = {key: run[key] for key in varied if key in run}
-        record = read_record(RunFolder(outcome.path)) if outcome.path is not None else None
-        if outcome.path is not None and record is not None and record["status"] == FINISHED:
-            jobs.append(Job(own, RunFolder(outcome.path), record))
-        else:
-            missing.append(f"{' '.join(f'{key}={value}' for key, value in own.items())}: {outcome.reason}")
+        record = _finished(outcome)
+        if outcome.path is not None and record is not None:
+            jobs.append(Job(own, RunFolder(outcome.path), record if tested else _untested(record), outcome.overrides))
+        if outcome.reason:
+            which = " ".join(f"{key}={value}" for key, value in own.items())
+            missing.append(f"{'no result' if record is None else 'after its result'}: {which}: {outcome.reason}")
     return jobs, [key for key in varied if key != SEED], missing
+
+
+def _finished(outcome: Outcome) -> dict[str, Any] | None:
+    """Return the record of a job's run; None unless it is finished and can be read."""
+    try:
+        record = None if outcome.path is None else read_record(RunFolder(outcome.path))
+    except UserError:
+        return None
+    return record if record is not None and record["status"] == FINISHED else None
+
+
+def _untested(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of a run as it would be, had it not met the test set."""
+
+    def seen(entry: Mapping[str, Any]) -> dict[str, Any]:
+        result = {key: value for key, value in entry["result"].items() if not key.startswith("test")}
+        return {**entry, "result": result, "answer_seconds": None}
+
+    return {**seen(record), "stages": [seen(stage) for stage in record["stages"]]}
+
+
+def crossed(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
+    """Return the values that were asked for of each key, but for the seed; nothing unless they were fully crossed."""
+    chosen = [_chosen(outcome) for outcome in outcomes]
+    keys = [key for key in _varied(chosen) if key != SEED]
+    places = {tuple(run.get(key, "") for key in keys) for run in chosen}
+    values = {key: sorted({run.get(key, "") for run in chosen}) for key in keys}
+    return values if len(places) == math.prod(map(len, values.values())) else {}
+
+
+def _chosen(outcome: Outcome) -> dict[str, str]:
+    return dict(one.lstrip("+").split("=", 1) for one in outcome.overrides if "=" in one)
+
+
+def _varied(chosen: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the keys in which jobs differ."""
+    keys = dict.fromkeys(key for run in chosen for key in run)
+    return [key for key in keys if len({run.get(key) for run in chosen}) > 1]
+
+
+def is_number(text: str) -> bool:
+    """Return whether a value can be drawn along an axis."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def grouped(keys: Sequence[str], jobs: Sequence[Job]) -> dict[tuple[str, ...], list[Job]]:

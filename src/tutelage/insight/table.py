@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tutelage import __version__
-from tutelage.runs import last_fit
+from tutelage.runs import is_tested, last_fit
 from tutelage.runs.folder import commit
 
 if TYPE_CHECKING:
@@ -137,7 +137,10 @@ def notes(record: Mapping[str, Any], wide: bool = True) -> list[str]:
         right = "; right: the share of them labelled as in truth" if "pool/right" in labels[0]["result"] else ""
         changed = f"; {CHANGED_TOLD}" if wide and _changed(record) else ""
         lines.append(f"pseudo: pool images kept with the teacher's label{right}{changed}.")
-    lines.append(told if tested is None else f"{told} Test: {tested:,} images.")
+    if not is_tested(record):
+        lines.append(f"{told} The test set is untouched; the same command with evaluate_test=true meets it.")
+    else:
+        lines.append(told if tested is None else f"{told} Test: {tested:,} images.")
     lines += [OF_TASKS] if _tasks(record) else []
     lines += dict.fromkeys(e.get("told") or OLD_CONTROL for e in fits if e["control"] or e.get("told"))
     made, now = (record["version"], record["git"]), (__version__, commit())

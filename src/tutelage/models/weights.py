@@ -31,9 +31,19 @@ def make_classifier(model: dict[str, Any], spec: ImageSpec) -> ImageClassifier:
     return network
 
 
-def save_classifier(network: ImageClassifier, model: dict[str, Any], path: Path) -> None:
-    """Write weights, architecture and image spec, whole or absent."""
-    content = {"state_dict": network.state_dict(), "model": model, "spec": network.spec.plain()}
+def save_classifier(
+    network: ImageClassifier, model: dict[str, Any], path: Path, state: dict[str, Any] | None = None
+) -> None:
+    """Write weights, architecture and image spec, whole or absent.
+
+    Args:
+        network: what to write.
+        model: the config that it was made of.
+        path: the target.
+        state: its state dict, where the network holds a part of it; else the network's own.
+    """
+    content = {"state_dict": network.state_dict() if state is None else state, "model": model}
+    content["spec"] = network.spec.plain()
     write_checked(path, lambda file: torch.save(content, file))
 
 

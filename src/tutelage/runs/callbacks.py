@@ -13,14 +13,23 @@ import torch
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
+from tutelage.data import UNKNOWN
 from tutelage.errors import UserError
 from tutelage.models import accuracy, cross_entropy
+from tutelage.processes import ALONE, Group
 from tutelage.randomness import Key
 from tutelage.storage import write_text
 
 
+def ends_step(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Return whether an optimizer step has been made with a batch: it is the last of those that are accumulated."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 class StepRandomness(pl.Callback):
     """Makes what a step draws (dropout, stochastic depth) a function of the step, so that no state needs saving.
+
+    Each part of its batch has draws of its own.
 
     Setting a generator's seed takes a microsecond; ``torch.manual_seed`` would take a hundred.
     """
@@ -31,11 +40,18 @@ class StepRandomness(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Seed torch's generators for this step and rank."""
-        seed = self._key.torch_seed("step", trainer.global_step, trainer.global_rank)
+        """Seed torch's generators for this step and part of its batch."""
+        pieces = trainer.accumulate_grad_batches
+        part = trainer.global_rank * pieces + batch_idx % pieces
+        seed = self._key.torch_seed("step", trainer.global_step, part)
         torch.default_generator.manual_seed(seed)
         if pl_module.device.type == "cuda":
             torch.cuda.default_generators[pl_module.device.index or 0].manual_seed(seed)
+
+
+def _wide(value: Tensor) -> Tensor:
+    """Return a value of a step in float64, whose sums do not depend on who adds them up (Apple's GPUs have float32)."""
+    return value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)
 
 
 class EpochTable(pl.Callback):
@@ -44,11 +60,20 @@ class EpochTable(pl.Callback):
     The rows and the sums of the epoch under way live in the checkpoint: a resumed run writes the table from there, so
     that rows past the checkpoint vanish and a mean in the middle of an epoch goes on. Values stay on the device until
     the epoch ends.
+
+    Of several processes each adds up what it trains on and validates its part of the images; rows, best and saved sums
+    are of all of them, so that a checkpoint says the same on any number of devices. The first one writes.
     """
 
     def __init__(
-        self, file: Path, epoch_steps: int, loggers: list[Logger], on_best: Callable[[], None] = lambda: None
+        self,
+        file: Path,
+        epoch_steps: int,
+        loggers: list[Logger],
+        on_best: Callable[[], None] = lambda: None,
+        group: Group = ALONE,
     ) -> None:
+        self._group = group
         self._file = file
         self._epoch_steps = epoch_steps
         self._loggers = loggers
@@ -62,11 +87,11 @@ class EpochTable(pl.Callback):
         self._resumed_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows, the sums of the epoch under way and the best so far, as plain containers."""
+        """Return the rows, the sums of the epoch under way and the best so far, as plain containers; in lockstep."""
         return {
             "rows": self.rows,
             "best": self.best,
-            "sums": self._sums,
+            "sums": self._of_all(),
             "steps": self._steps,
             "seconds": self._seconds(),
         }
@@ -80,16 +105,19 @@ class EpochTable(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the table as the checkpoint knew it."""
         self._resumed_at = time.monotonic()
-        self._sums = {name: value.to(pl_module.device) for name, value in self._sums.items()}
+        self._sums = {name: _wide(value.to(pl_module.device)) for name, value in self._sums.items()}
         self._write()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the step's values; end the epoch where one ends and no validation does so."""
+        """Add the values of the step, or of a part of it; end the epoch where one ends and no validation does so."""
+        pieces = trainer.accumulate_grad_batches
         for name, value in outputs.items():
-            added = value.detach().float()
+            added = _wide(value) / (1 if name == "loss" else pieces)  # the loss Lightning has divided
             self._sums[name] = self._sums[name] + added if name in self._sums else added
+        if not ends_step(trainer, batch_idx):
+            return
         self._steps += 1
         step = trainer.global_step
         if step % self._epoch_steps and step != trainer.max_steps:
@@ -113,10 +141,13 @@ class EpochTable(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End the epoch with its validation; keep the network where it is the best so far."""
-        logits = torch.cat([logits for logits, _ in self._validation])
-        labels = torch.cat([labels for _, labels in self._validation])
+        logits, labels = (torch.cat(each) for each in zip(*self._validation, strict=True))
+        known = labels != UNKNOWN  # the others only fill up a process's part
+        logits, labels = self._group.rows(logits[known]), self._group.rows(labels[known])
         self._validation = []
-        found = {"val/loss": float(cross_entropy(logits, labels)), "val/accuracy": float(accuracy(logits, labels))}
+        found = self._group.decided(  # the same to the last bit, or processes would not agree on the best
+            lambda: {"val/loss": float(cross_entropy(logits, labels)), "val/accuracy": float(accuracy(logits, labels))}
+        )
         if self.best is None or found["val/accuracy"] > self.best["val/accuracy"]:
             self.best = {"step": trainer.global_step, **found}
             self._on_best()
@@ -126,7 +157,7 @@ class EpochTable(pl.Callback):
         step = trainer.global_step
         row: dict[str, float] = {"epoch": math.ceil(step / self._epoch_steps), "step": step}
         row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
-        row |= {f"train/{name}": float(total) / self._steps for name, total in self._sums.items()}
+        row |= {f"train/{name}": float(total) / self._steps for name, total in self._of_all().items()}
         if not math.isfinite(row["train/loss"]):
             raise UserError(
                 f"the loss is {row['train/loss']} in epoch {row['epoch']} (steps to {step}): training has diverged; "
@@ -139,10 +170,19 @@ class EpochTable(pl.Callback):
         self._sums, self._steps = {}, 0
         self._write()
 
+    def _of_all(self) -> dict[str, Tensor]:
+        """Return the sums of the epoch under way as the mean of all processes'; in lockstep."""
+        if self._group.size == 1 or not self._sums:
+            return self._sums
+        means = self._group.mean(torch.stack([total.cpu() for total in self._sums.values()]))
+        return dict(zip(self._sums, means, strict=True))
+
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._resumed_at
 
     def _write(self) -> None:
+        if not self._group.first:
+            return
         text = io.StringIO()
         if self.rows:
             table = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")

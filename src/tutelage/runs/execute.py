@@ -3,16 +3,13 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from tutelage.config import Config
 from tutelage.data import UNKNOWN, class_weights
 from tutelage.models import (
     ImageClassifier,
@@ -29,12 +26,13 @@ from tutelage.models import (
     weight_hash,
 )
 from tutelage.randomness import Key
-from tutelage.runs.callbacks import EpochTable, StepRandomness
+from tutelage.runs.callbacks import EpochTable, StepRandomness, ends_step
 from tutelage.runs.checkpoints import Checkpoints, WholeCheckpointIO, newest_sound
 from tutelage.runs.folder import RunFolder
 from tutelage.runs.given import weights
 from tutelage.runs.measuring import heed
 from tutelage.runs.observer import Observer
+from tutelage.runs.parallel import environment_of, gathered, strategy_of
 from tutelage.runs.teaching import teach, teacher_of
 from tutelage.runs.under_way import Run
 from tutelage.strategies import SCRATCH, Fit
@@ -43,7 +41,7 @@ from tutelage.strategies import SCRATCH, Fit
 def fit(this: Run, stage: Fit) -> dict[str, Any]:
     """Train a stage's network, from its newest checkpoint where there is one, and return its entry in the ledger."""
     config, place = this.config, this.place(stage)
-    place.checkpoints.mkdir(parents=True, exist_ok=True)
+    group = this.group
     network = _new(this, stage)
     optimizer = config.optimizer.model_copy(update={"lr": stage.lr_scale * config.optimizer.lr})
     network.learn_by(Recipe(optimizer, config.scheduler, stage.steps, _weights_of_classes(this), stage.tuning))
@@ -52,12 +50,14 @@ def fit(this: Run, stage: Fit) -> dict[str, Any]:
     module: Any = stage.module(network) if teacher is None else stage.module(network, teacher)
 
     def keep_weights() -> None:
-        save_classifier(module.classifier, stage.model.arguments(), this.weights(stage))
+        state = gathered(module.classifier.state_dict())
+        if group.first:
+            save_classifier(module.classifier, stage.model.arguments(), this.weights(stage), state)
 
-    checkpoint = _newest(this, stage)
+    checkpoint = group.decided(lambda: _newest(this, stage))
     before = WholeCheckpointIO().load_checkpoint(checkpoint, "cpu") if checkpoint else None
     on_best = keep_weights if this.judged(stage) else lambda: None
-    table = EpochTable(place.metrics_file, stage.epoch_steps, _loggers(config, place, before), on_best)
+    table = EpochTable(place.metrics_file, stage.epoch_steps, _loggers(this, place, before), on_best, group)
     if before is not None and before["global_step"] >= stage.steps:
         module.load_state_dict(before["state_dict"])  # averaged, where weights are averaged
         table.load_state_dict(before["callbacks"]["EpochTable"])
@@ -67,16 +67,14 @@ def fit(this: Run, stage: Fit) -> dict[str, Any]:
         data.training = this.training(stage)
         if teaching is not None:
             data.training = replace(data.training, kept=teach(this, stage, teaching, network, teacher))
-        try:
-            _trainer(this, stage, table).fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except SIGTERMException:  # a signal in the instant before our handler was set again
-            this.signals.answer()
-            raise
+        trainer = _trainer(this, stage, module, table)
+        with group.in_step():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if not this.judged(stage):
         keep_weights()
     last = table.rows[-1]
     result = {name: value for name, value in (table.best or last).items() if "/" in name}
-    return _entry(this, stage, last["seconds"], result, teacher)
+    return group.decided(lambda: _entry(this, stage, last["seconds"], result, teacher))
 
 
 def memorise(this: Run, stage: Fit) -> dict[str, Any]:
@@ -90,7 +88,7 @@ def memorise(this: Run, stage: Fit) -> dict[str, Any]:
     network.memorise(batches, len(splits.labelled), folder, heed(this, len(splits.labelled), lambda share: share))
     result: dict[str, float] = {}
     if this.validated:
-        found = answers(network, this.data.plain(splits.validation), this.device, lambda images: this.signals.answer())
+        found = answers(network, this.data.plain(splits.validation), this.device, lambda images: this.answer())
         result = {"val/accuracy": measure(found, this.data.source.classes, "val")["val/accuracy"]}
     save_classifier(network, stage.model.arguments(), this.weights(stage))
     return _entry(this, stage, round(time.monotonic() - started, 3), result)
@@ -146,18 +144,23 @@ def _entry(
     }
 
 
-def _trainer(this: Run, stage: Fit, table: EpochTable) -> pl.Trainer:
+def _trainer(this: Run, stage: Fit, module: pl.LightningModule, table: EpochTable) -> pl.Trainer:
     """Return the Trainer of a stage, which is one long epoch to Lightning (see ``ImageDataModule``)."""
-    config, place = this.config, this.place(stage)
+    config, place, group = this.config, this.place(stage), this.group
+    asked, pieces = config.trainer, config.trainer.accumulate
     averaged = config.optimizer.ema_decay > 0 and not stage.averages
     ema = [EMAWeightAveraging(decay=config.optimizer.ema_decay)] if averaged else []
-    return pl.Trainer(
-        accelerator=config.trainer.accelerator,
-        devices=1,
-        precision=config.trainer.precision,
+    trainer = pl.Trainer(
+        accelerator=asked.accelerator,
+        devices=group.world.local_size,
+        num_nodes=group.size // group.world.local_size,
+        strategy=strategy_of(group, module, asked.parallel),
+        precision=asked.precision,
+        accumulate_grad_batches=pieces,
+        sync_batchnorm=asked.sync_batchnorm and group.size > 1,
         max_steps=stage.steps,
         max_epochs=1,
-        val_check_interval=stage.epoch_steps,
+        val_check_interval=stage.epoch_steps * pieces,
         check_val_every_n_epoch=None,
         limit_val_batches=1.0 if this.judged(stage) else 0,
         num_sanity_val_steps=0,
@@ -167,16 +170,20 @@ def _trainer(this: Run, stage: Fit, table: EpochTable) -> pl.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=place.path,
-        plugins=[WholeCheckpointIO()],
+        plugins=[WholeCheckpointIO(), environment_of(group)],
         # The order matters: the table sees averaged weights in a validation, a checkpoint sees all that the others did.
         callbacks=[
             StepRandomness(Key(config.seed, stage.name)),
             table,
             *ema,
             Progress(this.observer, stage.epoch_steps),
-            Checkpoints(place.checkpoints, config.callbacks.checkpoint_minutes, stage.epoch_steps, this.signals),
+            Checkpoints(place.checkpoints, config.callbacks.checkpoint_minutes, stage.epoch_steps, this.signals, group),
         ],
     )
+    # Our own handlers are in. Lightning's would stop without saving, and let processes and devices wait in each step.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 class Progress(pl.Callback):
@@ -190,23 +197,26 @@ class Progress(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Report the step."""
+        if not ends_step(trainer, batch_idx):
+            return
         step, steps = trainer.global_step, trainer.max_steps
         epoch, epochs = (-(-count // self._epoch_steps) for count in (step, steps))
         self._observer.progress(step / steps, {"epoch": f"{epoch}/{epochs}", **outputs})
 
 
-def _newest(this: Run, stage: Fit) -> Path | None:
-    """Return the checkpoint to go on from; damaged ones are named and removed."""
+def _newest(this: Run, stage: Fit) -> str | None:
+    """Return the checkpoint to go on from; damaged ones are named and removed, and a first one gets a folder."""
+    this.place(stage).checkpoints.mkdir(parents=True, exist_ok=True)
     checkpoint, damaged = newest_sound(this.place(stage).checkpoints)
     for path in damaged:
         instead = f"going on from {checkpoint.name}" if checkpoint else f"stage {stage.name} starts anew"
         this.observer.say(f"warning: {path} is damaged (its checksum differs): {instead}")
         path.unlink()
-    return checkpoint
+    return str(checkpoint) if checkpoint else None
 
 
-def _loggers(config: Config, place: RunFolder, before: Mapping[str, Any] | None) -> list[Logger]:
-    if not config.logger.tensorboard:
+def _loggers(this: Run, place: RunFolder, before: Mapping[str, Any] | None) -> list[Logger]:
+    if not (this.config.logger.tensorboard and this.group.first):
         return []
     from pytorch_lightning.loggers import TensorBoardLogger
 

@@ -13,6 +13,7 @@ from typing import Any
 from tutelage import __version__
 from tutelage.config import Config
 from tutelage.errors import UserError
+from tutelage.processes import ALONE, Group
 from tutelage.storage import is_held, write_json, write_text
 
 RUNNING, FINISHED, FAILED = "running", "finished", "failed"
@@ -70,23 +71,27 @@ class RunFolder:
 
 
 class Record:
-    """``run.json``: read when made, written whole at each change."""
+    """``run.json``: read when made, written whole at each change by the first process of a run."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, group: Group = ALONE) -> None:
+        self._group = group
         self._file = folder.record_file
         self.content: dict[str, Any] = read_record(folder) or {}
 
-    def begin(self, identity: dict[str, Any], command: str, threads: int, data: dict[str, Any]) -> None:
-        """Note that the run is under way, or goes on, by which command and code."""
+    def begin(
+        self, identity: dict[str, Any], command: str, threads: int, data: dict[str, Any], session: dict[str, Any]
+    ) -> None:
+        """Note that the run is under way, or goes on, by which command and code, and what else is told of a session."""
         code = {"version": __version__, "git": commit()}
         self.content = {
             "status": RUNNING,
             "command": command,
             **code,
-            "sessions": [*self.content.get("sessions", []), {"started": _now(), **code}],
+            "sessions": [*self.content.get("sessions", []), {"started": _now(), **code, **session}],
             "python": platform.python_version(),
             "packages": {name: version(name) for name in RECORDED_PACKAGES},
             "threads": threads,
+            "processes": self._group.size,
             "started": self.content.get("started") or _now(),
             "finished": None,
             "identity": identity,
@@ -98,9 +103,9 @@ class Record:
 
     @property
     def threads(self) -> int | None:
-        """The number of threads that the run was begun with."""
+        """The number of threads that as many processes as now have trained with."""
         value = self.content.get("threads")
-        return int(value) if value is not None else None
+        return int(value) if value is not None and self.content.get("processes", 1) == self._group.size else None
 
     def stage(self, name: str) -> dict[str, Any] | None:
         """Return the entry of a finished stage."""
@@ -118,13 +123,19 @@ class Record:
         self.content |= {"status": FINISHED, "finished": _now(), "result": result}
         self._write()
 
+    def stop(self) -> None:
+        """Write down that the session was told to stop, and has saved what it had."""
+        self.content["sessions"][-1]["stopped"] = _now()
+        self._write()
+
     def fail(self, reason: str) -> None:
         """Write down why the run ended before its time; the same command goes on from its last checkpoint."""
         self.content |= {"status": FAILED, "reason": reason}
         self._write()
 
     def _write(self) -> None:
-        write_json(self._file, self.content)
+        if self._group.first:
+            write_json(self._file, self.content)
 
 
 def read_record(folder: RunFolder) -> dict[str, Any] | None:
@@ -193,10 +204,34 @@ def finished_run(path: str) -> tuple[RunFolder, dict[str, Any]]:
     return folder, read_record(folder) or {}
 
 
+def tested_run(path: str) -> tuple[RunFolder, dict[str, Any]]:
+    """Return the folder and the record of a finished run, as ``finished_run`` does, that has met the test set.
+
+    Raises:
+        UserError: it is none.
+    """
+    folder, record = finished_run(path)
+    if not is_tested(record):
+        raise UserError(f"{path}: has not met the test set; the same command with evaluate_test=true does that")
+    return folder, record
+
+
 def is_finished(folder: RunFolder) -> bool:
     """Return whether a run is there and finished."""
     record = read_record(folder)
     return record is not None and record.get("status") == FINISHED
+
+
+def is_tested(record: Mapping[str, Any]) -> bool:
+    """Return whether a run has met the test set."""
+    return any(key.startswith("test") for key in record.get("result", {}))
+
+
+def is_done(folder: RunFolder, config: Config) -> bool:
+    """Return whether a run is finished, and has met the test set where its config asks for that."""
+    record = read_record(folder)
+    finished = record is not None and record.get("status") == FINISHED
+    return finished and (not config.evaluate_test or is_tested(record or {}))
 
 
 @dataclass(frozen=True)

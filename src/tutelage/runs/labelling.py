@@ -32,7 +32,8 @@ FLOAT32 = "float32"
 def label(this: "Run", stage: Label) -> dict[str, Any]:
     """Let a stage's teacher label the pool, without noise, and return the stage's entry in the ledger.
 
-    What other processes label meanwhile (``tutelage label``) is waited for.
+    Of several processes of the run each labels the shards that it comes to first. What other processes label meanwhile
+    (``tutelage label``) is waited for.
 
     Raises:
         Stopped: a signal asked for it; the shards that are done are kept.
@@ -41,20 +42,27 @@ def label(this: "Run", stage: Label) -> dict[str, Any]:
     place, pool, source = this.place(stage).path, this.data.splits.pool, this.data.source
     started = time.monotonic()
     network = this.network(stage.teacher)
-    store = LabelStore(place, len(pool), len(source.classes), about(this, stage, network))
+    its = about(this, stage, network)
+    store = this.group.by_turns(lambda: LabelStore(place, len(pool), len(source.classes), its))
     told = False
     while not store.complete:
         answered = 0
         with closing(fill(store, network, this.data, this.device)) as batches:
             for answered in batches:
                 this.observer.progress(answered / len(pool), {"images": f"{answered}/{len(pool)}"})
-                this.signals.answer()
+                this.answer()
         if not answered:  # other processes are at what is left
-            if not told:
+            if not told and this.group.size == 1:
                 this.observer.say(f"note: stage {stage.name}: other processes label what is left; waiting for them")
             told = True
-            this.signals.answer()
+            this.answer()
             time.sleep(WAIT)
+    return this.group.decided(lambda: _finished(this, stage, store, started))
+
+
+def _finished(this: "Run", stage: Label, store: LabelStore, started: float) -> dict[str, Any]:
+    """Select among the labels of a complete store, write the table, and return the stage's entry in the ledger."""
+    place, pool, source = this.place(stage).path, this.data.splits.pool, this.data.source
     store.finish()
     labels = labels_of(this, stage)  # what the student will see, also in a run that resumes here
     chosen = stage.select(labels)

@@ -38,3 +38,10 @@ class Observer:
 
     def end(self) -> None:
         """The run is over, well or not."""
+
+
+class Silent(Observer):
+    """Says nothing: the first process of a run speaks for all of them."""
+
+    def say(self, line: str) -> None:
+        """Leave it to the first process."""

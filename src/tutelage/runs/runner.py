@@ -17,6 +17,7 @@ from tutelage.config import Config, NearestNeighboursConfig
 from tutelage.data import ImageDataModule, data_module, few, placed
 from tutelage.errors import UserError
 from tutelage.models import COUNTS, freeze, make_classifier, start_from, take_over
+from tutelage.processes import ALONE, Group
 from tutelage.randomness import Key
 from tutelage.runs import work
 from tutelage.runs.execute import fit, memorise
@@ -24,9 +25,12 @@ from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.given import weights
 from tutelage.runs.interruption import Signals, Stopped
 from tutelage.runs.labelling import label
-from tutelage.runs.measuring import test
+from tutelage.runs.measuring import leave_untested, test
 from tutelage.runs.observer import Observer, StageWork
+from tutelage.runs.parallel import check_spread
+from tutelage.runs.sessions import session
 from tutelage.runs.teaching import answers_asked, asking, check, check_given, outline
+from tutelage.runs.together import as_one
 from tutelage.runs.under_way import Run, is_intact, spec_of
 from tutelage.storage import remove_partials
 from tutelage.strategies import Fit, Label, Stage
@@ -36,11 +40,16 @@ TEST = "test"  # the work behind the last stage
 
 
 def run(
-    config: Config, folder: RunFolder, identity: dict[str, Any], command: str, observer: Observer
+    config: Config,
+    folder: RunFolder,
+    identity: dict[str, Any],
+    command: str,
+    observer: Observer,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Execute a run, or what is left of it, and return its record.
 
-    The caller holds the folder's lock.
+    The caller holds the folder's lock; of several processes the first one does.
 
     Args:
         config: the whole config.
@@ -48,44 +57,59 @@ def run(
         identity: the scientific part of the config, to be recorded.
         command: what was typed, to be recorded.
         observer: is told what goes on.
+        group: the processes of the run, each of which calls this.
 
     Raises:
         UserError: the config does not fit the data.
         Stopped: a signal asked for it; all is saved.
     """
-    record = Record(folder)
-    prepare_torch(config.trainer.threads or record.threads or len(os.sched_getaffinity(0)))
+    record = Record(folder, group)
+    record.content = group.decided(lambda: record.content)
+    cores = max(1, len(os.sched_getaffinity(0)) // group.world.local_size)
+    prepare_torch(config.trainer.threads or record.threads or cores)
+    if group.size > 1:  # where it is not set, Lightning takes as many threads as there are cores
+        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     data = data_module(config.data)
     with Signals().watched() as signals, _quiet():
+        this = Run(config, folder, record, data, signals, observer, group)
+        group.heed = this.answer
 
         def tell(what: str, share: float) -> None:
             observer.reading(what, share)
-            signals.answer()
+            this.answer()
 
-        data.tell = tell
-        this = Run(config, folder, record, data, signals, observer)
-        data.device = this.device
+        data.tell, data.device, data.share, data.neighbours = tell, this.device, this.share, group.world.local_size
         work.size_of(config.model.arguments(), spec_of(config.data, TWO_CLASSES))  # before data is read or fetched
         check_given(config)
+        group.by_turns(lambda: (data.source, this.older))
         this.plan = this.planned()
         _check(this)
         if record.content and record.content["version"] != __version__:
             observer.say(f"warning: begun by version {record.content['version']}, goes on with {__version__}")
-        folder.path.mkdir(parents=True, exist_ok=True)
-        remove_partials(folder.path)
-        write_config(folder, _placed(config).model_dump(mode="json"))
-        record.begin(identity, command, torch.get_num_threads(), _told_of(data))
+        record.content = group.decided(lambda: _begin(this, identity, command))
         observer.say(f"run: {folder.path}")
         _tell_of_data(this)
         _show_plan(this)
         try:
-            _execute(this)
+            with as_one(group):
+                _execute(this)
         except Stopped:
+            record.stop()
             raise
         except Exception as error:
             record.fail(f"{type(error).__name__}: {error}")
             raise
     return record.content
+
+
+def _begin(this: Run, identity: dict[str, Any], command: str) -> dict[str, Any]:
+    """Make the run's folder, or clear up what is there, and return the record of a run under way."""
+    beginning, folder = session(this), this.folder
+    folder.path.mkdir(parents=True, exist_ok=True)
+    remove_partials(folder.path)
+    write_config(folder, _placed(this.config).model_dump(mode="json"))
+    this.record.begin(identity, command, torch.get_num_threads(), _told_of(this.data), beginning)
+    return this.record.content
 
 
 def _placed(config: Config) -> Config:
@@ -102,13 +126,19 @@ def _execute(this: Run) -> None:
     number = 0
     while number < len(this.plan):
         stage = this.plan[number]
-        if this.record.stage(stage.name) is None or not is_intact(this, stage):
+        if not this.group.decided(lambda one=stage: _is_done(this, one)):  # type: ignore[misc]
             this.show(stage.name)
             this.record.finish_stage(_done(this, stage))
         _plan_again(this)
         number += 1
-    this.show(TEST)
-    test(this)
+    if this.config.evaluate_test:
+        this.show(TEST)
+    this.group.decided(lambda: test(this) if this.config.evaluate_test else leave_untested(this))
+
+
+def _is_done(this: Run, stage: Stage) -> bool:
+    """Return whether a stage is finished and what it left is still there."""
+    return this.record.stage(stage.name) is not None and is_intact(this, stage)
 
 
 def _plan_again(this: Run) -> None:
@@ -135,7 +165,7 @@ def _done(this: Run, stage: Stage) -> dict[str, Any]:
     """Execute a stage and return its entry in the ledger."""
     if isinstance(stage, Label):
         return label(this, stage)
-    return memorise(this, stage) if stage.one_pass else fit(this, stage)
+    return this.group.decided(lambda: memorise(this, stage)) if stage.one_pass else fit(this, stage)
 
 
 def _check(this: Run) -> None:
@@ -149,6 +179,8 @@ def _check(this: Run) -> None:
         raise UserError("trainer.accelerator=gpu: no CUDA device is visible; use trainer=cpu or trainer=auto")
     if this.device.type == "cpu" and trainer.precision == "16-mixed":
         raise UserError("trainer.precision=16-mixed: no CUDA device is visible; use 32-true or bf16-mixed")
+    if this.device.type == "cpu" and trainer.sync_batchnorm:
+        raise UserError("trainer.sync_batchnorm=true: no CUDA device is visible, and torch has none for the CPU; false")
     views = this.config.augmentation
     Pipeline(views.transforms, Key(0, "check"), views.strong).check(this.data.source.images[0])
     sizes = {stage.name: this.size(stage) for stage in this.plan if isinstance(stage, Fit)}
@@ -162,12 +194,21 @@ def _check(this: Run) -> None:
                 )
         if isinstance(stage, Fit):
             check(this, stage)
+            if trainer.parallel == "fsdp" and this.group.size > 1:
+                _check_spread(this, stage)
             if not stage.augmented:
                 _check_finetuned(this, stage)
     if this.config.init_from is not None:
         _check_start(this)
     elif isinstance(this.config.model, NearestNeighboursConfig) and this.config.model.backbone is not None:
         this.observer.say("note: the backbone's weights are random; init_from=FILE gives it others")
+
+
+def _check_spread(this: Run, stage: Fit) -> None:
+    """Raise a UserError unless the weights of a stage's network can be spread over devices."""
+    arguments = stage.model.arguments()
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        check_spread(arguments.get("name", arguments["_target_"]), make_classifier(arguments, this.sees(stage)))
 
 
 def _check_finetuned(this: Run, stage: Fit) -> None:
@@ -221,7 +262,9 @@ def _plan(this: Run, flops: dict[str, float]) -> Sequence[StageWork]:
             before, live = _teaching(this, stage, flops)
             plan += before
             plan.append(StageWork(stage.name, work.training(images, flops[stage.name]) + work.answering(images, live)))
-    return [*plan, StageWork(TEST, sum(work.answering(len(splits.test), each) for each in flops.values()))]
+    if this.config.evaluate_test:
+        plan.append(StageWork(TEST, sum(work.answering(len(splits.test), each) for each in flops.values())))
+    return plan
 
 
 def _teaching(this: Run, stage: Fit, flops: dict[str, float]) -> tuple[Sequence[StageWork], float]:
@@ -286,6 +329,7 @@ def _quiet() -> Iterator[None]:
             ".*in eval mode at the start of training.*",  # frozen parts, and teachers
             ".*srun.* command is available.*",
             ".*isinstance.*LeafSpec.*",
+            ".*Grad strides do not match bucket view strides.*",  # of a convolution that sees one channel: slower alone
         ):
             warnings.filterwarnings("ignore", pattern)
         try:

@@ -134,7 +134,10 @@ def teach(
     if teacher is not None:
         teacher.to(this.device)
         lower = torch.float16 if teaching.live else LOWER.get(this.config.trainer.precision)
-        teacher.lower = lower if lower and this.device.type == "cuda" and _is_right(this, teacher, lower) else None
+        teacher.lower = None
+        if lower is not None and this.device.type == "cuda":
+            right = this.group.decided(lambda: _is_right(this, teacher, lower))
+            teacher.lower = lower if right else None
     if teaching.live:
         return {}
     kept = _keep(this, stage, teaching, network, teacher)
@@ -207,7 +210,7 @@ class _Question:
 
 
 def _keep(this: "Run", stage: Fit, teaching: Teaching, network: ImageClassifier, teacher: Teacher | None) -> Kept:
-    """Return the kept answers to a stage's images; those that are not there yet are computed now."""
+    """Return the kept answers to a stage's images; those that are not there yet the first process computes now."""
     data, question = this.config.data, _Question.of(this, stage, teaching)
     ask: Callable[[Tensor], Tensor] = teacher or partial(_features, network.to(this.device))
     nothing = torch.zeros(1, data.channels, data.image_size, data.image_size, dtype=torch.uint8, device=this.device)
@@ -217,9 +220,13 @@ def _keep(this: "Run", stage: Fit, teaching: Teaching, network: ImageClassifier,
     about = {**_about(this, stage, question), "networks": _who(teacher or network), "kind": str(kind)}
     folder = Path(this.config.paths.outputs) / FOLDER / digest(about)[:HASH_LENGTH]
     keeper = _Keeper(this, stage, question, ask, kind, width)
-    with _turn(this, stage, folder.with_suffix(".lock")):
-        if not keeper.are_there(folder):
-            keeper.compute(folder, about)
+
+    def compute() -> None:
+        with _turn(this, stage, folder.with_suffix(".lock")):
+            if not keeper.are_there(folder):
+                keeper.compute(folder, about)
+
+    this.group.decided(compute)
     return Kept(folder / ANSWERS, width, question.views, instead=teaching.features)
 
 
@@ -292,7 +299,7 @@ class _Keeper:
                 this.observer.progress(
                     keeping.share, {"images": f"{round(keeping.share * question.rows)}/{question.rows}"}
                 )
-                this.signals.answer()
+                this.answer()
                 if time.monotonic() - saved > SAVE_SECONDS:
                     keeping.save()
                     saved = time.monotonic()
@@ -369,7 +376,7 @@ def _turn(this: "Run", stage: Fit, path: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=LOOK_SECONDS)
         except Timeout:
-            this.signals.answer()
+            this.answer()
             if not told:
                 this.observer.say(
                     f"note: stage {stage.name}: another process computes the same answers; waiting for it"

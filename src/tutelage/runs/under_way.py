@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from tutelage.config import AugmentationConfig, Config, DataConfig
-from tutelage.data import ImageDataModule, Selection, Training, about_of, data_module, labels_in, shard_files
+from tutelage.data import ImageDataModule, Selection, Share, Training, about_of, data_module, labels_in, shard_files
 from tutelage.errors import UserError
 from tutelage.models import BANK_FILES, ImageClassifier, ImageSpec, Teacher, grown, load_classifier, weight_hash
+from tutelage.processes import ALONE, Group
 from tutelage.randomness import Key
 from tutelage.runs.continued import Older, older
 from tutelage.runs.folder import Record, RunFolder, results_of
-from tutelage.runs.interruption import Signals
+from tutelage.runs.interruption import NOTHING, SAVE_AND_GO_ON, Signals
 from tutelage.runs.observer import Observer
 from tutelage.runs.work import Size, size_of
 from tutelage.storage import is_sound
@@ -53,7 +54,7 @@ class Selections(Mapping[str, Selection]):
 
 @dataclass
 class Run:
-    """A run under way: its config, data, folder and what its stages left so far."""
+    """A run under way: its config, data, folder and what its stages left so far, as one of its processes has it."""
 
     config: Config
     folder: RunFolder
@@ -61,6 +62,7 @@ class Run:
     data: ImageDataModule
     signals: Signals
     observer: Observer
+    group: Group = ALONE
     plan: Sequence[Stage] = ()
     parts: Sequence[str] = ()  # of the work, as the observer counts it
     outlines: dict[str | Sequence[Path], Teacher] = field(default_factory=dict)  # teachers without their weights
@@ -100,7 +102,8 @@ class Run:
             return self.data
         if size not in self.at_sizes:
             data = data_module(self.config.data.model_copy(update={"image_size": size}))
-            data.tell, data.device = self.data.tell, self.data.device
+            data.tell, data.device, data.share = self.data.tell, self.data.device, self.data.share
+            data.neighbours = self.data.neighbours
             if not np.array_equal(data.source.labels, self.data.source.labels):
                 raise UserError(f"stage {stage.name}: at {size} pixels the data has other images; image_size=null")
             data.splits = self.data.splits
@@ -130,7 +133,21 @@ class Run:
     def device(self) -> torch.device:
         """Where to compute."""
         gpu = self.config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-        return torch.device("cuda", 0) if gpu else torch.device("cpu")
+        return torch.device("cuda", self.group.world.local_rank) if gpu else torch.device("cpu")
+
+    @property
+    def share(self) -> Share:
+        """Which part of each batch this process trains on."""
+        return Share(self.group.world.rank, self.group.size, self.config.trainer.accumulate)
+
+    def answer(self) -> None:
+        """Stop where this or another process is told to; outside of training, where nothing is lost.
+
+        Raises:
+            Stopped: one is.
+        """
+        asked = self.signals.asked
+        self.signals.answer(self.group.told(asked if asked > SAVE_AND_GO_ON else NOTHING))
 
     def place(self, stage: Stage) -> RunFolder:
         """Return the folder of a stage."""

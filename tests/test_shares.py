@@ -1,0 +1,214 @@
+"""What each of several processes has of a batch, who they are, and what of it all a config may say."""
+
+from collections.abc import Sequence
+from functools import partial
+from threading import Thread, Timer
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tutelage.config import MixConfig
+from tutelage.data import UNKNOWN, Share, Stream, Training
+from tutelage.data.batches import WHOLE, PlainBatches, StepBatches, Unmixed, as_planned
+from tutelage.data.source import WholeImages
+from tutelage.processes import Ended, Group, World, as_torchrun, tasks_of, world
+from tutelage.randomness import Key
+
+CUTS = {"2 processes": (2, 1), "4 processes": (4, 1), "2 pieces": (1, 2), "2 processes, 2 pieces": (2, 2)}
+VIEWS = {
+    "one view": {},
+    "two views": {"strong": [{"_target_": "albumentations.Rotate", "limit": (-30, 30)}]},
+    "a twin beside": {"beside": "twin"},
+    "the plain image beside": {"beside": "plain"},
+}
+
+
+def batches(share: Share, mix: MixConfig | None, strong: Sequence[dict[str, Any]] = (), beside: str = ""):
+    """Return three steps' batches of two streams, labelled and pool, as they reach a network."""
+    images = np.random.default_rng(0).integers(0, 256, (50, 12, 12, 1), dtype=np.uint8)
+    labels = np.arange(50) % 3
+    streams = [
+        Stream("labelled", np.arange(30), labels[:30], 8, beside=beside),
+        Stream("pool", np.arange(30, 50), np.eye(3, dtype=np.float32)[labels[30:]], 16, copies=np.arange(20) % 2),
+    ]
+    crop = {"_target_": "albumentations.RandomResizedCrop", "size": (12, 12), "scale": (0.3, 1.0)}
+    noise = {"_target_": "tutelage.augmentation.RandAugment", "num_ops": 2, "magnitude": 9}
+    training = Training(streams, [crop, noise], partial(Key, 0, "stage"), 3, strong, mix)
+    shown = StepBatches(WholeImages(images), training, (12, 12, 1), share)
+    return [
+        {name: as_planned(one, 3) if isinstance(one, Unmixed) else one for name, one in shown[number].items()}
+        for number in range(len(shown))
+    ]
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize("per", ["batch", "sample"])
+@pytest.mark.parametrize("views", VIEWS.values(), ids=VIEWS)
+def test_the_parts_of_a_batch_are_the_batch_byte_for_byte_mixing_partners_and_shares_included(cut, per, views):
+    processes, pieces = cut
+    mix = MixConfig(cutmix=1.0, mixup=0.5, per=per)
+    whole = batches(WHOLE, mix, **views)
+    parts = [batches(Share(rank, processes, pieces), mix, **views) for rank in range(processes)]
+    assert all(len(part) == 3 * pieces for part in parts)
+    for step, expected in enumerate(whole):
+        for name, shown in expected.items():
+            own = [part[step * pieces + piece][name] for part in parts for piece in range(pieces)]
+            count = len(shown.images) // (8 if name == "labelled" else 16)  # views of each image
+            for found, one in ((torch.cat, "images"), (torch.cat, "targets")):
+                chunks = [getattr(each, one).chunk(count) for each in own]
+                joined = torch.cat([found([chunk[view] for chunk in chunks]) for view in range(count)])
+                assert torch.equal(joined, getattr(shown, one))
+    unmixed = batches(WHOLE, None, **views)
+    assert not torch.equal(unmixed[0]["pool"].images, whole[0]["pool"].images)  # something was mixed
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 8, 600])
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+def test_every_validation_image_counts_once_and_no_process_has_more_batches(count, processes):
+    indices = np.random.default_rng(0).permutation(1000)[:count]
+    shares = [Share(rank, processes).of_all(indices) for rank in range(processes)]
+    assert len({len(own) for own, _ in shares}) == 1
+    assert np.concatenate([own[:known] for own, known in shares]).tolist() == indices.tolist()
+    images, labels = np.zeros((1000, 2, 2, 1), dtype=np.uint8), np.arange(1000) % 7
+    shown = [PlainBatches(WholeImages(images), labels, own, known) for own, known in shares]
+    assert len({len(batches) for batches in shown}) == 1
+    found = torch.cat([batches[number].labels for batches in shown for number in range(len(batches))])
+    assert found[found != UNKNOWN].tolist() == labels[indices].tolist()
+
+
+class Told(Exception):  # noqa: N818 - an order, not an error
+    """What a process raises that is told to stop."""
+
+
+def test_processes_that_have_met_stay_together_and_one_that_stops_before_stops_the_others():
+    store = torch.distributed.HashStore()
+    first, second = (Group(World(rank, 2, rank, 2), store) for rank in range(2))
+
+    def first_comes_then_both_are_told() -> None:
+        first.meet()
+        raise Told
+
+    second.heed = first_comes_then_both_are_told
+    second.meet()  # the other one is in already
+
+    def tell() -> None:
+        raise Told
+
+    first.heed = tell
+    with pytest.raises(Told):
+        first.meet()
+    first.end(143)
+    second.heed = lambda: None
+    with pytest.raises(Ended) as ended:
+        second.meet()
+    assert (ended.value.rank, ended.value.code) == (0, 143)
+
+
+def test_in_lockstep_a_process_that_waits_is_not_stopped_by_itself():
+    store = torch.distributed.HashStore()
+    first, second = (Group(World(rank, 2, rank, 2), store) for rank in range(2))
+    beside = Thread(target=first.meet)
+    beside.start()
+    with second.in_step():
+        beside.join()
+
+        def told() -> None:
+            raise Told
+
+        second.heed = told
+        later = Timer(0.1, lambda: first.decided(lambda: 7))
+        later.start()
+        assert second.decided(lambda: 0) == 7
+
+
+def torchrun(rank: int, size: int) -> dict[str, str]:
+    """Return what torchrun tells a process."""
+    who = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0}
+    return {name: str(value) for name, value in who.items()}
+
+
+def test_who_a_process_is_follows_from_what_started_it():
+    assert world({}) == World()
+    assert world(torchrun(1, 4)) == World(1, 4, 1, 4, 0, "torchrun")
+    assert world(torchrun(0, 1)) == World()
+    srun = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "4"}
+    srun["SLURM_STEP_TASKS_PER_NODE"] = "2(x2)"
+    assert world(srun) == World(3, 4, 1, 2, 1, "srun")
+    assert world({**srun, **torchrun(0, 2)}).started_by == "torchrun"  # torchrun within srun
+    batch = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "4"}
+    assert world(batch) == World()  # a batch script knows of its tasks, but is none of them
+    assert world({**srun, "SLURM_STEP_NUM_TASKS": "1"}) == World()
+
+
+@pytest.mark.parametrize(
+    ("told", "counts"), [("2", [2]), ("2(x3)", [2, 2, 2]), ("2(x2),1", [2, 2, 1]), ("1,3(x2)", [1, 3, 3])]
+)
+def test_slurms_way_to_say_how_many_tasks_a_node_has_is_understood(told, counts):
+    assert [tasks_of(told, node) for node in range(len(counts))] == counts
+
+
+def test_sruns_processes_are_told_what_torchruns_are():
+    job = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "2", "SLURM_STEP_NODELIST": "gpu[03-05,7],big1"}
+    told = as_torchrun(World(3, 4, 1, 2, 1, "srun"), job)
+    assert told | {"MASTER_PORT": ""} == {
+        "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1",
+        "MASTER_ADDR": "gpu03", "MASTER_PORT": "",
+    }  # fmt: skip
+    assert told["MASTER_PORT"] != as_torchrun(World(3, 4, 1, 2, 1, "srun"), job | {"SLURM_STEP_ID": "3"})["MASTER_PORT"]
+    assert as_torchrun(World(3, 4, 1, 2, 1, "srun"), job | {"MASTER_ADDR": "127.0.0.1"})["MASTER_ADDR"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trainer.devices=2"], "trainer.devices=2 needs trainer.parallel=ddp or fsdp"),
+        (["trainer.nodes=2"], "trainer.nodes=2 needs trainer.parallel=ddp or fsdp"),
+        (["trainer.devices=0"], "allowed are auto"),
+        (["trainer.devices=many"], "allowed are auto"),
+        (["trainer.sync_batchnorm=true"], "one process has nobody"),
+        (["trainer=ddp_cpu", "trainer.sync_batchnorm=true"], "needs GPUs"),
+        (["trainer=ddp_cpu", "trainer.devices=auto"], "counts GPUs"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(words, told):
+    from tutelage.compose import compose
+    from tutelage.errors import UserError
+
+    with pytest.raises(UserError, match=told):
+        compose(words)
+
+
+def test_more_processes_than_a_machine_has_gpus_for_are_refused(monkeypatch):
+    from tutelage.compose import compose
+    from tutelage.errors import UserError
+    from tutelage.runs.together import processes_of
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    four = compose(["trainer=ddp", "trainer.devices=4"]).trainer
+    for who in (World(), World(1, 4, 1, 4, 0, "srun")):
+        with pytest.raises(UserError, match="trainer.devices=4: 2 GPUs are visible"):
+            processes_of(four, who)
+    assert processes_of(compose(["trainer=ddp"]).trainer, World()) == 2
+    assert processes_of(compose(["trainer=ddp_cpu", "trainer.devices=4"]).trainer, World()) == 4
+
+
+def test_a_process_that_only_looks_for_signals_hears_that_another_has_ended():
+    store = torch.distributed.HashStore()
+    first, second = (Group(World(rank, 2, rank, 2), store) for rank in range(2))
+    assert second.told(0) == 0
+    first.end(2, "the disk is full")
+    second._looked = 0.0
+    with pytest.raises(Ended) as ended:
+        second.told(0)
+    assert ended.value.told == "the disk is full"
+
+
+def test_where_and_how_a_run_trains_is_no_part_of_what_it_is():
+    from tutelage.compose import compose
+    from tutelage.runs import identity
+
+    plain = identity(compose(["trainer=cpu"]), "")
+    for words in (["trainer=ddp"], ["trainer=ddp_cpu", "trainer.accumulate=4"], ["trainer=fsdp", "trainer.nodes=8"]):
+        assert identity(compose(words), "") == plain
