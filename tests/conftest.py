@@ -31,11 +31,16 @@ torch.set_num_threads(1)  # a process whose thread pool was used cannot be forke
 
 def forked(work: Callable[[], int]) -> int:
     """Run ``work`` in a fork of this process, where all imports are done, and return its exit code (-9 if killed)."""
+    return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
+
+
+def fork(work: Callable[[], int]) -> int:
+    """Begin ``work`` in a fork of this process and return its process id."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return child
     code = 70
     try:
         code = work()

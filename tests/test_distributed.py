@@ -10,14 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import QUIET, ROOT, only_run, outcome, run, tables
+from conftest import QUIET, ROOT, fork, only_run, outcome, run, tables
 from tutelage.processes import World, as_torchrun
 from tutelage.runs import RunFolder
 from tutelage.runs.checkpoints import LAST
@@ -32,29 +32,18 @@ def free_port() -> int:
 
 def begin(count: int, work: Callable[[], int], before: Callable[[int], None] = lambda rank: None) -> list[int]:
     """Start forks of this process that torchrun might have started, and return their process ids."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    port, children = free_port(), []
-    for rank in range(count):
-        child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        code = 70
+    port = free_port()
+
+    def child(rank: int) -> int:
+        who = as_torchrun(World(rank, count, rank, count))
+        os.environ.update(who, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        before(rank)
         try:
-            who = as_torchrun(World(rank, count, rank, count))
-            os.environ.update(who, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-            before(rank)
-            code = work()
+            return work()
         except SystemExit as error:
-            code = error.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    return children
+            return error.code
+
+    return [fork(partial(child, rank)) for rank in range(count)]
 
 
 def codes_of(children: list[int]) -> list[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from conftest import QUIET, ROOT, only_run, outcome, run
-from test_resume import NOISY, killed_after, signalled
+from test_resume import NOISY, killed_after, killed_unsaved, signalled
 from tutelage.runs.slurm import SlurmJob, slurm_job
 
 BATCH = {"SLURM_JOB_ID": "12", "ENVIRONMENT": "BATCH"}
@@ -176,20 +176,6 @@ def test_sigusr1_in_an_interactive_session_saves_and_the_run_goes_on(undisturbed
 )
 def test_a_batch_job_is_known_by_what_sbatch_sets(variables, expected):
     assert slurm_job(variables) == expected
-
-
-def killed_unsaved() -> None:
-    """Kill the process with -9 at its fifth step, with nothing saved since it began."""
-    from tutelage.runs import callbacks
-
-    hook = callbacks.EpochTable.on_train_batch_end
-
-    def trap(self, trainer, *rest):
-        hook(self, trainer, *rest)
-        if trainer.global_step == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    callbacks.EpochTable.on_train_batch_end = trap
 
 
 def start(outputs: Path, scontrol: Scontrol, restart: int, trap: Callable[[], None], job: str = "12") -> int | str:

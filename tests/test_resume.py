@@ -89,23 +89,25 @@ def test_a_run_killed_after_a_validation_ends_with_the_same_weights_and_tables(o
     assert outcome(outputs) == outcome(tmp_path / "undisturbed")
 
 
+def killed_unsaved() -> None:
+    """Kill the process with -9 at its fifth step, with nothing saved since it began."""
+    from tutelage.runs import callbacks
+
+    hook = callbacks.EpochTable.on_train_batch_end
+
+    def trap(self, trainer, *rest):
+        hook(self, trainer, *rest)
+        if trainer.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    callbacks.EpochTable.on_train_batch_end = trap
+
+
 def test_a_run_killed_between_checkpoints_goes_back_to_the_last_one(undisturbed, outputs):
     overrides, expected = undisturbed
 
-    def die_without_saving() -> None:
-        from tutelage.runs import callbacks
-
-        hook = callbacks.EpochTable.on_train_batch_end
-
-        def trap(self, trainer, *rest):
-            hook(self, trainer, *rest)
-            if trainer.global_step == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        callbacks.EpochTable.on_train_batch_end = trap
-
     assert run(outputs, *overrides, before=killed_after("teacher", 3)) == -signal.SIGKILL
-    assert run(outputs, *overrides, before=die_without_saving) == -signal.SIGKILL
+    assert run(outputs, *overrides, before=killed_unsaved) == -signal.SIGKILL
     assert len(tables(only_run(outputs))["stages/1-teacher/metrics.csv"]) <= 5
     assert run(outputs, *overrides) == 0
     assert outcome(outputs) == expected

@@ -75,7 +75,7 @@ def own_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list
     Raises:
         UserError: an override cannot be read.
     """
-    named = [override for override in overrides if override.lstrip("+").startswith(SWEEPING)]
+    named = [override for override in overrides if sweeps_itself(override)]
     if several := next((override for override in named if override.startswith("sweep=") and "," in override), None):
         raise UserError(f"{several}: sweep takes one name")
     named = [override for override in named if "," not in override]
@@ -148,11 +148,16 @@ def check_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> tu
     return configs, _composed([*firsts, *of_hydra], config_dirs, with_hydra=True).hydra
 
 
+def sweeps_itself(override: str) -> bool:
+    """Return whether an override names what may itself be a sweep."""
+    return override.lstrip("+").startswith(SWEEPING)
+
+
 def with_sweeper(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> list[str]:
     """Return the overrides of a sweep with ``hydra/sweeper=grid``, unless they name another, or what they name does."""
     if any(override.startswith("hydra/sweeper=") for override in overrides):
         return list(overrides)
-    named = [override for override in overrides if override.lstrip("+").startswith(SWEEPING) and "," not in override]
+    named = [override for override in overrides if sweeps_itself(override) and "," not in override]
     own = _composed(named, config_dirs, with_hydra=True).hydra.runtime.choices["hydra/sweeper"]
     return [*overrides, "hydra/sweeper=grid"] if own == "basic" else list(overrides)
 

@@ -6,6 +6,7 @@ import time
 from tutelage.processes import world
 
 USER_ERROR = 2  # exit code
+BY_SIGNAL = 128  # and the signal's number: the exit code of what a signal ended, by the shell's custom
 FIRST_SPEAKS_SECONDS = 2.0  # srun may end all processes at the first that ends: that is to be the one that speaks
 
 

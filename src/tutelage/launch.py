@@ -16,11 +16,11 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from tutelage.errors import USER_ERROR, UserError, complain
+from tutelage.errors import BY_SIGNAL, USER_ERROR, UserError, complain
 from tutelage.job import LAUNCHED, execute
 from tutelage.processes import World, as_torchrun
 from tutelage.runs.interruption import SAVE, SAVE_AND_GO_ON, Signals
-from tutelage.runs.together import SIGNALLED, Abandoned
+from tutelage.runs.together import Abandoned
 
 if TYPE_CHECKING:
     from tutelage.config import Config
@@ -113,7 +113,7 @@ def _wait(processes: Sequence["subprocess.Popen[str]"]) -> int:
         "the same command goes on from the last checkpoint",
         file=sys.stderr,
     )
-    return SIGNALLED - code
+    return BY_SIGNAL - code
 
 
 def _failed(codes: Sequence[int | None]) -> int | None:

@@ -3,7 +3,6 @@
 import functools
 import gc
 import os
-import re
 import signal
 import sys
 import time
@@ -14,7 +13,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.errors import UserError, complain
+from tutelage.compose import sweeps_itself
+from tutelage.errors import BY_SIGNAL, UserError, complain
 from tutelage.job import as_typed, execute, place_of
 from tutelage.processes import world
 from tutelage.search import ONE_PROCESS_EACH, checked_sweep
@@ -29,10 +29,8 @@ if TYPE_CHECKING:  # at run time they are imported when they are needed
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
 FAILED = 1  # exit code of a job that ended by an error that is no user's
-BY_SIGNAL = 128  # and above, by the shell's custom: an exit code's signal
 ORDERED = {BY_SIGNAL + order for order in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}  # a run's that was stopped
 PATIENCE, LOOK = 120.0, 1.0  # seconds that a run is waited for which a sweep before still ends; between two looks
-SWEEPING = re.compile(r"\+?(experiment|sweep)=")
 
 
 def sweep(overrides: Sequence[str], folders: Sequence[str]) -> int:
@@ -185,7 +183,7 @@ def _with_its_share(config: "Config", folder: "RunFolder") -> "Config":
 
 def _alone(task: Sequence[str]) -> list[str]:
     """Return what it takes to type a job's overrides as one run, where what they name is itself a sweep."""
-    return ["hydra.mode=RUN"] if any(SWEEPING.match(override) for override in task) else []
+    return ["hydra.mode=RUN"] if any(map(sweeps_itself, task)) else []
 
 
 def _flags(folders: Sequence[str]) -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from tutelage.errors import BY_SIGNAL
+
 WITH_WORKERS = ("joblib",)  # launchers whose processes run one job after another
 BEGUN_BY = "TUTELAGE_SWEEP"  # in a worker's environment: the process that began it
 LOOK = 0.5  # seconds between two looks whether that process is still there
@@ -49,7 +51,7 @@ class Worker:
             time.sleep(LOOK)
         os.kill(os.getpid(), signal.SIGTERM)
         with self._busy:
-            os._exit(128 + signal.SIGTERM)
+            os._exit(BY_SIGNAL + signal.SIGTERM)
 
 
 @functools.cache

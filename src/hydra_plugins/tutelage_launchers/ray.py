@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
 
 LOOK_SECONDS = 1.0  # between looks whether the sweep was told to stop
-BY_SIGNAL = 128  # an exit code's signal begins here, by the shell's custom
 # Read by Ray when it is imported: a line that several jobs print is shown each time, and Ray's makers are told nothing.
 SETTINGS = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -39,6 +38,7 @@ class RayLauncher(Launcher):
         import ray
         from hydra.core.singleton import Singleton
 
+        from tutelage.errors import BY_SIGNAL
         from tutelage.workers import handed_on
 
         ray.init(**self.init)

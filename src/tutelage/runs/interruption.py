@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from tutelage.errors import BY_SIGNAL
 from tutelage.runs.slurm import slurm_job
 
 SAVE = signal.SIGUSR1
@@ -18,7 +19,7 @@ class Stopped(Exception):  # noqa: N818 - an order that was followed, not an err
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.exit_code = 128 + signum
+        self.exit_code = BY_SIGNAL + signum
 
 
 class Signals:

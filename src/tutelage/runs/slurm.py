@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tutelage.errors import BY_SIGNAL
 from tutelage.processes import world
 
 ANSWER_SECONDS = 60.0  # a busy controller takes its time
@@ -69,12 +70,12 @@ def leave_to_slurm(code: int) -> int:
         code: 128 + the number of the signal.
     """
     job = slurm_job()
-    if job is None or code not in {128 + signal.SIGUSR1, 128 + signal.SIGTERM}:
+    if job is None or code not in {BY_SIGNAL + signal.SIGUSR1, BY_SIGNAL + signal.SIGTERM}:
         return code
     for number in (signal.SIGUSR1, signal.SIGTERM):  # SLURM repeats them before it kills
         signal.signal(number, signal.SIG_IGN)
     first = world().first
-    if code == 128 + signal.SIGUSR1:
+    if code == BY_SIGNAL + signal.SIGUSR1:
         if first and (refusal := _requeue(job)):
             _say(f"SLURM job {job.name} could not be requeued ({refusal}): sbatch it anew to go on")
             return code

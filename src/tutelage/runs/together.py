@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tutelage.config import Config, TrainerConfig
-from tutelage.errors import USER_ERROR, UserError
+from tutelage.errors import BY_SIGNAL, USER_ERROR, UserError
 from tutelage.processes import ERROR, Ended, Group, World
 from tutelage.runs.interruption import Stopped
 
-SIGNALLED = 128  # and the signal's number: an exit code, by the shell's custom
 GONE = ("Connection closed by peer", "Connection reset by peer")  # what gloo says where a process is no more
 
 
@@ -134,8 +133,8 @@ def _told(error: Exception) -> tuple[int, str]:
 
 def _of_another(ended: Ended) -> Exception:
     """Return what a process raises because another has ended."""
-    if ended.code > SIGNALLED:
-        return Stopped(ended.code - SIGNALLED)
+    if ended.code > BY_SIGNAL:
+        return Stopped(ended.code - BY_SIGNAL)
     if ended.told:
         return UserError(ended.told)
     return UserError(
