@@ -7,6 +7,7 @@ import tempfile
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # or its threads start with numpy, before any fork
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tutelage-tests-")  # the user's stays as it is
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -22,11 +23,16 @@ from typing import Any
 import pytest
 import torch
 
+from helpers import fork_server
+
 ROOT = Path(__file__).parents[1]
+Completed = subprocess.CompletedProcess[str]
 QUIET = ("callbacks=quiet", "trainer.threads=1", "logger=csv")
 
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 torch.set_num_threads(1)  # a process whose thread pool was used cannot be forked safely
+if fork_server.ADDRESS not in os.environ:  # in the first process of the tests
+    SERVER = fork_server.start()
 
 
 def forked(work: Callable[[], int]) -> int:
@@ -54,9 +60,7 @@ def fork(work: Callable[[], int]) -> int:
 
 def run(outputs: Path, *overrides: str, before: Callable[[], None] = lambda: None) -> int:
     """Execute a run, quietly and with one thread, in a fork; ``before`` may set traps there."""
-    import sklearn.datasets  # noqa: F401 - imported here, once, rather than in every fork
-
-    import tutelage.runs.runner  # noqa: F401
+    fork_server.preload()
     from tutelage.compose import compose
     from tutelage.job import execute
 
@@ -67,16 +71,21 @@ def run(outputs: Path, *overrides: str, before: Callable[[], None] = lambda: Non
     return forked(work)
 
 
-def command(module: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m module`` in a process of its own and return what it printed."""
+def command(module: str, *arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> Completed:
+    """Run what ``python -m module`` runs, in a fork where all imports are done, and return what it printed."""
+    return fork_server.run_in_fork(module, *arguments, cwd=cwd, env=env)
+
+
+def fresh_command(module: str, *arguments: str, **options: Any) -> Completed:
+    """Run ``python -m module`` in a process of its own, its imports and all, and return what it printed."""
     options = {"cwd": ROOT, "capture_output": True, "text": True, **options}
     return subprocess.run([sys.executable, "-m", module, *arguments], **options)
 
 
-def loaded_packages(module: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+def loaded_packages(module: str, *arguments: str) -> tuple[Completed, set[str]]:
     """Run ``python -m module`` and return what it printed and the packages that it imported."""
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
-    done = command(module, *arguments, env=environment)
+    done = fresh_command(module, *arguments, env=environment)
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     return done, {line.rpartition("|")[2].strip().split(".")[0] for line in lines}
 

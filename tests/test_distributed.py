@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from conftest import QUIET, ROOT, fork, only_run, outcome, run, tables
+from helpers import fork_server
 from tutelage.processes import World, as_torchrun
 from tutelage.runs import RunFolder
 from tutelage.runs.checkpoints import LAST
@@ -52,9 +53,7 @@ def codes_of(children: list[int]) -> list[int]:
 
 def ranks(outputs: Path, *overrides: str, count: int = 2, before: Callable[[int], None] = lambda rank: None):
     """Execute a run as so many processes and return their exit codes."""
-    import sklearn.datasets  # noqa: F401 - imported here, once, rather than in every fork
-
-    import tutelage.runs.runner  # noqa: F401
+    fork_server.preload()
     from tutelage.compose import compose
     from tutelage.errors import UserError, complain
     from tutelage.job import execute

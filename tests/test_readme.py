@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, command
 from test_data import write_images
 
 
@@ -32,28 +32,34 @@ def test_every_command_is_run_here_or_by_ci():
     assert {"make test", "make experiment"} <= set(ci)
 
 
-def typed(command: str):
-    marks = [pytest.mark.slow] if command in OF_DOCS or any(word in command for word in LONG) else []
-    return pytest.param(command, marks=marks, id=command)
+def marked(typed: str):
+    marks = [pytest.mark.slow] if typed in OF_DOCS or any(word in typed for word in LONG) else []
+    return pytest.param(typed, marks=marks, id=typed)
 
 
-@pytest.mark.parametrize("command", map(typed, TUTELAGE + OF_DOCS))
-def test_a_command_of_the_readme_runs(command, tmp_path):
+@pytest.mark.parametrize("typed", map(marked, TUTELAGE + OF_DOCS))
+def test_a_command_of_the_readme_runs(typed, tmp_path):
     """As it stands, but small: training commands get debug=tiny, sweeps over seeds a single one."""
-    words = command.split()
+    words = typed.split()
     if words[1] == "train" and "--help" not in words:
         words += ["debug=tiny", "trainer.threads=1"]
-    if "experiment=label_efficiency" in command:
+    if "experiment=label_efficiency" in typed:
         words += ["seed=0", "callbacks=quiet", "data.num_workers=0"]
-    if "sweep=randaugment_grid" in command:
+    if "sweep=randaugment_grid" in typed:
         words += ["augmentation.num_ops=1,2", "augmentation.magnitude=9", "seed=0", "callbacks=quiet"]
     if words[1] == "runs":
         (tmp_path / "outputs").mkdir()
     for label in ("cat", "dog"):
         write_images(tmp_path / "photos" / "train" / label, 4)
     write_images(tmp_path / "photos" / "unlabelled", 4)
-    words[0] = str(Path(sys.executable).with_name("tutelage"))
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"})
+    program = str(Path(sys.executable).with_name("tutelage"))
+    environment = {**os.environ, "COLUMNS": "120"}
+    if "--help" in words:
+        done = subprocess.run(
+            [program, *words[1:]], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
+        )
+    else:
+        done = command("tutelage.cli", *words[1:], cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import QUIET, ROOT, command, only_run, outcome, run, tables
+from conftest import QUIET, ROOT, fresh_command, only_run, outcome, run, tables
 from tutelage.runs.checkpoints import LAST, PREVIOUS, WholeCheckpointIO, newest_sound
 from tutelage.storage import is_sound
 
@@ -379,7 +379,7 @@ def test_the_real_command_killed_at_random_moments_of_every_stage_ends_the_same(
     """No forks, no traps: the command itself, killed with -9 at a random moment of each of its stages."""
     overrides = ["experiment=digits_noisy_student", "schedule.steps=60", "trainer.threads=1", "callbacks.report=false"]
     overrides += ["callbacks.checkpoint_minutes=0.001"]
-    assert command("tutelage.train", *overrides, f"paths.outputs={tmp_path / 'a'}").returncode == 0
+    assert fresh_command("tutelage.train", *overrides, f"paths.outputs={tmp_path / 'a'}").returncode == 0
     moments = random.Random(os.environ.get("KILL_SEED", str(time.time_ns())))
     for stage in ("1-teacher", "2-labels-1", "3-student-1", "4-labels-2", "5-student-2", "6-control"):
         arguments = [sys.executable, "-m", "tutelage.train", *overrides, f"paths.outputs={tmp_path / 'b'}"]
@@ -389,5 +389,5 @@ def test_the_real_command_killed_at_random_moments_of_every_stage_ends_the_same(
         time.sleep(moments.uniform(0, 0.5))
         process.kill()
         process.wait()
-    assert command("tutelage.train", *overrides, f"paths.outputs={tmp_path / 'b'}").returncode == 0
+    assert fresh_command("tutelage.train", *overrides, f"paths.outputs={tmp_path / 'b'}").returncode == 0
     assert outcome(tmp_path / "a") == outcome(tmp_path / "b")

@@ -18,7 +18,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from scipy import stats
 
-from conftest import QUIET, command, forked, outcome
+from conftest import QUIET, command, forked, fresh_command, outcome
+from helpers import fork_server
 from test_data import write_images
 from tutelage.compose import compose, conf_dir, own_sweep, space_of, with_sweeper
 from tutelage.errors import UserError
@@ -38,9 +39,7 @@ OPTIMIZER = ("optimizer.lr=tag(log,interval(1e-4,1e-2))", "optimizer.weight_deca
 
 def sweep(outputs, *words, before=lambda: None):
     """Type a sweep, quietly, in a fork of this process, and return its exit code; ``before`` may set traps there."""
-    import sklearn.datasets  # noqa: F401 - imported here, once, rather than in every fork
-
-    import tutelage.runs.runner  # noqa: F401
+    fork_server.preload()
     from tutelage.train import main
 
     def work():
@@ -467,7 +466,7 @@ def test_jobs_behind_one_whose_worker_is_killed_run_all_the_same(outputs, tmp_pa
     words = ["-m", *QUIET, f"paths.outputs={outputs}", "debug=tiny", "model=perceptron,fatal,lenet5,mlp"]
     words += [f"--config-dir={tmp_path / 'conf'}", "--allow=fatal", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
-    done = command("tutelage.train", *words, env=environment)
+    done = fresh_command("tutelage.train", *words, env=environment)
     assert done.returncode == 1, done.stderr
     assert "no result: model=fatal: the launcher ended with TerminatedWorkerError" in done.stdout
     assert len(records(outputs)) == 3
@@ -478,7 +477,7 @@ def test_jobs_side_by_side_in_processes_of_their_own_give_what_they_give_alone(o
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["-m", "debug=tiny", "model=timm", "model.name=test_resnet,resnet_18"]
     side_by_side = [*words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = command("tutelage.train", *QUIET, f"paths.outputs={outputs}", *side_by_side)
+    done = fresh_command("tutelage.train", *QUIET, f"paths.outputs={outputs}", *side_by_side)
     assert done.returncode == 1
     assert done.stdout.count("timm has no such architecture") == 1
     assert "ConfigStore" not in done.stderr
@@ -490,7 +489,7 @@ def test_jobs_side_by_side_in_processes_of_their_own_give_what_they_give_alone(o
 @pytest.mark.slow
 def test_a_job_on_several_devices_is_a_group_of_processes_of_its_own(outputs, tmp_path):
     words = ["-m", *QUIET, "debug=tiny", "seed=0,1"]
-    done = command("tutelage.train", *words, f"paths.outputs={outputs}", "trainer=ddp_cpu")
+    done = fresh_command("tutelage.train", *words, f"paths.outputs={outputs}", "trainer=ddp_cpu")
     assert done.returncode == 0, done.stderr
     assert re.findall(r"run \d of \d", done.stdout) == ["run 1 of 2", "run 2 of 2"]
     assert [one["processes"] for one in records(outputs).values()] == [2, 2]

@@ -5,6 +5,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -44,8 +45,13 @@ def by_flag() -> list[str]:
 
 def allowed_packages() -> frozenset[str]:
     """Return the top-level packages whose classes a config may name: ours, plug-ins' and those of ``--allow``."""
-    plugins = {point.module.split(".")[0] for point in entry_points(group=PLUGIN_GROUP)}
-    return frozenset({"tutelage", "albumentations", *plugins, *by_flag()})
+    return frozenset({"tutelage", "albumentations", *_plugins(), *by_flag()})
+
+
+@cache
+def _plugins() -> frozenset[str]:
+    """Return the top-level packages of installed plug-ins; looking for them reads a file of every distribution."""
+    return frozenset(point.module.split(".")[0] for point in entry_points(group=PLUGIN_GROUP))
 
 
 def resolve(target: str, base: type, key: str) -> type:

@@ -16,7 +16,7 @@ from subprocess import PIPE
 
 import pytest
 
-from conftest import QUIET, command
+from conftest import QUIET, fresh_command
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -68,7 +68,7 @@ def weights(outputs):
 
 
 def one_after_the_other(outputs, *words):
-    return command("tutelage.train", *QUIET, f"paths.outputs={outputs}", *words).returncode
+    return fresh_command("tutelage.train", *QUIET, f"paths.outputs={outputs}", *words).returncode
 
 
 def under_way(outputs, seed):
@@ -85,7 +85,7 @@ def process_of(outputs, seed):
 def test_a_sweep_by_ray_gives_what_it_gives_one_job_after_the_other(environment, outputs, tmp_path):
     words = [*QUIET, f"paths.outputs={outputs}", *REFUSED]
     by_ray = ["hydra/launcher=ray", "hydra.launcher.init.num_cpus=2"]
-    done = command("tutelage.train", *words, *by_ray, env=environment)
+    done = fresh_command("tutelage.train", *words, *by_ray, env=environment)
     assert done.returncode == 1, done.stderr
     assert done.stdout.count("no result: model.name=resnet_18") == 1
     assert "model.name=resnet_18: timm has no such architecture" in done.stdout
@@ -93,7 +93,7 @@ def test_a_sweep_by_ray_gives_what_it_gives_one_job_after_the_other(environment,
     assert len(weights(outputs)) == 1
     assert weights(outputs) == weights(tmp_path / "alone")
     finished = [word.replace(",resnet_18", "") for word in words]
-    again = command("tutelage.train", *finished, *by_ray, env=environment)
+    again = fresh_command("tutelage.train", *finished, *by_ray, env=environment)
     assert (again.returncode, again.stderr) == (0, "")  # nothing is missing: Ray is not begun
 
 

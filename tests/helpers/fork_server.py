@@ -1,0 +1,179 @@
+"""A process that has imported what the commands import, and runs each command under test in a fork of itself.
+
+Importing torch, Lightning and Albumentations takes seconds, and a command that tests type takes a fraction of one. The
+server imports, once and at the first command, and does nothing else: no parallel region of OpenMP is entered and
+OpenBLAS has one thread, so that a fork may use as many threads as a process of its own.
+
+A command in a fork differs from ``python -m MODULE`` in what is loaded when it begins. What start-up costs, what is not
+imported, and what a signal does to a process that loads is therefore tested with ``fresh_command`` of conftest.py.
+"""
+
+import array
+import atexit
+import importlib
+import json
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+ADDRESS = "TUTELAGE_TEST_SERVER"  # environment variable: path of the server's socket
+PRELOADED = (
+    *("sklearn.datasets", "matplotlib.pyplot", "tutelage.cli", "tutelage.train", "tutelage.sweep", "tutelage.job"),
+    *("tutelage.runs.runner", "tutelage.insight.report", "tutelage.insight.comparison", "tutelage.insight.preview"),
+    *("tutelage.insight.shifts", "tutelage.insight.summary", "tutelage.insight.display", "tutelage.insight.table"),
+    *("tutelage.insight.searches", "hydra.core.plugins", "hydra._internal.instantiate._instantiate2"),
+)
+LARGEST_REQUEST = 1 << 20  # bytes
+
+
+def preload() -> None:
+    """Import what a run imports, Hydra's plugins too, so that forks of this process need not."""
+    for module in PRELOADED:
+        importlib.import_module(module)
+    sys.modules["hydra.core.plugins"].Plugins.instance()
+
+
+def start() -> subprocess.Popen[bytes]:
+    """Start the server and tell this process's children of it; it ends with the pipe to its standard input."""
+    os.environ[ADDRESS] = str(Path(tempfile.mkdtemp(prefix="tutelage-tests-")) / "socket")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(os.environ[ADDRESS])
+    listener.listen(64)
+    command = [sys.executable, __file__, str(listener.fileno())]
+    with listener:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])
+
+
+def run_in_fork(
+    module: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m module`` in a fork of the server; return its exit code (-9 if killed) and what it printed."""
+    request = {
+        "module": module,
+        "arguments": arguments,
+        "cwd": str(cwd),
+        "env": dict(os.environ if env is None else env),
+    }
+    with (
+        tempfile.TemporaryFile() as stdout,
+        tempfile.TemporaryFile() as stderr,
+        socket.socket(socket.AF_UNIX) as server,
+    ):
+        server.connect(os.environ[ADDRESS])
+        files = array.array("i", [stdout.fileno(), stderr.fileno()])
+        server.sendmsg([len(body := json.dumps(request).encode()).to_bytes(4), body], [_rights(files)])
+        answer = server.recv(64)
+        printed = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            printed.append(file.read().decode())
+    assert answer, f"the server has ended: {printed[1]}"
+    return subprocess.CompletedProcess([module, *arguments], int(answer), *printed)
+
+
+def _rights(files: "array.array[int]") -> tuple[int, int, bytes]:
+    return socket.SOL_SOCKET, socket.SCM_RIGHTS, files.tobytes()
+
+
+def serve(listener: socket.socket) -> None:
+    """Fork for each request until standard input is closed; kill what runs when its client is gone."""
+    woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    running: dict[int, socket.socket] = {}
+    while True:
+        ready, _, _ = select.select([0, woken, listener, *running.values()], [], [])
+        if 0 in ready:
+            for child in running:
+                os.kill(child, signal.SIGKILL)
+            return
+        for child, client in list(running.items()):
+            if client in ready:  # it says nothing more: it is gone
+                os.kill(child, signal.SIGKILL)
+        if woken in ready:
+            os.read(woken, 1024)
+            _tell(running)
+        if listener in ready:
+            client, _ = listener.accept()
+            request, files, *_ = socket.recv_fds(client, LARGEST_REQUEST, 2)
+            while len(request) < 4 + int.from_bytes(request[:4]):
+                request += client.recv(LARGEST_REQUEST)
+            preload()
+            child = os.fork()
+            if not child:
+                _become(json.loads(request[4:]), files)
+            for file in files:
+                os.close(file)
+            running[child] = client
+
+
+def _tell(running: dict[int, socket.socket]) -> None:
+    """Tell the clients of the children that have ended their exit codes."""
+    for child in list(running):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            with running.pop(child) as client:
+                client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+
+
+class Handover(BaseException):
+    """The process would have become ``python -m`` with these words."""
+
+
+def _become(request: dict, files: list[int]) -> NoReturn:
+    """Be ``python -m MODULE ARGUMENTS`` to the end."""
+    import numpy as np
+
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for target, file in enumerate([os.open(os.devnull, os.O_RDONLY), *files]):
+        os.dup2(file, target)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.path.insert(0, request["cwd"])
+    importlib.invalidate_caches()
+    random.seed()
+    np.random.seed()
+    os.execv = _hand_over
+    words, code = [request["module"], *request["arguments"]], None
+    while words:
+        sys.argv, words = words, []
+        try:
+            sys.modules[sys.argv[0]].main()
+        except Handover as to:
+            words = to.args[0]
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if isinstance(code, str) else code or 0)
+
+
+def _hand_over(program: str, words: list[str]) -> NoReturn:
+    assert words[:2] == [sys.executable, "-m"]
+    raise Handover(words[2:])
+
+
+if __name__ == "__main__":
+    del sys.path[0]  # the folder of this file
+    serve(socket.socket(fileno=int(sys.argv[1])))
