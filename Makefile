@@ -29,7 +29,7 @@ experiment: $(STAMP) ## run or resume EXPERIMENT=digits_noisy_student, with ARGS
 	@$(BIN)/tutelage train experiment=$(EXPERIMENT) $(ARGS)
 
 test: $(STAMP) ## the test suite
-	@$(BIN)/python -m pytest -n 2 -m 'not slow and not cluster'
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not cluster'
 
 cluster-test: $(STAMP) ## tests on a SLURM of two virtual nodes, and on Ray; apt install slurm-wlm munge
 	@$(BIN)/python -m pytest -m cluster

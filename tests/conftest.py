@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -29,6 +30,8 @@ ROOT = Path(__file__).parents[1]
 Completed = subprocess.CompletedProcess[str]
 QUIET = ("callbacks=quiet", "trainer.threads=1", "logger=csv")
 
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 torch.set_num_threads(1)  # a process whose thread pool was used cannot be forked safely
 if fork_server.ADDRESS not in os.environ:  # in the first process of the tests

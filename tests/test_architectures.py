@@ -27,6 +27,11 @@ from tutelage.models import (
 from tutelage.runs.work import size_of
 
 NAMES = models.list_models(module=models)
+OF_EACH_KIND = {  # the smallest; others differ in depth and width alone
+    *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
+    *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18"),
+    *("resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_32"),
+}
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
@@ -174,6 +179,7 @@ def test_alexnets_response_norm_is_torchs():
     torch.testing.assert_close(ResponseNorm()(x), expected, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
 def test_vgg_with_torchvisions_weights_learns_as_torchvisions(name, tmp_path):
     torch.manual_seed(0)
@@ -225,8 +231,15 @@ def test_torchvision_knows_eighty_classifiers():
     assert len(NAMES) >= 80
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_classifier_of_torchvision_is_built(name):
+def test_the_quick_tests_have_a_network_of_each_of_torchvisions_files():
+    files = {name: models.get_model_builder(name).__module__ for name in NAMES}
+    assert {files[name] for name in OF_EACH_KIND} == set(files.values())
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OF_EACH_KIND else pytest.mark.slow) for name in NAMES]
+)
+def test_every_classifier_of_torchvision_is_built_and_summarised(name):
     size = 299 if name == "inception_v3" else 224
     for channels in (1, 3):
         network = on_meta(Torchvision, spec_of(channels, size), name=name)
@@ -234,6 +247,11 @@ def test_every_classifier_of_torchvision_is_built(name):
         features = network.backbone(images.float())
         assert features.ndim == 2
         assert network.head(features).shape == network(images).shape == (2, 10)
+    rows = summary(network)
+    assert sum(each.parameters for each in rows) == weights(network)
+    assert sum(each.multiply_adds for each in rows) > 0
+    assert rows[-1].output == (10,)
+    assert rows[-1].receptive_field is None
 
 
 @pytest.mark.parametrize(
@@ -495,17 +513,6 @@ def test_what_joins_all_places_sees_the_whole_image():
     first = next(number for number, each in enumerate(vit) if each.kind == "MultiheadAttention")
     assert {each.receptive_field for each in vit[:first]} == {16}
     assert {each.receptive_field for each in vit[first:]} == {None}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_classifier_of_torchvision_is_summarised(name):
-    size = 299 if name == "inception_v3" else 224
-    network = on_meta(Torchvision, spec_of(3, size), name=name)
-    rows = summary(network)
-    assert sum(each.parameters for each in rows) == weights(network)
-    assert sum(each.multiply_adds for each in rows) > 0
-    assert rows[-1].output == (10,)
-    assert rows[-1].receptive_field is None
 
 
 def test_a_summary_leaves_the_network_as_it_was():

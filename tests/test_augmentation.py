@@ -81,7 +81,7 @@ def test_arguments_out_of_range_are_an_error(arguments, told):
 
 
 @pytest.mark.parametrize("name", OURS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 4])), seed=st.integers(0, 1000))
 def test_transforms_keep_shape_and_type_follow_their_seed_and_never_write_to_the_image(name, shape, seed):
     image = picture(shape)

@@ -54,11 +54,13 @@ def codes_of(children: list[int]) -> list[int]:
 def ranks(outputs: Path, *overrides: str, count: int = 2, before: Callable[[int], None] = lambda rank: None):
     """Execute a run as so many processes and return their exit codes."""
     fork_server.preload()
+    from tutelage import errors
     from tutelage.compose import compose
     from tutelage.errors import UserError, complain
     from tutelage.job import execute
 
     def work() -> int:
+        errors.FIRST_SPEAKS_SECONDS = 0.0  # nobody ends the others here
         words = [*QUIET, "trainer=ddp_cpu", f"trainer.devices={count}", f"paths.outputs={outputs}", *overrides]
         try:
             return execute(compose(words))
@@ -372,13 +374,18 @@ def test_what_one_process_meets_is_said_once_by_the_first(outputs, capfd):
         from tutelage.errors import UserError
 
         def full(self, shard, probabilities):
+            (outputs / "full").touch()
             raise UserError("the disk is full: make room")
 
+        def behind_the_other(self, shard):
+            wait_for((outputs / "full").exists)
+            return claim(self, shard)
+
+        claim = label_store.LabelStore.claim
         if rank == 1:
             label_store.LabelStore.write = full
         else:
-            real = label_store.LabelStore.claim
-            label_store.LabelStore.claim = lambda self, shard: time.sleep(1) or real(self, shard)
+            label_store.LabelStore.claim = behind_the_other
 
     assert ranks(outputs, *NOISY, before=before) == [2, 2]
     told = capfd.readouterr().err
@@ -436,14 +443,18 @@ def test_several_machines_are_not_started_from_one(outputs, capfd):
     assert "trainer.nodes=2: a command on one machine starts no processes on others" in capfd.readouterr().err
 
 
-def test_the_process_that_fails_first_gives_the_exit_code_and_ends_the_others(monkeypatch, capfd):
+def test_the_process_that_fails_first_gives_the_exit_code_and_ends_the_others(monkeypatch, capfd, tmp_path):
     from tutelage import launch
 
     monkeypatch.setattr(launch, "GRACE", 0.2)
     monkeypatch.setattr(launch, "LAST_GRACE", 0.5)
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-    for failing, code in (("import sys; sys.exit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 128 + 9)):
-        programs = (stubborn, f"import time; time.sleep(0.5); {failing}", "import time; time.sleep(60)")
+    for failing, code in (("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 128 + 9)):
+        ignores = tmp_path / str(code)
+        programs = (
+            f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(ignores)!r}, 'x'); time.sleep(600)",
+            f"import os, sys, time\nwhile not os.path.exists({str(ignores)!r}): time.sleep(0.01)\n{failing}",
+            "import time; time.sleep(600)",
+        )
         processes = [subprocess.Popen([sys.executable, "-c", program], text=True) for program in programs]
         assert launch._wait(processes) == code
         assert [process.wait() for process in processes] == [-9, code if code < 128 else 128 - code, -15]

@@ -59,9 +59,10 @@ class Handler(BaseHTTPRequestHandler):
         try:
             for start in range(first, last, 100_000):
                 block = content[start : min(start + 100_000, last)]
+                if start >= server.halts_at:
+                    server.goes_on.wait()
                 answer[1] += len(block)
                 self.wfile.write(block)
-                time.sleep(server.pause)
         except OSError:
             self.close_connection = True
 
@@ -73,7 +74,8 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.content, made.ranges, made.breaks_off_at, made.pause, made.served = CONTENT, True, None, 0, []
+    made.content, made.ranges, made.breaks_off_at, made.served = CONTENT, True, None, []
+    made.halts_at, made.goes_on = len(CONTENT), threading.Event()
     threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
     yield made
     made.shutdown()
@@ -139,19 +141,17 @@ def test_a_connection_that_breaks_off_is_an_error_and_the_next_call_fetches_the_
 
 
 def test_a_killed_process_loses_nothing_that_had_come(server, tmp_path):
-    server.pause = 0.05
+    server.halts_at = 2_500_000
     child = fetching(server, tmp_path)
     part = tmp_path / "things.bin.part"
-    until = time.monotonic() + 60
     while not (part.exists() and part.stat().st_size > 2_000_000):
-        assert time.monotonic() < until
         assert child.poll() is None, child.communicate()
         time.sleep(0.01)
     child.kill()
     child.communicate()
+    server.goes_on.set()
     there = part.stat().st_size
     assert there < len(CONTENT)
-    server.pause = 0
     assert fetch(things(server), tmp_path, "Things").read_bytes() == CONTENT
     assert server.served[-1] == [there, len(CONTENT) - there]
 
@@ -188,14 +188,16 @@ def test_what_came_damaged_is_removed_and_never_takes_the_name(server, tmp_path,
 
 
 def test_two_processes_at_once_fetch_once(server, tmp_path):
-    server.pause = 0.05
-    children = [fetching(server, tmp_path) for _ in range(2)]
-    results = [(*child.communicate(timeout=120), child.returncode) for child in children]
-    for out, err, code in results:
-        assert (out, code) == (f"{tmp_path / 'things.bin'}\n", 0), err
+    server.halts_at = 2_500_000
+    first = fetching(server, tmp_path)
+    assert first.stderr.readline().startswith("Things: fetching")
+    second = fetching(server, tmp_path)
+    assert "another process is fetching things.bin; waiting" in second.stderr.readline()
+    server.goes_on.set()
+    for child in (first, second):
+        out, err = child.communicate(timeout=120)
+        assert (out, err, child.returncode) == (f"{tmp_path / 'things.bin'}\n", "", 0)
     assert server.served == [[0, len(CONTENT)]]
-    assert sum("Things: fetching" in err for _, err, _ in results) == 1
-    assert sum("another process is fetching things.bin; waiting" in err for _, err, _ in results) <= 1
     assert (tmp_path / "things.bin").read_bytes() == CONTENT
 
 

@@ -97,7 +97,7 @@ def test_a_colour_declared_transparent_counts_as_such():
 
 
 @given(st.lists(st.integers(0, 65535), min_size=1, max_size=20))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_sixteen_bits_become_eight_by_their_range(values):
     wide = np.array([values], dtype=np.uint16)
     for kind in ("PNG", "TIFF"):
@@ -213,7 +213,7 @@ def test_a_file_that_cannot_be_opened_is_no_bad_image(tmp_path):
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whatever_stands_in_an_exif_block_the_pixels_are_read(block):
     found = rgb(saved(ramp(), "JPEG", quality=100, exif=b"Exif\0\0MM\0*\0\0\0\x08" + block))
     assert sorted(found.shape) == [3, 6, 9]

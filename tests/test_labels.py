@@ -215,7 +215,8 @@ def test_many_processes_of_which_some_are_killed_leave_what_one_leaves(tmp_path)
         time.sleep(0.01)
     for worker in workers[2:]:
         worker.start()
-    time.sleep(0.05)
+    while not [*(tmp_path / "together").glob("labels/*.npy")]:  # the others have begun
+        time.sleep(0.01)
     for worker in workers[:2]:
         worker.kill()
     for worker in workers:

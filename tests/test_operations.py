@@ -216,14 +216,14 @@ def one_after_the_other(image: np.ndarray, chain: list[tuple[str, float]], *look
     return image
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(shapes, st.lists(steps.filter(lambda step: step[0] in TABLES), min_size=2, max_size=5), st.integers(0, 9))
 def test_tables_that_follow_each_other_are_one_to_the_bit(shape, chain, seed):
     image = picture(shape, seed)
     assert (operate(image, chain) == one_after_the_other(image, chain)).all()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(shapes, st.lists(steps, min_size=1, max_size=4), st.integers(0, 9))
 def test_bilinear_chains_are_what_single_steps_make_to_the_bit(shape, chain, seed):
     """With bilinear sampling only whole-pixel shifts join each other."""
@@ -234,7 +234,7 @@ def test_bilinear_chains_are_what_single_steps_make_to_the_bit(shape, chain, see
     assert (image == before).all()  # an image is never written to
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes, st.lists(st.lists(steps, max_size=4), min_size=1, max_size=9), st.sampled_from([Look(), BILINEAR]))
 def test_images_together_are_what_they_are_alone(shape, chains, look):
     images = [picture(shape, seed) for seed in range(len(chains))]
@@ -245,7 +245,7 @@ def test_images_together_are_what_they_are_alone(shape, chains, look):
         assert (image == was).all()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.tuples(st.integers(8, 40), st.integers(8, 40), st.sampled_from([1, 3])),
     st.lists(steps.filter(lambda step: step[0] in GEOMETRY), min_size=2, max_size=3),

@@ -378,7 +378,7 @@ def stream_of(indices, blocks, batch_size=4, **more) -> Stream:
     return Stream("pool", indices, np.full(len(indices), UNKNOWN, dtype=np.int8), batch_size, blocks=blocks, **more)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=6),
     st.integers(0, 7),

@@ -37,6 +37,7 @@ from tutelage.errors import UserError
 from tutelage.models import load_classifier
 from tutelage.randomness import Key
 from tutelage.runs import run_path, teaching
+from tutelage.runs.observer import Observer
 
 TAUGHT = (
     "strategy=distillation",
@@ -323,12 +324,28 @@ def test_a_second_process_waits_for_the_first_and_says_so(cold, tmp_path, capfd)
     (folder,) = (path for path in (tmp_path / ".answers").iterdir() if path.is_dir())
     lock = FileLock(folder.with_suffix(".lock"), thread_local=False)
     lock.acquire()
-    release = threading.Timer(6.0, lock.release)
-    release.start()
-    try:
-        assert run(tmp_path, *TAUGHT, before=no_asking) == 0
-    finally:
-        release.join()
+    waiting, waits = os.pipe()
+
+    def tell_that_it_waits() -> None:
+        no_asking()
+        teaching.LOOK_SECONDS = 0.05
+        say = Observer.say
+
+        def said(self, line):
+            say(self, line)
+            if "waiting for it" in line:
+                os.write(waits, b"!")
+
+        Observer.say = said
+
+    def release() -> None:
+        os.read(waiting, 1)
+        lock.release()
+
+    first = threading.Thread(target=release, daemon=True)
+    first.start()
+    assert run(tmp_path, *TAUGHT, before=tell_that_it_waits) == 0
+    first.join()
     assert capfd.readouterr().err.count("another process computes the same answers; waiting for it") == 1
     assert outcome(tmp_path) == outcome(cold)
 

@@ -30,6 +30,7 @@ def test_the_wheel_holds_every_config(installed):
     assert packed == {path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml")}
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_trains_outside_the_checkout(installed, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     where = "import tutelage; print(tutelage.__file__)"
