@@ -7,7 +7,8 @@ import tempfile
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # or its threads start with numpy, before any fork
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # no threads that a fork would lack
+os.environ["OMP_WAIT_POLICY"] = "passive"  # commands that use both cores share them with other tests
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tutelage-tests-")  # the user's stays as it is
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -22,7 +23,6 @@ from typing import Any
 
 import hypothesis
 import pytest
-import torch
 
 from helpers import fork_server
 
@@ -33,9 +33,9 @@ QUIET = ("callbacks=quiet", "trainer.threads=1", "logger=csv")
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
-torch.set_num_threads(1)  # a process whose thread pool was used cannot be forked safely
+os.environ["MPLCONFIGDIR"] = str(ROOT / ".pytest_cache" / "matplotlib")  # its list of fonts takes a second to make
 if fork_server.ADDRESS not in os.environ:  # in the first process of the tests
-    SERVER = fork_server.start()
+    atexit.register(fork_server.stop, fork_server.start())
 
 
 def forked(work: Callable[[], int]) -> int:

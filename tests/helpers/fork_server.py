@@ -54,6 +54,12 @@ def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])
 
 
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """End the server, and wait for it: its time counts as that of this process's children."""
+    server.communicate()
+    Path(os.environ.pop(ADDRESS)).unlink()
+
+
 def run_in_fork(
     module: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -97,6 +103,7 @@ def serve(listener: socket.socket) -> None:
         if 0 in ready:
             for child in running:
                 os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
             return
         for child, client in list(running.items()):
             if client in ready:  # it says nothing more: it is gone

@@ -1,0 +1,86 @@
+"""Commands under test run in forks of a server; they end as they would in processes of their own."""
+
+import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from conftest import QUIET, command, fresh_command, only_run
+from helpers import fork_server
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("tutelage.cli", ["--version"]),
+        ("tutelage.cli", ["trian"]),
+        ("tutelage.cli", ["train", "--help"]),
+        ("tutelage.cli", ["train", "modle.width=2"]),  # hands over to another program
+        ("tutelage.train", ["seed=-1"]),
+    ],
+)
+def test_a_command_in_a_fork_ends_and_prints_as_one_in_a_process_of_its_own(module, arguments):
+    forked, fresh = command(module, *arguments), fresh_command(module, *arguments)
+    assert (forked.returncode, forked.stdout, forked.stderr) == (fresh.returncode, fresh.stdout, fresh.stderr)
+
+
+def test_a_fork_trains_with_two_threads(outputs):
+    """A fork of a process that had entered a parallel region would hang."""
+    words = [*QUIET, "model=small_vgg", "model.width=0.25", "debug=tiny", "trainer.threads=2"]
+    assert command("tutelage.train", *words, f"paths.outputs={outputs}").returncode == 0
+    assert json.loads((only_run(outputs) / "run.json").read_text())["threads"] == 2
+
+
+def write_model(folder: Path, body: str) -> list[str]:
+    """Write an architecture that runs ``body`` when it is imported; return what names it."""
+    (folder / "odd.py").write_text(body)
+    (folder / "conf" / "model").mkdir(parents=True)
+    (folder / "conf" / "model" / "odd.yaml").write_text("_target_: odd.Net\n")
+    return ["--config-dir=conf", "--allow=odd", "model=odd", "debug=tiny", "callbacks=quiet"]
+
+
+def test_a_fork_that_is_killed_or_fails_says_so_and_changes_nothing_for_the_next(tmp_path):
+    words = write_model(tmp_path, f"import os\nos.kill(os.getpid(), {signal.SIGKILL.value})\n")
+    assert command("tutelage.train", *words, cwd=tmp_path).returncode == -signal.SIGKILL
+    (tmp_path / "odd.py").write_text("import os\nos.environ['ODD'] = 'yes'\n1 / 0\n")
+    failed = command("tutelage.train", *words, cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "ZeroDivisionError" in failed.stderr
+    (tmp_path / "odd.py").write_text(
+        "import os\nprint(os.environ.get('ODD'), os.environ['EVEN'], os.getcwd())\n1 / 0\n"
+    )
+    last = command("tutelage.train", *words, cwd=tmp_path, env={**os.environ, "EVEN": "yes"})
+    assert last.stdout.splitlines()[-1] == f"None yes {tmp_path}"
+
+
+def test_forks_run_side_by_side(tmp_path):
+    """Each waits for the other's file."""
+    body = "import os, pathlib, time\nname = os.environ['NAME']\npathlib.Path(name).touch()\n"
+    body += "while not pathlib.Path({'a': 'b', 'b': 'a'}[name]).exists(): time.sleep(0.01)\nos._exit(7)\n"
+    words = write_model(tmp_path, body)
+    with ThreadPoolExecutor() as pool:
+        both = [
+            pool.submit(command, "tutelage.train", *words, f"seed={n}", cwd=tmp_path, env={**os.environ, "NAME": name})
+            for n, name in enumerate("ab")
+        ]
+        assert [one.result().returncode for one in both] == [7, 7]
+
+
+@pytest.mark.slow
+def test_a_server_ends_with_the_tests_and_takes_its_forks_along(tmp_path, monkeypatch):
+    monkeypatch.setenv(fork_server.ADDRESS, "")
+    server = fork_server.start()
+    body = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(600)\n"
+    words = write_model(tmp_path, body)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(fork_server.run_in_fork, "tutelage.train", *words, cwd=tmp_path)
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            assert server.poll() is None
+        fork_server.stop(server)
+        with pytest.raises(AssertionError, match="the server has ended"):
+            running.result()
+    assert server.returncode == 0
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}/cmdline").exists()
