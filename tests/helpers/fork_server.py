@@ -10,6 +10,7 @@ imported, and what a signal does to a process that loads is therefore tested wit
 
 import array
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -23,6 +24,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,11 +38,16 @@ PRELOADED = (
 LARGEST_REQUEST = 1 << 20  # bytes
 
 
+@cache
 def preload() -> None:
-    """Import what a run imports, Hydra's plugins too, so that forks of this process need not."""
+    """Import what a run imports, Hydra's plugins too, so that forks of this process need not.
+
+    What is there then is left out of collections of garbage, which in a fork would copy all of it.
+    """
     for module in PRELOADED:
         importlib.import_module(module)
     sys.modules["hydra.core.plugins"].Plugins.instance()
+    gc.freeze()
 
 
 def start() -> subprocess.Popen[bytes]:
