@@ -4,10 +4,13 @@ SHELL := bash
 PYTHON ?= python3
 EXPERIMENT ?= digits_noisy_student
 ARGS ?=
-BIN := .venv/bin
-STAMP := .venv/.complete
+# Another Python's folder, where it has all that is needed: nothing is installed then
+BIN ?= .venv/bin
+STAMP := $(if $(filter .venv/bin,$(BIN)),.venv/.complete)
+CPU_MINUTES := 8.5
+BENCHES := augmentation loader overhead distillation neighbours scan labelling pool processes resume
 
-.PHONY: help setup experiment test cluster-test lint bench report clean
+.PHONY: help setup experiment test test-slow test-gpu test-cluster lint bench bench-short bench-gpu report clean
 
 help: ## this list
 	@echo "Tutelage: train image classifiers from few labels"
@@ -17,21 +20,28 @@ help: ## this list
 setup: $(STAMP) ## install into .venv (about 6 GB; nothing outside the folder)
 
 # The stamp is written last: an installation that was cut short is done again.
-$(STAMP): pyproject.toml constraints.txt
+.venv/.complete: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python {v[0]}.{v[1]} found; 3.11 to 3.13 is needed: make setup PYTHON=python3.12")'
 	@echo "installing into .venv (about 6 GB, a few minutes)"
-	@rm -f $(STAMP)
+	@rm -f $@
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
-	@touch $(STAMP)
+	@touch $@
 
 experiment: $(STAMP) ## run or resume EXPERIMENT=digits_noisy_student, with ARGS='key=value ...'
 	@$(BIN)/tutelage train experiment=$(EXPERIMENT) $(ARGS)
 
-test: $(STAMP) ## the test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not cluster'
+test: $(STAMP) ## the test suite, in minutes
+	@$(BIN)/python tests/helpers/budget.py $(CPU_MINUTES) \
+	  $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not cluster'
 
-cluster-test: $(STAMP) ## tests on a SLURM of two virtual nodes, and on Ray; apt install slurm-wlm munge
+test-slow: $(STAMP) ## what takes longer and rarely breaks
+	@$(BIN)/python -m pytest -n 2 -m slow
+
+test-gpu: $(STAMP) ## what needs a CUDA device; BIN=FOLDER takes another Python than .venv's
+	@PYTHONPATH=src:$$PYTHONPATH $(BIN)/python -m pytest -m gpu
+
+test-cluster: $(STAMP) ## tests on a SLURM of two virtual nodes, and on Ray; apt install slurm-wlm munge
 	@$(BIN)/python -m pytest -m cluster
 
 lint: $(STAMP) ## ruff and mypy
@@ -39,17 +49,15 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## speed: of augmentation and loading against others, of a run against a plain loop, of distillation, of k-NN, of scanning, of labelling, of a large pool, of two processes, of going on
-	@$(BIN)/python benchmarks/augmentation.py
-	@$(BIN)/python benchmarks/loader.py
-	@$(BIN)/python benchmarks/overhead.py
-	@$(BIN)/python benchmarks/distillation.py
-	@$(BIN)/python benchmarks/neighbours.py
-	@$(BIN)/python benchmarks/scan.py
-	@$(BIN)/python benchmarks/labelling.py
-	@$(BIN)/python benchmarks/pool.py
-	@$(BIN)/python benchmarks/processes.py
-	@$(BIN)/python benchmarks/resume.py
+bench: $(STAMP) ## speed against others and against plain loops, a quarter of an hour
+	@set -e; for name in $(BENCHES); do $(BIN)/python benchmarks/$$name.py; done
+
+bench-short: $(STAMP) ## the same in short, to see that it runs
+	@set -e; for name in $(BENCHES) gpu; do \
+	  echo "-- $$name"; BENCH=short $(BIN)/python benchmarks/$$name.py; done
+
+bench-gpu: $(STAMP) ## a GPU: speed, exact resume, self-training, two processes; BIN=FOLDER takes another Python than .venv's
+	@PYTHONPATH=src:$$PYTHONPATH $(BIN)/python benchmarks/gpu.py
 
 report: $(STAMP) ## write the reports of RUN=outputs/EXPERIMENT/NAME again
 	@$(BIN)/tutelage report $(RUN)

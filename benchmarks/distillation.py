@@ -26,6 +26,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import torch
 from torch.nn import functional
 
+from lengths import length
 from tutelage.compose import compose
 from tutelage.data import ImageDataModule, data_module
 from tutelage.models import load_classifier, make_classifier, save_classifier
@@ -39,8 +40,13 @@ from tutelage.runs.under_way import Run, spec_of
 from tutelage.strategies import stages
 
 PROMISED = 1.15  # times supervised, where the answers are there
-PAIRS, STEPS, FEW_STEPS = 7, 150, 6  # with a live teacher a step takes as long as 20 others
-IMAGES, BATCH, PASS = 2560, 128, 60_000
+LIMIT = length(PROMISED, 1.6)
+PAIRS, STEPS, FEW_STEPS = (
+    length(7, 2),
+    length(150, 40),
+    length(6, 2),
+)  # with a live teacher a step takes as long as 20 others
+IMAGES, BATCH, PASS = length(2560, 512), 128, 60_000
 VIEWS, PASSES = 8, 40
 OVERRIDES = [
     *("data=fashion_mnist", "data.image_size=32", f"data.limit={IMAGES}", f"data.batch_size={BATCH}"),
@@ -143,7 +149,7 @@ def main() -> None:
     for name, seconds in rows.items():
         print(f"{name:<46}{seconds:8.1f}{seconds / supervised:8.2f} x")
     print(f"warm against supervised: {ratio:.3f} (promised: at most {PROMISED})")
-    if ratio > PROMISED:
+    if ratio > LIMIT:
         sys.exit("the promise is missed")
 
 

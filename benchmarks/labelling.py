@@ -11,6 +11,7 @@ On the CPU in float32; where there is a GPU also there, in bfloat16, on images o
 
 import os
 import statistics
+import sys
 import tempfile
 import time
 from contextlib import closing
@@ -22,6 +23,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import numpy as np
 import torch
 
+from lengths import length
 from tutelage.compose import compose
 from tutelage.data import ImageDataModule, LabelStore, Source
 from tutelage.data.labels import EVALUATION_BATCH
@@ -31,7 +33,8 @@ from tutelage.models import ImageClassifier, ImageSpec, make_classifier
 from tutelage.runs.labelling import fill
 from tutelage.runs.observer import StageWork
 
-PAIRS, LEAST = 5, 0.90
+PAIRS, AIM = length(5, 2), 0.90
+LEAST = length(0.75, 0.5)  # below that it ends with an error: on some machines the ratio of a small network is noise
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Case:
 
 
 CASES = (
-    Case("lenet5", "cpu", "float32", 28, 1, 10, 20_480),
-    Case("resnet", "cpu", "float32", 32, 3, 10, 1_024),
+    Case("lenet5", "cpu", "float32", 28, 1, 10, length(20_480, 4_096)),
+    Case("resnet", "cpu", "float32", 32, 3, 10, length(1_024, 512)),
     Case("lenet5", "cuda", "bfloat16", 28, 1, 10, 1_000_000),
     Case("resnet", "cuda", "bfloat16", 224, 3, 1_000, 20_480),
 )
@@ -144,8 +147,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as top:
         cases = [case for case in CASES if case.device == "cpu" or torch.cuda.is_available()]
         ratios = [ratio(case, Path(top)) for case in cases]
-    met = "met" if min(ratios) >= LEAST else "missed"
-    print(f"labelling against a bare loop: at least {min(ratios):.3f} of its images a second (aim: {LEAST}, {met})")
+    print(f"labelling against a bare loop: at least {min(ratios):.3f} of its images a second (aim: {AIM})")
+    if min(ratios) < LEAST:
+        sys.exit("labelling: too slow")
 
 
 if __name__ == "__main__":

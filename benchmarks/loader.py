@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader
 
+from lengths import length
 from tutelage.compose import compose
 from tutelage.config import Config
 from tutelage.data import Stream, Training
@@ -38,9 +39,10 @@ from tutelage.data.shards import find_shards
 from tutelage.data.source import Images, WholeImages
 from tutelage.randomness import Key
 
-FILES, ROUNDS, STEPS, BATCH = 128, 7, 2, 64
+FILES, ROUNDS, STEPS, BATCH = 128, length(7, 2), length(2, 1), 64
 HEIGHT, WIDTH, QUALITY = 375, 500, 90
-LEAST_RATIO = 3.0
+AIM = 3.0  # times the files, what a pack gives
+LEAST_RATIO = length(AIM, 2.0)
 SMALL, TIMES, SIDE = 4_000, 10, 16  # images of the smaller dataset, how much larger the other is, pixels
 MOST_GROWTH = 4e6  # bytes
 EVALUATED, TRIED = "JPEG files, for evaluation", "tried in a new shard"
@@ -143,7 +145,7 @@ def main() -> None:
         ratio = found["their pack"] / found["JPEG files"]
         for kind, rate in found.items():
             print(f"images a second, {kind:<28}{rate:>8,.0f}")
-        print(f"the pack gives {ratio:.1f} times as many as the files (aim: {LEAST_RATIO:.0f})")
+        print(f"the pack gives {ratio:.1f} times as many as the files (aim: {AIM:.0f})")
 
         config = compose(["data=imagenet", f"data.root={top}", f"data.image_size={SIDE}"])
         paths = files_in(top, 20, SIDE, SIDE)

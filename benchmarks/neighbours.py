@@ -17,9 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from lengths import length
+
 K = 5
 LIMIT_BYTES = 10**9
 AT_ONCE, TURN = 512, 1000  # images of a batch, questions of a turn
+ASKED = length(10_000, 2_000)
 FOLDER = sys.argv[1] if len(sys.argv) > 1 else None
 MEASURES_MEMORY = "NEIGHBOURS_MEMORY"  # set in the environment of the process that does
 
@@ -30,7 +33,8 @@ def dataset() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
     source = fashion_mnist(FOLDER, 28, 1)
     images = np.stack([source.images[i].transpose(2, 0, 1) for i in range(len(source.labels))])
-    return images[source.train], source.labels[source.train], images[source.test], source.labels[source.test]
+    train, test = source.train, source.test[:ASKED]
+    return images[train], source.labels[train], images[test], source.labels[test]
 
 
 def ours(images: np.ndarray, labels: np.ndarray, folder: str) -> Callable[[np.ndarray], np.ndarray]:

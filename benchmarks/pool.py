@@ -24,10 +24,11 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import numpy as np
 
+from lengths import length
 from tutelage.data import LabelStore, Source, Training, labels_in, shard_files, write_round, write_table
 from tutelage.data.source import Numbered
 
-POOLS = (10_000, 10_000_000)
+POOLS = (10_000, length(10_000_000, 1_000_000))
 CLASSES, LABELLED, STEPS = 10, 1_000, 200
 MOST_GROWTH, MOST_SECONDS = 300e6, 10.0
 OVERRIDES = [

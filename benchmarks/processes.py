@@ -32,13 +32,14 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import tutelage.runs.runner  # noqa: F401 - imported once, before the forks
+from lengths import length
 from tutelage.compose import compose
 from tutelage.job import execute
 from tutelage.processes import World, as_torchrun
 
-BATCH, STEPS, UNCOUNTED, PAIRS = 256, 32, 8, 5
+BATCH, STEPS, UNCOUNTED, PAIRS = 256, length(32, 12), length(8, 4), length(5, 1)
 AIM, IDEAL = 1.6, 2.0  # times one: what two processes are to give, and what two whole cores would
-LEAST = 0.65  # of what the machine gives
+LEAST = length(0.65, 0.5)  # of what the machine gives
 OVERRIDES = ["data=fashion_mnist", "model=small_vgg", "augmentation=basic", "schedule.epochs=null", "logger=csv"]
 OVERRIDES += ["data.validation=none", "evaluate_test=false", "callbacks=quiet", f"data.batch_size={BATCH}"]
 OVERRIDES += ["trainer.threads=1"]

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-FILES, CLASSES, SIDE = 50_000, 50, 64
-FIRST_LIMIT, SECOND_LIMIT = 60.0, 3.0
+from lengths import length
+
+FILES, CLASSES, SIDE = length(50_000, 5_000), 50, 64
+FIRST_LIMIT, SECOND_LIMIT = length(60.0, 12.0), length(3.0, 1.0)
 
 
 def main() -> None:

@@ -780,7 +780,7 @@ def test_each_tensor_of_a_batch_is_reached_and_its_shape_kept():
     assert [len(part) for part in twice["pool"]] == [1, 2, 3]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.gpu
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_arrive_on_the_gpu_one_ahead_whole_and_in_order(workers):
     dataset = step_batches(WholeImages(noise(300)), batch=256, steps=20)

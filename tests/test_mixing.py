@@ -270,9 +270,8 @@ def test_mixing_waits_for_no_device():
         assert (weights.shape, weights.dtype) == ((6, 4), torch.float32)
 
 
+@pytest.mark.gpu
 def test_a_gpu_gives_the_same_bytes_and_is_not_waited_for():
-    if not torch.cuda.is_available():
-        pytest.skip("needs CUDA")
     images, labels = batch_of(31, height=28, width=28)
     for step in range(10):
         drawn = plan(config_of("cutmix+mixup", per="sample"), KEY, step, 31, 28, 28)

@@ -241,7 +241,7 @@ SMALL = {
 AT_ONCE = {"nearest_neighbours"}  # learns in one pass; tests of its own
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("option", sorted(set(options()["model"]) - AT_ONCE))
 def test_every_architecture_trains_a_step_stops_and_goes_on(option, device, outputs):
     """Found by itself: a YAML dropped into conf/model is trained, saved and resumed here."""
@@ -250,8 +250,6 @@ def test_every_architecture_trains_a_step_stops_and_goes_on(option, device, outp
     from conftest import outcome, run
     from test_resume import killed_after
 
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs CUDA")
     overrides = [f"model={option}", "debug=tiny", f"trainer={'gpu' if device == 'cuda' else 'cpu'}"]
     overrides += SMALL.get(option, [])
     assert run(outputs / "a", *overrides) == 0

@@ -1,0 +1,69 @@
+"""Runs a command and tells what it cost; under CI=true it fails where that is more than its budget.
+
+What counts is the processor's time, of the command and of all that it starts, since the clock also shows what else the
+machine does. Two threads of one core slow each other down, and machines differ: the time is scaled by a fixed piece of
+work that two processes do at once, before the command and after it.
+
+    python tests/helpers/budget.py CPU_MINUTES COMMAND...
+"""
+
+import os
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+WORK = 40_000_000  # turns of a loop
+REFERENCE = 1.0  # seconds that the loop takes on two cores of an AMD EPYC that do nothing else, November 2026
+OVER = 1  # exit code
+
+
+def calibrated() -> float:
+    """Return the mean seconds of the processor's time that the loop takes in two processes at once."""
+    command = [sys.executable, "-S", __file__]
+    pair = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    return statistics.mean(float(process.communicate()[0]) for process in pair)
+
+
+def loop() -> float:
+    """Do the fixed piece of work and return its seconds of the processor's time."""
+    started, total = time.process_time(), 0
+    for number in range(WORK):
+        total += number % 7
+    return time.process_time() - started
+
+
+def run(command: Sequence[str]) -> tuple[int, float, float]:
+    """Run a command; return its exit code, and the seconds of the clock and of the processor that it took."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    process = subprocess.Popen(command)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the command that Ctrl-C ends
+    code, after = process.wait(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return code if code >= 0 else 128 - code, time.monotonic() - started, used
+
+
+def main(minutes: float, command: Sequence[str]) -> int:
+    """Run a command, tell what it cost, and return its exit code, or ``OVER``."""
+    first = calibrated()
+    code, seconds, used = run(command)
+    speed = statistics.mean([first, calibrated()]) / REFERENCE
+    scaled = used / speed / 60
+    print(
+        f"{seconds / 60:.1f} minutes, {used / 60:.1f} CPU minutes; {scaled:.1f} where the loop takes {REFERENCE} s "
+        f"(here {speed * REFERENCE:.2f} s), budget {minutes:g}",
+        flush=True,
+    )
+    if scaled > minutes and not code and os.environ.get("CI") == "true":
+        print(f"over budget: python -m pytest --durations=30 shows where the time goes ({command[0]})", file=sys.stderr)
+        return OVER
+    return code
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        sys.exit(main(float(sys.argv[1]), sys.argv[2:]))
+    print(loop())

@@ -1,0 +1,51 @@
+"""What a budget of the tests counts, and when it fails."""
+
+import signal
+import sys
+
+import pytest
+
+from helpers import budget
+
+BURNS = "import time\nwhile time.process_time() < 0.6: pass"
+BY_A_GRANDCHILD = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {BURNS!r}]).returncode)"
+IDLE = "import time; time.sleep(0.6)"
+MINUTES = 0.5 / 60
+
+
+@pytest.fixture(autouse=True)
+def ci(monkeypatch):
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr(budget, "calibrated", lambda: budget.REFERENCE)
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("program", "code"), [(BURNS, budget.OVER), (BY_A_GRANDCHILD, budget.OVER), (IDLE, 0)])
+def test_the_processors_time_counts_also_that_of_grandchildren_and_no_waiting(program, code, capfd):
+    assert budget.main(MINUTES, [sys.executable, "-c", program]) == code
+    assert ("over budget" in capfd.readouterr().err) == bool(code)
+
+
+def test_a_slow_machine_has_more_time(monkeypatch, capfd):
+    monkeypatch.setattr(budget, "calibrated", lambda: 2 * budget.REFERENCE)
+    assert budget.main(MINUTES, [sys.executable, "-c", BURNS]) == 0
+    assert "(here 2.00 s), budget 0.00833" in capfd.readouterr().out
+
+
+def test_a_budget_binds_in_ci_alone(monkeypatch):
+    monkeypatch.setenv("CI", "false")
+    assert budget.main(MINUTES, [sys.executable, "-c", BURNS]) == 0
+
+
+@pytest.mark.parametrize(("end", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 128 + 9)])
+def test_a_command_that_fails_gives_its_own_code(end, code):
+    assert budget.main(1.0, [sys.executable, "-c", f"import os, sys; {end}"]) == code
+
+
+def test_the_calibration_is_the_processors_time_of_a_fixed_loop(monkeypatch):
+    monkeypatch.setattr(budget, "WORK", 1_000_000)
+    short = budget.loop()
+    monkeypatch.setattr(budget, "WORK", 4_000_000)
+    assert 2 * short < budget.loop()
