@@ -36,13 +36,13 @@ test: $(STAMP) ## the test suite, in minutes
 	  $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu and not cluster'
 
 test-slow: $(STAMP) ## what takes longer and rarely breaks
-	@$(BIN)/python -m pytest -n 2 -m slow
+	@$(BIN)/python -m pytest -n 2 -o timeout=900 --durations=12 -m slow
 
 test-gpu: $(STAMP) ## what needs a CUDA device; BIN=FOLDER takes another Python than .venv's
 	@PYTHONPATH=src:$$PYTHONPATH $(BIN)/python -m pytest -m gpu
 
 test-cluster: $(STAMP) ## tests on a SLURM of two virtual nodes, and on Ray; apt install slurm-wlm munge
-	@$(BIN)/python -m pytest -m cluster
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=12 -m cluster
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .
