@@ -3,10 +3,10 @@
 Four parts, each with its seconds:
 
 - a small VGG on Fashion-MNIST against a plain loop, as benchmarks/overhead.py has it for the CPU;
-- such a run killed with -9 in the middle and typed again: it ends with the weights of an undisturbed one, to the bit;
+- such a run killed with -9 in the middle and typed again: it ends with the weights of an undisturbed run, bit for bit;
 - a noisy student on digits, from its teacher to its control and its report;
-- two processes that share one GPU train one run, as two machines of a GPU each would. NCCL refuses that, so gloo carries
-  their gradients; the weights are those of one process within rounding.
+- two processes that share one GPU train one run, as two machines of a GPU each would. NCCL refuses that, so gloo
+  carries their gradients; the weights are those of one process within rounding.
 
 Takes 8 minutes at most on a GPU. Where there is none, all of it runs on the CPU. Ends with an error where weights
 differ, or where a run takes much longer than the loop.
