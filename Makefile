@@ -4,8 +4,8 @@ SHELL := bash
 PYTHON ?= python3
 EXPERIMENT ?= digits_noisy_student
 ARGS ?=
-# Another Python's folder, where it has all that is needed: nothing is installed then
-BIN ?= .venv/bin
+# make BIN=FOLDER takes the Python there as it is: nothing is installed then
+BIN := .venv/bin
 STAMP := $(if $(filter .venv/bin,$(BIN)),.venv/.complete)
 CPU_MINUTES := 8.5
 BENCHES := augmentation loader overhead distillation neighbours scan labelling pool processes resume
@@ -25,7 +25,7 @@ setup: $(STAMP) ## install into .venv (about 6 GB; nothing outside the folder)
 	@echo "installing into .venv (about 6 GB, a few minutes)"
 	@rm -f $@
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	@touch $@
 
 experiment: $(STAMP) ## run or resume EXPERIMENT=digits_noisy_student, with ARGS='key=value ...'
@@ -39,7 +39,7 @@ test-slow: $(STAMP) ## what takes longer and rarely breaks
 	@$(BIN)/python -m pytest -n 2 -o timeout=900 --durations=12 -m slow
 
 test-gpu: $(STAMP) ## what needs a CUDA device; BIN=FOLDER takes another Python than .venv's
-	@PYTHONPATH=src:$$PYTHONPATH $(BIN)/python -m pytest -m gpu
+	@PYTHONPATH=$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python -m pytest -m gpu
 
 test-cluster: $(STAMP) ## tests on a SLURM of two virtual nodes, and on Ray; apt install slurm-wlm munge
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=12 -m cluster
@@ -57,7 +57,7 @@ bench-short: $(STAMP) ## the same in short, to see that it runs
 	  echo "-- $$name"; BENCH=short $(BIN)/python benchmarks/$$name.py; done
 
 bench-gpu: $(STAMP) ## a GPU: speed, exact resume, self-training, two processes; BIN=FOLDER takes another Python than .venv's
-	@PYTHONPATH=src:$$PYTHONPATH $(BIN)/python benchmarks/gpu.py
+	@PYTHONPATH=$(CURDIR)/src$${PYTHONPATH:+:$$PYTHONPATH} $(BIN)/python benchmarks/gpu.py
 
 report: $(STAMP) ## write the reports of RUN=outputs/EXPERIMENT/NAME again
 	@$(BIN)/tutelage report $(RUN)

@@ -48,8 +48,10 @@ RUN = [
 ]
 SAVES = "callbacks.checkpoint_minutes=0.001"  # at every end of an epoch, and nearly every step
 SELF_TRAINING = ["experiment=digits_noisy_student", WHERE, *length([], ["debug=tiny"])]
-CLOSE = 5e-3  # between weights of one and two processes, after as many steps
-FEW = length(20, 10)  # steps of these
+FEW = 20  # steps of one process and of two
+CLOSE = 1e-4  # between their weights
+EXACT = {"NVIDIA_TF32_OVERRIDE": "0"}  # no products of 10 bits
+COUNT = "steps"  # file
 
 Outcome = dict[str, Any]
 
@@ -57,6 +59,11 @@ Outcome = dict[str, Any]
 def command(outputs: Path, *words: str) -> list[str]:
     """Return the command of a run."""
     return [sys.executable, "-m", "tutelage.train", *words, f"paths.outputs={outputs}"]
+
+
+def child(work: str, outputs: Path, *words: str) -> list[str]:
+    """Return the command of a run that does one of the things of this file too."""
+    return [sys.executable, __file__, work, *command(outputs, *words)[3:]]
 
 
 def record(outputs: Path) -> Outcome:
@@ -97,11 +104,12 @@ def resume(top: Path) -> str:
     checkpoint, _ = newest_sound(folder)
     assert checkpoint is not None
     step = torch.load(checkpoint, weights_only=True, map_location="cpu")["global_step"]
-    ended(subprocess.Popen(command(top / "killed", *words)))
-    one, other = (record(top / name) for name in ("undisturbed", "killed"))
-    if one["stages"][0]["weights_sha256"] != other["stages"][0]["weights_sha256"]:
-        sys.exit(f"gpu: a run killed behind step {step} of {STEPS} ended with other weights")
-    return f"killed behind step {step} of {STEPS}, it ended with the same weights, bit for bit"
+    ended(subprocess.Popen(child("counted", top / "killed", *words)))
+    one, other = (record(top / name)["stages"][0]["weights_sha256"] for name in ("undisturbed", "killed"))
+    made = int((top / "killed" / COUNT).read_text())
+    if one != other or made != STEPS - step:
+        sys.exit(f"gpu: killed behind step {step} of {STEPS}, a run made {made} more; same weights: {one == other}")
+    return f"killed behind step {step} of {STEPS}, it made {made} more and ended with the same weights, bit for bit"
 
 
 def self_training(top: Path) -> str:
@@ -117,22 +125,28 @@ def self_training(top: Path) -> str:
 
 
 def two_processes(top: Path) -> str:
-    """Train one run by two processes on one device, and compare its weights with those of one process."""
-    words = [*RUN, "model=lenet5", f"schedule.steps={FEW}"]
-    ended(subprocess.Popen(command(top / "one", *words)))
+    """Train one run by two processes on one device, and compare its weights with those of one process.
+
+    Plain gradient descent in full precision: a rounding then moves a weight by as little.
+    """
+    words = [*RUN, "model=lenet5", "optimizer=sgd", f"schedule.steps={FEW}"]
+    ended(subprocess.Popen(command(top / "one", *words), env={**os.environ, **EXACT}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    two = command(top / "two", *words, "trainer.parallel=ddp", "trainer.devices=1", "trainer.nodes=2")
+    two = child("by_gloo", top / "two", *words, "trainer.parallel=ddp", "trainer.devices=1", "trainer.nodes=2")
     both = [
-        subprocess.Popen(
-            [sys.executable, __file__, *two[3:]],
-            env={**os.environ, **as_torchrun(World(rank, 2, 0, 1, rank)), **address},
-        )
+        subprocess.Popen(two, env={**os.environ, **EXACT, **as_torchrun(World(rank, 2, 0, 1, rank)), **address})
         for rank in range(2)
     ]
-    for process in both:
-        ended(process)
+    try:
+        while None in (codes := [process.poll() for process in both]) and not any(codes):
+            time.sleep(0.05)
+        if any(codes):
+            sys.exit(f"gpu: of two processes one ended with an error: {codes}")
+    finally:
+        for process in both:
+            process.kill()
     one, other = (weights(top / name) for name in ("one", "two"))
     difference = max(float((one[name] - other[name]).abs().max()) for name in one)
     if record(top / "two")["processes"] != len(both) or not difference < CLOSE:
@@ -147,7 +161,7 @@ def weights(outputs: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def be_one_of_two(words: Sequence[str]) -> None:
+def by_gloo(words: Sequence[str]) -> None:
     """Train as one of two processes, with gloo in NCCL's place."""
     import torch.distributed as dist
 
@@ -155,27 +169,52 @@ def be_one_of_two(words: Sequence[str]) -> None:
 
     begin = dist.init_process_group
 
-    def by_gloo(backend: str, *arguments: Any, **named: Any) -> None:
-        named.pop("device_id", None)
-        begin("gloo", *arguments, **named)
+    def begin_by_gloo(backend: str, **named: Any) -> None:
+        begin("gloo", **named)
 
-    dist.init_process_group = by_gloo
+    dist.init_process_group = begin_by_gloo
     sys.argv[1:] = words
     train()
+
+
+def counted(words: Sequence[str]) -> None:
+    """Train, and write down how many steps this process made."""
+    from torch.optim import Optimizer
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    from tutelage.train import main as train
+
+    made = 0
+
+    def count(optimizer: Optimizer, *rest: object) -> None:
+        nonlocal made
+        made += 1
+
+    register_optimizer_step_post_hook(count)
+    sys.argv[1:] = words
+    try:
+        train()
+    finally:
+        outputs = words[-1].partition("=")[2]
+        Path(outputs, COUNT).write_text(str(made))
 
 
 def main() -> None:
     """Go through the parts; print what each shows, and its seconds."""
     parts: list[Callable[[Path], str]] = [speed, resume, self_training, two_processes]
-    print(torch.cuda.get_device_name() if GPU else "no GPU: on the CPU", flush=True)
-    lines = []
+    lines = [torch.cuda.get_device_name() if GPU else "no GPU: on the CPU"]
+    print(*lines, flush=True)
     for part in parts:
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as top:
             told = part(Path(top))
         lines.append(f"{part.__name__.replace('_', ' '):<14} {time.perf_counter() - started:5.0f} s  {told}")
-    print(*lines, sep="\n")
+        print(lines[-1], flush=True)
+    print("", *lines, sep="\n")
 
 
 if __name__ == "__main__":
-    be_one_of_two(sys.argv[1:]) if len(sys.argv) > 1 else main()
+    if len(sys.argv) > 1:
+        {"by_gloo": by_gloo, "counted": counted}[sys.argv[1]](sys.argv[2:])
+    else:
+        main()

@@ -59,8 +59,8 @@ class Case:
 CASES = (
     Case("lenet5", "cpu", "float32", 28, 1, 10, length(20_480, 4_096)),
     Case("resnet", "cpu", "float32", 32, 3, 10, length(1_024, 512)),
-    Case("lenet5", "cuda", "bfloat16", 28, 1, 10, 1_000_000),
-    Case("resnet", "cuda", "bfloat16", 224, 3, 1_000, 20_480),
+    Case("lenet5", "cuda", "bfloat16", 28, 1, 10, length(1_000_000, 10_000)),
+    Case("resnet", "cuda", "bfloat16", 224, 3, 1_000, length(20_480, 1_024)),
 )
 
 

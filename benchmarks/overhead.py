@@ -18,6 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Sequence
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -93,9 +94,8 @@ def plain_loop(config: Config, data: ImageDataModule, steps: int, device: torch.
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.optimizer.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     started = seconds_of(device)
-    for step, (images, labels) in enumerate(loader):
-        if step == steps:
-            break
+    passes = chain.from_iterable(repeat(loader))  # a new pass where one ends
+    for images, labels in islice(passes, steps):
         images, labels = (part.to(device, non_blocking=True) for part in (images, labels))  # noqa: PLW2901
         loss = functional.cross_entropy(network(images), labels)
         optimizer.zero_grad()
@@ -109,6 +109,7 @@ def ours(config: Config, data: ImageDataModule, folder: Path) -> float:
     """Train as a run does, all logging and the display on, and return the seconds of its steps."""
     observer = display(wanted=True)
     this = Run(config, RunFolder(folder), Record(RunFolder(folder)), data, Signals(), observer)
+    data.device = this.device
     this.plan = stages(config, data.source, data.splits)
     observer.begin([StageWork(stage.name, 1.0) for stage in this.plan])
     observer.stage(1)

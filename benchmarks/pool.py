@@ -30,7 +30,7 @@ from tutelage.data.source import Numbered
 
 POOLS = (10_000, length(10_000_000, 1_000_000))
 CLASSES, LABELLED, STEPS = 10, 1_000, 200
-MOST_GROWTH, MOST_SECONDS = 300e6, 10.0
+MOST_GROWTH, MOST_SECONDS = length(300e6, 60e6), length(10.0, 3.0)
 OVERRIDES = [
     *("data=fashion_mnist", "data.num_workers=0", "data.labels_per_class=100", "data.validation=none"),
     *("model=perceptron", "augmentation=basic", "strategy=noisy_student", "strategy.confidence=0.3"),

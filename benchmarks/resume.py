@@ -23,11 +23,10 @@ from pathlib import Path
 from lengths import length
 
 BATCH, EPOCH = 128, 468  # steps of an epoch of 60,000 images
-WARM_UP, ROUNDS = length(1, 0), length(5, 1)
-STOPS = {"start": EPOCH + 1, "middle": EPOCH + EPOCH // 2, "end": 2 * EPOCH - 1}
-STOPS = length(STOPS, {"middle": EPOCH // 2})
+WARM_UP, ROUNDS = length(1, 0), length(5, 2)
+STOPS = length({"start": EPOCH + 1, "middle": EPOCH + EPOCH // 2, "end": 2 * EPOCH - 1}, {"middle": EPOCH // 2})
 AIM = 1.2  # times a cold start, at most
-LIMIT = length(AIM, 1.6)
+LIMIT = length(AIM, 2.0)
 COLD, STOPPED = "cold", 128 + signal.SIGTERM
 OVERRIDES = ["data=fashion_mnist", "model=lenet5", "augmentation=basic", "schedule.epochs=3", "logger=csv"]
 OVERRIDES += ["data.validation=none", "callbacks=quiet", f"data.batch_size={BATCH}"]

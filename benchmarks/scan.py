@@ -15,7 +15,7 @@ from PIL import Image
 from lengths import length
 
 FILES, CLASSES, SIDE = length(50_000, 5_000), 50, 64
-FIRST_LIMIT, SECOND_LIMIT = length(60.0, 12.0), length(3.0, 1.0)
+FIRST_LIMIT, SECOND_LIMIT = length(60.0, 5.0), length(3.0, 0.6)
 
 
 def main() -> None:

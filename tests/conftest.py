@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # no t
 os.environ["OMP_WAIT_POLICY"] = "passive"  # commands that use both cores share them with other tests
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tutelage-tests-")  # the user's stays as it is
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # whether there is a GPU is asked without starting it: forks use it
 
 import csv
 import json
@@ -116,6 +117,14 @@ def tables(folder: Path) -> dict[str, list[dict[str, str]]]:
             rows: Sequence[dict[str, str]] = list(csv.DictReader(lines))
         found[str(file.relative_to(folder))] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
     return found
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture

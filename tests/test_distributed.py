@@ -513,7 +513,7 @@ def test_the_command_ends_and_goes_on_with_its_processes_however_they_are_ended(
             wait_for(lambda: any(file.stat().st_mtime > started for file in outputs.rglob(LAST)))  # noqa: B023
             children = children_of(process.pid)
             os.kill(children[-1] if to_a_child else process.pid, sent)
-        code = process.wait(200)
+        code = process.wait()
         assert code == (-sent if sent == signal.SIGKILL and not to_a_child else 128 + sent if sent else 0)
         wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))  # noqa: B023
         assert not is_held(RunFolder(only_run(outputs)).lock_file)

@@ -3,12 +3,13 @@
 import json
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from conftest import QUIET, command, fresh_command, only_run
+from conftest import QUIET, command, fork, fresh_command, only_run
 from helpers import fork_server
 
 
@@ -36,8 +37,8 @@ def test_a_fork_trains_with_two_threads(outputs):
 
 def write_model(folder: Path, body: str) -> list[str]:
     """Write an architecture that runs ``body`` when it is imported; return what names it."""
-    (folder / "odd.py").write_text(body)
     (folder / "conf" / "model").mkdir(parents=True)
+    (folder / "odd.py").write_text(body)
     (folder / "conf" / "model" / "odd.yaml").write_text("_target_: odd.Net\n")
     return ["--config-dir=conf", "--allow=odd", "model=odd", "debug=tiny", "callbacks=quiet"]
 
@@ -69,6 +70,19 @@ def test_forks_run_side_by_side(tmp_path):
         assert [one.result().returncode for one in both] == [7, 7]
 
 
+def test_what_a_killed_test_had_begun_is_killed_too_and_the_server_goes_on(tmp_path):
+    body = "import os, pathlib, time\npathlib.Path(str(os.getpid())).touch()\ntime.sleep(600)\n"
+    words = write_model(tmp_path / "begun", body)
+    test = fork(lambda: command("tutelage.train", *words, cwd=tmp_path / "begun").returncode)
+    while not (begun := [int(file.name) for file in (tmp_path / "begun").glob("[0-9]*")]):
+        time.sleep(0.01)
+    os.kill(test, signal.SIGKILL)
+    os.waitpid(test, 0)
+    while Path(f"/proc/{begun[0]}/cmdline").exists():
+        time.sleep(0.01)
+    assert command("tutelage.cli", "--version").returncode == 0
+
+
 @pytest.mark.slow
 def test_a_server_ends_with_the_tests_and_takes_its_forks_along(tmp_path, monkeypatch):
     monkeypatch.setenv(fork_server.ADDRESS, "")
@@ -79,6 +93,7 @@ def test_a_server_ends_with_the_tests_and_takes_its_forks_along(tmp_path, monkey
         running = pool.submit(fork_server.run_in_fork, "tutelage.train", *words, cwd=tmp_path)
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             assert server.poll() is None
+            time.sleep(0.01)
         fork_server.stop(server)
         with pytest.raises(AssertionError, match="the server has ended"):
             running.result()

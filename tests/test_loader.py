@@ -783,20 +783,26 @@ def test_each_tensor_of_a_batch_is_reached_and_its_shape_kept():
 @pytest.mark.gpu
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_arrive_on_the_gpu_one_ahead_whole_and_in_order(workers):
-    dataset = step_batches(WholeImages(noise(300)), batch=256, steps=20)
-    device = torch.device("cuda", 0)
-    loader = AheadLoader(dataset, device, batch_size=None, num_workers=workers, worker_init_fn=worker_init)
-    assert len(loader) == 20
-    busy = torch.rand(2000, 2000, device=device)
-    for _ in range(2):
-        count = 0
-        for step, batch in enumerate(loader):
-            images = batch["labelled"].images
-            assert images.device == device
-            assert images.permute(0, 2, 3, 1).is_contiguous()
-            busy = (busy @ busy).clamp(0, 1)  # the batch is read while the next ones are copied
-            total = images.long().sum() + busy.sum().long() * 0
-            del images, batch
-            assert total.item() == dataset[step]["labelled"].images.long().sum()
-            count += 1
-        assert count == 20
+    """In a fork: those that other tests begin could not use a GPU that this process has started."""
+
+    def work() -> int:
+        dataset = step_batches(WholeImages(noise(300)), batch=256, steps=20)
+        device = torch.device("cuda", 0)
+        loader = AheadLoader(dataset, device, batch_size=None, num_workers=workers, worker_init_fn=worker_init)
+        assert len(loader) == 20
+        busy = torch.rand(2000, 2000, device=device)
+        for _ in range(2):
+            count = 0
+            for step, batch in enumerate(loader):
+                images = batch["labelled"].images
+                assert images.device == device
+                assert images.permute(0, 2, 3, 1).is_contiguous()
+                busy = (busy @ busy).clamp(0, 1)  # the batch is read while the next ones are copied
+                total = images.long().sum() + busy.sum().long() * 0
+                del images, batch
+                assert total.item() == dataset[step]["labelled"].images.long().sum()
+                count += 1
+            assert count == 20
+        return 0
+
+    assert forked(work) == 0

@@ -13,7 +13,7 @@ from scipy import stats
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from conftest import only_run, outcome, run, tables
+from conftest import forked, only_run, outcome, run, tables
 from test_resume import killed_after
 from tutelage.augmentation import Mixing, mixed, plan
 from tutelage.compose import compose
@@ -272,18 +272,24 @@ def test_mixing_waits_for_no_device():
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_bytes_and_is_not_waited_for():
-    images, labels = batch_of(31, height=28, width=28)
-    for step in range(10):
-        drawn = plan(config_of("cutmix+mixup", per="sample"), KEY, step, 31, 28, 28)
-        expected = mixed(images, labels, drawn, 4)
-        there = Mixing(*(part.cuda() for part in drawn.tensors()))
-        on_gpu = images.cuda(), labels.cuda()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            found = mixed(*on_gpu, there, 4)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
+    """In a fork: those that other tests begin could not use a GPU that this process has started."""
+
+    def work() -> int:
+        images, labels = batch_of(31, height=28, width=28)
+        for step in range(10):
+            drawn = plan(config_of("cutmix+mixup", per="sample"), KEY, step, 31, 28, 28)
+            expected = mixed(images, labels, drawn, 4)
+            there = Mixing(*(part.cuda() for part in drawn.tensors()))
+            on_gpu = images.cuda(), labels.cuda()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                found = mixed(*on_gpu, there, 4)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
+        return 0
+
+    assert forked(work) == 0
 
 
 def test_by_hand_an_answer_is_as_right_as_its_class_weighs():

@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "squeue", "scancel")
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 NODES = ("n1", "n2")
 CONFIG = """
 ClusterName=virtual
@@ -48,13 +48,13 @@ SlurmdParameters=config_overrides
 ReturnToService=2
 SlurmdTimeout=10
 JobRequeue=1
-KillWait=5
+KillWait=15
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=2 RealMemory=4000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=2 RealMemory=4000
 PartitionName=debug Nodes=n1,n2 Default=YES DefMemPerCPU=100 State=UP
-PartitionName=low Nodes=n1,n2 PriorityTier=1 GraceTime=10 DefMemPerCPU=100 State=UP
+PartitionName=low Nodes=n1,n2 PriorityTier=1 GraceTime=20 DefMemPerCPU=100 State=UP
 PartitionName=high Nodes=n1,n2 PriorityTier=2 PreemptMode=OFF DefMemPerCPU=100 State=UP
 """
 
@@ -80,7 +80,7 @@ class Slurm:
 
     def call(self, *command: str) -> str:
         """Run a command of SLURM and return what it printed."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=200)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
         return done.stdout
@@ -215,7 +215,7 @@ class Slurm:
 
     def _start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("wb") as out:
-            done = subprocess.run(command, env=self.environment, stdout=out, stderr=out, timeout=30)
+            done = subprocess.run(command, env=self.environment, stdout=out, stderr=out, timeout=120)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}:\n{(self.folder / f'{name}.out').read_text()}")
 

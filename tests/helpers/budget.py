@@ -58,7 +58,7 @@ def main(minutes: float, command: Sequence[str]) -> int:
         flush=True,
     )
     if scaled > minutes and not code and os.environ.get("CI") == "true":
-        print(f"over budget: python -m pytest --durations=30 shows where the time goes ({command[0]})", file=sys.stderr)
+        print("over budget: pytest --durations=30 shows where the time goes", file=sys.stderr)
         return OVER
     return code
 

@@ -8,7 +8,6 @@ A command in a fork differs from ``python -m MODULE`` in what is loaded when it 
 imported, and what a signal does to a process that loads is therefore tested with ``fresh_command`` of conftest.py.
 """
 
-import array
 import atexit
 import gc
 import importlib
@@ -16,6 +15,7 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +24,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NoReturn
@@ -35,7 +36,7 @@ PRELOADED = (
     *("tutelage.insight.shifts", "tutelage.insight.summary", "tutelage.insight.display", "tutelage.insight.table"),
     *("tutelage.insight.searches", "hydra.core.plugins", "hydra._internal.instantiate._instantiate2"),
 )
-LARGEST_REQUEST = 1 << 20  # bytes
+LENGTH = 4  # bytes that say how long a request is
 
 
 @cache
@@ -47,11 +48,12 @@ def preload() -> None:
     for module in PRELOADED:
         importlib.import_module(module)
     sys.modules["hydra.core.plugins"].Plugins.instance()
+    gc.collect()
     gc.freeze()
 
 
 def start() -> subprocess.Popen[bytes]:
-    """Start the server and tell this process's children of it; it ends with the pipe to its standard input."""
+    """Start the server and tell this process's children of it; it ends with this process, however that ends."""
     os.environ[ADDRESS] = str(Path(tempfile.mkdtemp(prefix="tutelage-tests-")) / "socket")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(os.environ[ADDRESS])
@@ -63,8 +65,9 @@ def start() -> subprocess.Popen[bytes]:
 
 def stop(server: subprocess.Popen[bytes]) -> None:
     """End the server, and wait for it: its time counts as that of this process's children."""
-    server.communicate()
-    Path(os.environ.pop(ADDRESS)).unlink()
+    server.terminate()
+    server.wait()
+    shutil.rmtree(Path(os.environ.pop(ADDRESS)).parent)
 
 
 def run_in_fork(
@@ -83,8 +86,9 @@ def run_in_fork(
         socket.socket(socket.AF_UNIX) as server,
     ):
         server.connect(os.environ[ADDRESS])
-        files = array.array("i", [stdout.fileno(), stderr.fileno()])
-        server.sendmsg([len(body := json.dumps(request).encode()).to_bytes(4), body], [_rights(files)])
+        body = json.dumps(request).encode()
+        socket.send_fds(server, [len(body).to_bytes(LENGTH)], [stdout.fileno(), stderr.fileno()])
+        server.sendall(body)
         answer = server.recv(64)
         printed = []
         for file in (stdout, stderr):
@@ -94,20 +98,18 @@ def run_in_fork(
     return subprocess.CompletedProcess([module, *arguments], int(answer), *printed)
 
 
-def _rights(files: "array.array[int]") -> tuple[int, int, bytes]:
-    return socket.SOL_SOCKET, socket.SCM_RIGHTS, files.tobytes()
-
-
 def serve(listener: socket.socket) -> None:
-    """Fork for each request until standard input is closed; kill what runs when its client is gone."""
+    """Fork for each request until SIGTERM or the end of standard input; kill what runs when its client is gone."""
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(wake)
     running: dict[int, socket.socket] = {}
     while True:
         ready, _, _ = select.select([0, woken, listener, *running.values()], [], [])
-        if 0 in ready:
+        signals = os.read(woken, 1024) if woken in ready else b""
+        if 0 in ready or signal.SIGTERM in signals:
             for child in running:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
@@ -115,18 +117,20 @@ def serve(listener: socket.socket) -> None:
         for child, client in list(running.items()):
             if client in ready:  # it says nothing more: it is gone
                 os.kill(child, signal.SIGKILL)
-        if woken in ready:
-            os.read(woken, 1024)
+        if signals:
             _tell(running)
         if listener in ready:
             client, _ = listener.accept()
-            request, files, *_ = socket.recv_fds(client, LARGEST_REQUEST, 2)
-            while len(request) < 4 + int.from_bytes(request[:4]):
-                request += client.recv(LARGEST_REQUEST)
-            preload()
+            length, files, *_ = socket.recv_fds(client, LENGTH, 2)
+            request = client.makefile("rb").read(int.from_bytes(length))
+            try:
+                preload()
+            except BaseException:
+                os.write(files[1], traceback.format_exc().encode())
+                raise
             child = os.fork()
             if not child:
-                _become(json.loads(request[4:]), files)
+                _become(json.loads(request), files)
             for file in files:
                 os.close(file)
             running[child] = client
@@ -137,7 +141,7 @@ def _tell(running: dict[int, socket.socket]) -> None:
     for child in list(running):
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            with running.pop(child) as client:
+            with running.pop(child) as client, suppress(OSError):  # it may be gone
                 client.sendall(str(os.waitstatus_to_exitcode(status)).encode())
 
 
@@ -150,7 +154,8 @@ def _become(request: dict, files: list[int]) -> NoReturn:
     import numpy as np
 
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for target, file in enumerate([os.open(os.devnull, os.O_RDONLY), *files]):
         os.dup2(file, target)
