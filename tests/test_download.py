@@ -195,7 +195,7 @@ def test_two_processes_at_once_fetch_once(server, tmp_path):
     assert "another process is fetching things.bin; waiting" in second.stderr.readline()
     server.goes_on.set()
     for child in (first, second):
-        out, err = child.communicate(timeout=120)
+        out, err = child.communicate(timeout=200)
         assert (out, err, child.returncode) == (f"{tmp_path / 'things.bin'}\n", "", 0)
     assert server.served == [[0, len(CONTENT)]]
     assert (tmp_path / "things.bin").read_bytes() == CONTENT
@@ -281,5 +281,5 @@ def test_another_archive_and_one_that_reaches_out_of_its_folder_are_refused(tmp_
 def test_two_processes_at_once_unpack_one_archive(tmp_path):
     archive = tar_gz(tmp_path / "a.tar.gz", {f"inner/{number}": CONTENT[:1_000_000] for number in range(20)})
     children = [subprocess.Popen([sys.executable, "-c", UNPACK, str(archive), str(tmp_path)]) for _ in range(2)]
-    assert [child.wait(timeout=120) for child in children] == [0, 0]
+    assert [child.wait(timeout=200) for child in children] == [0, 0]
     assert len(list((tmp_path / "inner").iterdir())) == 20

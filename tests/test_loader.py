@@ -280,7 +280,7 @@ print(len(list(loader)), "batch", flush=True)
 
 
 def test_a_worker_that_is_left_does_not_keep_its_parent_from_ending():
-    done = subprocess.run([sys.executable, "-c", LEAVES_A_WORKER], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", LEAVES_A_WORKER], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1 batch\n", "")
 
 

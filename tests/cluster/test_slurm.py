@@ -17,7 +17,7 @@ from virtual_slurm import Slurm, virtual_slurm
 from conftest import ROOT, only_run, outcome
 from tutelage.runs.sessions import FAILURES
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 PAGE = (ROOT / "docs" / "clusters.md").read_text()
 RUN = (
@@ -68,7 +68,7 @@ def submit(slurm: Slurm, outputs: Path, *options: str, arguments=RUN) -> str:
 
 def wait_for_step(slurm: Slurm, job: str, outputs: Path, step: int) -> int:
     """Wait until a run has trained so many steps and return how many it has."""
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while (done := steps(outputs)) < step:
         assert slurm.job(job)["JobState"] in {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}, slurm.log(job)
         assert time.monotonic() < until, slurm.log(job)
@@ -201,7 +201,7 @@ def test_a_sweep_is_an_array_whose_tasks_are_requeued_and_die_one_by_one(undistu
                 for seed in [seed for seed in left if steps(outputs, f"*-s{seed}-*")]:
                     slurm.cancel(*left.pop(seed))
                 time.sleep(0.05)
-            said, complaints = sweep.communicate(timeout=300)
+            said, complaints = sweep.communicate(timeout=600)
         finally:
             sweep.kill()
     assert sweep.returncode == 1, (said, complaints)

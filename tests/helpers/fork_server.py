@@ -196,3 +196,4 @@ def _hand_over(program: str, words: list[str]) -> NoReturn:
 if __name__ == "__main__":
     del sys.path[0]  # the folder of this file
     serve(socket.socket(fileno=int(sys.argv[1])))
+    os._exit(0)  # what was imported has nothing to clean up
