@@ -30,20 +30,13 @@ from pathlib import Path
 from typing import NoReturn
 
 ADDRESS = "TUTELAGE_TEST_SERVER"  # environment variable: path of the server's socket
-PRELOADED = (
-    *(
-        "sklearn.datasets",
-        "matplotlib.pyplot",
-        "pyarrow.parquet",
-        "rich._emoji_codes",
-        "timm",
-        "torch.utils.tensorboard",
-    ),
-    *("torch.utils.serialization.config", "omegaconf._impl", "antlr4.LL1Analyzer", "PIL.JpegImagePlugin"),
-    *("tutelage.cli", "tutelage.train", "tutelage.sweep", "tutelage.job"),
-    *("tutelage.runs.runner", "tutelage.insight.report", "tutelage.insight.comparison", "tutelage.insight.preview"),
-    *("tutelage.insight.shifts", "tutelage.insight.summary", "tutelage.insight.display", "tutelage.insight.table"),
-    *("tutelage.insight.searches", "hydra.core.plugins", "hydra._internal.instantiate._instantiate2"),
+PRELOADED = (  # and what these import
+    *("sklearn.datasets", "matplotlib.pyplot", "pyarrow.parquet", "rich._emoji_codes", "timm", "PIL.JpegImagePlugin"),
+    *("torch.utils.tensorboard", "torch.utils.serialization.config", "omegaconf._impl", "antlr4.LL1Analyzer"),
+    *("hydra.core.plugins", "hydra._internal.instantiate._instantiate2"),
+    *("tutelage.cli", "tutelage.train", "tutelage.sweep", "tutelage.job", "tutelage.runs.runner"),
+    *("tutelage.insight.comparison", "tutelage.insight.display", "tutelage.insight.preview", "tutelage.insight.report"),
+    *("tutelage.insight.searches", "tutelage.insight.shifts", "tutelage.insight.summary", "tutelage.insight.table"),
 )
 LENGTH = 4  # bytes that say how long a request is
 
