@@ -31,7 +31,7 @@ def test_the_processors_time_counts_also_that_of_grandchildren_and_no_waiting(pr
 def test_a_slow_machine_has_more_time(monkeypatch, capfd):
     monkeypatch.setattr(budget, "calibrated", lambda: 2 * budget.REFERENCE)
     assert budget.main(MINUTES, [sys.executable, "-c", BURNS]) == 0
-    assert "(here 2.00 s), budget 0.00833" in capfd.readouterr().out
+    assert "(0.50 of the reference) 0.0 CPU minutes of 0.00833" in capfd.readouterr().out
 
 
 def test_a_budget_binds_in_ci_alone(monkeypatch):

@@ -50,11 +50,11 @@ def main(minutes: float, command: Sequence[str]) -> int:
     """Run a command, tell what it cost, and return its exit code, or ``OVER``."""
     first = calibrated()
     code, seconds, used = run(command)
-    speed = statistics.mean([first, calibrated()]) / REFERENCE
-    scaled = used / speed / 60
+    speed = REFERENCE / statistics.mean([first, calibrated()])
+    scaled = used * speed / 60
     print(
-        f"{seconds / 60:.1f} minutes, {used / 60:.1f} CPU minutes; {scaled:.1f} where the loop takes {REFERENCE} s "
-        f"(here {speed * REFERENCE:.2f} s), budget {minutes:g}",
+        f"{seconds / 60:.1f} minutes, {used / 60:.1f} CPU minutes; by the speed of this machine ({speed:.2f} of the "
+        f"reference) {scaled:.1f} CPU minutes of {minutes:g}",
         flush=True,
     )
     if scaled > minutes and not code and os.environ.get("CI") == "true":
