@@ -16,7 +16,7 @@ MINUTES = 0.5 / 60
 @pytest.fixture(autouse=True)
 def ci(monkeypatch):
     monkeypatch.setenv("CI", "true")
-    monkeypatch.setattr(budget, "calibrated", lambda: budget.REFERENCE)
+    monkeypatch.setattr(budget, "calibrated", lambda: [budget.REFERENCE])
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
@@ -29,7 +29,7 @@ def test_the_processors_time_counts_also_that_of_grandchildren_and_no_waiting(pr
 
 
 def test_a_slow_machine_has_more_time(monkeypatch, capfd):
-    monkeypatch.setattr(budget, "calibrated", lambda: 2 * budget.REFERENCE)
+    monkeypatch.setattr(budget, "calibrated", lambda: [2 * budget.REFERENCE])
     assert budget.main(MINUTES, [sys.executable, "-c", BURNS]) == 0
     assert "(0.50 of the reference) 0.0 CPU minutes of 0.00833" in capfd.readouterr().out
 
@@ -44,8 +44,15 @@ def test_a_command_that_fails_gives_its_own_code(end, code):
     assert budget.main(1.0, [sys.executable, "-c", f"import os, sys; {end}"]) == code
 
 
-def test_the_calibration_is_the_processors_time_of_a_fixed_loop(monkeypatch):
-    monkeypatch.setattr(budget, "WORK", 1_000_000)
-    short = budget.loop()
-    monkeypatch.setattr(budget, "WORK", 10_000_000)
-    assert 2 * short < budget.loop()
+def test_the_fixed_piece_of_work_takes_the_longer_the_more_it_is(monkeypatch):
+    monkeypatch.setattr(budget, "WORK", 100)
+    short = budget.work()
+    monkeypatch.setattr(budget, "WORK", 2_000)
+    assert 2 * short < budget.work()
+
+
+def test_two_processes_time_it_several_times(monkeypatch):
+    monkeypatch.undo()
+    seconds = budget.calibrated()
+    assert len(seconds) == 2 * budget.TIMES
+    assert min(seconds) > 0
