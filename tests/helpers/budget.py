@@ -29,7 +29,7 @@ OVER = 1  # exit code
 
 
 def calibrated() -> list[float]:
-    """Return the seconds of the processor's time that the loop takes, in two processes at once, several times."""
+    """Return the seconds of the processor's time that the work takes, in two processes at once, several times."""
     command = [sys.executable, "-S", __file__]
     pair = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     return [float(seconds) for process in pair for seconds in process.communicate()[0].split()]
