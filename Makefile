@@ -49,7 +49,7 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## speed against others and against plain loops, a quarter of an hour
+bench: $(STAMP) ## speed against others and against plain loops
 	@set -e; for name in $(BENCHES); do $(BIN)/python benchmarks/$$name.py; done
 
 bench-short: $(STAMP) ## the same in short, to see that it runs

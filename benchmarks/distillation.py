@@ -41,11 +41,8 @@ from tutelage.strategies import stages
 
 PROMISED = 1.15  # times supervised, where the answers are there
 LIMIT = length(PROMISED, 1.6)
-PAIRS, STEPS, FEW_STEPS = (
-    length(7, 2),
-    length(150, 40),
-    length(6, 2),
-)  # with a live teacher a step takes as long as 20 others
+PAIRS, STEPS = length(7, 2), length(150, 40)
+FEW_STEPS = length(6, 2)  # with a live teacher a step takes as long as 20 others
 IMAGES, BATCH, PASS = length(2560, 512), 128, 60_000
 VIEWS, PASSES = 8, 40
 OVERRIDES = [

@@ -13,7 +13,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 
 from lengths import length
+from overhead import seconds_of
 from tutelage.compose import compose
 from tutelage.data import ImageDataModule, LabelStore, Source
 from tutelage.data.labels import EVALUATION_BATCH
@@ -91,20 +91,13 @@ def network_of(case: Case) -> ImageClassifier:
     return make_classifier(compose([f"model={case.model}"]).model.arguments(), spec).eval().to(case.device)
 
 
-def finished(case: Case) -> float:
-    """Return the time once the device is done."""
-    if case.device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def bare(case: Case, network: ImageClassifier, images: torch.Tensor) -> float:
     """Answer to all images and return the seconds."""
-    started, precision = finished(case), getattr(torch, case.precision)
+    started, precision = seconds_of(torch.device(case.device)), getattr(torch, case.precision)
     with torch.inference_mode(), torch.autocast(case.device, precision, enabled=case.precision != "float32"):
         for first in range(0, len(images), EVALUATION_BATCH):
             network(images[first : first + EVALUATION_BATCH].to(case.device, non_blocking=True))
-    return finished(case) - started
+    return seconds_of(torch.device(case.device)) - started
 
 
 def ours(case: Case, network: ImageClassifier, data: Pool, folder: Path) -> float:
@@ -112,12 +105,12 @@ def ours(case: Case, network: ImageClassifier, data: Pool, folder: Path) -> floa
     observer = display(wanted=True)
     observer.begin([StageWork("labels-1", 1.0)])
     observer.stage(1)
-    started = finished(case)
+    started = seconds_of(torch.device(case.device))
     store = LabelStore(folder, case.images, case.classes, {"views": "one", "precision": case.precision})
     with closing(fill(store, network, data, torch.device(case.device))) as batches:
         for answered in batches:
             observer.progress(answered / case.images, {"images": f"{answered}/{case.images}"})
-    seconds = finished(case) - started
+    seconds = seconds_of(torch.device(case.device)) - started
     assert store.complete
     observer.end()
     return seconds
@@ -147,7 +140,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as top:
         cases = [case for case in CASES if case.device == "cpu" or torch.cuda.is_available()]
         ratios = [ratio(case, Path(top)) for case in cases]
-    print(f"labelling against a bare loop: at least {min(ratios):.3f} of its images a second (aim: {AIM})")
+    met = "met" if min(ratios) >= AIM else "missed"
+    print(f"labelling against a bare loop: at least {min(ratios):.3f} of its images a second (aim: {AIM}, {met})")
     if min(ratios) < LEAST:
         sys.exit("labelling: too slow")
 
