@@ -41,8 +41,8 @@ from tutelage.augmentation import Pipeline
 from tutelage.augmentation.crop import NUMBERS, draw_boxes
 from tutelage.augmentation.library import albumentations
 from tutelage.augmentation.operations import OPERATIONS
-from tutelage.compose import compose
-from tutelage.data.image_files import FileImages
+from tutelage.config.compose import compose
+from tutelage.data.datasets.image_files import FileImages
 from tutelage.randomness import Key
 
 ROUNDS = length(9, 3)

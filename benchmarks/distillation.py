@@ -27,16 +27,16 @@ import torch
 from torch.nn import functional
 
 from lengths import length
-from tutelage.compose import compose
+from tutelage.config.compose import compose
 from tutelage.data import ImageDataModule, data_module
 from tutelage.models import load_classifier, make_classifier, save_classifier
 from tutelage.runs import RunFolder, identity
-from tutelage.runs.execute import fit
+from tutelage.runs.cluster.signals import Signals
+from tutelage.runs.context import Run, spec_of
+from tutelage.runs.fit import fit
 from tutelage.runs.folder import Record
-from tutelage.runs.interruption import Signals
 from tutelage.runs.observer import Observer
-from tutelage.runs.teaching import teach, teacher_of
-from tutelage.runs.under_way import Run, spec_of
+from tutelage.runs.teacher_cache import teach, teacher_of
 from tutelage.strategies import stages
 
 PROMISED = 1.15  # times supervised, where the answers are there

@@ -33,7 +33,7 @@ import torch
 
 import overhead
 from lengths import length
-from tutelage.processes import World, as_torchrun
+from tutelage.process_group import World, as_torchrun
 from tutelage.runs.checkpoints import newest_sound
 
 GPU = torch.cuda.is_available()

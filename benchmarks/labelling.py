@@ -24,14 +24,14 @@ import torch
 
 from lengths import length
 from overhead import seconds_of
-from tutelage.compose import compose
+from tutelage.config.compose import compose
 from tutelage.data import ImageDataModule, LabelStore, Source
-from tutelage.data.labels import EVALUATION_BATCH
+from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH
 from tutelage.data.source import Numbered
-from tutelage.insight.display import display
 from tutelage.models import ImageClassifier, ImageSpec, make_classifier
-from tutelage.runs.labelling import fill
+from tutelage.runs.label import fill
 from tutelage.runs.observer import StageWork
+from tutelage.terminal.display import display
 
 PAIRS, AIM = length(5, 2), 0.90
 LEAST = length(0.75, 0.5)  # below that it ends with an error: on some machines the ratio of a small network is noise

@@ -27,15 +27,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from lengths import length
-from tutelage.compose import compose
 from tutelage.config import Config
+from tutelage.config.compose import compose
 from tutelage.data import Stream, Training
-from tutelage.data.batches import PlainBatches, StepBatches, worker_init
-from tutelage.data.image_files import FileImages
-from tutelage.data.pack import packed
-from tutelage.data.shard_images import ShardImages
-from tutelage.data.shard_index import indexed
-from tutelage.data.shards import find_shards
+from tutelage.data.datasets.image_files import FileImages
+from tutelage.data.files.packing import packed
+from tutelage.data.loading.batches import PlainBatches, StepBatches, worker_init
+from tutelage.data.shards.images import ShardImages
+from tutelage.data.shards.index import indexed
+from tutelage.data.shards.pools import find_shards
 from tutelage.data.source import Images, WholeImages
 from tutelage.randomness import Key
 

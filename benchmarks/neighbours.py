@@ -29,7 +29,7 @@ MEASURES_MEMORY = "NEIGHBOURS_MEMORY"  # set in the environment of the process t
 
 def dataset() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return training images (N, 1, 28, 28) and labels, test images and labels."""
-    from tutelage.data.fashion_mnist import fashion_mnist
+    from tutelage.data.datasets.fashion_mnist import fashion_mnist
 
     source = fashion_mnist(FOLDER, 28, 1)
     images = np.stack([source.images[i].transpose(2, 0, 1) for i in range(len(source.labels))])

@@ -30,18 +30,18 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from lengths import length
-from tutelage.compose import compose
 from tutelage.config import Config
+from tutelage.config.compose import compose
 from tutelage.data import ImageDataModule, data_module
-from tutelage.insight.display import display
 from tutelage.models import ImageSpec, make_classifier
 from tutelage.runs import RunFolder
-from tutelage.runs.execute import fit
+from tutelage.runs.cluster.signals import Signals
+from tutelage.runs.context import Run
+from tutelage.runs.fit import fit
 from tutelage.runs.folder import Record
-from tutelage.runs.interruption import Signals
 from tutelage.runs.observer import StageWork
-from tutelage.runs.under_way import Run
 from tutelage.strategies import stages
+from tutelage.terminal.display import display
 
 STEPS, PAIRS, WARM_UP = length(200, 40), length(9, 3), length(50, 10)
 AIM = 1.10  # times the plain loop

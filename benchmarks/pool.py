@@ -97,7 +97,7 @@ def memory(what: str) -> float:
 
 def trainer(folder: Path, pool: int) -> dict[str, float]:
     """Do what a trainer does until its first batch, and some steps more; return seconds and bytes."""
-    from tutelage.compose import compose
+    from tutelage.config.compose import compose
     from tutelage.data import ImageDataModule
     from tutelage.randomness import Key
     from tutelage.strategies import Fit, Label, stages

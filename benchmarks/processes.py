@@ -33,9 +33,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import tutelage.runs.runner  # noqa: F401 - imported once, before the forks
 from lengths import length
-from tutelage.compose import compose
-from tutelage.job import execute
-from tutelage.processes import World, as_torchrun
+from tutelage.app.job import execute
+from tutelage.config.compose import compose
+from tutelage.process_group import World, as_torchrun
 
 BATCH, STEPS, UNCOUNTED, PAIRS = 256, length(32, 12), length(8, 4), length(5, 1)
 AIM, IDEAL = 1.6, 2.0  # times one: what two processes are to give, and what two whole cores would

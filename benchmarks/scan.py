@@ -22,9 +22,9 @@ def main() -> None:
     """Write the folder, scan it twice."""
     with tempfile.TemporaryDirectory() as top:
         os.environ["XDG_CACHE_HOME"] = f"{top}/cache"
-        from tutelage.compose import compose
-        from tutelage.data.image_files import image_files
-        from tutelage.data.listing import list_folder
+        from tutelage.config.compose import compose
+        from tutelage.data.datasets.image_files import image_files
+        from tutelage.data.files.listing import list_folder
 
         config = compose(["data=image_folder", f"data.root={top}/images"]).data
 

@@ -65,8 +65,8 @@ def fork(work: Callable[[], int]) -> int:
 def run(outputs: Path, *overrides: str, before: Callable[[], None] = lambda: None) -> int:
     """Execute a run, quietly and with one thread, in a fork; ``before`` may set traps there."""
     fork_server.preload()
-    from tutelage.compose import compose
-    from tutelage.job import execute
+    from tutelage.app.job import execute
+    from tutelage.config.compose import compose
 
     def work() -> int:
         before()

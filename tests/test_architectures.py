@@ -9,9 +9,9 @@ from torch.nn import functional
 from torchvision import models
 
 from test_models import spec_of, weights
-from tutelage.compose import compose
+from tutelage.config.compose import compose
 from tutelage.errors import UserError
-from tutelage.insight.summary import Layer, print_summary, summary
+from tutelage.explain.summary import Layer, print_summary, summary
 from tutelage.models import (
     VGG,
     AlexNet,
@@ -24,7 +24,7 @@ from tutelage.models import (
     make_classifier,
     start_from,
 )
-from tutelage.runs.work import size_of
+from tutelage.runs.cost import size_of
 
 NAMES = models.list_models(module=models)
 OF_EACH_KIND = {  # the smallest; others differ in depth and width alone

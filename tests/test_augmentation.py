@@ -17,7 +17,7 @@ from test_operations import picture
 from tutelage.augmentation import AugMix, Pipeline, RandAugment, RandomResizedCrop, ThreePoints, TrivialAugment
 from tutelage.augmentation.crop import NUMBERS, cut, draw_boxes
 from tutelage.augmentation.operations import OPERATIONS, SIGNED, operate
-from tutelage.compose import compose, options
+from tutelage.config.compose import compose, options
 from tutelage.errors import UserError
 from tutelage.randomness import Key
 

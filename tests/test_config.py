@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import command, loaded_packages
-from tutelage.compose import compose, conf_dir, options
 from tutelage.config import Config
+from tutelage.config.compose import compose, conf_dir, options
 from tutelage.errors import UserError
 from tutelage.runs import identity, run_path
 
@@ -158,7 +158,7 @@ LATE = [
 )
 def test_what_only_the_libraries_know_is_told_before_anything_is_written(overrides, told, outputs):
     from conftest import QUIET
-    from tutelage.job import execute
+    from tutelage.app.job import execute
 
     with pytest.raises(UserError) as refused:
         execute(compose([*QUIET, f"paths.outputs={outputs}", *overrides]))

@@ -11,10 +11,10 @@ from PIL import Image
 
 from tutelage.config import DataConfig
 from tutelage.data import UNKNOWN, Source, split, stratified
-from tutelage.data.digits import digits
-from tutelage.data.fashion_mnist import fashion_mnist
-from tutelage.data.image_files import image_files
-from tutelage.data.listing import list_folder
+from tutelage.data.datasets.digits import digits
+from tutelage.data.datasets.fashion_mnist import fashion_mnist
+from tutelage.data.datasets.image_files import image_files
+from tutelage.data.files.listing import list_folder
 from tutelage.data.source import Numbered
 from tutelage.errors import UserError
 from tutelage.randomness import Key

@@ -14,14 +14,14 @@ import torchvision
 from scipy.io import savemat
 
 from tutelage.data import UNKNOWN, Source
-from tutelage.data.cifar import CIFAR10, cifar10, cifar100
-from tutelage.data.download import Remote, cache_folder
-from tutelage.data.fashion_mnist import FASHION_MNIST, fashion_mnist
-from tutelage.data.idx import read_idx
-from tutelage.data.mnist import MNIST, mnist
+from tutelage.data.datasets.cifar import CIFAR10, cifar10, cifar100
+from tutelage.data.datasets.download import Remote, cache_folder
+from tutelage.data.datasets.fashion_mnist import FASHION_MNIST, fashion_mnist
+from tutelage.data.datasets.idx import read_idx
+from tutelage.data.datasets.mnist import MNIST, mnist
+from tutelage.data.datasets.stl10 import stl10
+from tutelage.data.datasets.svhn import svhn
 from tutelage.data.source import LARGEST_IN_MEMORY, ArrayImages, from_arrays, with_channels
-from tutelage.data.stl10 import stl10
-from tutelage.data.svhn import svhn
 from tutelage.errors import UserError
 
 TRAIN, TEST, UNLABELLED = 20, 10, 7  # images
@@ -235,7 +235,7 @@ def test_the_root_may_be_the_archives_folder_the_unpacked_one_or_its_parent(name
 
 def test_without_a_root_the_cache_is_read(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("tutelage.data.fashion_mnist.DEBIAN_FOLDER", tmp_path / "nowhere")
+    monkeypatch.setattr("tutelage.data.datasets.fashion_mnist.DEBIAN_FOLDER", tmp_path / "nowhere")
     for name, (read, write, side, channels) in WRITERS.items():
         write(cache_folder(name))
         assert len(read(None, side, channels).train) == TRAIN
@@ -244,7 +244,7 @@ def test_without_a_root_the_cache_is_read(tmp_path, monkeypatch):
 def test_without_a_root_or_a_cache_they_are_downloaded(tmp_path, monkeypatch):
     """The network is played by the function that would use it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("tutelage.data.fashion_mnist.DEBIAN_FOLDER", tmp_path / "nowhere")
+    monkeypatch.setattr("tutelage.data.datasets.fashion_mnist.DEBIAN_FOLDER", tmp_path / "nowhere")
     fetched = []
 
     def fetch(remote: Remote, folder: Path, what: str, tell) -> Path:
@@ -270,9 +270,9 @@ def test_without_a_root_or_a_cache_they_are_downloaded(tmp_path, monkeypatch):
 def test_what_cannot_be_downloaded_is_an_error_with_both_ways_out(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("tutelage.data.fashion_mnist.DEBIAN_FOLDER", tmp_path / "nowhere")
+    monkeypatch.setattr("tutelage.data.datasets.fashion_mnist.DEBIAN_FOLDER", tmp_path / "nowhere")
     closed = tuple(Remote(f"http://127.0.0.1:9/{file.name}", file.md5, file.bytes) for file in FASHION_MNIST.files)
-    monkeypatch.setattr("tutelage.data.fashion_mnist.FASHION_MNIST", replace(FASHION_MNIST, files=closed))
+    monkeypatch.setattr("tutelage.data.datasets.fashion_mnist.FASHION_MNIST", replace(FASHION_MNIST, files=closed))
     with pytest.raises(UserError) as refused:
         fashion_mnist(None, 28, 1)
     told = str(refused.value)

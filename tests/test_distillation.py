@@ -18,8 +18,8 @@ from test_data import data_config, source_of
 from test_models import spec_of
 from test_resume import killed_after
 from test_teaching import TAUGHT
-from tutelage.compose import compose
 from tutelage.config import Decoupled, DistillationConfig, Hints, OptimizerConfig, SchedulerConfig
+from tutelage.config.compose import compose
 from tutelage.data import Shown, fingerprint, split
 from tutelage.errors import UserError
 from tutelage.models import (

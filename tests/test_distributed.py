@@ -19,7 +19,7 @@ import torch
 
 from conftest import QUIET, ROOT, fork, only_run, outcome, run, tables
 from helpers import fork_server
-from tutelage.processes import World, as_torchrun
+from tutelage.process_group import World, as_torchrun
 from tutelage.runs import RunFolder
 from tutelage.runs.checkpoints import LAST
 from tutelage.storage import is_held
@@ -55,9 +55,9 @@ def ranks(outputs: Path, *overrides: str, count: int = 2, before: Callable[[int]
     """Execute a run as so many processes and return their exit codes."""
     fork_server.preload()
     from tutelage import errors
-    from tutelage.compose import compose
+    from tutelage.app.job import execute
+    from tutelage.config.compose import compose
     from tutelage.errors import UserError, complain
-    from tutelage.job import execute
 
     def work() -> int:
         errors.FIRST_SPEAKS_SECONDS = 0.0  # nobody ends the others here
@@ -205,7 +205,7 @@ def test_what_differs_on_two_devices_does_not_by_how_the_weights_lie(recipe, out
 
 def test_a_weight_that_cannot_be_spread_is_named():
     from tutelage.errors import UserError
-    from tutelage.runs.parallel import check_spread
+    from tutelage.runs.cluster.parallel import check_spread
 
     network = torch.nn.Linear(2, 2)
     check_spread("plain", network)
@@ -370,7 +370,7 @@ def test_a_process_that_dies_ends_the_other_and_the_same_command_goes_on(outputs
 
 def test_what_one_process_meets_is_said_once_by_the_first(outputs, capfd):
     def before(rank: int) -> None:
-        from tutelage.data import label_store
+        from tutelage.data.pseudo_labels import store as label_store
         from tutelage.errors import UserError
 
         def full(self, shard, probabilities):
@@ -421,7 +421,7 @@ def test_what_is_wrong_is_said_once_and_both_end_with_2(outputs, words, told, ca
 
 
 def test_a_run_that_another_process_holds_is_refused_once(outputs, capfd):
-    from tutelage.compose import compose
+    from tutelage.config.compose import compose
     from tutelage.runs import RunFolder, run_path
     from tutelage.storage import locked
 
@@ -444,7 +444,7 @@ def test_several_machines_are_not_started_from_one(outputs, capfd):
 
 
 def test_the_process_that_fails_first_gives_the_exit_code_and_ends_the_others(monkeypatch, capfd, tmp_path):
-    from tutelage import launch
+    from tutelage.app import launch
 
     monkeypatch.setattr(launch, "GRACE", 0.2)
     monkeypatch.setattr(launch, "LAST_GRACE", 0.5)
@@ -462,7 +462,7 @@ def test_the_process_that_fails_first_gives_the_exit_code_and_ends_the_others(mo
 
 
 def test_of_those_that_ended_together_the_one_that_was_killed_counts():
-    from tutelage.launch import _failed
+    from tutelage.app.launch import _failed
 
     assert _failed([None, 0]) is None
     assert _failed([2, -signal.SIGKILL, None]) == 1
@@ -472,8 +472,8 @@ def test_of_those_that_ended_together_the_one_that_was_killed_counts():
 @pytest.mark.parametrize("before", [True, False])
 def test_signals_are_handed_on(before, monkeypatch):
     """Those that came before the processes were there too, in a batch job of SLURM."""
-    from tutelage import launch
-    from tutelage.runs.interruption import Signals, heed_from_the_start
+    from tutelage.app import launch
+    from tutelage.runs.cluster.signals import Signals, heed_from_the_start
 
     program = "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(5)); print('ready', flush=True)"
     processes = [

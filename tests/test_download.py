@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tutelage.data.download import Remote, cache_folder, fetch, silent, unpack
+from tutelage.data.datasets.download import Remote, cache_folder, fetch, silent, unpack
 from tutelage.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(5_000_000)
@@ -21,14 +21,14 @@ MD5 = hashlib.md5(CONTENT).hexdigest()
 FETCH = """
 import sys
 from pathlib import Path
-from tutelage.data.download import Remote, fetch
+from tutelage.data.datasets.download import Remote, fetch
 url, md5, size, folder = sys.argv[1:]
 print(fetch(Remote(url, md5, int(size)), Path(folder), "Things"))
 """
 UNPACK = """
 import sys
 from pathlib import Path
-from tutelage.data.download import unpack
+from tutelage.data.datasets.download import unpack
 unpack(Path(sys.argv[1]), Path(sys.argv[2]), "inner")
 """
 

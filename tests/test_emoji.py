@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from conftest import only_run, run
-from tutelage.compose import compose
+from tutelage.config.compose import compose
 from tutelage.data import data_module, fingerprint
-from tutelage.data.emoji import OTHER, OWN, PACKAGES, _concept
+from tutelage.data.datasets.emoji import OTHER, OWN, PACKAGES, _concept
 from tutelage.errors import UserError
 
 REAL = Path.home() / ".cache" / "tutelage" / "emoji"

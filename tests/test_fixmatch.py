@@ -9,10 +9,10 @@ from conftest import outcome, run
 from test_data import data_config, source_of
 from test_models import spec_of
 from test_resume import killed_after
-from tutelage.compose import compose
 from tutelage.config import FixMatchConfig
+from tutelage.config.compose import compose
 from tutelage.data import UNKNOWN, Shown, Training, split
-from tutelage.data.batches import StepBatches
+from tutelage.data.loading.batches import StepBatches
 from tutelage.data.source import WholeImages
 from tutelage.errors import UserError
 from tutelage.models import LeNet5

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tutelage.insight.gains import gains, measures, paired, ratio_of_means
+from tutelage.report.gains import gains, measures, paired, ratio_of_means
 
 
 def record(strategy="teacher_student", **accuracies):

@@ -20,10 +20,10 @@ from tutelage.config import DataConfig
 from tutelage.data import UNKNOWN, fingerprint, split
 from tutelage.data import image_files as files_module
 from tutelage.data import scan as scan_module
-from tutelage.data.huggingface import hugging_face, saved_as
-from tutelage.data.image_files import image_files
-from tutelage.data.listing import list_folder, list_table
-from tutelage.data.pixels import BadImage, complaint, read_pixels
+from tutelage.data.datasets.huggingface import hugging_face, saved_as
+from tutelage.data.datasets.image_files import image_files
+from tutelage.data.files.decoding import BadImage, complaint, read_pixels
+from tutelage.data.files.listing import list_folder, list_table
 from tutelage.errors import UserError
 
 WHITE, MAGENTA = (255, 255, 255), (255, 0, 255)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from conftest import command, only_run, run
 from tutelage.errors import UserError
-from tutelage.insight import pictures
-from tutelage.insight.shifts import STRENGTHS, shifted
+from tutelage.report import pictures
+from tutelage.report.shifts import STRENGTHS, shifted
 from tutelage.runs import RunFolder, finished_run, stored_config
 
 

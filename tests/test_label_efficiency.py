@@ -12,11 +12,12 @@ from scipy import stats
 
 from test_data import data_config, source_of
 from tutelage.data import split
-from tutelage.insight import efficiency, pictures
-from tutelage.insight.comparison import compare
-from tutelage.insight.jobs import finished_jobs
-from tutelage.insight.pairs import against_plain
-from tutelage.runs.sweeps import Outcome
+from tutelage.report import label_efficiency as efficiency
+from tutelage.report import pictures
+from tutelage.report.jobs import finished_jobs
+from tutelage.report.pairs import against_plain
+from tutelage.report.sweep_report import compare
+from tutelage.sweeps.folder import Outcome
 
 PER_CLASS, CLASSES = (10, 20), 10
 ACCURACY = {  # of seeds 1, 2, 3, by strategy and labels a class

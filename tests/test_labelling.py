@@ -16,7 +16,7 @@ from conftest import command, forked, only_run, outcome, run
 from tutelage.data import LabelStore, labels_in, shard_files
 from tutelage.errors import UserError
 from tutelage.models import load_classifier, viewed
-from tutelage.models.views import shifted
+from tutelage.models.tta_views import shifted
 from tutelage.runs import stored_config
 from tutelage.runs.folder import RunFolder
 from tutelage.runs.observer import Observer
@@ -123,7 +123,7 @@ def killed_at(shard: int) -> Callable[[], None]:
     """Return a trap that kills a process in the middle of a shard's file."""
 
     def trap() -> None:
-        from tutelage.data import label_store
+        from tutelage.data.pseudo_labels import store as label_store
 
         write = label_store.write_checked
 
@@ -215,7 +215,7 @@ def test_a_run_waits_for_a_shard_that_another_process_is_at_and_takes_it_over_wh
 
 def test_progress_counts_each_image_once_also_those_of_others(copied):
     from tutelage.data import data_module
-    from tutelage.runs.labelling import fill
+    from tutelage.runs.label import fill
 
     (copied / STAGE / "labels/00000.npy").unlink()
     (copied / STAGE / "labels/00002.npy").unlink()
@@ -280,9 +280,9 @@ def test_a_teacher_whose_answers_are_no_numbers_is_one_line(outputs, capfd):
         labelling.viewed = lambda network, images, views: torch.full((len(images), 10), torch.nan)
 
     def work() -> int:
-        from tutelage.compose import compose
+        from tutelage.app.job import execute
+        from tutelage.config.compose import compose
         from tutelage.errors import complain
-        from tutelage.job import execute
 
         diverge()
         try:

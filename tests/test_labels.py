@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from conftest import forked
 from test_data import source_of
 from tutelage.data import ROUND, TABLE, Labels, LabelStore, Rules, labels_in, select, write_round, write_table
-from tutelage.data.batches import EVALUATION_BATCH
-from tutelage.data.labels import SHARD, shard_files, shard_size
+from tutelage.data.loading.batches import EVALUATION_BATCH
+from tutelage.data.pseudo_labels.labels import SHARD, shard_files, shard_size
 from tutelage.errors import UserError
 
 COUNT, CLASSES = 1_200, 10
@@ -177,7 +177,7 @@ def test_a_file_that_is_cleared_away_while_it_is_written_is_written_again(tmp_pa
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
-    from tutelage.data import label_store
+    from tutelage.data.pseudo_labels import store as label_store
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -266,7 +266,7 @@ def told(tmp_path):
 
 
 def test_the_table_says_of_each_image_what_it_was_given(tmp_path, told, monkeypatch):
-    from tutelage.data import rounds
+    from tutelage.data.pseudo_labels import summary as rounds
 
     source, pool, labels, chosen = told
     monkeypatch.setattr(rounds, "GROUP", 300)
@@ -288,7 +288,7 @@ def test_the_table_says_of_each_image_what_it_was_given(tmp_path, told, monkeypa
 
 
 def test_a_round_counts_what_the_table_holds(tmp_path, told, monkeypatch):
-    from tutelage.data import selection
+    from tutelage.data.pseudo_labels import selection
 
     monkeypatch.setattr(selection, "AT_ONCE", 90)
     source, pool, labels, chosen = told

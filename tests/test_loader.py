@@ -26,16 +26,16 @@ from torch.utils.data import DataLoader
 from conftest import forked, outcome, run
 from test_data import data_config
 from tutelage.augmentation import Pipeline
-from tutelage.compose import compose
+from tutelage.config.compose import compose
 from tutelage.data import Stream, Training, data_module, pixels, streams
 from tutelage.data import pack as pack_module
-from tutelage.data.ahead import AheadLoader, each_tensor
-from tutelage.data.batches import EVALUATION_BATCH, PlainBatches, StepBatches, worker_init
-from tutelage.data.image_files import FileImages, image_files
-from tutelage.data.listing import list_folder
-from tutelage.data.pack import packed
-from tutelage.data.pixels import BadImage, picture, read_pixels
-from tutelage.data.shared import Shared, Texts, cores
+from tutelage.data.datasets.image_files import FileImages, image_files
+from tutelage.data.files.decoding import BadImage, picture, read_pixels
+from tutelage.data.files.listing import list_folder
+from tutelage.data.files.packing import packed
+from tutelage.data.loading.batches import EVALUATION_BATCH, PlainBatches, StepBatches, worker_init
+from tutelage.data.loading.prefetch import AheadLoader, each_tensor
+from tutelage.data.loading.shared_memory import Shared, Texts, cores
 from tutelage.data.source import ArrayImages, WholeImages, resized
 from tutelage.errors import UserError, complain
 from tutelage.models import ImageSpec, make_classifier
@@ -270,7 +270,7 @@ def test_what_a_run_gives_its_workers_can_be_sent_to_ones_that_are_started_anew(
 LEAVES_A_WORKER = """
 import numpy as np, torch
 from torch.utils.data import DataLoader
-from tutelage.data.batches import PlainBatches, worker_init
+from tutelage.data.loading.batches import PlainBatches, worker_init
 from tutelage.data.source import WholeImages
 
 batches = PlainBatches(WholeImages(np.zeros((4, 2, 2, 1), dtype=np.uint8)), np.zeros(4), np.arange(4))
@@ -720,7 +720,7 @@ def test_cores_are_those_that_the_process_may_use():
 
 
 def test_evaluation_starts_no_workers_for_images_that_are_pixels_and_no_more_than_batches(root, cache, monkeypatch):
-    from tutelage.data import batches
+    from tutelage.data.loading import batches
 
     def loader(**changes) -> DataLoader:
         module = data_module(folder_config(root, num_workers=4, **changes))
@@ -737,7 +737,7 @@ def test_a_run_on_files_is_the_same_with_workers_from_a_pack_and_stopped(root, t
     overrides += ["schedule.epochs=null", "schedule.steps=9", "data.batch_size=4"]
 
     def in_small_batches() -> None:
-        from tutelage.data import batches
+        from tutelage.data.loading import batches
 
         batches.EVALUATION_BATCH = 2  # so that validation has workers too
 

@@ -17,12 +17,11 @@ from conftest import QUIET, only_run, outcome, run
 from test_data import data_config, source_of
 from test_models import spec_of
 from test_resume import killed_after
-from tutelage.compose import compose
+from tutelage.app.job import execute
 from tutelage.config import OptimizerConfig, SchedulerConfig
+from tutelage.config.compose import compose
 from tutelage.data import Plain, Shown, split
 from tutelage.errors import UserError
-from tutelage.insight.table import forgotten, header, notes, rows
-from tutelage.job import execute
 from tutelage.models import (
     UNLEARNED,
     Heads,
@@ -39,6 +38,7 @@ from tutelage.models import (
 from tutelage.runs import run_path
 from tutelage.strategies import Fit, stages
 from tutelage.strategies.lwf import LwF
+from tutelage.terminal.table import forgotten, header, notes, rows
 
 TASKS = ((3, 0), (1, 5, 2), (4, 6))  # of ten classes; 7, 8 and 9 are in none
 LENET = {"_target_": "tutelage.models.LeNet5", "width": 1.0, "dropout": 0.0}

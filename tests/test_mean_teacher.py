@@ -15,10 +15,10 @@ from test_data import data_config, source_of
 from test_fixmatch import SHARED
 from test_models import spec_of
 from test_resume import killed_after
-from tutelage.compose import compose
 from tutelage.config import MeanTeacherConfig
+from tutelage.config.compose import compose
 from tutelage.data import Shown, Training, split
-from tutelage.data.batches import StepBatches
+from tutelage.data.loading.batches import StepBatches
 from tutelage.data.source import WholeImages
 from tutelage.errors import UserError
 from tutelage.models import LeNet5, load_classifier

@@ -16,8 +16,8 @@ from torchvision.transforms import v2
 from conftest import forked, only_run, outcome, run, tables
 from test_resume import killed_after
 from tutelage.augmentation import Mixing, mixed, plan
-from tutelage.compose import compose
 from tutelage.config import MixConfig
+from tutelage.config.compose import compose
 from tutelage.data import Plain, Shown, Stream, Training, data_module
 from tutelage.errors import UserError
 from tutelage.models import accuracy
@@ -389,7 +389,7 @@ def test_a_run_mixes_each_training_batch_once_and_no_other(outputs):
     steps = {"teacher": 6, "student-1": 6, "control": 12}
 
     def count() -> None:
-        from tutelage.data import batches
+        from tutelage.data.loading import batches
 
         original = batches.mixed
 

@@ -10,8 +10,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, top_k_ac
 from torch import nn
 from torch.nn import functional
 
-from tutelage.compose import compose, options
 from tutelage.config import OptimizerConfig, SchedulerConfig
+from tutelage.config.compose import compose, options
 from tutelage.errors import UserError
 from tutelage.models import (
     MLP,

@@ -109,7 +109,7 @@ def test_the_bank_is_mapped_not_read_and_checked(tmp_path):
 
 def test_a_run_that_was_killed_in_its_pass_or_lost_its_bank_makes_it_again(outputs):
     def killed_at_the_second_batch():
-        from tutelage.runs import execute
+        from tutelage.runs import fit as execute
 
         heed = execute.heed
 
@@ -141,14 +141,14 @@ def test_a_run_that_was_killed_in_its_pass_or_lost_its_bank_makes_it_again(outpu
 
 
 def test_neighbours_teach_no_student():
-    from tutelage.compose import compose
+    from tutelage.config.compose import compose
 
     with pytest.raises(UserError, match="it goes with strategy=supervised"):
         compose(["model=nearest_neighbours", "strategy=noisy_student", "data.labels_per_class=2"])
 
 
 def test_a_backbone_takes_weights_and_says_so_where_it_has_none(outputs, tmp_path, capfd):
-    from tutelage.compose import compose
+    from tutelage.config.compose import compose
 
     model = compose(["model=lenet5"]).model.arguments()
     spec = ImageSpec(1, 28, tuple(map(str, range(10))), (0.305,), (0.345,))

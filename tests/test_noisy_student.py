@@ -16,8 +16,8 @@ from conftest import only_run, outcome, run
 from test_data import data_config, source_of
 from test_models import spec_of
 from test_resume import killed_after
-from tutelage.compose import compose
 from tutelage.config import NoisyStudentConfig, StudentConfig
+from tutelage.config.compose import compose
 from tutelage.data import UNKNOWN, Labels, Shown, split
 from tutelage.errors import UserError
 from tutelage.models import LeNet5, Teacher, load_classifier, make_classifier

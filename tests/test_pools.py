@@ -34,9 +34,9 @@ from tutelage.data import (
     shard_index,
     shards,
 )
-from tutelage.data.batches import PlainBatches, StepBatches
-from tutelage.data.image_files import LISTINGS, image_files
-from tutelage.data.shards import find_shards
+from tutelage.data.datasets.image_files import LISTINGS, image_files
+from tutelage.data.loading.batches import PlainBatches, StepBatches
+from tutelage.data.shards.pools import find_shards
 from tutelage.data.splits import split
 from tutelage.errors import UserError
 from tutelage.randomness import Key
@@ -221,7 +221,7 @@ def test_evaluation_reads_each_shard_once(tmp_path, monkeypatch):
     for file in (tmp_path / "cache" / "tutelage" / "shards").iterdir():
         file.unlink()
     log.unlink()
-    monkeypatch.setattr("tutelage.data.batches.EVALUATION_BATCH", 4)
+    monkeypatch.setattr("tutelage.data.loading.batches.EVALUATION_BATCH", 4)
     batches = PlainBatches(source.images, source.labels, source.unlabelled)
     found = [int(value) for number in range(len(batches)) for value in batches[number].images[:, 0, 0, 0]]
     assert found == ALL_COLOURS
@@ -432,7 +432,7 @@ def test_images_outside_the_shards_are_dealt_out_among_them():
 @pytest.mark.parametrize("count", [37, 200])
 def test_without_shards_the_order_is_what_it_always_was(monkeypatch, count):
     """Orders of runs before there were shards; the numbers were taken from that version."""
-    monkeypatch.setattr("tutelage.data.streams.PART", 64)
+    monkeypatch.setattr("tutelage.data.loading.streams.PART", 64)
     draws = Draws(Stream("pool", np.arange(count), np.zeros(count, dtype=np.int64), 16), Key(3, "student", "pool"))
     shown = np.concatenate([draws.at(step).entries for step in range(30)]).astype("<i8")
     assert hashlib.sha256(shown.tobytes()).hexdigest()[:16] == {37: "82e4d67e2b5e312e", 200: "38c0a794febbea5f"}[count]
@@ -498,8 +498,8 @@ def test_ten_million_images_cost_a_few_bytes_each(tmp_path, monkeypatch):
     shard = shards.Shard("000.tar", str(tmp_path / "000.tar"), 1, 1)
     number = count // each
     pool = shard_index.Pool((shard,) * number, np.full(number, each), (str(tmp_path / "index.bin"),) * number, ())
-    monkeypatch.setattr("tutelage.data.image_files._pool", lambda config, tell: pool)
-    monkeypatch.setattr("tutelage.data.image_files.find_shards", lambda given: ())
+    monkeypatch.setattr("tutelage.data.datasets.image_files._pool", lambda config, tell: pool)
+    monkeypatch.setattr("tutelage.data.datasets.image_files.find_shards", lambda given: ())
     source = source_with(tmp_path, "anything")
     assert len(source.unlabelled) == count
     parts = split(source, config_of(tmp_path, "x", labels_per_class=2))

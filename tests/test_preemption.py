@@ -13,7 +13,7 @@ import pytest
 
 from conftest import QUIET, ROOT, only_run, outcome, run
 from test_resume import NOISY, killed_after, killed_unsaved, signalled
-from tutelage.runs.slurm import SlurmJob, slurm_job
+from tutelage.runs.cluster.slurm import SlurmJob, slurm_job
 
 BATCH = {"SLURM_JOB_ID": "12", "ENVIRONMENT": "BATCH"}
 USR1, TERM = signal.SIGUSR1, signal.SIGTERM
@@ -60,8 +60,8 @@ def in_slurm(scontrol: Scontrol, trap: Callable[[], None] = lambda: None, **vari
     """Return a trap that makes the process one of a batch job whose wait is over at once."""
 
     def enter() -> None:
-        from tutelage.runs import slurm
-        from tutelage.runs.interruption import heed_from_the_start
+        from tutelage.runs.cluster import slurm
+        from tutelage.runs.cluster.signals import heed_from_the_start
 
         os.environ.update({**BATCH, **variables, "PATH": f"{scontrol.folder}:{os.environ['PATH']}"})
         slurm.LONGEST_WAIT = 0.0
@@ -115,7 +115,7 @@ def test_the_step_of_the_signal_is_saved_and_the_next_session_says_where_it_begi
 
 def test_a_job_waits_with_the_runs_lock_given_up(outputs, scontrol):
     def trap() -> None:
-        from tutelage.runs import slurm
+        from tutelage.runs.cluster import slurm
         from tutelage.storage import is_held
 
         signalled(TERM, step=2)()

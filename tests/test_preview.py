@@ -12,12 +12,13 @@ from conftest import loaded_packages, run
 from tutelage import cli
 from tutelage.augmentation import RandAugment
 from tutelage.augmentation.mixing import plan
-from tutelage.compose import compose, first_job
-from tutelage.insight import preview
-from tutelage.insight.preview import told_of_speed, write_preview
-from tutelage.insight.scene import Scene, chosen, magnitudes, mixtures, operations, scene_of, views
-from tutelage.insight.sheet import Grid, Section, draw, fitted, save
+from tutelage.config.compose import compose
+from tutelage.explain import preview
+from tutelage.explain.preview import told_of_speed, write_preview
+from tutelage.explain.scene import Scene, chosen, magnitudes, mixtures, operations, scene_of, views
+from tutelage.explain.sheet import Grid, Section, draw, fitted, save
 from tutelage.randomness import Key
+from tutelage.sweeps.overrides import first_job
 
 LABELS, BATCH, PASSES = 40, 8, 3
 TINY = ("data=digits", f"data.limit={LABELS}", "data.validation=none", f"data.batch_size={BATCH}")

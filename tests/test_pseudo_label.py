@@ -11,8 +11,8 @@ from conftest import outcome, run
 from test_data import data_config, source_of
 from test_models import spec_of
 from test_resume import killed_after
-from tutelage.compose import compose
 from tutelage.config import PseudoLabelConfig
+from tutelage.config.compose import compose
 from tutelage.data import UNKNOWN, Shown, split
 from tutelage.errors import UserError
 from tutelage.models import LeNet5

@@ -72,7 +72,7 @@ def test_what_a_page_links_to_exists(page):
 
 
 def test_the_method_tables_name_every_option():
-    from tutelage.compose import options
+    from tutelage.config.compose import options
 
     text = (ROOT / "README.md").read_text()
     for group in ("strategy", "data", "model", "augmentation"):

@@ -358,9 +358,9 @@ def test_sigterm_to_the_whole_process_group_saves_and_stops_with_workers_too(und
 
 
 def test_a_second_process_on_the_same_run_is_refused_and_told_who_holds_it(outputs):
-    from tutelage.compose import compose
+    from tutelage.app.job import execute
+    from tutelage.config.compose import compose
     from tutelage.errors import UserError
-    from tutelage.job import execute
     from tutelage.runs import RunFolder, run_path
     from tutelage.storage import locked
 

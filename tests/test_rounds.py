@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tutelage.data import ROUND, TABLE, UNKNOWN
-from tutelage.insight import pictures, round_pictures
-from tutelage.insight.page import table as html_table
-from tutelage.insight.rounds import round_shown, traces
-from tutelage.insight.table import header, print_table, rows
+from tutelage.report import pictures, round_pictures
+from tutelage.report.page import table as html_table
+from tutelage.report.rounds import round_shown, traces
 from tutelage.runs import RunFolder
+from tutelage.terminal.table import header, print_table, rows
 
 CLASSES = ["cat", "dog", "a name that is too long for a tile"]
 EDGES = [number / 20 for number in range(21)]

@@ -14,8 +14,8 @@ from PIL import Image
 from conftest import QUIET, command, loaded_packages, only_run, outcome, run
 from test_resume import NOISY
 from tutelage.data import labels_in
-from tutelage.insight.table import rows
 from tutelage.runs import RunFolder, read_record
+from tutelage.terminal.table import rows
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_an_image_folder_of_files_trains_to_the_end(outputs, tmp_path):
 
 @pytest.mark.parametrize("name", ["fashion_noisy_student", "fashion_lenet5"])
 def test_fashion_experiments_run_tiny(name, outputs):
-    from tutelage.data.fashion_mnist import DEBIAN_FOLDER
+    from tutelage.data.datasets.fashion_mnist import DEBIAN_FOLDER
 
     if not DEBIAN_FOLDER.is_dir():
         import os

@@ -11,9 +11,9 @@ import torch
 
 from tutelage.config import MixConfig
 from tutelage.data import UNKNOWN, Share, Stream, Training
-from tutelage.data.batches import WHOLE, PlainBatches, StepBatches, Unmixed, as_planned
+from tutelage.data.loading.batches import WHOLE, PlainBatches, StepBatches, Unmixed, as_planned
 from tutelage.data.source import WholeImages
-from tutelage.processes import Ended, Group, World, as_torchrun, tasks_of, world
+from tutelage.process_group import Ended, Group, World, as_torchrun, tasks_of, world
 from tutelage.randomness import Key
 
 CUTS = {"2 processes": (2, 1), "4 processes": (4, 1), "2 pieces": (1, 2), "2 processes, 2 pieces": (2, 2)}
@@ -173,7 +173,7 @@ def test_sruns_processes_are_told_what_torchruns_are():
     ],
 )
 def test_what_does_not_go_together_is_refused(words, told):
-    from tutelage.compose import compose
+    from tutelage.config.compose import compose
     from tutelage.errors import UserError
 
     with pytest.raises(UserError, match=told):
@@ -181,9 +181,9 @@ def test_what_does_not_go_together_is_refused(words, told):
 
 
 def test_more_processes_than_a_machine_has_gpus_for_are_refused(monkeypatch):
-    from tutelage.compose import compose
+    from tutelage.config.compose import compose
     from tutelage.errors import UserError
-    from tutelage.runs.together import processes_of
+    from tutelage.runs.cluster.process_checks import processes_of
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     four = compose(["trainer=ddp", "trainer.devices=4"]).trainer
@@ -206,7 +206,7 @@ def test_a_process_that_only_looks_for_signals_hears_that_another_has_ended():
 
 
 def test_where_and_how_a_run_trains_is_no_part_of_what_it_is():
-    from tutelage.compose import compose
+    from tutelage.config.compose import compose
     from tutelage.runs import identity
 
     plain = identity(compose(["trainer=cpu"]), "")

@@ -21,16 +21,17 @@ from scipy import stats
 from conftest import QUIET, command, forked, fresh_command, outcome
 from helpers import fork_server
 from test_data import write_images
-from tutelage.compose import compose, conf_dir, own_sweep, space_of, with_sweeper
+from tutelage.config.compose import compose, conf_dir
 from tutelage.errors import UserError
-from tutelage.insight import searches
-from tutelage.insight.comparison import compare
-from tutelage.insight.jobs import Job, crossed, finished_jobs
+from tutelage.report import searches
+from tutelage.report.jobs import Job, crossed, finished_jobs
+from tutelage.report.sweep_report import compare
 from tutelage.runs import RunFolder
-from tutelage.runs.sweeps import Outcome, SweepFolder
-from tutelage.search import checked_sweep
-from tutelage.space import draws, grid
 from tutelage.storage import locked
+from tutelage.sweeps.folder import Outcome, SweepFolder
+from tutelage.sweeps.overrides import own_sweep, space_of, with_sweeper
+from tutelage.sweeps.search import checked_sweep
+from tutelage.sweeps.space import draws, grid
 
 FEW = ("data.labels_per_class=10", "data.validation=outside:40", "debug=tiny")
 GRID = ("sweep=randaugment_grid", "augmentation.num_ops=1,2", "augmentation.magnitude=9", "seed=0,1", *FEW)
@@ -176,7 +177,7 @@ def test_a_sweep_that_cannot_be_is_refused_in_one_line(words, told):
     ],
 )
 def test_a_missing_package_is_named_with_the_command_that_installs_it(word, module, extra, monkeypatch):
-    monkeypatch.setattr("tutelage.search.find_spec", lambda name: None if name == module else True)
+    monkeypatch.setattr("tutelage.sweeps.search.find_spec", lambda name: None if name == module else True)
     with pytest.raises(UserError, match=re.escape(f"pip install 'tutelage[{extra}]'")):
         planned(word, "evaluate_test=false", "data.validation=inside")
 
@@ -253,7 +254,9 @@ def test_a_run_that_has_not_met_the_test_set_is_not_reported(outputs):
 @pytest.mark.parametrize("name", sorted(file.stem for file in (conf_dir() / "sweep").glob("*.yaml")))
 def test_what_a_prepared_search_prints_for_its_best_can_be_typed(name, monkeypatch):
     """It composes, and is no search any more; the values of the job that was found stand in its runs."""
-    monkeypatch.setattr("tutelage.search.find_spec", lambda name: True)  # Optuna need not be there to be left out
+    monkeypatch.setattr(
+        "tutelage.sweeps.search.find_spec", lambda name: True
+    )  # Optuna need not be there to be left out
     typed = [f"sweep={name}", "data.validation=inside", "data.labels_per_class=10"]
     found = [one.drawn(0, 0) for one in space_of([*typed, *(own_sweep(typed) or [])])]
     best = Job({}, RunFolder(Path("runs/best")), {}, found)
@@ -286,16 +289,16 @@ def test_a_search_shows_nothing_of_the_test_that_a_run_met_before(tmp_path, caps
 
 def test_a_job_that_ends_by_any_error_takes_no_other_with_it_and_is_tried_again(outputs, capfd):
     def broken():
-        import tutelage.sweep
+        import tutelage.app.sweep
 
-        real = tutelage.sweep.execute
+        real = tutelage.app.sweep.execute
 
         def execute(config, *given, **named):
             if config.seed == 1:
                 raise RuntimeError("the disk is full")
             return real(config, *given, **named)
 
-        tutelage.sweep.execute = execute
+        tutelage.app.sweep.execute = execute
 
     words = ["-m", "debug=tiny", "seed=0,1,2"]
     assert sweep(outputs, *words, before=broken) == 1
@@ -356,17 +359,17 @@ def test_a_run_is_gone_from_memory_before_the_next_one_of_a_sweep(outputs):
     def counted():
         import gc
 
-        import tutelage.sweep
+        import tutelage.app.sweep
         from tutelage.data.modules import Digits
 
-        real = tutelage.sweep.execute
+        real = tutelage.app.sweep.execute
 
         def execute(config, *given, **named):
             assert sum(isinstance(one, Digits) for one in gc.get_objects()) <= 1
             return real(config, *given, **named)
 
         gc.disable()  # what comes by chance is not relied upon
-        tutelage.sweep.execute = execute
+        tutelage.app.sweep.execute = execute
 
     assert sweep(outputs, "-m", "debug=tiny", "seed=0,1,2", before=counted) == 0
 
@@ -391,9 +394,9 @@ def test_a_job_whose_run_is_damaged_keeps_no_other_from_running(outputs, capfd):
 @pytest.mark.parametrize(("code", "begun", "ended"), [(137, 2, 1), (255, 2, 1), (143, 1, 143)])
 def test_only_an_order_to_stop_ends_a_sweep_and_no_process_of_a_job_that_died(code, begun, ended, outputs):
     def dying():
-        import tutelage.sweep
+        import tutelage.app.sweep
 
-        tutelage.sweep.execute = lambda config, *given, **named: code if config.seed == 0 else 0
+        tutelage.app.sweep.execute = lambda config, *given, **named: code if config.seed == 0 else 0
 
     assert sweep(outputs, "-m", "debug=tiny", "seed=0,1", before=dying) == ended
     assert len(list(outputs.glob(".sweeps/*/outcomes/*.json"))) == begun
@@ -404,8 +407,8 @@ def test_a_run_that_is_still_being_saved_is_waited_for(outputs):
     import threading
 
     def held():
-        from tutelage import sweep as it
-        from tutelage.compose import compose
+        from tutelage.app import sweep as it
+        from tutelage.config.compose import compose
 
         place, _ = it.place_of(compose([*QUIET, f"paths.outputs={outputs}", "debug=tiny", "seed=1"]))
         lock = FileLock(place.lock_file)

@@ -3,9 +3,9 @@
 import albumentations
 import pytest
 
+from tutelage.config.targets import build, resolve
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, LeNet5
-from tutelage.targets import build, resolve
 
 
 def test_an_architecture_of_ours_is_found():

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import QUIET, outcome, run
-from tutelage.compose import compose
+from tutelage.config.compose import compose
 from tutelage.data import (
     ANSWERS,
     Draws,
@@ -31,8 +31,8 @@ from tutelage.data import (
     unpacked,
     views_shown,
 )
-from tutelage.data.batches import StepBatches
-from tutelage.data.kept import ALL_CLASSES, PARTIAL, TOP
+from tutelage.data.cached_logits import ALL_CLASSES, PARTIAL, TOP
+from tutelage.data.loading.batches import StepBatches
 from tutelage.errors import UserError
 from tutelage.models import load_classifier
 from tutelage.randomness import Key
@@ -123,7 +123,7 @@ def test_views_repeat_and_each_has_its_own_row(count, batch, steps, views, even)
 
 
 def test_a_stream_that_is_not_shuffled_shows_its_entries_in_order(monkeypatch):
-    monkeypatch.setattr("tutelage.data.streams.PART", 8)
+    monkeypatch.setattr("tutelage.data.loading.streams.PART", 8)
     stream = Stream("labelled", np.arange(20) * 3, np.zeros(20, np.int64), 7, shuffled=False)
     draws = Draws(stream, Key(0, "a", "labelled"))
     shown = [draws.at(step) for step in range(6)]

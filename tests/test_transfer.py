@@ -14,8 +14,8 @@ from torch import nn
 from conftest import only_run, outcome, run
 from test_data import data_config, source_of
 from test_resume import killed_after
-from tutelage.compose import compose
 from tutelage.config import OptimizerConfig
+from tutelage.config.compose import compose
 from tutelage.data import split
 from tutelage.errors import UserError
 from tutelage.models import (
@@ -32,7 +32,7 @@ from tutelage.models import (
     save_classifier,
 )
 from tutelage.models.base import make_optimizer
-from tutelage.models.tuning import layers, rate_shares
+from tutelage.models.parameter_groups import layers, rate_shares
 from tutelage.strategies import SCRATCH, stages
 
 ADAMW = OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1)

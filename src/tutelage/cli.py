@@ -27,8 +27,16 @@ HELP = """tutelage trains image classifiers from few labels.
 
 def main() -> None:
     """Run a sub-command; what the user got wrong is one line and exit code 2."""
+    if not sys.argv[1:] or sys.argv[1] in {"-h", "--help", "help"}:
+        print(HELP, end="")
+        return
+    if sys.argv[1] == "--version":
+        from tutelage import __version__
+
+        print(f"tutelage {__version__}")
+        return
+    from tutelage.config.targets import take_allowed
     from tutelage.errors import UserError, complain
-    from tutelage.targets import take_allowed
 
     try:
         arguments = take_allowed(sys.argv[1:])
@@ -43,15 +51,7 @@ def main() -> None:
         "evaluate": _evaluate,
         "explain": _explain,
     }
-    if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        print(HELP, end="")
-        return
-    if arguments[0] == "--version":
-        from tutelage import __version__
-
-        print(f"tutelage {__version__}")
-        return
-    if arguments[0] != "train" and {"-h", "--help"} & set(arguments):
+    if not arguments or (arguments[0] != "train" and {"-h", "--help"} & set(arguments)):
         print(HELP, end="")
         return
     try:
@@ -82,8 +82,9 @@ def _train(arguments: Sequence[str]) -> None:
 
 def _preview(arguments: Sequence[str]) -> None:
     """Draw what a config shows to a network, open the picture where there is a screen, and print where it lies."""
-    from tutelage.compose import compose, first_job, split_words
-    from tutelage.insight.display import display
+    from tutelage.config.compose import compose, split_words
+    from tutelage.sweeps.overrides import first_job
+    from tutelage.terminal.display import display
 
     overrides, folders = split_words([argument for argument in arguments if argument not in {"-m", "--multirun"}])
     overrides, arm = first_job(overrides, folders)
@@ -91,7 +92,7 @@ def _preview(arguments: Sequence[str]) -> None:
     observer = display(config.callbacks.display and sys.stderr.isatty())
     observer.loading()
     try:
-        from tutelage.insight.preview import write_preview
+        from tutelage.explain.preview import write_preview
 
         file, told = write_preview(config, arm, observer.reading)
     finally:
@@ -157,15 +158,15 @@ def _label(arguments: Sequence[str]) -> None:
         print(f"{runs[0]}: this run is finished, and so are its labels")
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training: before torch starts
-    from tutelage.insight.display import display
-    from tutelage.runs.interruption import Stopped, heed_from_the_start
-    from tutelage.runs.slurm import leave_to_slurm
+    from tutelage.runs.cluster.signals import Stopped, heed_from_the_start
+    from tutelage.runs.cluster.slurm import leave_to_slurm
+    from tutelage.terminal.display import display
 
     heed_from_the_start()
     observer = display(wanted=True)
     observer.loading()
     try:
-        from tutelage.runs.joining import join
+        from tutelage.runs.label_worker import join
 
         labelled = join(Path(runs[0]), lies, observer)
         what = f"{labelled:,} pool images labelled here" if labelled else "nothing to label: no shard of a pool is free"
@@ -185,7 +186,7 @@ def _report(arguments: Sequence[str]) -> None:
     if not arguments:
         raise UserError("report needs a run's folder: tutelage report outputs/EXPERIMENT/RUN")
     for folder, _ in map(tested_run, arguments):
-        from tutelage.insight.report import write_report
+        from tutelage.report.run_report import write_report
 
         write_report(folder)
         print(f"report: {folder.report / 'index.html'}")
@@ -208,9 +209,9 @@ def _evaluate(arguments: Sequence[str]) -> None:
         moved = config.data.model_copy(update={"root": options["data.root"]})
         config = config.model_copy(update={"data": moved})
     from tutelage.data import data_module
-    from tutelage.insight.curves import print_curve
-    from tutelage.insight.report import write_report
-    from tutelage.insight.shifts import curve
+    from tutelage.report.curves import print_curve
+    from tutelage.report.run_report import write_report
+    from tutelage.report.shifts import curve
 
     data = data_module(config.data)
     for shift in wanted:
@@ -234,7 +235,7 @@ def _shifts(names: str | None) -> "Sequence[Shift]":
 
 def _explain(arguments: Sequence[str]) -> None:
     """Print the layers of a run's network, or of the one that a config names."""
-    from tutelage.compose import compose, split_words
+    from tutelage.config.compose import compose, split_words
     from tutelage.errors import UserError
     from tutelage.runs import finished_run, last_fit, stored_config
 
@@ -248,7 +249,7 @@ def _explain(arguments: Sequence[str]) -> None:
     else:
         config = compose(*split_words(rest))
         data, model, classes = config.data, config.model.arguments(), None
-    from tutelage.insight.summary import network_of, print_summary
+    from tutelage.explain.summary import network_of, print_summary
 
     print_summary(network_of(model, data, classes))
 

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from tutelage.processes import world
+from tutelage.process_group import world
 
 USER_ERROR = 2  # exit code
 BY_SIGNAL = 128  # and the signal's number: the exit code of what a signal ended, by the shell's custom

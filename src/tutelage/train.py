@@ -3,8 +3,8 @@
 import signal
 import sys
 
+from tutelage.config.targets import take_allowed
 from tutelage.errors import UserError, complain
-from tutelage.targets import take_allowed
 
 SWEEP_FLAGS = {"-m", "--multirun"}
 SHOWING_FLAGS = {"-c", "--cfg", "-i", "--info"}
@@ -16,13 +16,14 @@ OTHER_HYDRA_FLAGS = {
 
 def main() -> None:
     """Check the command, then train, go on, or print the result of a run that is finished."""
-    from tutelage.runs.interruption import heed_from_the_start
+    from tutelage.runs.cluster.signals import heed_from_the_start
 
     heed_from_the_start()
     try:
-        from tutelage.compose import CONFIG_DIR_FLAGS, compose, options, own_sweep, split_words
-        from tutelage.job import execute
-        from tutelage.sweep import answer_by_hydra, sweep
+        from tutelage.app.job import execute
+        from tutelage.app.sweep import answer_by_hydra, sweep
+        from tutelage.config.compose import CONFIG_DIR_FLAGS, compose, options, split_words
+        from tutelage.sweeps.overrides import own_sweep
 
         sys.argv[1:] = arguments = take_allowed(sys.argv[1:])
         if {"-h", "--help"} & set(arguments):

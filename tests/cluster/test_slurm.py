@@ -15,7 +15,7 @@ import pytest
 from virtual_slurm import Slurm, virtual_slurm
 
 from conftest import ROOT, only_run, outcome
-from tutelage.runs.sessions import FAILURES
+from tutelage.runs.cluster.crash_guard import FAILURES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 

@@ -34,9 +34,14 @@ PRELOADED = (  # and what these import
     *("sklearn.datasets", "matplotlib.pyplot", "pyarrow.parquet", "rich._emoji_codes", "timm", "PIL.JpegImagePlugin"),
     *("torch.utils.tensorboard", "torch.utils.serialization.config", "omegaconf._impl", "antlr4.LL1Analyzer"),
     *("hydra.core.plugins", "hydra._internal.instantiate._instantiate2"),
-    *("tutelage.cli", "tutelage.train", "tutelage.sweep", "tutelage.job", "tutelage.runs.runner"),
-    *("tutelage.insight.comparison", "tutelage.insight.display", "tutelage.insight.preview", "tutelage.insight.report"),
-    *("tutelage.insight.searches", "tutelage.insight.shifts", "tutelage.insight.summary", "tutelage.insight.table"),
+    *("tutelage.cli", "tutelage.train", "tutelage.app.sweep", "tutelage.app.job", "tutelage.runs.runner"),
+    *(
+        "tutelage.report.sweep_report",
+        "tutelage.terminal.display",
+        "tutelage.explain.preview",
+        "tutelage.report.run_report",
+    ),
+    *("tutelage.report.searches", "tutelage.report.shifts", "tutelage.explain.summary", "tutelage.terminal.table"),
 )
 LENGTH = 4  # bytes that say how long a request is
 

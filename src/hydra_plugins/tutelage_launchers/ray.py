@@ -38,8 +38,8 @@ class RayLauncher(Launcher):
         import ray
         from hydra.core.singleton import Singleton
 
+        from tutelage.app.workers import handed_on
         from tutelage.errors import BY_SIGNAL
-        from tutelage.workers import handed_on
 
         ray.init(**self.init)
         try:
@@ -66,7 +66,7 @@ def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _here() -> tuple[Path, str]:
     """Return what jobs do not share with this process: where it is, and the packages that ``--allow`` named."""
-    from tutelage.targets import by_flag
+    from tutelage.config.targets import by_flag
 
     return Path.cwd(), " ".join(by_flag())
 
@@ -103,7 +103,7 @@ def _train(surroundings: Any, overrides: Sequence[str], number: int) -> "JobRetu
     from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
     from omegaconf import open_dict
 
-    from tutelage.targets import ALLOW_VARIABLE
+    from tutelage.config.targets import ALLOW_VARIABLE
 
     hydra_context, task_function, shared, states, folder, allowed = surroundings
     os.chdir(folder)  # a path of the config may be relative

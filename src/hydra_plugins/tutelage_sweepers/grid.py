@@ -9,8 +9,8 @@ from hydra.plugins.sweeper import Sweeper
 
 if TYPE_CHECKING:
     from tutelage.config import Config
-    from tutelage.runs.sweeps import Outcome
-    from tutelage.space import Dimension
+    from tutelage.sweeps.folder import Outcome
+    from tutelage.sweeps.space import Dimension
 
 
 class GridSweeper(Sweeper):
@@ -26,7 +26,7 @@ class GridSweeper(Sweeper):
         """Take what Hydra hands over: its loader of configs, the job, and the config that all jobs share."""
         from hydra.core.plugins import Plugins
 
-        from tutelage.runs.sweeps import SweepFolder
+        from tutelage.sweeps.folder import SweepFolder
 
         self.loader, self.shared = hydra_context.config_loader, config
         self.launcher: Any = Plugins.instance().instantiate_launcher(
@@ -37,13 +37,13 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run the jobs; what becomes of them stands in the sweep's folder."""
-        from tutelage.space import dimensions
+        from tutelage.sweeps.space import dimensions
 
         self.go_through(dimensions(arguments, self.loader))
 
     def go_through(self, space: "Sequence[Dimension]") -> None:
         """Run the jobs of a space."""
-        from tutelage.space import grid
+        from tutelage.sweeps.space import grid
 
         self.run_all(grid(space))
 
@@ -59,7 +59,7 @@ class GridSweeper(Sweeper):
             jobs: their overrides; the same ones are one job.
             short: their schedules are shortened.
         """
-        from tutelage.sweep import settle
+        from tutelage.app.sweep import settle
 
         self.folder.add(jobs, short)
         missing = [job for job in dict.fromkeys(jobs) if not settle(partial(self.composed, job), job, self.folder)]
@@ -75,7 +75,7 @@ class GridSweeper(Sweeper):
         """
         from omegaconf import OmegaConf
 
-        from tutelage.compose import checked, in_one_line
+        from tutelage.config.compose import checked, in_one_line
 
         with in_one_line(job):
             whole = self.loader.load_sweep_config(self.shared, list(job))
@@ -87,9 +87,9 @@ class GridSweeper(Sweeper):
         Raises:
             Stopped: the workers were told to stop, and have.
         """
-        from tutelage.runs.interruption import Stopped
-        from tutelage.runs.sweeps import Outcome
-        from tutelage.workers import WITH_WORKERS, handed_on
+        from tutelage.app.workers import WITH_WORKERS, handed_on
+        from tutelage.runs.cluster.signals import Stopped
+        from tutelage.sweeps.folder import Outcome
 
         first, self.launched = self.launched, self.launched + len(jobs)
         with_workers = self.shared.hydra.runtime.choices["hydra/launcher"] in WITH_WORKERS

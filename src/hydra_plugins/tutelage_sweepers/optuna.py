@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from hydra_plugins.tutelage_sweepers.grid import GridSweeper
 
 if TYPE_CHECKING:
-    from tutelage.runs.sweeps import Outcome
-    from tutelage.space import Dimension
+    from tutelage.sweeps.folder import Outcome
+    from tutelage.sweeps.space import Dimension
 
 JOURNAL, ITS_LOCK = "journal.log", "journal.log.lock"
 NUMBER, JOBS, PARTIAL_JOBS = "number", "jobs", "partial jobs"  # a trial's notes
@@ -78,8 +78,8 @@ class OptunaSweeper(GridSweeper):
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
+        from tutelage.app.job import place_of
         from tutelage.config import FALLING
-        from tutelage.job import place_of
 
         file = self.folder.path / JOURNAL
         (self.folder.path / ITS_LOCK).unlink(missing_ok=True)  # of a process that was killed

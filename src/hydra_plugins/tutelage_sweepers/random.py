@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from hydra_plugins.tutelage_sweepers.grid import GridSweeper
 
 if TYPE_CHECKING:
-    from tutelage.space import Dimension
+    from tutelage.sweeps.space import Dimension
 
 
 class RandomSweeper(GridSweeper):
@@ -14,6 +14,6 @@ class RandomSweeper(GridSweeper):
 
     def go_through(self, space: "Sequence[Dimension]") -> None:
         """Run the draws."""
-        from tutelage.space import draws
+        from tutelage.sweeps.space import draws
 
         self.run_all(draws(space, self.settings.trials, self.settings.seed))

@@ -10,9 +10,9 @@ from tutelage.augmentation.crop import NUMBERS, Picture, RandomResizedCrop, cut,
 from tutelage.augmentation.library import albumentations
 from tutelage.augmentation.operations import RGB, operate_all
 from tutelage.augmentation.randaugment import RandAugment, TrivialAugment
+from tutelage.config.targets import build
 from tutelage.errors import UserError
 from tutelage.randomness import Key, Numbers, Rekeyed
-from tutelage.targets import build
 
 CHECKED_DRAWS = 8
 CHUNK_BYTES = 1 << 19  # of views under way, so that they stay in a core's cache

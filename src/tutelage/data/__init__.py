@@ -4,25 +4,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage.config import DataConfig
-from tutelage.data import emoji, huggingface, image_files
 from tutelage.data.balance import class_weights
-from tutelage.data.download import Tell, silent
-from tutelage.data.image_files import LISTINGS
-from tutelage.data.kept import ANSWERS, CLASSES, Keeping, Kept, mapped, packed, row_type, unpacked, views_shown
-from tutelage.data.label_store import LabelStore
-from tutelage.data.labels import Labels, about_of, labels_in, shard_files
-from tutelage.data.listing import few
-from tutelage.data.rounds import ROUND, TABLE, write_round, write_table
-from tutelage.data.selection import Rules, Selection, Targets, select
-from tutelage.data.shards import placed
+from tutelage.data.cached_logits import ANSWERS, CLASSES, Keeping, Kept, mapped, packed, row_type, unpacked, views_shown
+from tutelage.data.datasets import emoji, huggingface, image_files
+from tutelage.data.datasets.download import Tell, silent
+from tutelage.data.datasets.image_files import LISTINGS
+from tutelage.data.files.listing import few
+from tutelage.data.loading.streams import Draws, Stream
+from tutelage.data.pseudo_labels.labels import Labels, about_of, labels_in, shard_files
+from tutelage.data.pseudo_labels.selection import Rules, Selection, Targets, select
+from tutelage.data.pseudo_labels.store import LabelStore
+from tutelage.data.pseudo_labels.summary import ROUND, TABLE, write_round, write_table
+from tutelage.data.shards.pools import placed
 from tutelage.data.source import UNKNOWN, Source
 from tutelage.data.splits import Splits, split
 from tutelage.data.stratify import stratified
-from tutelage.data.streams import Draws, Stream
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
-    from tutelage.data.batches import Plain, Share, Shown, Training
+    from tutelage.data.loading.batches import Plain, Share, Shown, Training
     from tutelage.data.modules import (
         CIFAR10,
         CIFAR100,

@@ -11,8 +11,18 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tutelage.config import DataConfig
-from tutelage.data.ahead import AheadLoader, each_tensor
-from tutelage.data.batches import (
+from tutelage.config.targets import resolve
+from tutelage.data.datasets.cifar import cifar10, cifar100
+from tutelage.data.datasets.digits import digits
+from tutelage.data.datasets.download import Tell, silent
+from tutelage.data.datasets.emoji import emoji, versions
+from tutelage.data.datasets.fashion_mnist import fashion_mnist
+from tutelage.data.datasets.huggingface import hugging_face, saved_as
+from tutelage.data.datasets.image_files import LISTINGS, fingerprint, image_files
+from tutelage.data.datasets.mnist import mnist
+from tutelage.data.datasets.stl10 import stl10
+from tutelage.data.datasets.svhn import svhn
+from tutelage.data.loading.batches import (
     WHOLE,
     Plain,
     PlainBatches,
@@ -25,20 +35,10 @@ from tutelage.data.batches import (
     as_planned,
     worker_init,
 )
-from tutelage.data.cifar import cifar10, cifar100
-from tutelage.data.digits import digits
-from tutelage.data.download import Tell, silent
-from tutelage.data.emoji import emoji, versions
-from tutelage.data.fashion_mnist import fashion_mnist
-from tutelage.data.huggingface import hugging_face, saved_as
-from tutelage.data.image_files import LISTINGS, fingerprint, image_files
-from tutelage.data.mnist import mnist
-from tutelage.data.shared import cores
+from tutelage.data.loading.prefetch import AheadLoader, each_tensor
+from tutelage.data.loading.shared_memory import cores
 from tutelage.data.source import Images, Source, WholeImages, is_ready
 from tutelage.data.splits import Splits, split
-from tutelage.data.stl10 import stl10
-from tutelage.data.svhn import svhn
-from tutelage.targets import resolve
 
 MOST_WORKERS = 8  # that are started unasked
 

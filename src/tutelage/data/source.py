@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from tutelage.data.shared import Shared
+from tutelage.data.loading.shared_memory import Shared
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:

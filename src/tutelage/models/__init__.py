@@ -8,17 +8,17 @@ from tutelage.models.lenet5 import LeNet5
 from tutelage.models.losses import decoupled_divergence, hint_loss, softened_divergence
 from tutelage.models.mlp import MLP
 from tutelage.models.nearest_neighbours import BANK_FILES, NearestNeighbours
+from tutelage.models.parameter_groups import Tuning, freeze
 from tutelage.models.perceptron import Perceptron
 from tutelage.models.resnet import ResNet
 from tutelage.models.small_vgg import SmallVGG
-from tutelage.models.starting import start_from
 from tutelage.models.teacher import Regressor, Teacher, middle, output_of
 from tutelage.models.timm import Timm
 from tutelage.models.torchvision import Torchvision
-from tutelage.models.tuning import Tuning, freeze
+from tutelage.models.tta_views import COUNTS, VIEWS, viewed
 from tutelage.models.vgg import VGG
-from tutelage.models.views import COUNTS, VIEWS, viewed
-from tutelage.models.weights import load_classifier, make_classifier, save_classifier, weight_hash
+from tutelage.models.weights.files import load_classifier, make_classifier, save_classifier, weight_hash
+from tutelage.models.weights.load_pretrained import start_from
 
 __all__ = [
     "BANK_FILES",

@@ -15,7 +15,7 @@ from torch.nn import functional
 from tutelage.config import OptimizerConfig, SchedulerConfig, Targeted, too_small
 from tutelage.data import Plain, Shown
 from tutelage.errors import UserError
-from tutelage.models.tuning import ALL_ALIKE, Tuning, freeze, rate_shares, still
+from tutelage.models.parameter_groups import ALL_ALIKE, Tuning, freeze, rate_shares, still
 
 PIXEL_MAX = 255.0
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tutelage.data import Plain
 from tutelage.errors import UserError
 from tutelage.models.base import ImageClassifier, ImageSpec
-from tutelage.models.weights import make_classifier
+from tutelage.models.weights.files import make_classifier
 from tutelage.storage import sound_digest, write_checked
 
 BANK_FILES = BANK, BANK_LABELS = ("bank.npy", "bank_labels.npy")

@@ -16,7 +16,7 @@ from torch import Tensor
 from tutelage.data import UNKNOWN
 from tutelage.errors import UserError
 from tutelage.models import accuracy, cross_entropy
-from tutelage.processes import ALONE, Group
+from tutelage.process_group import ALONE, Group
 from tutelage.randomness import Key
 from tutelage.storage import write_text
 

@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from tutelage.processes import ALONE, Group
+from tutelage.process_group import ALONE, Group
 from tutelage.runs.callbacks import ends_step
-from tutelage.runs.interruption import Signals
+from tutelage.runs.cluster.signals import Signals
 from tutelage.storage import is_sound, write_checked
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"

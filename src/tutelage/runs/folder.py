@@ -13,7 +13,7 @@ from typing import Any
 from tutelage import __version__
 from tutelage.config import Config
 from tutelage.errors import UserError
-from tutelage.processes import ALONE, Group
+from tutelage.process_group import ALONE, Group
 from tutelage.storage import is_held, write_json, write_text
 
 RUNNING, FINISHED, FAILED = "running", "finished", "failed"

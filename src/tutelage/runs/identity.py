@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.config import Config, DistillationConfig, LwFConfig, NoisyStudentConfig, TaughtConfig
-from tutelage.runs.given import first_data, weights_identity
+from tutelage.runs.weight_sources import first_data, weights_identity
 from tutelage.storage import digest
 
 IDENTITY_VERSION = 2  # since version 2 a view's numbers are drawn for a whole batch at once

@@ -17,21 +17,22 @@ from tutelage.config import Config, NearestNeighboursConfig
 from tutelage.data import ImageDataModule, data_module, few, placed
 from tutelage.errors import UserError
 from tutelage.models import COUNTS, freeze, make_classifier, start_from, take_over
-from tutelage.processes import ALONE, Group
+from tutelage.process_group import ALONE, Group
 from tutelage.randomness import Key
-from tutelage.runs import work
-from tutelage.runs.execute import fit, memorise
+from tutelage.runs.cluster.crash_guard import session
+from tutelage.runs.cluster.parallel import check_spread
+from tutelage.runs.cluster.process_checks import as_one
+from tutelage.runs.cluster.signals import Signals, Stopped
+from tutelage.runs.context import Run, is_intact, spec_of
+from tutelage.runs.cost import answering, comparing, flops_of, size_of
+from tutelage.runs.cost import training as training_cost
+from tutelage.runs.evaluate import leave_untested, test
+from tutelage.runs.fit import fit, memorise
 from tutelage.runs.folder import Record, RunFolder, write_config
-from tutelage.runs.given import weights
-from tutelage.runs.interruption import Signals, Stopped
-from tutelage.runs.labelling import label
-from tutelage.runs.measuring import leave_untested, test
+from tutelage.runs.label import label
 from tutelage.runs.observer import Observer, StageWork
-from tutelage.runs.parallel import check_spread
-from tutelage.runs.sessions import session
-from tutelage.runs.teaching import answers_asked, asking, check, check_given, outline
-from tutelage.runs.together import as_one
-from tutelage.runs.under_way import Run, is_intact, spec_of
+from tutelage.runs.teacher_cache import answers_asked, asking, check, check_given, outline
+from tutelage.runs.weight_sources import weights
 from tutelage.storage import remove_partials
 from tutelage.strategies import Fit, Label, Stage
 
@@ -79,7 +80,7 @@ def run(
             this.answer()
 
         data.tell, data.device, data.share, data.neighbours = tell, this.device, this.share, group.world.local_size
-        work.size_of(config.model.arguments(), spec_of(config.data, TWO_CLASSES))  # before data is read or fetched
+        size_of(config.model.arguments(), spec_of(config.data, TWO_CLASSES))  # before data is read or fetched
         check_given(config)
         group.by_turns(lambda: (data.source, this.older))
         this.plan = this.planned()
@@ -253,17 +254,17 @@ def _plan(this: Run, flops: dict[str, float]) -> Sequence[StageWork]:
     for stage in this.plan:
         if isinstance(stage, Label):
             asked = COUNTS[stage.views] * len(splits.pool)
-            plan.append(StageWork(stage.name, work.answering(asked, flops[stage.teacher])))
+            plan.append(StageWork(stage.name, answering(asked, flops[stage.teacher])))
         elif stage.one_pass:
-            plan.append(StageWork(stage.name, work.answering(len(splits.labelled), flops[stage.name])))
-            flops[stage.name] += work.comparing(len(splits.labelled), this.spec)
+            plan.append(StageWork(stage.name, answering(len(splits.labelled), flops[stage.name])))
+            flops[stage.name] += comparing(len(splits.labelled), this.spec)
         else:
             images = stage.steps * stage.images_per_step
             before, live = _teaching(this, stage, flops)
             plan += before
-            plan.append(StageWork(stage.name, work.training(images, flops[stage.name]) + work.answering(images, live)))
+            plan.append(StageWork(stage.name, training_cost(images, flops[stage.name]) + answering(images, live)))
     if this.config.evaluate_test:
-        plan.append(StageWork(TEST, sum(work.answering(len(splits.test), each) for each in flops.values())))
+        plan.append(StageWork(TEST, sum(answering(len(splits.test), each) for each in flops.values())))
     return plan
 
 
@@ -272,10 +273,10 @@ def _teaching(this: Run, stage: Fit, flops: dict[str, float]) -> tuple[Sequence[
     teaching = stage.teaching
     if teaching is None:
         return [], 0.0
-    cost = flops[stage.name] if teaching.features else work.flops_of(outline(this, teaching), this.spec)
+    cost = flops[stage.name] if teaching.features else flops_of(outline(this, teaching), this.spec)
     if teaching.live:
         return [], cost
-    return [StageWork(asking(stage), work.answering(answers_asked(this, stage), cost))], 0.0
+    return [StageWork(asking(stage), answering(answers_asked(this, stage), cost))], 0.0
 
 
 def _told_of(data: ImageDataModule) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""From streams of samples to batches on the device."""

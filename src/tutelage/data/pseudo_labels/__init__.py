@@ -1,0 +1,1 @@
+"""A teacher's labels of the pool: stored, selected and summarised."""

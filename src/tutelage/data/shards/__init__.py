@@ -1,0 +1,1 @@
+"""Pools of images in tar and Parquet shards."""

@@ -1,0 +1,1 @@
+"""Files of weights, other sources of them, and how a network starts from them."""

@@ -1,0 +1,80 @@
+"""A network's weights in one file, with all that is needed to build it again."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage.config.targets import build
+from tutelage.errors import UserError
+from tutelage.models.base import ImageClassifier, ImageSpec
+from tutelage.models.heads import Heads
+from tutelage.storage import is_sound, write_checked
+
+
+def make_classifier(model: dict[str, Any], spec: ImageSpec) -> ImageClassifier:
+    """Return the architecture of a ``model`` config, with random weights from torch's generator.
+
+    Where the spec has tasks, each has a head of its own in place of the architecture's.
+
+    Raises:
+        UserError: the config names no architecture, one that refuses it, or one whose head cannot be replaced.
+    """
+    network: ImageClassifier = build(model, ImageClassifier, "model", spec=spec)
+    if spec.tasks:
+        if not isinstance(network.head, nn.Linear):
+            name = model.get("name", model["_target_"])
+            raise UserError(f"model {name}: its head is no single linear layer; strategy=lwf needs another model")
+        network.head = Heads(network.head.in_features, spec.tasks, len(spec.classes))
+    return network
+
+
+def save_classifier(
+    network: ImageClassifier, model: dict[str, Any], path: Path, state: dict[str, Any] | None = None
+) -> None:
+    """Write weights, architecture and image spec, whole or absent.
+
+    Args:
+        network: what to write.
+        model: the config that it was made of.
+        path: the target.
+        state: its state dict, where the network holds a part of it; else the network's own.
+    """
+    content = {"state_dict": network.state_dict() if state is None else state, "model": model}
+    content["spec"] = network.spec.plain()
+    write_checked(path, lambda file: torch.save(content, file))
+
+
+def load_classifier(path: Path) -> ImageClassifier:
+    """Return the network that ``save_classifier`` wrote.
+
+    Nothing in the file is executed: it is read by torch's restricted loader, and its target must be an architecture
+    from an allowed package.
+
+    Raises:
+        UserError: the file is missing or damaged, or no network.
+    """
+    if not is_sound(path):
+        raise UserError(f"{path}: missing or damaged (its checksum differs); the run's command makes it again")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as weights ({type(error).__name__})") from None
+    if not (isinstance(content, dict) and {"state_dict", "model", "spec"} <= set(content)):
+        raise UserError(f"{path}: holds no network alone; name the run's folder, or its best.ckpt or final.ckpt")
+    network = make_classifier(content["model"], ImageSpec.of(content["spec"]))
+    network.load_state_dict(content["state_dict"])
+    network.attach(path.parent)
+    return network
+
+
+def weight_hash(network: torch.nn.Module) -> str:
+    """Return the SHA-256 of all entries of the state dict: names, types, shapes and bytes."""
+    whole = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        tensor = value.detach().cpu().contiguous()
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return whole.hexdigest()

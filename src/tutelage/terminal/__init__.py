@@ -1,0 +1,1 @@
+"""What a terminal shows: the live display and the tables. Needs no torch."""
