@@ -32,7 +32,7 @@ from tutelage.data import ImageDataModule, data_module
 from tutelage.models import load_classifier, make_classifier, save_classifier
 from tutelage.runs import RunFolder, identity
 from tutelage.runs.cluster.signals import Signals
-from tutelage.runs.context import Run, spec_of
+from tutelage.runs.context import RunContext, spec_of
 from tutelage.runs.fit import fit
 from tutelage.runs.folder import Record
 from tutelage.runs.observer import Observer
@@ -49,7 +49,7 @@ OVERRIDES = [
     *("data=fashion_mnist", "data.image_size=32", f"data.limit={IMAGES}", f"data.batch_size={BATCH}"),
     *("data.validation=none", "model=lenet5", "augmentation=flip", "trainer=cpu", "schedule.epochs=null"),
 ]
-DISTILLED = ["strategy=distillation", "strategy.views=1", "strategy.control=false"]
+DISTILLED = ["strategy=distillation", "strategy.cached_views=1", "strategy.control=false"]
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Bench:
     folder: Path
     runs: int = 0
 
-    def begun(self, steps: int, *overrides: str) -> Run:
+    def begun(self, steps: int, *overrides: str) -> RunContext:
         """Return a run that is about to train its one stage."""
         self.runs += 1
         config = compose([*OVERRIDES, f"schedule.steps={steps}", f"paths.outputs={self.folder}", *overrides])
@@ -69,7 +69,7 @@ class Bench:
         record = Record(place)
         record.begin(identity(config, ""), "", 1, {}, {})
         plan = stages(config, self.data.source, self.data.splits)
-        return Run(config, place, record, self.data, Signals(), Observer(), plan=plan)
+        return RunContext(config, place, record, self.data, Signals(), Observer(), plan=plan)
 
     def trained(self, steps: int, *overrides: str) -> float:
         """Return the seconds that a pass takes, from so many steps."""
@@ -132,7 +132,7 @@ def main() -> None:
             order = sorted(sides, reverse=bool(number % 2))
             pairs.append({side: sides[side](STEPS) for side in order})
         supervised, warm = (statistics.median(pair[side] for pair in pairs) for side in ("supervised", "warm"))
-        live, hand = bench.distilled(FEW_STEPS, "strategy.answers=live"), bench.by_hand(FEW_STEPS)
+        live, hand = bench.distilled(FEW_STEPS, "strategy.teacher_logits=live"), bench.by_hand(FEW_STEPS)
     ratio = statistics.median(pair["warm"] / pair["supervised"] for pair in pairs)
     rows = {
         "supervised": supervised,

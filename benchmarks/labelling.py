@@ -101,7 +101,7 @@ def bare(case: Case, network: ImageClassifier, images: torch.Tensor) -> float:
 
 
 def ours(case: Case, network: ImageClassifier, data: Pool, folder: Path) -> float:
-    """Label all images and return the seconds."""
+    """PseudoLabelStage all images and return the seconds."""
     observer = display(wanted=True)
     observer.begin([StageWork("labels-1", 1.0)])
     observer.stage(1)

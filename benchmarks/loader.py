@@ -29,10 +29,10 @@ from torch.utils.data import DataLoader
 from lengths import length
 from tutelage.config import Config
 from tutelage.config.compose import compose
-from tutelage.data import Stream, Training
+from tutelage.data import StageData, Stream
 from tutelage.data.datasets.image_files import FileImages
 from tutelage.data.files.packing import packed
-from tutelage.data.loading.batches import PlainBatches, StepBatches, worker_init
+from tutelage.data.loading.batches import EvalDataset, TrainDataset, worker_init
 from tutelage.data.shards.images import ShardImages
 from tutelage.data.shards.index import indexed
 from tutelage.data.shards.pools import find_shards
@@ -66,12 +66,12 @@ def files_in(folder: Path, count: int, height: int, width: int) -> list[str]:
     return paths
 
 
-def batches(images: Images, config: Config, steps: int, batch: int = BATCH) -> StepBatches:
+def batches(images: Images, config: Config, steps: int, batch: int = BATCH) -> TrainDataset:
     """Return the training batches of all images."""
     stream = Stream("labelled", np.arange(len(images)), np.zeros(len(images), dtype=np.int64), batch)
-    training = Training([stream], config.augmentation.transforms, partial(Key, 0, "supervised"), steps)
+    training = StageData([stream], config.augmentation.transforms, partial(Key, 0, "supervised"), steps)
     size = config.data.image_size
-    return StepBatches(images, training, (size, size, config.data.channels))
+    return TrainDataset(images, training, (size, size, config.data.channels))
 
 
 def shards(top: Path, paths: list[str], config: Config) -> tuple[dict[str, Images], float]:
@@ -95,7 +95,7 @@ def rates(top: Path) -> dict[str, float]:
     sharded, tried = shards(top, paths, config)
     stored: dict[str, Images] = {"JPEG files": files, **sharded, "their pack": squares}
     sides = {kind: batches(images, config, ROUNDS * STEPS) for kind, images in stored.items()}
-    plain = PlainBatches(files, np.zeros(FILES, dtype=np.int64), np.arange(FILES))
+    plain = EvalDataset(files, np.zeros(FILES, dtype=np.int64), np.arange(FILES))
     seconds: dict[str, list[float]] = {kind: [] for kind in (*sides, EVALUATED)}
     for turn in range(1 + ROUNDS):
         for kind, side in sides.items():

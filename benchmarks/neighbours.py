@@ -41,14 +41,14 @@ def ours(images: np.ndarray, labels: np.ndarray, folder: str) -> Callable[[np.nd
     """Store the images, and return what answers."""
     import torch
 
-    from tutelage.data import Plain
+    from tutelage.data import EvalBatch
     from tutelage.models import ImageSpec, NearestNeighbours
 
-    def batches() -> Iterator[Plain]:
+    def batches() -> Iterator[EvalBatch]:
         for start in range(0, len(images), AT_ONCE):
             some = slice(start, start + AT_ONCE)
             numbers = torch.arange(len(labels[some]))
-            yield Plain(torch.from_numpy(images[some]), torch.from_numpy(labels[some]), numbers)
+            yield EvalBatch(torch.from_numpy(images[some]), torch.from_numpy(labels[some]), numbers)
 
     network = NearestNeighbours(ImageSpec(1, 28, tuple(map(str, range(10))), (0.3,), (0.3,)), k=K)
     network.memorise(batches(), len(images), Path(folder))

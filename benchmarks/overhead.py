@@ -36,7 +36,7 @@ from tutelage.data import ImageDataModule, data_module
 from tutelage.models import ImageSpec, make_classifier
 from tutelage.runs import RunFolder
 from tutelage.runs.cluster.signals import Signals
-from tutelage.runs.context import Run
+from tutelage.runs.context import RunContext
 from tutelage.runs.fit import fit
 from tutelage.runs.folder import Record
 from tutelage.runs.observer import StageWork
@@ -108,7 +108,7 @@ def plain_loop(config: Config, data: ImageDataModule, steps: int, device: torch.
 def ours(config: Config, data: ImageDataModule, folder: Path) -> float:
     """Train as a run does, all logging and the display on, and return the seconds of its steps."""
     observer = display(wanted=True)
-    this = Run(config, RunFolder(folder), Record(RunFolder(folder)), data, Signals(), observer)
+    this = RunContext(config, RunFolder(folder), Record(RunFolder(folder)), data, Signals(), observer)
     data.device = this.device
     this.plan = stages(config, data.source, data.splits)
     observer.begin([StageWork(stage.name, 1.0) for stage in this.plan])

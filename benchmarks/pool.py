@@ -25,7 +25,7 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 import numpy as np
 
 from lengths import length
-from tutelage.data import LabelStore, Source, Training, labels_in, shard_files, write_round, write_table
+from tutelage.data import LabelStore, Source, StageData, read_labels, shard_files, write_summary, write_table
 from tutelage.data.source import Numbered
 
 POOLS = (10_000, length(10_000_000, 1_000_000))
@@ -100,7 +100,7 @@ def trainer(folder: Path, pool: int) -> dict[str, float]:
     from tutelage.config.compose import compose
     from tutelage.data import ImageDataModule
     from tutelage.randomness import Key
-    from tutelage.strategies import Fit, Label, stages
+    from tutelage.strategies import PseudoLabelStage, TrainStage, stages
 
     class Pool(ImageDataModule):
         def read(self) -> Source:
@@ -120,12 +120,12 @@ def trainer(folder: Path, pool: int) -> dict[str, float]:
     store = LabelStore(folder, len(data.splits.pool), CLASSES, {})  # every shard's checksum, as where a run goes on
     assert store.complete
     tick("store")
-    label = next(stage for stage in plan if isinstance(stage, Label))
-    chosen = label.select(labels_in(folder))
+    label = next(stage for stage in plan if isinstance(stage, PseudoLabelStage))
+    chosen = label.select(read_labels(folder))
     tick("selection")
-    student = next(stage for stage in plan if isinstance(stage, Fit) and stage.name == "student-1")
+    student = next(stage for stage in plan if isinstance(stage, TrainStage) and stage.name == "student-1")
     streams = student.streams({label.name: chosen})
-    training = Training(streams, config.augmentation.transforms, partial(Key, 0, "student-1"), STEPS)
+    training = StageData(streams, config.augmentation.transforms, partial(Key, 0, "student-1"), STEPS)
     batches = data.shown(training, range(STEPS))
     next(batches)
     tick("first batch")
@@ -141,9 +141,9 @@ def table(folder: Path, pool: int) -> dict[str, float]:
     """Write what a round leaves for people, and return seconds and the peak of memory."""
     from tutelage.data import Rules, select
 
-    source, labels = source_of(pool), labels_in(folder)
+    source, labels = source_of(pool), read_labels(folder)
     chosen, started = select(labels, Rules(confidence=0.3)), time.perf_counter()
-    write_round(folder, source, source.unlabelled, labels, chosen, None)
+    write_summary(folder, source, source.unlabelled, labels, chosen, None)
     counted = time.perf_counter() - started
     write_table(folder, source, source.unlabelled, labels, chosen)
     return {"round": counted, "table": time.perf_counter() - started - counted, "peak": memory("VmHWM")}

@@ -21,8 +21,8 @@ from tutelage.models import (
     ResNet,
     Timm,
     Torchvision,
+    load_pretrained,
     make_classifier,
-    start_from,
 )
 from tutelage.runs.cost import size_of
 
@@ -191,7 +191,7 @@ def test_vgg_with_torchvisions_weights_learns_as_torchvisions(name, tmp_path):
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     file = tmp_path / "weights.pth"
     torch.save(reference.state_dict(), file)
-    start_from(network, file)
+    load_pretrained(network, file)
     file.unlink()  # half a gigabyte
     images = images_of(3, 224)
     pixels = (images.float() - network.mean) * network.scale  # to the bit: a rounding may move a maximum, and gradients

@@ -89,7 +89,7 @@ WRONG = [
     (["strategy=noisy_student", "strategy.students=[]"], "strategy.students: List should have at least 1 item"),
     (["strategy=noisy_student", "strategy.students=[{model:{depht:2}}]"], "unknown key 'depht': did you mean 'depth'?"),
     (["strategy=distillation", "strategy.alpha=2"], "strategy.alpha=2: input should be less than or equal to 1"),
-    (["strategy=distillation", "strategy.labels=hard", "strategy.decoupled={}"], "decoupled weighs soft labels"),
+    (["strategy=distillation", "strategy.target_type=hard", "strategy.decoupled={}"], "decoupled weighs soft labels"),
     (["strategy=distillation", "strategy.temperature=0"], "strategy.temperature=0: input should be greater than 0"),
     (["strategy=distillation", "strategy.teacher=vgg"], "composed into a key by model@strategy.teacher=vgg"),
     (["strategy=distillation", "model@strategy.teacher=vgg"], "strategy.teacher: model=vgg needs images of 32 pixels"),

@@ -260,7 +260,7 @@ def test_without_a_root_or_a_cache_they_are_downloaded(tmp_path, monkeypatch):
         return folder / remote.name
 
     for module in ("download", "idx", "svhn"):
-        monkeypatch.setattr(f"tutelage.data.{module}.fetch", fetch)
+        monkeypatch.setattr(f"tutelage.data.datasets.{module}.fetch", fetch)
     for read, _, side, channels in WRITERS.values():
         assert len(read(None, side, channels).train) == TRAIN
     assert len(fetched) == len(set(fetched)) == 4 + 4 + 1 + 1 + 2 + 1

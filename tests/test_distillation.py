@@ -20,7 +20,7 @@ from test_resume import killed_after
 from test_teaching import TAUGHT
 from tutelage.config import Decoupled, DistillationConfig, Hints, OptimizerConfig, SchedulerConfig
 from tutelage.config.compose import compose
-from tutelage.data import Shown, fingerprint, split
+from tutelage.data import StreamBatch, fingerprint, split
 from tutelage.errors import UserError
 from tutelage.models import (
     MLP,
@@ -36,18 +36,18 @@ from tutelage.models import (
     decoupled_divergence,
     hint_loss,
     load_classifier,
-    middle,
+    middle_layer,
     save_classifier,
     softened_divergence,
     weight_hash,
 )
 from tutelage.models.losses import parts_of_divergence
-from tutelage.models.teacher import Regressor, adapted, output_of
+from tutelage.models.teacher import Regressor, adapt_images, layer_output
 from tutelage.runs import RunFolder, identity, read_record
 from tutelage.runs.checkpoints import WholeCheckpointIO
 from tutelage.runs.folder import trained as files_of
 from tutelage.strategies import stages
-from tutelage.strategies.distillation import Distillation, FromHints
+from tutelage.strategies.distillation import Distillation, HintTraining
 from tutelage.strategies.teacher_student import TeacherStudent
 
 SEEDS = st.integers(0, 999)
@@ -133,19 +133,26 @@ def test_every_loss_has_a_gradient_for_the_student_only():
         assert student.grad.abs().sum() > 0 and teacher.grad is None
 
 
-def batch_of(channels: int = 1, size: int = 28, count: int = 6) -> dict[str, Shown]:
+def batch_of(channels: int = 1, size: int = 28, count: int = 6) -> dict[str, StreamBatch]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
-    return {"labelled": Shown(images, torch.arange(count) % 10)}
+    return {"labelled": StreamBatch(images, torch.arange(count) % 10)}
 
 
 def recipe_of(**changes) -> DistillationConfig:
-    base = {"name": "distillation", "teachers": ["x"], "temperature": 4.0, "alpha": 0.3, "answers": "live", "views": 1}
+    base = {
+        "name": "distillation",
+        "teachers": ["x"],
+        "temperature": 4.0,
+        "alpha": 0.3,
+        "teacher_logits": "live",
+        "cached_views": 1,
+    }
     return DistillationConfig(**{**base, **changes})
 
 
 def ready(network: ImageClassifier) -> ImageClassifier:
-    network.learn_by(
+    network.configure_training(
         Recipe(OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1), SchedulerConfig(name="constant"), steps=10)
     )
     return network.train()
@@ -194,7 +201,7 @@ def test_the_loss_is_alpha_of_the_labels_and_the_rest_of_the_teacher():
     assert parts["loss"].item() == pytest.approx(0.3 * on_labels.item() + 0.7 * divergence, abs=1e-6)
     assert float(parts["agreement"]) == pytest.approx(float((ours.argmax(1) == theirs.argmax(1)).float().mean()))
     assert float(parts["teacher_accuracy"]) == pytest.approx(float((theirs.argmax(1) == shown.targets).float().mean()))
-    hard = Distillation(student, Teacher([network]), recipe=recipe_of(labels="hard"))
+    hard = Distillation(student, Teacher([network]), recipe=recipe_of(target_type="hard"))
     expected = functional.cross_entropy(ours, theirs.argmax(1))
     assert float(hard.training_step({"labelled": shown}, 0)["loss_teacher"]) == pytest.approx(expected.item(), abs=1e-6)
 
@@ -206,7 +213,7 @@ def test_over_a_pass_with_and_without_labels_the_label_loss_is_the_mean_over_the
     module = Distillation(student, Teacher([network]), recipe=recipe_of(images="all"), stream="all", known=2 / 6)
     steps = []
     for first in (0, 2, 4):
-        batch = Shown(shown.images[first : first + 2], targets[first : first + 2])
+        batch = StreamBatch(shown.images[first : first + 2], targets[first : first + 2])
         steps.append(module.training_step({"all": batch}, 0))
         steps[-1]["loss"].backward()
     logits, labelled = student(shown.images).detach(), targets >= 0
@@ -246,15 +253,15 @@ def test_a_teacher_sees_images_in_its_own_size_and_colours():
     teacher, colour = Teacher([ResNet(spec_of(3, 32), width=4, depth=1)]), Teacher([LeNet5(spec_of(1, 20))])
     grey, rgb = (batch_of(channels)["labelled"].images for channels in (1, 3))
     assert teacher(grey).shape == colour(rgb).shape == (6, 10)
-    resized = adapted(grey, spec_of(3, 32))
+    resized = adapt_images(grey, spec_of(3, 32))
     expected = functional.interpolate(grey.float(), (32, 32), mode="bilinear", antialias=True)
     assert all(torch.equal(resized[:, channel], expected[:, 0]) for channel in range(3))
-    by_cv2 = adapted(rgb, spec_of(1, 28)).round()[:, 0].numpy()
+    by_cv2 = adapt_images(rgb, spec_of(1, 28)).round()[:, 0].numpy()
     import cv2
 
     expected = np.stack([cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY) for image in rgb])
     assert np.abs(by_cv2 - expected).max() <= 1
-    assert adapted(grey, spec_of()) is grey
+    assert adapt_images(grey, spec_of()) is grey
 
 
 def test_for_a_teacher_with_other_classes_the_student_grows_a_second_head():
@@ -286,7 +293,7 @@ def test_without_labels_the_student_learns_the_divergence_alone():
 def test_hints_teach_the_layers_up_to_the_guided_one():
     torch.manual_seed(0)
     network, student = SmallVGG(spec_of(), width=0.25), ready(LeNet5(spec_of()))
-    module = FromHints(student, Teacher([network]), hints=Hints(student="backbone.3", teacher="backbone.9"))
+    module = HintTraining(student, Teacher([network]), hints=Hints(student="backbone.3", teacher="backbone.9"))
     assert module.regressor.map.weight.shape == (16, 16, 1, 1)
     before = state_of(module)
     shown = batch_of()["labelled"]
@@ -312,14 +319,14 @@ def test_a_hint_may_go_from_maps_to_vectors_and_layers_that_are_not_there_are_to
     assert Regressor(vectors.shape, maps.shape)(vectors).shape == maps.shape
     teacher = Teacher([SmallVGG(spec_of(), width=0.25)])
     student = MLP(spec_of(), width=8)
-    module = FromHints(student, teacher, hints=Hints())
+    module = HintTraining(student, teacher, hints=Hints())
     assert module._layers == ("backbone.1", "backbone.8")
-    assert output_of(student, "backbone.3", batch_of()["labelled"].images).shape == (6, 8)
+    assert layer_output(student, "backbone.3", batch_of()["labelled"].images).shape == (6, 8)
     with pytest.raises(UserError, match=r"strategy.hints.student=backbone.77: no such layer; .* backbone.2, backbone."):
-        FromHints(student, teacher, hints=Hints(student="backbone.77"))
+        HintTraining(student, teacher, hints=Hints(student="backbone.77"))
     small = MLP(spec_of(), width=8, depth=1)
     with pytest.raises(UserError, match=r"no such layer; there are backbone.0, .*, backbone.3$"):
-        FromHints(small, teacher, hints=Hints(student="backbone.77"))
+        HintTraining(small, teacher, hints=Hints(student="backbone.77"))
 
 
 @pytest.mark.parametrize(
@@ -336,23 +343,23 @@ def test_a_hint_may_go_from_maps_to_vectors_and_layers_that_are_not_there_are_to
 def test_the_middle_of_a_network_is_that_of_its_layers_however_they_are_wrapped(make, expected):
     with torch.device("meta"):
         network = make()
-        assert middle(network) == expected
+        assert middle_layer(network) == expected
         spec = network.spec
         images = torch.zeros(2, spec.channels, spec.image_size, spec.image_size, dtype=torch.uint8)
-        assert output_of(network.eval(), expected, images).shape[0] == 2
+        assert layer_output(network.eval(), expected, images).shape[0] == 2
 
 
 @pytest.mark.parametrize("make", [lambda: Perceptron(spec_of()), lambda: MLP(spec_of(), width=8, depth=1)])
 def test_a_network_of_fewer_than_two_layers_has_no_middle(make):
     with pytest.raises(UserError, match=r"the backbone of \w+ has [01] layers with weights, and no middle"):
-        middle(make())
+        middle_layer(make())
 
 
 def test_the_way_to_a_layer_leaves_what_lies_above_it_as_it_was():
     torch.manual_seed(0)
     network, images = SmallVGG(spec_of(), width=0.25).train(), batch_of()["labelled"].images
     before = state_of(network)
-    output_of(network, "backbone.3", images).sum().backward()
+    layer_output(network, "backbone.3", images).sum().backward()
     moved = {name for name, value in network.state_dict().items() if not torch.equal(before[name], value)}
     assert moved == {f"backbone.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
     assert {name for name, p in network.named_parameters() if p.grad is not None} == {
@@ -362,16 +369,16 @@ def test_the_way_to_a_layer_leaves_what_lies_above_it_as_it_was():
     network.backbone.unused = torch.nn.Linear(2, 2)
     network.features = lambda images: None
     with pytest.raises(UserError, match="backbone.unused of SmallVGG is not used as a whole; name another layer"):
-        output_of(network, "backbone.unused", images)
+        layer_output(network, "backbone.unused", images)
 
 
 def test_a_teacher_answers_in_its_own_precision_whatever_the_step_around_it_computes_in():
     torch.manual_seed(0)
     teacher, images = Teacher([SmallVGG(spec_of(), width=0.25)]), batch_of()["labelled"].images
-    expected, hint = teacher(images), teacher.output_of("backbone.3", images)
+    expected, hint = teacher(images), teacher.layer_output("backbone.3", images)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(teacher(images), expected)
-        assert torch.equal(teacher.output_of("backbone.3", images), hint)
+        assert torch.equal(teacher.layer_output("backbone.3", images), hint)
 
 
 def plan_of(*overrides: str, pool: bool = True):
@@ -418,7 +425,7 @@ def test_a_teacher_may_answer_to_images_without_labels_too():
 
 
 def test_given_teachers_are_not_trained():
-    _, plan, _ = plan_of("strategy.teachers=[a, b/c]", "strategy.answers=passes", "strategy.control=false")
+    _, plan, _ = plan_of("strategy.teachers=[a, b/c]", "strategy.teacher_logits=passes", "strategy.control=false")
     assert [stage.name for stage in plan] == ["student"]
     assert plan[0].teaching.networks == (Path("a"), Path("b/c")) and plan[0].teaching.views is None
     with pytest.raises(UserError, match="strategy.hints: 2 teachers give no one hint"):
@@ -569,8 +576,8 @@ def test_nearest_neighbours_are_no_teacher_that_is_trained():
         ("strategy=teacher_student", "model@strategy.teacher=lenet5", "data.labels_per_class=3"),
         ("strategy.hints={}",),
         ("strategy.images=all", "strategy.hints={}", "data.labels_per_class=3"),
-        ("strategy.decoupled={}", "strategy.answers=live"),
-        ("strategy.labels=hard", "optimizer.ema_decay=0.9"),
+        ("strategy.decoupled={}", "strategy.teacher_logits=live"),
+        ("strategy.target_type=hard", "optimizer.ema_decay=0.9"),
     ],
     ids=["teacher_student", "hints", "all images", "decoupled, live", "hard, averaged"],
 )

@@ -92,8 +92,8 @@ MORE_RECIPES = {
     "cutmix and mixup": MIXED,
     "class weights": (*SMALL, "data.balance=weights"),
     "fewer validation images than processes": (*SMALL, "data.labels_per_class=5", "data.validation=outside:1"),
-    "answers to views": (*SMALL, *TAUGHT, "strategy.views=2"),
-    "live answers": (*SMALL, *TAUGHT, "strategy.answers=live"),
+    "answers to views": (*SMALL, *TAUGHT, "strategy.cached_views=2"),
+    "live answers": (*SMALL, *TAUGHT, "strategy.teacher_logits=live"),
     "hints": (*SMALL, *TAUGHT, "+strategy.hints={}"),
     "mean teacher": (*SMALL, "strategy=mean_teacher", "data.labels_per_class=3", "strategy.control=false"),
     "forgetting": (*VALIDATED, *TASKS),
@@ -328,12 +328,12 @@ def test_a_signal_outside_of_training_stops_both(outputs, by, where, capfd):
     """What one is told while they label, or while one of them tests and the other waits, both follow."""
 
     def before(rank: int) -> None:
-        from tutelage.runs import labelling, measuring, runner
+        from tutelage.runs import evaluate, label, runner
 
         module, name = {
-            "labelling": (labelling, "fill"),
-            "testing": (measuring, "answers"),
-            "the table": (labelling, "write_table"),
+            "labelling": (label, "fill"),
+            "testing": (evaluate, "answers"),
+            "the table": (label, "write_table"),
         }[where]
         real = getattr(module, name)
 
@@ -344,14 +344,14 @@ def test_a_signal_outside_of_training_stops_both(outputs, by, where, capfd):
 
         setattr(module, name, send)
         if where != "labelling" and rank == by == 1:  # it waits meanwhile for the first one
-            told, sent = runner.Run.answer, []
+            told, sent = runner.RunContext.answer, []
 
             def answer(self):
                 if self.plan and self.record.content.get("stages") and not sent:
                     sent.append(os.kill(os.getpid(), signal.SIGTERM))
                 told(self)
 
-            runner.Run.answer = answer
+            runner.RunContext.answer = answer
 
     assert ranks(outputs, *NOISY, before=before) == [128 + signal.SIGTERM] * 2
     told = capfd.readouterr().err
@@ -473,7 +473,7 @@ def test_of_those_that_ended_together_the_one_that_was_killed_counts():
 def test_signals_are_handed_on(before, monkeypatch):
     """Those that came before the processes were there too, in a batch job of SLURM."""
     from tutelage.app import launch
-    from tutelage.runs.cluster.signals import Signals, heed_from_the_start
+    from tutelage.runs.cluster.signals import Signals, defer_slurm_signals
 
     program = "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: exit(5)); print('ready', flush=True)"
     processes = [
@@ -485,7 +485,7 @@ def test_signals_are_handed_on(before, monkeypatch):
     monkeypatch.setenv("ENVIRONMENT", "BATCH")
     numbers = (signal.SIGUSR1, signal.SIGTERM)
     handlers = {number: signal.getsignal(number) for number in numbers}
-    heed_from_the_start()
+    defer_slurm_signals()
     if before:
         os.kill(os.getpid(), signal.SIGUSR1)
     noting = signal.getsignal(signal.SIGUSR1)

@@ -11,13 +11,13 @@ from test_models import spec_of
 from test_resume import killed_after
 from tutelage.config import FixMatchConfig
 from tutelage.config.compose import compose
-from tutelage.data import UNKNOWN, Shown, Training, split
-from tutelage.data.loading.batches import StepBatches
+from tutelage.data import UNKNOWN, StageData, StreamBatch, split
+from tutelage.data.loading.batches import TrainDataset
 from tutelage.data.source import WholeImages
 from tutelage.errors import UserError
 from tutelage.models import LeNet5
 from tutelage.randomness import Key
-from tutelage.strategies import Fit, stages
+from tutelage.strategies import TrainStage, stages
 from tutelage.strategies.fixmatch import FixMatch
 
 SHARED = (  # with every strategy that learns from a pool
@@ -36,7 +36,7 @@ def recipe(threshold: float = 0.0, weight: float = 1.0) -> FixMatchConfig:
     return FixMatchConfig(name="fixmatch", threshold=threshold, weight=weight)
 
 
-def batch(views: int = 1, labelled: int = 4, pool: int = 6) -> dict[str, Shown]:
+def batch(views: int = 1, labelled: int = 4, pool: int = 6) -> dict[str, StreamBatch]:
     generator = torch.Generator().manual_seed(0)
 
     def images(count: int) -> torch.Tensor:
@@ -44,8 +44,8 @@ def batch(views: int = 1, labelled: int = 4, pool: int = 6) -> dict[str, Shown]:
 
     targets = torch.randint(0, 10, (labelled,), generator=generator).repeat(views)
     return {
-        "labelled": Shown(images(views * labelled), targets),
-        "pool": Shown(images(2 * pool), torch.zeros(2 * pool)),
+        "labelled": StreamBatch(images(views * labelled), targets),
+        "pool": StreamBatch(images(2 * pool), torch.zeros(2 * pool)),
     }
 
 
@@ -72,7 +72,7 @@ def test_by_hand_the_loss_is_equations_3_and_4_in_one_forward(views, counted):
     torch.testing.assert_close(parts["loss_labelled"], on_labelled.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(parts["loss_pool"], on_pool.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(parts["loss"], on_labelled + 3 * on_pool, rtol=1e-6, atol=1e-6)
-    assert parts["sure"].item() == pytest.approx(counted / 6)
+    assert parts["mask_rate"].item() == pytest.approx(counted / 6)
 
 
 def test_no_gradient_comes_by_way_of_the_weak_view():
@@ -101,8 +101,8 @@ def test_the_control_takes_as_many_steps_on_the_labels_alone():
     _, plan = plan_of("data.batch_size=8", labels_per_class=3)
     matched, control = plan
     assert [stage.name for stage in plan] == ["fixmatch", "control"]
-    assert isinstance(matched, Fit)
-    assert isinstance(control, Fit)
+    assert isinstance(matched, TrainStage)
+    assert isinstance(control, TrainStage)
     assert (matched.steps, matched.epoch_steps, matched.model) == (control.steps, control.epoch_steps, control.model)
     assert control.control
     assert [stream.name for stream in control.streams({})] == ["labelled"]
@@ -120,8 +120,8 @@ def test_the_pools_batch_is_each_images_weak_view_and_then_its_strong_one(augmen
     images = generator.integers(0, 256, (128, 28, 28, 1), dtype=np.uint8)
     _, pool = matched.streams({})
     views = config.augmentation
-    training = Training([pool], views.transforms, lambda name: Key(0, "fixmatch", name), 2, strong=views.strong)
-    batches = StepBatches(WholeImages(images), training, (28, 28, 1))
+    training = StageData([pool], views.transforms, lambda name: Key(0, "fixmatch", name), 2, strong=views.strong)
+    batches = TrainDataset(WholeImages(images), training, (28, 28, 1))
     shown = batches[0]["pool"]
     weak, strong = shown.images.chunk(2)
     assert len(shown.targets) == len(shown.images) == 2 * 56

@@ -19,9 +19,9 @@ from test_data import data_config, write_images
 from tutelage.config import DataConfig
 from tutelage.data import UNKNOWN, fingerprint, split
 from tutelage.data import image_files as files_module
-from tutelage.data import scan as scan_module
 from tutelage.data.datasets.huggingface import hugging_face, saved_as
 from tutelage.data.datasets.image_files import image_files
+from tutelage.data.files import scan as scan_module
 from tutelage.data.files.decoding import BadImage, complaint, read_pixels
 from tutelage.data.files.listing import list_folder, list_table
 from tutelage.errors import UserError

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from conftest import command, forked, only_run, outcome, run
-from tutelage.data import LabelStore, labels_in, shard_files
+from tutelage.data import LabelStore, read_labels, shard_files
 from tutelage.errors import UserError
-from tutelage.models import load_classifier, viewed
+from tutelage.models import load_classifier, tta_probabilities
 from tutelage.models.tta_views import shifted
 from tutelage.runs import stored_config
 from tutelage.runs.folder import RunFolder
@@ -55,9 +55,9 @@ def shards(folder: Path) -> dict[str, bytes]:
 
 
 def join(folder: Path) -> int:
-    from tutelage.runs import joining
+    from tutelage.runs import label_worker
 
-    return joining.join(folder, {}, Observer())
+    return label_worker.join(folder, {}, Observer())
 
 
 def test_by_hand_a_shift_moves_the_image_and_repeats_its_edge():
@@ -75,7 +75,7 @@ def test_probabilities_are_the_mean_over_different_views(views, count):
         shown.append(view)
         return view.float()[:, 0, 0, :5]
 
-    found = viewed(network, images, views)
+    found = tta_probabilities(network, images, views)
     assert len(shown) == count
     assert len({view.numpy().tobytes() for view in shown}) == count
     assert (shown[0] == images).all()
@@ -97,7 +97,7 @@ def test_the_store_holds_what_the_teacher_answers_to_the_pool_as_it_is(finished)
     images = torch.from_numpy(data.source.images[data.splits.pool]).permute(0, 3, 1, 2)
     with torch.inference_mode():
         expected = teacher(images).softmax(dim=1).numpy()
-    labels = labels_in(folder / STAGE)
+    labels = read_labels(folder / STAGE)
     assert labels.count == len(data.splits.pool) == POOL
     assert labels[np.arange(POOL)] == pytest.approx(expected, abs=5e-4)
 
@@ -107,16 +107,16 @@ def test_the_second_round_says_how_many_labels_changed(finished):
     entries = {entry["name"]: entry for entry in json.loads((folder / "run.json").read_text())["stages"]}
     assert "pool/changed" not in entries["labels-1"]["result"]
     places = sorted(folder.glob("stages/*-labels-*"))
-    first, second = (labels_in(place).answers for place in places)
+    first, second = (read_labels(place).answers for place in places)
     assert entries["labels-2"]["result"]["pool/changed"] == pytest.approx((first != second).mean(), abs=1e-6)
     assert json.loads((places[1] / "round.json").read_text())["changed"] == (first != second).sum()
 
 
 def test_views_are_averaged_and_belong_to_what_the_labels_are(finished, tmp_path):
-    assert run(tmp_path, *TINY, "strategy.views=mirrored") == 0
+    assert run(tmp_path, *TINY, "strategy.tta_views=mirrored") == 0
     plain, mirrored = (only_run(outputs) / STAGE for outputs in (finished, tmp_path))
     assert json.loads((mirrored / "labels/about.json").read_text())["views"] == "mirrored"
-    assert np.abs(labels_in(plain)[np.arange(50)] - labels_in(mirrored)[np.arange(50)]).max() > 0.01
+    assert np.abs(read_labels(plain)[np.arange(50)] - read_labels(mirrored)[np.arange(50)]).max() > 0.01
 
 
 def killed_at(shard: int) -> Callable[[], None]:
@@ -275,9 +275,9 @@ def test_a_helper_on_another_kind_of_device_is_told_so(copied, monkeypatch):
 
 def test_a_teacher_whose_answers_are_no_numbers_is_one_line(outputs, capfd):
     def diverge() -> None:
-        from tutelage.runs import labelling
+        from tutelage.runs import label
 
-        labelling.viewed = lambda network, images, views: torch.full((len(images), 10), torch.nan)
+        label.tta_probabilities = lambda network, images, views: torch.full((len(images), 10), torch.nan)
 
     def work() -> int:
         from tutelage.app.job import execute

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from conftest import forked
 from test_data import source_of
-from tutelage.data import ROUND, TABLE, Labels, LabelStore, Rules, labels_in, select, write_round, write_table
+from tutelage.data import ROUND, TABLE, Labels, LabelStore, Rules, read_labels, select, write_summary, write_table
 from tutelage.data.loading.batches import EVALUATION_BATCH
 from tutelage.data.pseudo_labels.labels import SHARD, shard_files, shard_size
 from tutelage.errors import UserError
@@ -48,7 +48,7 @@ def everything(labels: Labels) -> np.ndarray:
 def test_labels_come_back_as_they_were_given(tmp_path):
     probabilities = drawn()
     filled(tmp_path, probabilities)
-    labels = labels_in(tmp_path)
+    labels = read_labels(tmp_path)
     assert everything(labels) == pytest.approx(probabilities, abs=5e-4)
     assert everything(labels).sum(axis=1) == pytest.approx(np.ones(COUNT), abs=1e-6)
     assert (labels.answers == probabilities.argmax(axis=1)).all()
@@ -62,7 +62,7 @@ def test_above_128_classes_the_largest_stay_and_the_others_share_the_rest(tmp_pa
     filled(tmp_path, probabilities)
     stored = np.load(shard_files(tmp_path, 600)[0], allow_pickle=False)
     assert stored.itemsize == 33 * 2 + 32 * 2
-    found = everything(labels_in(tmp_path))
+    found = everything(read_labels(tmp_path))
     top = np.argsort(-probabilities, axis=1)[:, :32]
     expected = np.take_along_axis(probabilities, top, axis=1)
     assert np.take_along_axis(found, top, axis=1) == pytest.approx(expected, abs=1e-3)
@@ -70,12 +70,12 @@ def test_above_128_classes_the_largest_stay_and_the_others_share_the_rest(tmp_pa
     np.put_along_axis(rest, top, np.nan, axis=1)
     assert np.nansum(rest, axis=1) == pytest.approx(1 - expected.sum(axis=1), abs=2e-3)
     assert np.nanmax(rest, axis=1) == pytest.approx(np.nanmin(rest, axis=1))
-    assert (labels_in(tmp_path).answers == probabilities.argmax(axis=1)).all()
+    assert (read_labels(tmp_path).answers == probabilities.argmax(axis=1)).all()
 
 
 def test_a_certain_answer_can_be_stored(tmp_path):
     filled(tmp_path, np.eye(4, dtype=np.float32))
-    assert everything(labels_in(tmp_path)) == pytest.approx(np.eye(4), abs=1e-30)
+    assert everything(read_labels(tmp_path)) == pytest.approx(np.eye(4), abs=1e-30)
 
 
 @given(st.integers(1, 1 << 26))
@@ -190,7 +190,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
 def test_no_labels_are_one_line(tmp_path):
     with pytest.raises(UserError, match="no labels here; the run's command makes them again"):
-        labels_in(tmp_path)
+        read_labels(tmp_path)
 
 
 def _work(folder: Path, slow: float) -> None:
@@ -226,7 +226,7 @@ def test_many_processes_of_which_some_are_killed_leave_what_one_leaves(tmp_path)
 
 
 def test_reading_at_random_holds_a_small_part_of_the_store(tmp_path, monkeypatch):
-    from tutelage.data import labels as labels_module
+    from tutelage.data.pseudo_labels import labels as labels_module
 
     count = 400_000
     filled(tmp_path, drawn(SHARD // 16, 64).repeat(count // (SHARD // 16) + 1, axis=0)[:count])
@@ -237,7 +237,7 @@ def test_reading_at_random_holds_a_small_part_of_the_store(tmp_path, monkeypatch
         return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Rss"))
 
     monkeypatch.setattr(labels_module, "MOST_TOUCHED", 64)
-    labels, generator = labels_in(tmp_path), np.random.default_rng(0)
+    labels, generator = read_labels(tmp_path), np.random.default_rng(0)
     labels[generator.integers(0, count, 64)]
     before = mapped()
     for turn in range(200):
@@ -246,10 +246,10 @@ def test_reading_at_random_holds_a_small_part_of_the_store(tmp_path, monkeypatch
 
 
 def test_few_shards_are_mapped_at_once_and_answers_stay_the_same(tmp_path, monkeypatch):
-    from tutelage.data import labels as labels_module
+    from tutelage.data.pseudo_labels import labels as labels_module
 
     filled(tmp_path, drawn(COUNT * 10))
-    expected, labels = everything(labels_in(tmp_path)), labels_in(tmp_path)
+    expected, labels = everything(read_labels(tmp_path)), read_labels(tmp_path)
     monkeypatch.setattr(labels_module, "MOST_MAPS", 3)
     files = len(list(Path("/proc/self/fd").iterdir()))
     some = np.random.default_rng(0).integers(0, COUNT * 10, 400)
@@ -293,7 +293,7 @@ def test_a_round_counts_what_the_table_holds(tmp_path, told, monkeypatch):
     monkeypatch.setattr(selection, "AT_ONCE", 90)
     source, pool, labels, chosen = told
     before = Labels.of(np.roll(drawn(1000, 4), 1, axis=0))
-    result = write_round(tmp_path, source, pool, labels, chosen, before)
+    result = write_summary(tmp_path, source, pool, labels, chosen, before)
     found = json.loads((tmp_path / ROUND).read_text())
     answers, truth, certainty = labels.answers, source.labels[pool], labels.certainty
     times = np.bincount(chosen.entries, minlength=1000)
@@ -326,7 +326,7 @@ def test_a_round_counts_what_the_table_holds(tmp_path, told, monkeypatch):
 def test_where_truth_is_unknown_nothing_is_said_of_it(tmp_path, told):
     source, pool, labels, chosen = told
     source.labels[pool] = -1
-    result = write_round(tmp_path, source, pool, labels, chosen, None)
+    result = write_summary(tmp_path, source, pool, labels, chosen, None)
     found = json.loads((tmp_path / ROUND).read_text())
     assert "pool/right" not in result
     assert "pool/changed" not in result

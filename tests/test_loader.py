@@ -27,14 +27,15 @@ from conftest import forked, outcome, run
 from test_data import data_config
 from tutelage.augmentation import Pipeline
 from tutelage.config.compose import compose
-from tutelage.data import Stream, Training, data_module, pixels, streams
-from tutelage.data import pack as pack_module
+from tutelage.data import StageData, Stream, data_module
 from tutelage.data.datasets.image_files import FileImages, image_files
+from tutelage.data.files import decoding, packing
 from tutelage.data.files.decoding import BadImage, picture, read_pixels
 from tutelage.data.files.listing import list_folder
 from tutelage.data.files.packing import packed
-from tutelage.data.loading.batches import EVALUATION_BATCH, PlainBatches, StepBatches, worker_init
-from tutelage.data.loading.prefetch import AheadLoader, each_tensor
+from tutelage.data.loading import streams
+from tutelage.data.loading.batches import EVALUATION_BATCH, EvalDataset, TrainDataset, worker_init
+from tutelage.data.loading.prefetch import PrefetchLoader, map_tensors
 from tutelage.data.loading.shared_memory import Shared, Texts, cores
 from tutelage.data.source import ArrayImages, WholeImages, resized
 from tutelage.errors import UserError, complain
@@ -90,14 +91,14 @@ def folder_config(root: str, **changes):
     return data_config(**{"_target_": "tutelage.data.ImageFolder", **own, **changes})
 
 
-def training(count: int, batch: int = 8, steps: int = 4, transforms=(CROP, FLIP), strong=(), indices=None) -> Training:
+def training(count: int, batch: int = 8, steps: int = 4, transforms=(CROP, FLIP), strong=(), indices=None) -> StageData:
     indices = np.arange(count) if indices is None else indices
     stream = Stream("labelled", indices, np.arange(len(indices)) % 3, batch)
-    return Training([stream], list(transforms), partial(Key, 0, "s"), steps, strong=list(strong))
+    return StageData([stream], list(transforms), partial(Key, 0, "s"), steps, strong=list(strong))
 
 
-def step_batches(images, channels: int = 3, **options) -> StepBatches:
-    return StepBatches(images, training(len(images), **options), (SIDE, SIDE, channels))
+def step_batches(images, channels: int = 3, **options) -> TrainDataset:
+    return TrainDataset(images, training(len(images), **options), (SIDE, SIDE, channels))
 
 
 def equal(one, other) -> bool:
@@ -115,7 +116,7 @@ def test_a_batch_lies_in_one_piece_of_memory_and_holds_each_images_own_view():
         shown = dataset[step]["labelled"]
         assert shown.images.shape == (2 * 8, 3, SIDE, SIDE)
         assert shown.images.permute(0, 2, 3, 1).is_contiguous()
-        passes, entries, copies = streams.Draws(training(30).streams[0], KEY).at(step)
+        passes, entries, copies = streams.StreamSampler(training(30).streams[0], KEY).at(step)
         for place, (pass_, entry, copy) in enumerate(zip(passes, entries, copies, strict=True)):
             index = 29 - entry
             alone = view(array[index], pass_, index, copy)
@@ -147,7 +148,7 @@ def test_evaluation_sees_the_images_in_their_order_whatever_holds_them():
     array, labels = noise(EVALUATION_BATCH + 10), np.arange(EVALUATION_BATCH + 10)
     indices = np.random.default_rng(0).permutation(labels)[: EVALUATION_BATCH + 5]
     for images in (WholeImages(array), ArrayImages([array[:100], array[100:]], SIDE, 3)):
-        batches = PlainBatches(images, labels, indices)
+        batches = EvalDataset(images, labels, indices)
         assert len(batches) == 2
         found = [batches[0], batches[1]]
         assert (torch.cat([batch.indices for batch in found]).numpy() == indices).all()
@@ -184,14 +185,14 @@ def test_a_long_pass_shows_every_image_once_though_its_order_is_made_in_parts(co
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streams, "PART", 16)
         stream = Stream("pool", np.arange(count), np.zeros(count, dtype=np.int64), batch, np.arange(count) % 4)
-        draws = streams.Draws(stream, Key(seed, "s", "pool"))
+        draws = streams.StreamSampler(stream, Key(seed, "s", "pool"))
         shown = np.concatenate([draws.at(step) for step in range(-(-2 * count // batch))], axis=1)[:, : 2 * count]
         for pass_, part in enumerate(np.split(shown, 2, axis=1)):
             assert (part[0] == pass_).all()
             assert sorted(part[1]) == list(range(count))
             assert (part[2] == part[1] % 4).all()
         assert (shown[1, :count] != shown[1, count:]).any()
-        assert np.array_equal(draws.at(3), streams.Draws(stream, Key(seed, "s", "pool")).at(3))
+        assert np.array_equal(draws.at(3), streams.StreamSampler(stream, Key(seed, "s", "pool")).at(3))
 
 
 # memory
@@ -223,7 +224,7 @@ def test_workers_are_sent_handles_not_copies(tmp_path):
         step_batches(WholeImages(mapped(tmp_path, array))),
         step_batches(ArrayImages([array], SIDE, 3)),
         step_batches(FileImages(paths, folder_config("/somewhere"))),
-        PlainBatches(WholeImages(array), np.arange(20_000), np.arange(20_000)),
+        EvalDataset(WholeImages(array), np.arange(20_000), np.arange(20_000)),
         long,
     ):
         assert len(ForkingPickler.dumps(thing)) < 10_000  # bytes
@@ -254,13 +255,13 @@ def test_a_worker_that_is_started_anew_gives_the_same_batches(tmp_path):
 
 def test_what_a_run_gives_its_workers_can_be_sent_to_ones_that_are_started_anew(tmp_path):
     def check() -> None:
-        shown = StepBatches.__getitem__
+        shown = TrainDataset.__getitem__
 
         def send(self, step):
             assert len(ForkingPickler.dumps(self)) < 10_000  # bytes; the images alone are a million
             return shown(self, step)
 
-        StepBatches.__getitem__ = send
+        TrainDataset.__getitem__ = send
 
     overrides = ["model=mlp", "model.width=4", "schedule.epochs=null", "schedule.steps=2", "data.num_workers=0"]
     resource_sharer.stop()  # what hands out shared memory here would be asked for it by the fork
@@ -320,7 +321,7 @@ def turned(image: np.ndarray, orientation: int) -> bytes:
 @pytest.mark.parametrize("size", [(50, 75), (33, 17), (8, 8), (1, 3)])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}], ids=str)
 def test_a_jpegs_pixels_are_pillows_to_the_bit(size, options, monkeypatch):
-    monkeypatch.delattr(pixels, "_by_pillow")
+    monkeypatch.delattr(decoding, "_by_pillow")
     image = photograph(*size)
     contents = [jpeg(image, quality=quality, subsampling=s, **options) for quality in (50, 95) for s in (0, 1, 2)]
     contents += [jpeg(image[..., 0], **options), jpeg(image, keep_rgb=True, **options)]
@@ -431,7 +432,7 @@ def test_random_crops_are_cut_from_the_whole_image_of_a_file_and_evaluation_sees
     whole = [np.asarray(Image.open(entry.path)) for entry in listing.entries]
     shown = step_batches(images, batch=len(images))[0]["labelled"].images.permute(0, 2, 3, 1).numpy()
     view = Pipeline([CROP, FLIP], KEY)
-    entries = streams.Draws(training(len(images), batch=len(images)).streams[0], KEY).at(0).entries
+    entries = streams.StreamSampler(training(len(images), batch=len(images)).streams[0], KEY).at(0).entries
     for place, index in enumerate(entries):
         assert (shown[place] == view(whole[index], 0, index)).all()
         assert (images[index] == resized(whole[index], SIDE)).all()
@@ -520,13 +521,13 @@ def refuse(monkeypatch) -> None:
 def test_evaluation_from_a_pack_is_evaluation_from_the_files(cache, root, channels):
     changes = {"channels": channels, "mean": [0.3] * channels, "std": [0.3] * channels}
     files, pack = source_of(root, **changes), source_of(root, pack=True, **changes)
-    assert isinstance(pack.images, np.memmap)
-    assert pack.images.shape == (18, SIDE, SIDE, channels)
-    assert all((pack.images[index] == files.images[index]).all() for index in range(18))
+    assert isinstance(packing.images, np.memmap)
+    assert packing.images.shape == (18, SIDE, SIDE, channels)
+    assert all((packing.images[index] == files.images[index]).all() for index in range(18))
     for name in ("labels", "train", "val", "test"):
         assert (getattr(pack, name) == getattr(files, name)).all()
-    shown = step_batches(WholeImages(pack.images), channels)[0]["labelled"].images
-    squares = step_batches(WholeImages(np.array(pack.images)), channels)[0]["labelled"].images
+    shown = step_batches(WholeImages(packing.images), channels)[0]["labelled"].images
+    squares = step_batches(WholeImages(np.array(packing.images)), channels)[0]["labelled"].images
     assert torch.equal(shown, squares)  # crops are cut from the squares
 
 
@@ -771,11 +772,14 @@ def test_a_run_on_files_is_the_same_with_workers_from_a_pack_and_stopped(root, t
 
 
 def test_each_tensor_of_a_batch_is_reached_and_its_shape_kept():
-    from tutelage.data import Plain, Shown
+    from tutelage.data import EvalBatch, StreamBatch
 
-    batch = {"labelled": Shown(torch.ones(2), torch.zeros(1)), "pool": Plain(*(torch.ones(n) for n in (1, 2, 3)))}
-    twice = each_tensor(batch, lambda tensor: 2 * tensor)
-    assert type(twice["pool"]) is Plain
+    batch = {
+        "labelled": StreamBatch(torch.ones(2), torch.zeros(1)),
+        "pool": EvalBatch(*(torch.ones(n) for n in (1, 2, 3))),
+    }
+    twice = map_tensors(batch, lambda tensor: 2 * tensor)
+    assert type(twice["pool"]) is EvalBatch
     assert twice["labelled"].images.tolist() == [2, 2]
     assert [len(part) for part in twice["pool"]] == [1, 2, 3]
 
@@ -788,7 +792,7 @@ def test_batches_arrive_on_the_gpu_one_ahead_whole_and_in_order(workers):
     def work() -> int:
         dataset = step_batches(WholeImages(noise(300)), batch=256, steps=20)
         device = torch.device("cuda", 0)
-        loader = AheadLoader(dataset, device, batch_size=None, num_workers=workers, worker_init_fn=worker_init)
+        loader = PrefetchLoader(dataset, device, batch_size=None, num_workers=workers, worker_init_fn=worker_init)
         assert len(loader) == 20
         busy = torch.rand(2000, 2000, device=device)
         for _ in range(2):

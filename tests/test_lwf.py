@@ -20,23 +20,23 @@ from test_resume import killed_after
 from tutelage.app.job import execute
 from tutelage.config import OptimizerConfig, SchedulerConfig
 from tutelage.config.compose import compose
-from tutelage.data import Plain, Shown, split
+from tutelage.data import EvalBatch, StreamBatch, split
 from tutelage.errors import UserError
 from tutelage.models import (
     UNLEARNED,
+    FineTuning,
     Heads,
     ImageClassifier,
     ImageSpec,
     Recipe,
-    Tuning,
     answers,
+    compute_task_metrics,
     load_classifier,
     make_classifier,
-    measure_tasks,
     save_classifier,
 )
 from tutelage.runs import run_path
-from tutelage.strategies import Fit, stages
+from tutelage.strategies import TrainStage, stages
 from tutelage.strategies.lwf import LwF
 from tutelage.terminal.table import forgotten, header, notes, rows
 
@@ -114,9 +114,9 @@ def test_a_head_that_cannot_be_replaced_is_an_error():
         make_classifier({"_target_": "tutelage.models.NearestNeighbours"}, replace(spec_of(), tasks=TASKS))
 
 
-def shown(task: int, recorded: torch.Tensor | None = None, count: int = 6) -> dict[str, Shown]:
+def shown(task: int, recorded: torch.Tensor | None = None, count: int = 6) -> dict[str, StreamBatch]:
     targets = torch.tensor(TASKS[task])[torch.arange(count) % len(TASKS[task])]
-    return {"labelled": Shown(images(count), targets, recorded)}
+    return {"labelled": StreamBatch(images(count), targets, recorded)}
 
 
 def test_the_loss_is_the_papers():
@@ -151,8 +151,8 @@ def test_soft_and_hard_targets_of_several_tasks_lose_the_same_and_weights_count(
     network.class_weights = torch.arange(1.0, 11.0)
     module = LwF(network, new=[0, 1])
     targets = torch.tensor([3, 0, 1, 5, 2, 3])
-    hard = module.training_step({"labelled": Shown(images(6), targets)}, 0)
-    soft = module.training_step({"labelled": Shown(images(6), functional.one_hot(targets, 10).float())}, 0)
+    hard = module.training_step({"labelled": StreamBatch(images(6), targets)}, 0)
+    soft = module.training_step({"labelled": StreamBatch(images(6), functional.one_hot(targets, 10).float())}, 0)
     torch.testing.assert_close(hard["loss"], soft["loss"])
     assert hard["accuracy"] == soft["accuracy"]
     logits = network(images(6))
@@ -165,10 +165,10 @@ def test_soft_and_hard_targets_of_several_tasks_lose_the_same_and_weights_count(
     torch.testing.assert_close(hard["loss"], sum(by_hand) / 6)
 
 
-def changed_by(network: ImageClassifier, module: LwF, batch: dict[str, Shown], tuning: Tuning) -> set[str]:
+def changed_by(network: ImageClassifier, module: LwF, batch: dict[str, StreamBatch], tuning: FineTuning) -> set[str]:
     """Return the tensors that a few steps with weight decay change."""
     optimizer = OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.5)
-    network.learn_by(Recipe(optimizer, SchedulerConfig(name="constant"), 3, None, tuning))
+    network.configure_training(Recipe(optimizer, SchedulerConfig(name="constant"), 3, None, tuning))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     made = module.configure_optimizers()["optimizer"]
     module.train()
@@ -182,9 +182,9 @@ def changed_by(network: ImageClassifier, module: LwF, batch: dict[str, Shown], t
 @pytest.mark.parametrize(
     ("kept", "tuning", "backbone", "heads"),
     [
-        ((), Tuning(frozen_layers=None), False, {1}),
-        ((), Tuning(), True, {1}),
-        ((0,), Tuning(), True, {0, 1}),
+        ((), FineTuning(frozen_layers=None), False, {1}),
+        ((), FineTuning(), True, {1}),
+        ((0,), FineTuning(), True, {0, 1}),
     ],
     ids=["warm-up and feature extraction", "finetuning", "lwf"],
 )
@@ -200,7 +200,7 @@ def test_what_is_not_to_learn_stands_still_also_under_weight_decay(kept, tuning,
 def test_validation_sees_the_new_tasks_images_and_is_told_their_task():
     module = LwF(network_of(), new=[1], kept=[0])
     labels = torch.tensor([0, 1, 5, 3, 2, 9])
-    found = module.validation_step(Plain(images(6), labels, torch.arange(6)), 0)
+    found = module.validation_step(EvalBatch(images(6), labels, torch.arange(6)), 0)
     assert found["labels"].tolist() == [1, 5, 2]
     assert set(found["logits"].argmax(1).tolist()) <= {1, 5, 2}
 
@@ -209,8 +209,8 @@ def test_a_tasks_accuracy_is_among_its_own_classes():
     network = network_of()
     network.head.learn([0, 1])
     labels = torch.tensor([3, 0, 0, 1, 5, 2, 4, 7])
-    batch = Plain(images(8), labels, torch.arange(8))
-    found = measure_tasks(answers(network, [batch], torch.device("cpu")), network, "test")
+    batch = EvalBatch(images(8), labels, torch.arange(8))
+    found = compute_task_metrics(answers(network, [batch], torch.device("cpu")), network, "test")
     features = network.eval().features(batch.images)
     for number, task, of_task in ((1, (3, 0), slice(0, 3)), (2, (1, 5, 2), slice(3, 6))):
         given = torch.tensor(task)[network.head.each[number - 1](features)[of_task].argmax(1)]
@@ -226,7 +226,7 @@ def plan_of(*overrides: str):
 
 
 def test_the_stages_are_the_papers_and_each_comparison_takes_as_many_steps():
-    plan = {stage.name: stage for stage in plan_of() if isinstance(stage, Fit)}
+    plan = {stage.name: stage for stage in plan_of() if isinstance(stage, TrainStage)}
     own = ["task-1", "warm-up-2", "lwf-2", "warm-up-3", "lwf-3"]
     assert list(plan) == [
         *own,
@@ -253,7 +253,7 @@ def test_the_stages_are_the_papers_and_each_comparison_takes_as_many_steps():
 
 
 def test_answers_can_be_kept_for_all_passes_and_comparisons_left_out():
-    plan = plan_of("strategy.answers=passes", "strategy.compare=[]")
+    plan = plan_of("strategy.teacher_logits=passes", "strategy.compare=[]")
     assert [stage.name for stage in plan] == ["task-1", "warm-up-2", "lwf-2", "warm-up-3", "lwf-3"]
     assert plan[2].teaching.views is None
 

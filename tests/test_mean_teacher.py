@@ -17,13 +17,13 @@ from test_models import spec_of
 from test_resume import killed_after
 from tutelage.config import MeanTeacherConfig
 from tutelage.config.compose import compose
-from tutelage.data import Shown, Training, split
-from tutelage.data.loading.batches import StepBatches
+from tutelage.data import StageData, StreamBatch, split
+from tutelage.data.loading.batches import TrainDataset
 from tutelage.data.source import WholeImages
 from tutelage.errors import UserError
 from tutelage.models import LeNet5, load_classifier
 from tutelage.randomness import Key
-from tutelage.strategies import Fit, stages
+from tutelage.strategies import TrainStage, stages
 from tutelage.strategies.mean_teacher import MeanTeacher, decay_at, weight_at
 
 MEAN = ("strategy=mean_teacher", "model.dropout=0.3", "augmentation=affine_randaugment", *SHARED)
@@ -67,14 +67,17 @@ def module(config: MeanTeacherConfig, dropout: float = 0.0) -> MeanTeacher:
     return MeanTeacher(LeNet5(spec_of(), dropout=dropout), config, steps=10)
 
 
-def batch(labelled: int = 4, pool: int = 9) -> dict[str, Shown]:
+def batch(labelled: int = 4, pool: int = 9) -> dict[str, StreamBatch]:
     generator = torch.Generator().manual_seed(0)
 
     def images(count: int) -> torch.Tensor:
         return torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
 
     targets = torch.randint(0, 10, (labelled,), generator=generator).repeat(2)
-    return {"labelled": Shown(images(2 * labelled), targets), "pool": Shown(images(2 * pool), torch.zeros(2 * pool))}
+    return {
+        "labelled": StreamBatch(images(2 * labelled), targets),
+        "pool": StreamBatch(images(2 * pool), torch.zeros(2 * pool)),
+    }
 
 
 def test_by_hand_the_loss_is_classification_and_the_mean_squared_difference_of_probabilities():
@@ -114,8 +117,8 @@ def test_the_control_takes_as_many_steps_on_the_labels_alone():
     _, plan = plan_of("data.batch_size=8", labels_per_class=3)
     taught, control = plan
     assert [stage.name for stage in plan] == ["mean_teacher", "control"]
-    assert isinstance(taught, Fit)
-    assert isinstance(control, Fit)
+    assert isinstance(taught, TrainStage)
+    assert isinstance(control, TrainStage)
     assert (taught.steps, taught.epoch_steps, taught.model) == (control.steps, control.epoch_steps, control.model)
     assert control.control
     assert (taught.averages, control.averages) == (True, False)  # whose weights optimizer.ema_decay averages
@@ -129,8 +132,8 @@ def test_teacher_and_student_see_two_draws_of_the_same_images():
     images = np.random.default_rng(0).integers(0, 256, (128, 28, 28, 1), dtype=np.uint8)
 
     def shown(stream, transforms):
-        training = Training([stream], transforms, lambda name: Key(0, "mean_teacher", name), 2)
-        return StepBatches(WholeImages(images), training, (28, 28, 1))[1][stream.name].images
+        training = StageData([stream], transforms, lambda name: Key(0, "mean_teacher", name), 2)
+        return TrainDataset(WholeImages(images), training, (28, 28, 1))[1][stream.name].images
 
     for stream in taught.streams({}):
         theirs, ours = shown(stream, config.augmentation.transforms).chunk(2)

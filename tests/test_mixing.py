@@ -18,7 +18,7 @@ from test_resume import killed_after
 from tutelage.augmentation import Mixing, mixed, plan
 from tutelage.config import MixConfig
 from tutelage.config.compose import compose
-from tutelage.data import Plain, Shown, Stream, Training, data_module
+from tutelage.data import EvalBatch, StageData, Stream, StreamBatch, data_module
 from tutelage.errors import UserError
 from tutelage.models import accuracy
 from tutelage.randomness import Key
@@ -304,16 +304,16 @@ def test_by_hand_an_answer_is_as_right_as_its_class_weighs():
 STRONGER = [{"_target_": "tutelage.augmentation.RandAugment", "num_ops": 2, "magnitude": 20}]
 
 
-def training(mix: MixConfig | None, strong: list | None = None) -> Training:
+def training(mix: MixConfig | None, strong: list | None = None) -> StageData:
     labels = np.arange(40) % 10
     soft = np.random.default_rng(0).dirichlet(np.ones(10), 60).astype(np.float32)
     streams = [Stream("labelled", np.arange(40), labels, 5), Stream("pool", np.arange(40, 100), soft, 8)]
-    return Training(streams, [], lambda stream: Key(0, "student-1", stream), steps=6, mix=mix, strong=strong or [])
+    return StageData(streams, [], lambda stream: Key(0, "student-1", stream), steps=6, mix=mix, strong=strong or [])
 
 
 def batches(
     mix: MixConfig | None, workers: int = 0, done: int = 0, strong: list | None = None
-) -> list[dict[str, Shown]]:
+) -> list[dict[str, StreamBatch]]:
     """Return the batches of a stage as strategies see them."""
     module = data_module(compose(["data=digits", f"data.num_workers={workers}"]).data)
     module.training, module.trainer = training(mix, strong), SimpleNamespace(global_step=done)
@@ -325,7 +325,7 @@ def test_each_stream_is_mixed_within_itself_and_others_are_left_as_they_are():
     for step, (before, found) in enumerate(zip(plain, after, strict=True)):
         assert before["labelled"].targets.dtype == torch.int64
         for name, shown in found.items():
-            assert isinstance(shown, Shown)
+            assert isinstance(shown, StreamBatch)
             count, _, height, width = before[name].images.shape
             drawn = plan(config_of("mixup"), Key(0, "student-1", name), step, count, height, width)
             images, targets = mixed(*before[name][:2], drawn, 10)
@@ -357,7 +357,7 @@ def test_batches_of_evaluation_are_never_mixed():
     module = data_module(compose(["data=digits"]).data)
     module.training = training(CUTMIX)
     (batch, *_) = module.plain(np.arange(20))
-    assert isinstance(batch, Plain)
+    assert isinstance(batch, EvalBatch)
     assert module.on_after_batch_transfer(batch, 0) is batch
 
 

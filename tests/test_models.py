@@ -15,22 +15,22 @@ from tutelage.config.compose import compose, options
 from tutelage.errors import UserError
 from tutelage.models import (
     MLP,
-    Answers,
     ImageSpec,
     LeNet5,
+    Predictions,
     Recipe,
     ResNet,
     Timm,
+    compute_metrics,
     confusion,
     cross_entropy,
     load_classifier,
+    load_pretrained,
     make_classifier,
-    measure,
     save_classifier,
-    start_from,
     weight_hash,
 )
-from tutelage.models.base import make_optimizer, rate_at
+from tutelage.models.base import lr_factor, make_optimizer
 from tutelage.storage import write_checked
 
 
@@ -152,7 +152,7 @@ def test_norms_and_biases_are_not_decayed_and_frozen_parts_not_trained():
 
 def test_the_cosine_schedule_warms_up_and_ends_near_zero():
     recipe = Recipe(OptimizerConfig(name="sgd", lr=1.0), SchedulerConfig(name="cosine", warmup=0.1), steps=100)
-    rates = [rate_at(step, recipe) for step in range(101)]
+    rates = [lr_factor(step, recipe) for step in range(101)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5)
@@ -163,7 +163,7 @@ def test_the_cosine_schedule_warms_up_and_ends_near_zero():
 def test_the_step_schedule_falls_at_its_milestones():
     config = SchedulerConfig(name="step", milestones=[0.5, 0.75], factor=0.1)
     recipe = Recipe(OptimizerConfig(name="sgd", lr=1.0), config, steps=8)
-    assert [rate_at(step, recipe) for step in range(8)] == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert [lr_factor(step, recipe) for step in range(8)] == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 def test_metrics_are_scikit_learns():
@@ -172,8 +172,8 @@ def test_metrics_are_scikit_learns():
     probabilities = rng.dirichlet(np.ones(8), 500).astype(np.float32)
     probabilities[np.arange(500), labels] += 0.2
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    found = Answers(probabilities, labels, np.arange(500))
-    result = measure(found, [f"c{i}" for i in range(8)], "test")
+    found = Predictions(probabilities, labels, np.arange(500))
+    result = compute_metrics(found, [f"c{i}" for i in range(8)], "test")
     given = probabilities.argmax(axis=1)
     assert result["test/accuracy"] == pytest.approx(accuracy_score(labels, given), abs=1e-6)
     assert result["test/macro_f1"] == pytest.approx(f1_score(labels, given, average="macro"), abs=1e-6)
@@ -190,8 +190,8 @@ def test_metrics_are_scikit_learns():
 
 
 def test_top5_is_left_out_where_it_says_nothing():
-    found = Answers(np.eye(5, dtype=np.float32), np.arange(5), np.arange(5))
-    assert "test/top5" not in measure(found, list("abcde"), "test")
+    found = Predictions(np.eye(5, dtype=np.float32), np.arange(5), np.arange(5))
+    assert "test/top5" not in compute_metrics(found, list("abcde"), "test")
 
 
 def test_stored_weights_give_the_same_network_and_nothing_is_executed(tmp_path):
@@ -295,7 +295,7 @@ def test_timm_starts_from_a_local_weights_file(tmp_path, suffix, classes):
     file = tmp_path / f"weights.{suffix}"
     saved_weights(reference, file)
     network = Timm(spec_of(3, 32, classes), name="resnet10t").eval()
-    told = start_from(network, file)
+    told = load_pretrained(network, file)
     assert ("starts anew" in told) == (classes == 7)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     normalised = (images / 255 - 0.3) / 0.2
@@ -311,7 +311,7 @@ def test_weights_of_another_naming_fit_by_order(tmp_path):
     network, other = LeNet5(spec_of()), LeNet5(spec_of())
     renamed = {f"module.layer{n}": tensor for n, tensor in enumerate(other.state_dict().values())}
     torch.save({"state_dict": renamed}, tmp_path / "w.pth")
-    start_from(network, tmp_path / "w.pth")
+    load_pretrained(network, tmp_path / "w.pth")
     assert weight_hash(network) == weight_hash(other)
 
 
@@ -319,22 +319,22 @@ def test_our_own_checkpoints_are_weights_files(tmp_path):
     model = compose(["model=mlp", "model.width=4"]).model.arguments()
     network, other = make_classifier(model, spec_of()), make_classifier(model, spec_of())
     save_classifier(other, model, tmp_path / "final.ckpt")
-    start_from(network, tmp_path / "final.ckpt")
+    load_pretrained(network, tmp_path / "final.ckpt")
     assert weight_hash(network) == weight_hash(other)
 
 
 def test_weights_that_do_not_fit_are_refused_with_a_list(tmp_path):
     torch.save(LeNet5(spec_of(), width=2).state_dict(), tmp_path / "wide.pth")
     with pytest.raises(UserError, match=r"do not fit .* backbone.0.weight 6x1x5x5 against backbone.0.weight 12x1x5x5"):
-        start_from(LeNet5(spec_of()), tmp_path / "wide.pth")
+        load_pretrained(LeNet5(spec_of()), tmp_path / "wide.pth")
     torch.save({"a": 3}, tmp_path / "none.pth")
     with pytest.raises(UserError, match="holds no tensors by name"):
-        start_from(LeNet5(spec_of()), tmp_path / "none.pth")
+        load_pretrained(LeNet5(spec_of()), tmp_path / "none.pth")
     (tmp_path / "junk.pth").write_bytes(b"junk")
     with pytest.raises(UserError, match="cannot be read as weights"):
-        start_from(LeNet5(spec_of()), tmp_path / "junk.pth")
+        load_pretrained(LeNet5(spec_of()), tmp_path / "junk.pth")
     with pytest.raises(UserError, match="no such file"):
-        start_from(LeNet5(spec_of()), tmp_path / "nowhere.pth")
+        load_pretrained(LeNet5(spec_of()), tmp_path / "nowhere.pth")
 
 
 def test_a_run_starts_from_weights_and_its_name_follows_their_content(outputs, tmp_path):

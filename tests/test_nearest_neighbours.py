@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from conftest import forked, only_run, outcome, run
-from tutelage.data import Plain
+from tutelage.data import EvalBatch
 from tutelage.errors import UserError
 from tutelage.models import ImageSpec, NearestNeighbours, load_classifier, make_classifier, save_classifier
 from tutelage.models import nearest_neighbours as module
@@ -27,7 +27,7 @@ def spec_of(size: int = 8, classes: int = 4) -> ImageSpec:
 def batches(images: np.ndarray, labels: np.ndarray, size: int = 32):
     for start in range(0, len(images), size):
         some = slice(start, start + size)
-        yield Plain(torch.from_numpy(images[some]), torch.from_numpy(labels[some]), torch.arange(len(labels[some])))
+        yield EvalBatch(torch.from_numpy(images[some]), torch.from_numpy(labels[some]), torch.arange(len(labels[some])))
 
 
 def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

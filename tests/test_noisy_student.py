@@ -18,11 +18,11 @@ from test_models import spec_of
 from test_resume import killed_after
 from tutelage.config import NoisyStudentConfig, StudentConfig
 from tutelage.config.compose import compose
-from tutelage.data import UNKNOWN, Labels, Shown, split
+from tutelage.data import UNKNOWN, Labels, StreamBatch, split
 from tutelage.errors import UserError
 from tutelage.models import LeNet5, Teacher, load_classifier, make_classifier
 from tutelage.runs import identity, last_fit
-from tutelage.strategies import Fit, Label, NoisyStudent, stages
+from tutelage.strategies import NoisyStudent, PseudoLabelStage, TrainStage, stages
 from tutelage.strategies.noisy_student import LiveNoisyStudent
 
 
@@ -31,8 +31,8 @@ def test_the_loss_is_the_sum_of_both_cross_entropies_in_one_forward():
     student = LeNet5(spec_of())
     calls = []
     student.backbone.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
-    labelled = Shown(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (4,)))
-    pool = Shown(torch.randint(0, 256, (9, 1, 28, 28), dtype=torch.uint8), torch.rand(9, 10).softmax(1))
+    labelled = StreamBatch(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (4,)))
+    pool = StreamBatch(torch.randint(0, 256, (9, 1, 28, 28), dtype=torch.uint8), torch.rand(9, 10).softmax(1))
     parts = NoisyStudent(student).training_step({"labelled": labelled, "pool": pool}, 0)
     assert calls == [13]
     on_labelled = functional.nll_loss(student(labelled.images).log_softmax(1), labelled.targets)
@@ -47,23 +47,23 @@ def test_by_hand_live_labels_are_the_teachers_answers_to_the_images_as_they_are(
     torch.manual_seed(0)
     student, teacher = LeNet5(spec_of()), LeNet5(spec_of())
     plain, views = torch.randint(0, 256, (2, 6, 1, 28, 28), dtype=torch.uint8)
-    labelled = Shown(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (4,)))
-    pool = Shown(torch.cat([plain, views]), torch.full((12,), UNKNOWN))
+    labelled = StreamBatch(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (4,)))
+    pool = StreamBatch(torch.cat([plain, views]), torch.full((12,), UNKNOWN))
     logits = teacher(plain).detach()
     certainty = logits.softmax(1).amax(1)
     confidence = 0.0 if counted == 6 else float(certainty.sort().values[-counted] - 1e-6)
     told = functional.one_hot(logits.argmax(1), 10).float() if not soft else (logits / temperature).softmax(1)
     each = -(told * student(views).log_softmax(1)).sum(1)
     on_pool = each[certainty >= confidence].sum() / 6  # the mean is over all
-    changes = {"confidence": confidence, "soft_labels": soft, "temperature": temperature}
+    changes = {"confidence": confidence, "target_type": "soft" if soft else "hard", "temperature": temperature}
     recipe = NoisyStudentConfig(
-        name="noisy_student", students=[StudentConfig()], labels="live", balance=False, **changes
+        name="noisy_student", students=[StudentConfig()], label_source="live", balance=False, **changes
     )
     parts = LiveNoisyStudent(student, Teacher([teacher]), recipe).training_step({"labelled": labelled, "pool": pool}, 0)
     torch.testing.assert_close(parts["loss_pool"], on_pool.detach())
     on_labelled = functional.cross_entropy(student(labelled.images), labelled.targets)
     torch.testing.assert_close(parts["loss"], on_labelled + on_pool)
-    assert parts["sure"].item() == pytest.approx(counted / 6)
+    assert parts["mask_rate"].item() == pytest.approx(counted / 6)
     parts["loss"].backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
@@ -85,11 +85,11 @@ def test_the_stages_are_the_papers_and_then_the_control():
     students = "strategy.students=[{model:{width:2},length:2.0},{model:{width:3,dropout:0.5},length:1.0}]"
     config, plan = plan_of(students, "strategy.teacher_length=0.5", "data.batch_size=8")
     assert [stage.name for stage in plan] == ["teacher", "labels-1", "student-1", "labels-2", "student-2", "control"]
-    fits = {stage.name: stage for stage in plan if isinstance(stage, Fit)}
+    fits = {stage.name: stage for stage in plan if isinstance(stage, TrainStage)}
     assert {name: fit.steps for name, fit in fits.items()} == {
         "teacher": 5, "student-1": 20, "student-2": 10, "control": 35,
     }  # fmt: skip
-    assert [stage.teacher for stage in plan if isinstance(stage, Label)] == ["teacher", "student-1"]
+    assert [stage.teacher for stage in plan if isinstance(stage, PseudoLabelStage)] == ["teacher", "student-1"]
     assert fits["control"].model == fits["student-2"].model == config.grown(config.strategy.students[1])
     assert fits["control"].model.dropout == 0.5
     assert fits["student-1"].images_per_step == 8 + 24
@@ -100,8 +100,8 @@ def test_the_stages_are_the_papers_and_then_the_control():
 
 
 def test_each_round_labels_anew_and_knows_the_labels_before():
-    _, plan = plan_of("strategy.rounds=3", "strategy.views=mirrored")
-    labels = [stage for stage in plan if isinstance(stage, Label)]
+    _, plan = plan_of("strategy.rounds=3", "strategy.tta_views=mirrored")
+    labels = [stage for stage in plan if isinstance(stage, PseudoLabelStage)]
     assert [(one.teacher, one.before, one.views) for one in labels] == [
         ("teacher", None, "mirrored"), ("student-1", "labels-1", "mirrored"), ("student-2", "labels-2", "mirrored"),
     ]  # fmt: skip
@@ -111,7 +111,7 @@ def test_more_rounds_than_students_repeat_the_last_one_and_fewer_leave_some_out(
     students = "strategy.students=[{model:{width:1.5},length:2.0},{model:{width:2},length:1.0}]"
     for rounds, widths in ((1, [1.0, 1.5]), (2, [1.0, 1.5, 2.0]), (4, [1.0, 1.5, 2.0, 2.0, 2.0])):
         _, plan = plan_of(students, f"strategy.rounds={rounds}", "strategy.control=false")
-        assert [stage.model.width for stage in plan if isinstance(stage, Fit)] == widths
+        assert [stage.model.width for stage in plan if isinstance(stage, TrainStage)] == widths
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_more_rounds_than_students_repeat_the_last_one_and_fewer_leave_some_out(
         ("strategy.rounds=2", "strategy.rounds=3", False),
         ("strategy.until=validation", "strategy.rounds=null", False),
         ("strategy.start=teacher", "strategy.rounds=null", False),
-        ("strategy.soft_labels=false", "strategy.soft_labels=false strategy.temperature=2", True),
+        ("strategy.target_type=hard", "strategy.target_type=hard strategy.temperature=2", True),
     ],
 )
 def test_a_run_is_named_by_what_its_rounds_are_not_by_how_that_was_written(one, other, same):
@@ -178,7 +178,7 @@ def test_the_student_that_did_not_gain_is_neither_teacher_nor_finetuned_nor_the_
     results = {"teacher": {"val/accuracy": 0.5}, "student-1": {"val/accuracy": 0.6}, "student-2": {"val/accuracy": 0.4}}
     overrides = ("strategy.until=validation", students, finetune)
     _, plan = plan_of(*overrides, results=results, validation="outside:20")
-    fits = {stage.name: stage for stage in plan if isinstance(stage, Fit)}
+    fits = {stage.name: stage for stage in plan if isinstance(stage, TrainStage)}
     assert fits["finetune"].starts_from == "student-1"
     assert fits["finetune"].model == fits["control"].model == fits["student-1"].model
     assert fits["control"].steps == 10 + 10 + 10 + 5
@@ -187,11 +187,11 @@ def test_the_student_that_did_not_gain_is_neither_teacher_nor_finetuned_nor_the_
 def test_a_student_starts_from_scratch_or_from_its_teacher():
     for start, begins in (("scratch", [None, None, None, None]), ("teacher", [None, "teacher", "student-1", None])):
         _, plan = plan_of(f"strategy.start={start}")
-        assert [stage.starts_from for stage in plan if isinstance(stage, Fit)] == begins
+        assert [stage.starts_from for stage in plan if isinstance(stage, TrainStage)] == begins
 
 
 def test_live_labels_need_no_stage_and_the_whole_pool_is_shown_beside_its_views():
-    _, plan = plan_of("strategy.labels=live", "strategy.balance=false")
+    _, plan = plan_of("strategy.label_source=live", "strategy.balance=false")
     assert [stage.name for stage in plan] == ["teacher", "student-1", "student-2", "control"]
     student = plan[2]
     assert (student.teaching.networks, student.teaching.live) == ("student-1", True)
@@ -212,15 +212,21 @@ def test_the_finetune_sees_the_labels_as_they_are_at_its_own_size():
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        ("strategy.labels=live", "strategy.labels=live .* no classes to balance: set strategy.balance=false"),
-        ("strategy.labels=live strategy.balance=false strategy.views=mirrored", "goes with strategy.labels=stored"),
-        ("strategy.labels=live strategy.balance=false augmentation=weak_strong", r"augmentation.strong=\[\]"),
-        ("strategy.labels=live strategy.balance=false augmentation=mixup", "augmentation.mix=null"),
+        (
+            "strategy.label_source=live",
+            "strategy.label_source=live .* no classes to balance: set strategy.balance=false",
+        ),
+        (
+            "strategy.label_source=live strategy.balance=false strategy.tta_views=mirrored",
+            "goes with strategy.label_source=stored",
+        ),
+        ("strategy.label_source=live strategy.balance=false augmentation=weak_strong", r"augmentation.strong=\[\]"),
+        ("strategy.label_source=live strategy.balance=false augmentation=mixup", "augmentation.mix=null"),
         ("strategy.balance=false strategy.per_class=9", "strategy.per_class goes with strategy.balance=true"),
         ("strategy.start=teacher strategy.students=[{model:{width:2}}]", "strategy.start=teacher: .*start=scratch"),
         ("strategy.until=validation data.validation=none", "strategy.until=validation needs validation images"),
         ("strategy.finetune={image_size:20,length:1,lr_scale:0.1}", "strategy.finetune.image_size=20: .* 28 pixels"),
-        ("strategy.views=all", "strategy.*views"),
+        ("strategy.tta_views=all", "strategy.*tta_views"),
     ],
 )
 def test_what_does_not_go_together_is_said_in_a_line(overrides, told):
@@ -234,7 +240,7 @@ def test_until_validation_needs_validation_images():
         plan_of("strategy.until=validation")
 
 
-def make_network(fit: Fit):
+def make_network(fit: TrainStage):
     return make_classifier(fit.model.arguments(), spec_of())
 
 
@@ -353,7 +359,13 @@ def test_a_run_killed_before_it_wrote_down_that_a_student_is_rejected_does_so_la
 
 
 def test_a_killed_run_with_live_labels_that_starts_from_its_teacher_ends_with_the_same_weights(outputs, tmp_path):
-    live = (*TINY, "strategy.labels=live", "strategy.balance=false", "strategy.start=teacher", "strategy.rounds=1")
+    live = (
+        *TINY,
+        "strategy.label_source=live",
+        "strategy.balance=false",
+        "strategy.start=teacher",
+        "strategy.rounds=1",
+    )
     live = (*live, "augmentation=affine_randaugment", "strategy.confidence=0.1", "strategy.control=false")
     assert run(outputs, *live) == 0
     assert run(tmp_path, *live, before=killed_after("student-1", 2)) == -signal.SIGKILL

@@ -24,18 +24,18 @@ from test_data import write_images
 from test_image_files import rgb_config
 from tutelage.data import (
     UNKNOWN,
-    Draws,
+    StageData,
     Stream,
-    Training,
+    StreamSampler,
+    cache,
     fingerprint,
+    images,
+    index,
     placed,
-    shard_cache,
-    shard_images,
-    shard_index,
     shards,
 )
 from tutelage.data.datasets.image_files import LISTINGS, image_files
-from tutelage.data.loading.batches import PlainBatches, StepBatches
+from tutelage.data.loading.batches import EvalDataset, TrainDataset
 from tutelage.data.shards.pools import find_shards
 from tutelage.data.splits import split
 from tutelage.errors import UserError
@@ -170,7 +170,7 @@ def test_a_pack_of_the_files_goes_with_a_pool_of_shards(tmp_path):
     assert colours(source) == ALL_COLOURS
     everything = Stream("all", np.arange(len(source.labels)), source.labels, len(source.labels), blocks=source.blocks)
     crop = {"_target_": "albumentations.RandomCrop", "height": 8, "width": 8}
-    batches = StepBatches(source.images, Training([everything], [crop], partial(Key, 0, "all"), 1), (8, 8, 3))
+    batches = TrainDataset(source.images, StageData([everything], [crop], partial(Key, 0, "all"), 1), (8, 8, 3))
     shown = batches[0]["all"]
     assert shown.images.shape == (len(source.labels), 3, 8, 8)
     assert set(ALL_COLOURS) <= set(shown.images[:, 0, 0, 0].tolist())
@@ -206,7 +206,7 @@ def test_commands_run_only_where_they_are_allowed(tmp_path, monkeypatch):
 
 
 def test_a_streamed_pool_needs_room_for_a_few_shards_only(tmp_path, monkeypatch, cache):
-    monkeypatch.setattr(shard_cache, "KEPT", 2)
+    monkeypatch.setattr(cache, "KEPT", 2)
     log = tmp_path / "log"
     source = source_with(tmp_path, piped(tars(tmp_path / "pool"), log, monkeypatch))
     assert colours(source) == ALL_COLOURS
@@ -214,15 +214,15 @@ def test_a_streamed_pool_needs_room_for_a_few_shards_only(tmp_path, monkeypatch,
 
 
 def test_evaluation_reads_each_shard_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_cache, "KEPT", 1)
-    monkeypatch.setattr(shard_index, "AT_ONCE", 1)
+    monkeypatch.setattr(cache, "KEPT", 1)
+    monkeypatch.setattr(index, "AT_ONCE", 1)
     log = tmp_path / "log"
     source = source_with(tmp_path, piped(tars(tmp_path / "pool"), log, monkeypatch))
     for file in (tmp_path / "cache" / "tutelage" / "shards").iterdir():
         file.unlink()
     log.unlink()
     monkeypatch.setattr("tutelage.data.loading.batches.EVALUATION_BATCH", 4)
-    batches = PlainBatches(source.images, source.labels, source.unlabelled)
+    batches = EvalDataset(source.images, source.labels, source.unlabelled)
     found = [int(value) for number in range(len(batches)) for value in batches[number].images[:, 0, 0, 0]]
     assert found == ALL_COLOURS
     assert log.read_text().split() == [f"{shard:03}.tar" for shard in range(SHARDS)]
@@ -307,8 +307,8 @@ def test_images_that_cannot_be_read_are_named_by_shard_and_place(tmp_path, capsy
 
 def test_a_shard_is_read_and_tried_once_and_never_again(tmp_path, monkeypatch):
     tried = Counter()
-    real = shard_index.complaint
-    monkeypatch.setattr(shard_index, "complaint", lambda *args: tried.update(n=1) or real(*args))
+    real = index.complaint
+    monkeypatch.setattr(index, "complaint", lambda *args: tried.update(n=1) or real(*args))
     tars(tmp_path / "pool", 2)
     source_with(tmp_path, tmp_path / "pool")
     assert tried["n"] == 2 * EACH
@@ -324,7 +324,7 @@ def test_a_shard_is_read_and_tried_once_and_never_again(tmp_path, monkeypatch):
 
 
 def test_an_index_that_was_stopped_goes_on_with_the_other_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_index, "AT_ONCE", 1)
+    monkeypatch.setattr(index, "AT_ONCE", 1)
     config = config_of(tmp_path, tars(tmp_path / "pool"))
     found = find_shards(config.unlabelled)
 
@@ -336,28 +336,28 @@ def test_an_index_that_was_stopped_goes_on_with_the_other_shards(tmp_path, monke
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        shard_index.indexed(found, config, "here", stop)
+        index.indexed(found, config, "here", stop)
     shares = []
-    shard_index.indexed(found, config, "here", lambda what, share: shares.append((what, share)))
+    index.indexed(found, config, "here", lambda what, share: shares.append((what, share)))
     assert 1 <= len(shares) <= SHARDS - 2
     assert shares[-1][1] == 1.0
 
 
 def test_processes_that_index_one_pool_share_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_index, "AT_ONCE", 1)
+    monkeypatch.setattr(index, "AT_ONCE", 1)
     config = config_of(tmp_path, tars(tmp_path / "pool"))
-    found, tried, real = find_shards(config.unlabelled), Counter(), shard_index.complaint
+    found, tried, real = find_shards(config.unlabelled), Counter(), index.complaint
     other: list[int] = []
 
     def complaint(*args) -> str:
         tried.update(images=1)
         if not other:  # a second process begins while the first is in its first shard, and ends before it
             other.append(1)
-            shard_index.indexed(found, config, "here")
+            index.indexed(found, config, "here")
         return real(*args)
 
-    monkeypatch.setattr(shard_index, "complaint", complaint)
-    assert shard_index.indexed(found, config, "here").counts.tolist() == [EACH] * SHARDS
+    monkeypatch.setattr(index, "complaint", complaint)
+    assert index.indexed(found, config, "here").counts.tolist() == [EACH] * SHARDS
     assert tried["images"] == EACH * (SHARDS + 1)  # the shard under way was tried by both
 
 
@@ -395,7 +395,7 @@ def test_a_pass_shows_each_entry_once_and_goes_shard_by_shard(sizes, before, bat
     if before:
         indices = np.concatenate([np.arange(before, dtype=np.int32), indices])
     stream, key = stream_of(indices, blocks, batch_size), Key(seed, "student")
-    draws, count = Draws(stream, key), len(indices)
+    draws, count = StreamSampler(stream, key), len(indices)
     steps = -(-2 * count // batch_size)
     shown = [draws.at(step) for step in range(steps)]
     entries = np.concatenate([one.entries for one in shown])[: 2 * count].reshape(2, count)
@@ -406,25 +406,28 @@ def test_a_pass_shows_each_entry_once_and_goes_shard_by_shard(sizes, before, bat
         runs = [seen[0], *(b for a, b in pairwise(seen) if a != b)]
         assert len(runs) == len(set(runs))
     step = int(rng.integers(steps))
-    again = Draws(pickle.loads(pickle.dumps(stream)), key).at(step)
+    again = StreamSampler(pickle.loads(pickle.dumps(stream)), key).at(step)
     assert (again.entries == shown[step].entries).all()
     assert (again.passes == shown[step].passes).all()
 
 
 def test_passes_differ_in_the_order_of_shards_and_of_images_within_them():
     blocks = np.arange(0, 400, 40)
-    draws = Draws(stream_of(np.arange(400), blocks, 400), Key(0, "student"))
+    draws = StreamSampler(stream_of(np.arange(400), blocks, 400), Key(0, "student"))
     first, second = draws.at(0).entries, draws.at(1).entries
     assert (first // 40)[::40].tolist() != (second // 40)[::40].tolist()
     same = int(first[0]) // 40
     assert first[first // 40 == same].tolist() != second[second // 40 == same].tolist()
-    assert Draws(stream_of(np.arange(400), blocks, 400), Key(1, "student")).at(0).entries.tolist() != first.tolist()
+    assert (
+        StreamSampler(stream_of(np.arange(400), blocks, 400), Key(1, "student")).at(0).entries.tolist()
+        != first.tolist()
+    )
 
 
 def test_images_outside_the_shards_are_dealt_out_among_them():
     """Of 4,000 images in no shard no stretch of a tenth of a pass has more than twice its share."""
     indices = np.arange(8_000)
-    draws = Draws(stream_of(indices, 4_000 + np.arange(0, 4_000, 200), 8_000), Key(0, "student"))
+    draws = StreamSampler(stream_of(indices, 4_000 + np.arange(0, 4_000, 200), 8_000), Key(0, "student"))
     outside = draws.at(0).entries.reshape(10, 800) < 4_000
     assert 200 < outside.sum(axis=1).min() <= outside.sum(axis=1).max() < 600
 
@@ -433,7 +436,9 @@ def test_images_outside_the_shards_are_dealt_out_among_them():
 def test_without_shards_the_order_is_what_it_always_was(monkeypatch, count):
     """Orders of runs before there were shards; the numbers were taken from that version."""
     monkeypatch.setattr("tutelage.data.loading.streams.PART", 64)
-    draws = Draws(Stream("pool", np.arange(count), np.zeros(count, dtype=np.int64), 16), Key(3, "student", "pool"))
+    draws = StreamSampler(
+        Stream("pool", np.arange(count), np.zeros(count, dtype=np.int64), 16), Key(3, "student", "pool")
+    )
     shown = np.concatenate([draws.at(step).entries for step in range(30)]).astype("<i8")
     assert hashlib.sha256(shown.tobytes()).hexdigest()[:16] == {37: "82e4d67e2b5e312e", 200: "38c0a794febbea5f"}[count]
 
@@ -461,21 +466,21 @@ def test_targets_may_be_made_when_they_are_asked_for():
     assert (again.indices == stream.indices).all()
 
 
-def batches_of(source, steps: int) -> StepBatches:
+def batches_of(source, steps: int) -> TrainDataset:
     """Return the pool's batches of 4, through all that training goes through, without augmentation."""
     stream = stream_of(source.unlabelled, source.blocks)
-    return StepBatches(source.images, Training([stream], [], partial(Key, 0, "student"), steps), (16, 16, 3))
+    return TrainDataset(source.images, StageData([stream], [], partial(Key, 0, "student"), steps), (16, 16, 3))
 
 
 def test_a_resumed_run_reads_the_shards_under_way_and_decodes_nothing_of_what_came_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_cache, "KEPT", 2)
+    monkeypatch.setattr(cache, "KEPT", 2)
     log = tmp_path / "log"
     pool = piped(tars(tmp_path / "pool"), log, monkeypatch)
     source = source_with(tmp_path, pool)
     steps = 2 * SHARDS * EACH // 4
     whole = [batch["pool"].images for batch in map(batches_of(source, steps).__getitem__, range(steps))]
-    decoded, real = [], shard_images.picture
-    monkeypatch.setattr(shard_images, "picture", lambda *args: decoded.append(args[1]) or real(*args))
+    decoded, real = [], images.picture
+    monkeypatch.setattr(images, "picture", lambda *args: decoded.append(args[1]) or real(*args))
     for step in range(steps):
         for file in (tmp_path / "cache" / "tutelage" / "shards").iterdir():
             file.unlink()
@@ -497,7 +502,7 @@ def test_ten_million_images_cost_a_few_bytes_each(tmp_path, monkeypatch):
     (tmp_path / "index.bin").write_bytes(b"")
     shard = shards.Shard("000.tar", str(tmp_path / "000.tar"), 1, 1)
     number = count // each
-    pool = shard_index.Pool((shard,) * number, np.full(number, each), (str(tmp_path / "index.bin"),) * number, ())
+    pool = index.Pool((shard,) * number, np.full(number, each), (str(tmp_path / "index.bin"),) * number, ())
     monkeypatch.setattr("tutelage.data.datasets.image_files._pool", lambda config, tell: pool)
     monkeypatch.setattr("tutelage.data.datasets.image_files.find_shards", lambda given: ())
     source = source_with(tmp_path, "anything")
@@ -509,4 +514,4 @@ def test_ten_million_images_cost_a_few_bytes_each(tmp_path, monkeypatch):
     held += [stream.ordered]
     assert 10 * sum(array.nbytes for array in held) < 201e6
     assert len(pickle.dumps(source.names)) < 100_000
-    assert Draws(stream, Key(0, "student")).at(5).entries.shape == (4,)
+    assert StreamSampler(stream, Key(0, "student")).at(5).entries.shape == (4,)

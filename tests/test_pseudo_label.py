@@ -13,10 +13,10 @@ from test_models import spec_of
 from test_resume import killed_after
 from tutelage.config import PseudoLabelConfig
 from tutelage.config.compose import compose
-from tutelage.data import UNKNOWN, Shown, split
+from tutelage.data import UNKNOWN, StreamBatch, split
 from tutelage.errors import UserError
 from tutelage.models import LeNet5
-from tutelage.strategies import Fit, stages
+from tutelage.strategies import TrainStage, stages
 from tutelage.strategies.pseudo_label import PseudoLabel, weight_at
 
 TINY = (
@@ -53,14 +53,17 @@ def test_the_weight_never_falls_and_stays_within_its_ends(one, other, final, ste
     assert weights[-1] == final or ends * steps > steps - 1
 
 
-def batch(labelled: int = 4, pool: int = 9) -> dict[str, Shown]:
+def batch(labelled: int = 4, pool: int = 9) -> dict[str, StreamBatch]:
     generator = torch.Generator().manual_seed(0)
 
     def images(count: int) -> torch.Tensor:
         return torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
 
     targets = torch.randint(0, 10, (labelled,), generator=generator)
-    return {"labelled": Shown(images(labelled), targets), "pool": Shown(images(pool), torch.zeros(pool).long())}
+    return {
+        "labelled": StreamBatch(images(labelled), targets),
+        "pool": StreamBatch(images(pool), torch.zeros(pool).long()),
+    }
 
 
 def module(config: PseudoLabelConfig) -> PseudoLabel:
@@ -82,7 +85,7 @@ def test_the_loss_is_equation_15_in_one_forward(counted):
     on_labelled = functional.cross_entropy(learner.student(shown["labelled"].images), shown["labelled"].targets)
     torch.testing.assert_close(parts["loss_pool"], on_pool.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(parts["loss"], on_labelled + 3 * on_pool, rtol=1e-6, atol=1e-6)
-    assert parts["sure"].item() == pytest.approx(counted / 9)
+    assert parts["mask_rate"].item() == pytest.approx(counted / 9)
 
 
 def test_the_pools_truth_changes_nothing_and_before_t1_the_pool_does_not_either():
@@ -106,8 +109,8 @@ def test_the_control_takes_as_many_steps_on_the_labels_alone():
     plan = plan_of("data.batch_size=8", labels_per_class=3)
     assert [stage.name for stage in plan] == ["pseudo_label", "control"]
     taught, control = plan
-    assert isinstance(taught, Fit)
-    assert isinstance(control, Fit)
+    assert isinstance(taught, TrainStage)
+    assert isinstance(control, TrainStage)
     assert (taught.steps, taught.epoch_steps, taught.model) == (control.steps, control.epoch_steps, control.model)
     assert [stream.name for stream in control.streams({})] == ["labelled"]
     labelled, pool = taught.streams({})

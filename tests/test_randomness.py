@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
 
-from tutelage.data import Draws, Stream
+from tutelage.data import Stream, StreamSampler
 from tutelage.randomness import Key, Numbers, Rekeyed, split_mix
 
 numbers = st.integers(0, 2**40)
@@ -121,7 +121,7 @@ streams = st.builds(
 
 @given(streams, st.integers(0, 2**62))
 def test_each_pass_of_a_stream_shows_every_image_once(stream, seed):
-    draws = Draws(stream, Key(seed, "s", stream.name))
+    draws = StreamSampler(stream, Key(seed, "s", stream.name))
     size = len(stream.indices)
     steps = -(-3 * size // stream.batch_size)
     shown = [drawn for step in range(steps) for drawn in zip(*draws.at(step), strict=True)][: 3 * size]
@@ -133,15 +133,15 @@ def test_each_pass_of_a_stream_shows_every_image_once(stream, seed):
 
 @given(streams, st.integers(0, 1000))
 def test_a_streams_position_follows_from_the_step_alone(stream, step):
-    walked = Draws(stream, Key(0, "s"))
+    walked = StreamSampler(stream, Key(0, "s"))
     for before in range(max(0, step - 3), step):
         walked.at(before)
-    assert np.array_equal(walked.at(step), Draws(stream, Key(0, "s")).at(step))
+    assert np.array_equal(walked.at(step), StreamSampler(stream, Key(0, "s")).at(step))
 
 
 def test_passes_come_in_different_orders():
     stream = Stream("pool", np.arange(50), np.zeros(50, dtype=np.int64), 50)
-    draws = Draws(stream, Key(0, "s"))
+    draws = StreamSampler(stream, Key(0, "s"))
     assert (draws.at(0).entries != draws.at(1).entries).any()
 
 
@@ -150,7 +150,7 @@ def test_passes_come_in_different_orders():
 def test_an_even_stream_shows_classes_equally_often_and_each_image_of_a_class_too(sizes, batch, seed):
     labels = np.repeat(np.arange(len(sizes)), sizes)
     stream = Stream("labelled", np.arange(len(labels)), labels, batch, even=True)
-    draws, passes = Draws(stream, Key(seed, "s")), 12
+    draws, passes = StreamSampler(stream, Key(seed, "s")), 12
     steps = -(-passes * stream.length // batch)
     shown = [drawn for step in range(steps) for drawn in zip(*draws.at(step), strict=True)][: passes * stream.length]
     assert len(set(shown)) == len(shown)  # no view comes twice

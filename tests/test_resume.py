@@ -118,15 +118,15 @@ def test_a_run_killed_while_labelling_or_testing_ends_the_same(undisturbed, outp
 
     def die_in(file: str, name: str) -> Callable[[], None]:
         def trap() -> None:
-            from tutelage.runs import labelling, measuring
+            from tutelage.runs import evaluate, label
 
-            module = {"labelling": labelling, "measuring": measuring}[file]
+            module = {"label": label, "evaluate": evaluate}[file]
             setattr(module, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 
         return trap
 
-    moments = [("labelling", "write_table"), ("labelling", "write_round"), ("measuring", "_write_answers")]
-    for file, name in [*moments, ("measuring", "measure")]:
+    moments = [("label", "write_table"), ("label", "write_summary"), ("evaluate", "_write_answers")]
+    for file, name in [*moments, ("evaluate", "compute_metrics")]:
         assert run(outputs, *overrides, before=die_in(file, name)) == -signal.SIGKILL
     assert run(outputs, *overrides) == 0
     assert outcome(outputs) == expected

@@ -73,7 +73,7 @@ RECORD = {
         fit("control", 0.65, control=True),
     ],
 }
-NUMBERS = ["Over the rounds", "Kept of each class", "Confidence", "Right at each confidence"]
+NUMBERS = ["Over the rounds", "CachedLogits of each class", "Confidence", "Right at each confidence"]
 
 
 def run_of(folder, *rounds):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from conftest import QUIET, command, loaded_packages, only_run, outcome, run
 from test_resume import NOISY
-from tutelage.data import labels_in
+from tutelage.data import read_labels
 from tutelage.runs import RunFolder, read_record
 from tutelage.terminal.table import rows
 
@@ -68,7 +68,7 @@ def test_the_control_has_the_last_students_network_and_all_the_steps(finished):
 
 def test_pseudo_labels_are_the_teachers_answers_and_their_truth_only_measures(finished):
     table = pq.read_table(finished / "stages/2-labels-1/pseudo_labels.parquet").to_pydict()
-    stored = labels_in(finished / "stages/2-labels-1")
+    stored = read_labels(finished / "stages/2-labels-1")
     assert [int(label) for label in table["label"]] == stored.answers.tolist()
     result = record_of(finished)["stages"][1]["result"]
     kept = np.array(table["kept"])
@@ -181,12 +181,12 @@ def test_two_runs_of_the_same_science_give_the_same_bytes_and_another_seed_other
 
 def test_a_crash_is_written_down_and_the_same_command_goes_on(outputs):
     def crash() -> None:
-        from tutelage.runs import measuring
+        from tutelage.runs import evaluate
 
         def full_disk(*_):
             raise OSError("disk full")
 
-        measuring.measure = full_disk
+        evaluate.compute_metrics = full_disk
 
     assert run(outputs, "debug=tiny", before=crash) not in (0, 2)
     record = record_of(only_run(outputs))

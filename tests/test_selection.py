@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutelage.data import Labels, LabelStore, Rules, Selection, labels_in, select, selection
+from tutelage.data import Labels, LabelStore, Rules, Selection, read_labels, select, selection
 
 PROBABILITIES = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.55, 0.45], [0.8, 0.2]], dtype=np.float32)
 
@@ -134,7 +134,7 @@ def test_targets_travel_by_the_path_of_their_labels(tmp_path):
     for shard in store.missing:
         first, last = store.bounds(shard)
         store.write(shard, probabilities[first:last])
-    labels = labels_in(tmp_path)
+    labels = read_labels(tmp_path)
     assert len(labels.answers) == count
     targets = select(labels, Rules(confidence=0.6)).targets
     sent = pickle.dumps(targets)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tutelage.config import MixConfig
-from tutelage.data import UNKNOWN, Share, Stream, Training
-from tutelage.data.loading.batches import WHOLE, PlainBatches, StepBatches, Unmixed, as_planned
+from tutelage.data import UNKNOWN, Share, StageData, Stream
+from tutelage.data.loading.batches import WHOLE, EvalDataset, PendingMix, TrainDataset, apply_mix
 from tutelage.data.source import WholeImages
-from tutelage.process_group import Ended, Group, World, as_torchrun, tasks_of, world
+from tutelage.process_group import Ended, ProcessGroup, World, as_torchrun, tasks_of, world
 from tutelage.randomness import Key
 
 CUTS = {"2 processes": (2, 1), "4 processes": (4, 1), "2 pieces": (1, 2), "2 processes, 2 pieces": (2, 2)}
@@ -35,10 +35,10 @@ def batches(share: Share, mix: MixConfig | None, strong: Sequence[dict[str, Any]
     ]
     crop = {"_target_": "albumentations.RandomResizedCrop", "size": (12, 12), "scale": (0.3, 1.0)}
     noise = {"_target_": "tutelage.augmentation.RandAugment", "num_ops": 2, "magnitude": 9}
-    training = Training(streams, [crop, noise], partial(Key, 0, "stage"), 3, strong, mix)
-    shown = StepBatches(WholeImages(images), training, (12, 12, 1), share)
+    training = StageData(streams, [crop, noise], partial(Key, 0, "stage"), 3, strong, mix)
+    shown = TrainDataset(WholeImages(images), training, (12, 12, 1), share)
     return [
-        {name: as_planned(one, 3) if isinstance(one, Unmixed) else one for name, one in shown[number].items()}
+        {name: apply_mix(one, 3) if isinstance(one, PendingMix) else one for name, one in shown[number].items()}
         for number in range(len(shown))
     ]
 
@@ -72,7 +72,7 @@ def test_every_validation_image_counts_once_and_no_process_has_more_batches(coun
     assert len({len(own) for own, _ in shares}) == 1
     assert np.concatenate([own[:known] for own, known in shares]).tolist() == indices.tolist()
     images, labels = np.zeros((1000, 2, 2, 1), dtype=np.uint8), np.arange(1000) % 7
-    shown = [PlainBatches(WholeImages(images), labels, own, known) for own, known in shares]
+    shown = [EvalDataset(WholeImages(images), labels, own, known) for own, known in shares]
     assert len({len(batches) for batches in shown}) == 1
     found = torch.cat([batches[number].labels for batches in shown for number in range(len(batches))])
     assert found[found != UNKNOWN].tolist() == labels[indices].tolist()
@@ -84,7 +84,7 @@ class Told(Exception):  # noqa: N818 - an order, not an error
 
 def test_processes_that_have_met_stay_together_and_one_that_stops_before_stops_the_others():
     store = torch.distributed.HashStore()
-    first, second = (Group(World(rank, 2, rank, 2), store) for rank in range(2))
+    first, second = (ProcessGroup(World(rank, 2, rank, 2), store) for rank in range(2))
 
     def first_comes_then_both_are_told() -> None:
         first.meet()
@@ -108,7 +108,7 @@ def test_processes_that_have_met_stay_together_and_one_that_stops_before_stops_t
 
 def test_in_lockstep_a_process_that_waits_is_not_stopped_by_itself():
     store = torch.distributed.HashStore()
-    first, second = (Group(World(rank, 2, rank, 2), store) for rank in range(2))
+    first, second = (ProcessGroup(World(rank, 2, rank, 2), store) for rank in range(2))
     beside = Thread(target=first.meet)
     beside.start()
     with second.in_step():
@@ -118,9 +118,9 @@ def test_in_lockstep_a_process_that_waits_is_not_stopped_by_itself():
             raise Told
 
         second.heed = told
-        later = Timer(0.1, lambda: first.decided(lambda: 7))
+        later = Timer(0.1, lambda: first.broadcast_from_rank0(lambda: 7))
         later.start()
-        assert second.decided(lambda: 0) == 7
+        assert second.broadcast_from_rank0(lambda: 0) == 7
 
 
 def torchrun(rank: int, size: int) -> dict[str, str]:
@@ -196,7 +196,7 @@ def test_more_processes_than_a_machine_has_gpus_for_are_refused(monkeypatch):
 
 def test_a_process_that_only_looks_for_signals_hears_that_another_has_ended():
     store = torch.distributed.HashStore()
-    first, second = (Group(World(rank, 2, rank, 2), store) for rank in range(2))
+    first, second = (ProcessGroup(World(rank, 2, rank, 2), store) for rank in range(2))
     assert second.told(0) == 0
     first.end(2, "the disk is full")
     second._looked = 0.0

@@ -19,24 +19,24 @@ from conftest import QUIET, outcome, run
 from tutelage.config.compose import compose
 from tutelage.data import (
     ANSWERS,
-    Draws,
-    Keeping,
-    Kept,
+    CachedLogits,
+    CachedLogitsWriter,
+    StageData,
     Stream,
-    Training,
+    StreamSampler,
     data_module,
     mapped,
     packed,
-    row_type,
+    row_dtype,
     unpacked,
     views_shown,
 )
 from tutelage.data.cached_logits import ALL_CLASSES, PARTIAL, TOP
-from tutelage.data.loading.batches import StepBatches
+from tutelage.data.loading.batches import TrainDataset
 from tutelage.errors import UserError
 from tutelage.models import load_classifier
 from tutelage.randomness import Key
-from tutelage.runs import run_path, teaching
+from tutelage.runs import run_path
 from tutelage.runs.observer import Observer
 
 TAUGHT = (
@@ -51,7 +51,7 @@ TAUGHT = (
     "data.validation=none",
     "schedule.epochs=null",
     "schedule.steps=9",
-    "strategy.views=2",
+    "strategy.cached_views=2",
 )
 
 
@@ -63,7 +63,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 @given(st.integers(2, 400), st.floats(0.1, 20), st.integers(0, 99), st.sampled_from([1.0, 4.0]))
 def test_kept_logits_give_the_same_probabilities(classes, spread, seed, temperature):
     logits = np.random.default_rng(seed).normal(5, spread, (6, classes)).astype(np.float32)
-    rows = packed(logits, row_type(classes, exact=False))
+    rows = packed(logits, row_dtype(classes, exact=False))
     back = unpacked(rows, classes)
     assert back.shape == logits.shape and back.dtype == np.float32
     whole, kept = softmax(logits / temperature), softmax(back / temperature)
@@ -78,7 +78,7 @@ def test_kept_logits_give_the_same_probabilities(classes, spread, seed, temperat
 
 def test_of_many_classes_the_rest_shares_its_mass_evenly():
     logits = np.random.default_rng(0).normal(0, 2, (3, 1000)).astype(np.float32)
-    kind = row_type(1000, exact=False)
+    kind = row_dtype(1000, exact=False)
     assert kind.itemsize == 33 * 2 + 32 * 2
     back = unpacked(packed(logits, kind), 1000)
     whole, kept = softmax(logits), softmax(back)
@@ -89,18 +89,18 @@ def test_of_many_classes_the_rest_shares_its_mass_evenly():
 
 
 def test_where_heads_are_apart_all_logits_are_kept_and_features_as_they_are():
-    assert row_type(1000, exact=False, whole=True)["values"].shape == (1000,)
+    assert row_dtype(1000, exact=False, whole=True)["values"].shape == (1000,)
     features = np.random.default_rng(0).normal(size=(4, 300)).astype(np.float32) * 1e6
-    assert (unpacked(packed(features, row_type(300, exact=True)), 300) == features).all()
+    assert (unpacked(packed(features, row_dtype(300, exact=True)), 300) == features).all()
 
 
 def test_logits_beyond_float16_are_kept_within_its_range():
     logits = np.array([[1e5, 1e5 - 3, -1e9], [-1e8, -1e8 - 8, -1e8]], dtype=np.float32)
-    back = unpacked(packed(logits, row_type(3, exact=False)), 3)
+    back = unpacked(packed(logits, row_dtype(3, exact=False)), 3)
     assert np.isfinite(back).all()
     assert back[0, :2].tolist() == [0, -3] and back[1].tolist() == [0, -8, 0]
     with pytest.raises(ValueError, match="finite"):
-        packed(np.array([[np.nan, 0]], dtype=np.float32), row_type(2, exact=False))
+        packed(np.array([[np.nan, 0]], dtype=np.float32), row_dtype(2, exact=False))
 
 
 @given(st.integers(1, 40), st.integers(1, 16), st.integers(1, 30), st.integers(1, 6), st.booleans())
@@ -108,7 +108,7 @@ def test_views_repeat_and_each_has_its_own_row(count, batch, steps, views, even)
     labels = np.arange(count) % 3
     stream = Stream("labelled", np.arange(100, 100 + count), labels, batch, even=even)
     shown = views_shown(stream, steps, views)
-    kept, draws = Kept(Path("nowhere"), 1, shown), Draws(stream, Key(0, "student", "labelled"))
+    kept, draws = CachedLogits(Path("nowhere"), 1, shown), StreamSampler(stream, Key(0, "student", "labelled"))
     rows = {}
     for step in range(steps):
         before = draws.at(step)
@@ -125,7 +125,7 @@ def test_views_repeat_and_each_has_its_own_row(count, batch, steps, views, even)
 def test_a_stream_that_is_not_shuffled_shows_its_entries_in_order(monkeypatch):
     monkeypatch.setattr("tutelage.data.loading.streams.PART", 8)
     stream = Stream("labelled", np.arange(20) * 3, np.zeros(20, np.int64), 7, shuffled=False)
-    draws = Draws(stream, Key(0, "a", "labelled"))
+    draws = StreamSampler(stream, Key(0, "a", "labelled"))
     shown = [draws.at(step) for step in range(6)]
     assert np.concatenate([one.entries for one in shown]).tolist() == [place % 20 for place in range(42)]
     assert np.concatenate([one.passes for one in shown]).tolist() == [place // 20 for place in range(42)]
@@ -133,15 +133,15 @@ def test_a_stream_that_is_not_shuffled_shows_its_entries_in_order(monkeypatch):
 
 def test_a_file_of_answers_is_whole_or_absent_and_goes_on_where_it_was_left(tmp_path):
     kind, rows = (
-        row_type(3, exact=True),
-        packed(np.arange(30, dtype=np.float32).reshape(10, 3), row_type(3, exact=True)),
+        row_dtype(3, exact=True),
+        packed(np.arange(30, dtype=np.float32).reshape(10, 3), row_dtype(3, exact=True)),
     )
-    keeping = Keeping(tmp_path / "a", kind, 10)
+    keeping = CachedLogitsWriter(tmp_path / "a", kind, 10)
     keeping.add(rows[:4])
     keeping.save()
     keeping.add(rows[4:8])  # never saved
     assert not keeping.file.exists()
-    again = Keeping(tmp_path / "a", kind, 10)
+    again = CachedLogitsWriter(tmp_path / "a", kind, 10)
     assert (again.done, again.share) == (1, 0.4)
     again.add(rows[4:8])
     again.add(rows[[8, 9, 0, 1]])  # more than there is room for
@@ -149,7 +149,9 @@ def test_a_file_of_answers_is_whole_or_absent_and_goes_on_where_it_was_left(tmp_
     assert (np.load(again.file)["values"] == rows["values"]).all()
     assert not (tmp_path / "a" / PARTIAL).exists()
     assert mapped(again.file, kind, 10) is not None and mapped(again.file, kind, 11) is None
-    other = Keeping(tmp_path / "a", row_type(2, exact=True), 10)  # a partial file of another shape is not gone on with
+    other = CachedLogitsWriter(
+        tmp_path / "a", row_dtype(2, exact=True), 10
+    )  # a partial file of another shape is not gone on with
     assert other.done == 0
 
 
@@ -159,7 +161,7 @@ def test_a_full_disk_is_told_before_anything_is_computed(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(UserError, match=r"no room for 1.2 GB of a teacher's answers \(No space left on device\)"):
-        Keeping(tmp_path, row_type(3, exact=True), 100_000_000)
+        CachedLogitsWriter(tmp_path, row_dtype(3, exact=True), 100_000_000)
     assert not list(tmp_path.glob("*"))
 
 
@@ -182,19 +184,19 @@ def test_what_is_kept_is_what_the_teacher_answers_to_what_is_shown(cold):
     labelled = data.splits.labelled
     stream = Stream("labelled", labelled, data.source.labels[labelled], 16)
     (file,) = cold.glob(f".answers/*/{ANSWERS}")
-    kept = Kept(file, 10, 2)
+    kept = CachedLogits(file, 10, 2)
     assert len(kept.rows) == 2 * len(labelled)
-    training = Training(
+    training = StageData(
         [stream], config.augmentation.transforms, lambda s: Key(0, "student", s), 9, kept={"labelled": kept}
     )
-    batches = StepBatches(data.images, training, (28, 28, 1))
+    batches = TrainDataset(data.images, training, (28, 28, 1))
     images = {}
     for step in range(9):
         shown = batches[step]["labelled"]
         with torch.inference_mode():
             expected = teacher(shown.images)
         torch.testing.assert_close(shown.answers, expected - expected.amax(1, keepdim=True), atol=5e-3, rtol=2e-3)
-        shows = kept.repeated(Draws(stream, Key(0, "student", "labelled")).at(step))
+        shows = kept.repeated(StreamSampler(stream, Key(0, "student", "labelled")).at(step))
         for slot, entry, image in zip(shows.passes.tolist(), shows.entries.tolist(), shown.images, strict=True):
             assert torch.equal(images.setdefault((slot, entry), image), image)  # the view repeats, to the byte
     assert len({image.numpy().tobytes() for image in images.values()}) == len(images)  # and others differ
@@ -202,26 +204,25 @@ def test_what_is_kept_is_what_the_teacher_answers_to_what_is_shown(cold):
 
 def in_small_batches() -> None:
     """Ask in batches so small that a process can be killed between them."""
-    from tutelage.runs import teaching
+    from tutelage.runs import teacher_cache
 
-    teaching.SAVE_SECONDS, teaching.ASKED_AT_ONCE = 0.0, 16
+    teacher_cache.SAVE_SECONDS, teacher_cache.ASKED_AT_ONCE = 0.0, 16
 
 
 def no_asking() -> None:
     """Fail where answers are computed."""
-    from tutelage.runs import teaching
+    from tutelage.runs import teacher_cache
 
-    teaching._Keeper.compute = None
+    teacher_cache._Keeper.compute = None
 
 
 def sent_while_asking(number: int, batches: int):
     """Return a trap that sends this process a signal once it has computed so many batches of answers."""
 
     def trap() -> None:
-        from tutelage.data import kept
 
         in_small_batches()
-        add, calls = kept.Keeping.add, []
+        add, calls = kept.CachedLogitsWriter.add, []
 
         def then_send(self, rows):
             add(self, rows)
@@ -229,14 +230,14 @@ def sent_while_asking(number: int, batches: int):
             if len(calls) == batches:
                 os.kill(os.getpid(), number)
 
-        kept.Keeping.add = then_send
+        kept.CachedLogitsWriter.add = then_send
 
     return trap
 
 
 @pytest.mark.parametrize("answers", ["views", "passes"])
 def test_cold_warm_and_killed_runs_end_with_the_same_weights(answers, tmp_path):
-    overrides = (*TAUGHT, f"strategy.answers={answers}")
+    overrides = (*TAUGHT, f"strategy.teacher_logits={answers}")
     assert run(tmp_path / "a", *overrides, before=in_small_batches) == 0
     expected, written = outcome(tmp_path / "a"), files(tmp_path / "a")
     shutil.rmtree(tmp_path / "a/runs")  # the answers stay: now it is warm
@@ -271,7 +272,7 @@ def test_workers_change_nothing_in_what_is_kept(cold, tmp_path):
 def test_runs_that_only_learn_otherwise_share_the_answers(cold, tmp_path):
     shutil.copytree(cold / ".answers", tmp_path / ".answers")
     assert run(tmp_path, *TAUGHT, "strategy.alpha=0.5", "strategy.temperature=2", before=no_asking) == 0
-    for other in ("augmentation=flip", "strategy.views=3", "strategy.answers=passes", "seed=1"):
+    for other in ("augmentation=flip", "strategy.cached_views=3", "strategy.teacher_logits=passes", "seed=1"):
         before = len(files(tmp_path))
         assert run(tmp_path, *TAUGHT, other) == 0
         assert len(files(tmp_path)) == before + 1, other
@@ -295,17 +296,17 @@ def test_keys_that_change_nothing_do_not_make_another_run():
     def named(*overrides: str) -> Path:
         return run_path(compose(["strategy=distillation", *overrides]), "")
 
-    assert named() != named("strategy.views=3")
+    assert named() != named("strategy.cached_views=3")
     for base, *others in (
-        ("augmentation=none", "strategy.views=3", "strategy.answers=passes"),
-        ("strategy.answers=live", "strategy.views=3"),
-        ("strategy.answers=passes", "strategy.views=3"),
-        ("augmentation=cutmix", "strategy.views=3", "strategy.answers=passes"),
-        ("strategy.labels=hard", "strategy.temperature=3"),
+        ("augmentation=none", "strategy.cached_views=3", "strategy.teacher_logits=passes"),
+        ("strategy.teacher_logits=live", "strategy.cached_views=3"),
+        ("strategy.teacher_logits=passes", "strategy.cached_views=3"),
+        ("augmentation=cutmix", "strategy.cached_views=3", "strategy.teacher_logits=passes"),
+        ("strategy.target_type=hard", "strategy.temperature=3"),
     ):
         for other in others:
             assert named(base) == named(base, other), (base, other)
-            if base != "strategy.labels=hard":
+            if base != "strategy.target_type=hard":
                 assert named(base, "strategy.temperature=3") != named(base)
 
 
@@ -328,7 +329,7 @@ def test_a_second_process_waits_for_the_first_and_says_so(cold, tmp_path, capfd)
 
     def tell_that_it_waits() -> None:
         no_asking()
-        teaching.LOOK_SECONDS = 0.05
+        teacher_cache.LOOK_SECONDS = 0.05
         say = Observer.say
 
         def said(self, line):
@@ -355,7 +356,7 @@ def test_mixed_images_are_answered_as_they_are_mixed(tmp_path, capfd):
     mixing = (*TAUGHT, "augmentation=cutmix_mixup", "strategy.alpha=0")
     assert run(tmp_path / "kept", *mixing) == 0
     assert "the teacher's answers are kept for every step, not for views that repeat" in capfd.readouterr().err
-    assert run(tmp_path / "live", *mixing, "strategy.answers=live") == 0
+    assert run(tmp_path / "live", *mixing, "strategy.teacher_logits=live") == 0
     kept, live = (outcome(tmp_path / name)["tables"]["stages/2-student/metrics.csv"] for name in ("kept", "live"))
     assert not (tmp_path / "live/.answers").exists()
     for ours, theirs in zip(kept, live, strict=True):
@@ -374,7 +375,7 @@ def test_mixed_images_are_answered_as_they_are_mixed(tmp_path, capfd):
     ],
 )
 def test_a_lower_precision_is_right_where_it_gives_the_same_probabilities_and_answers(logits, in_lower, right):
-    class Answers:
+    class Predictions:
         lower = None
 
         def __call__(self, images):
@@ -385,7 +386,7 @@ def test_a_lower_precision_is_right_where_it_gives_the_same_probabilities_and_an
         plain=lambda indices: [SimpleNamespace(images=torch.zeros(1, 1, 2, 2))],
     )
     this = SimpleNamespace(data=data, device=torch.device("cpu"))
-    assert teaching._is_right(this, Answers(), torch.float16) is right
+    assert teacher_cache._is_right(this, Predictions(), torch.float16) is right
 
 
 def test_answers_that_are_no_numbers_end_in_a_line(outputs, capfd):

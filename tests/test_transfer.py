@@ -19,12 +19,12 @@ from tutelage.config.compose import compose
 from tutelage.data import split
 from tutelage.errors import UserError
 from tutelage.models import (
+    FineTuning,
     ImageSpec,
     LeNet5,
     ResNet,
     Timm,
     Torchvision,
-    Tuning,
     cross_entropy,
     freeze,
     load_classifier,
@@ -32,7 +32,7 @@ from tutelage.models import (
     save_classifier,
 )
 from tutelage.models.base import make_optimizer
-from tutelage.models.parameter_groups import layers, rate_shares
+from tutelage.models.parameter_groups import layers, lr_scales
 from tutelage.strategies import SCRATCH, stages
 
 ADAMW = OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1)
@@ -47,7 +47,7 @@ def batch_of(channels: int = 3, size: int = 32) -> tuple[torch.Tensor, torch.Ten
     return torch.randint(0, 256, (8, channels, size, size), dtype=torch.uint8), torch.arange(8) % 3
 
 
-def trained(network, tuning: Tuning, steps: int = 3):
+def trained(network, tuning: FineTuning, steps: int = 3):
     """Train a network for some steps as Lightning would: switched to training, with the optimizer of its tuning."""
     freeze(network.backbone, tuning)
     network.train()
@@ -71,7 +71,7 @@ def test_rates_of_layers_are_those_that_timm_gives_them(name, decay):
     scale_of = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
     expected = {name: scale_of[id(parameter)] for name, parameter in theirs.named_parameters()}
     # In timm's count the head lies one layer above the backbone.
-    found = rate_shares(network, Tuning(backbone_lr_scale=decay, layer_decay=decay))
+    found = lr_scales(network, FineTuning(backbone_lr_scale=decay, layer_decay=decay))
     classifier = theirs.default_cfg["classifier"]
     for parameter, share in found.items():
         own = parameter.removeprefix("backbone.0.").replace("head.", f"{classifier}.", not parameter.startswith("back"))
@@ -81,7 +81,7 @@ def test_rates_of_layers_are_those_that_timm_gives_them(name, decay):
 def test_without_timm_a_parameter_of_two_axes_opens_a_layer():
     network = LeNet5(spec_of(1))
     assert list(layers(network.backbone).values()) == [0, 0, 1, 1, 2, 2, 3, 3]
-    shares = rate_shares(network, Tuning(backbone_lr_scale=0.1, layer_decay=0.5))
+    shares = lr_scales(network, FineTuning(backbone_lr_scale=0.1, layer_decay=0.5))
     by_hand = [0.0125, 0.0125, 0.025, 0.025, 0.05, 0.05, 0.1, 0.1, 1.0, 1.0]
     assert list(shares.values()) == pytest.approx(by_hand)
 
@@ -89,7 +89,7 @@ def test_without_timm_a_parameter_of_two_axes_opens_a_layer():
 @given(st.floats(0.01, 1), st.floats(0.1, 1))
 def test_rates_rise_from_the_images_to_the_head(scale, decay):
     network = LeNet5(spec_of(1))
-    shares = list(rate_shares(network, Tuning(backbone_lr_scale=scale, layer_decay=decay)).values())
+    shares = list(lr_scales(network, FineTuning(backbone_lr_scale=scale, layer_decay=decay)).values())
     assert shares == sorted(shares)
     assert shares[-1] == 1
     assert shares[-3] == scale  # the backbone's highest layer
@@ -106,7 +106,7 @@ def test_without_tuning_there_are_two_groups_one_of_them_decayed():
 
 def test_each_rate_has_a_group_with_decay_and_one_without():
     network, beside = LeNet5(spec_of(1)), nn.Linear(84, 3)
-    tuning = Tuning(frozen_layers=2, backbone_lr_scale=0.1)
+    tuning = FineTuning(frozen_layers=2, backbone_lr_scale=0.1)
     freeze(network.backbone, tuning)
     groups = make_optimizer(network, ADAMW, tuning, beside).param_groups
     found = [(group["lr"], group["weight_decay"], len(group["params"])) for group in groups]
@@ -123,7 +123,7 @@ def test_a_frozen_backbone_stays_to_the_bit_with_its_statistics_and_its_dropout(
     images, _ = batch_of()
     before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
     features, head = network.features(images), network.head.weight.clone()
-    trained(network, Tuning(frozen_layers=None))
+    trained(network, FineTuning(frozen_layers=None))
     for name, tensor in network.backbone.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert network.training
@@ -137,7 +137,7 @@ def test_so_many_lowest_layers_stay_and_all_above_learn(frozen):
     network = Torchvision(spec_of(), name="resnet18")
     of = layers(network.backbone)
     before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
-    trained(network, Tuning(frozen_layers=frozen))
+    trained(network, FineTuning(frozen_layers=frozen))
     for name, tensor in network.backbone.named_parameters():
         assert torch.equal(tensor, before[name]) == (of[name] < frozen), name
     still = network.backbone[0].bn1
@@ -149,13 +149,13 @@ def test_so_many_lowest_layers_stay_and_all_above_learn(frozen):
 def test_weight_decay_does_not_move_what_is_frozen():
     network = LeNet5(spec_of(1))
     before = network.backbone[0].weight.clone()
-    trained(network, Tuning(frozen_layers=1))
+    trained(network, FineTuning(frozen_layers=1))
     assert torch.equal(network.backbone[0].weight, before)
 
 
 def test_more_frozen_layers_than_there_are_end_in_one_line():
     with pytest.raises(UserError, match="strategy.frozen_layers=5: this network's backbone has 4 layers"):
-        freeze(LeNet5(spec_of(1)).backbone, Tuning(frozen_layers=5))
+        freeze(LeNet5(spec_of(1)).backbone, FineTuning(frozen_layers=5))
 
 
 def plan_of(*words: str):
@@ -167,9 +167,9 @@ def plan_of(*words: str):
 def test_gradual_first_trains_the_head_and_goes_on_with_all_of_it():
     head, whole, control = plan_of("strategy=transfer_gradual", "strategy.head_length=0.3", "augmentation=basic")
     assert (head.steps, whole.steps, control.steps) == (30, 70, 100)
-    assert (head.tuning, head.teaching, head.starts_from) == (Tuning(frozen_layers=None), None, None)
-    assert (whole.tuning, whole.starts_from) == (Tuning(backbone_lr_scale=0.1), "head")
-    assert (control.tuning, control.starts_from, control.control) == (Tuning(), SCRATCH, True)
+    assert (head.tuning, head.teaching, head.starts_from) == (FineTuning(frozen_layers=None), None, None)
+    assert (whole.tuning, whole.starts_from) == (FineTuning(backbone_lr_scale=0.1), "head")
+    assert (control.tuning, control.starts_from, control.control) == (FineTuning(), SCRATCH, True)
     assert "from random weights" in control.told
 
 
@@ -189,7 +189,7 @@ def pretrained(tmp_path):
     torch.manual_seed(1)
     model = compose([*SMALL]).model.arguments()
     network = make_classifier(model, ImageSpec(1, 28, tuple("abc"), (0.5,), (0.25,)))
-    trained(network, Tuning(), 1)
+    trained(network, FineTuning(), 1)
     file = tmp_path / "pretrained.ckpt"
     save_classifier(network, model, file)
     return file

@@ -158,11 +158,11 @@ def _label(arguments: Sequence[str]) -> None:
         print(f"{runs[0]}: this run is finished, and so are its labels")
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training: before torch starts
-    from tutelage.runs.cluster.signals import Stopped, heed_from_the_start
+    from tutelage.runs.cluster.signals import Stopped, defer_slurm_signals
     from tutelage.runs.cluster.slurm import leave_to_slurm
     from tutelage.terminal.display import display
 
-    heed_from_the_start()
+    defer_slurm_signals()
     observer = display(wanted=True)
     observer.loading()
     try:

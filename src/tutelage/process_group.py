@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import ProcessGroup, Store  # type: ignore[attr-defined]
+    from torch.distributed import ProcessGroup as TorchProcessGroup
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 T = TypeVar("T")
 
@@ -97,7 +98,7 @@ class Ended(Exception):  # noqa: N818 - how a run ends, not always an error
         self.rank, self.code, self.told = rank, code, told
 
 
-class Group:
+class ProcessGroup:
     """The processes of a run as one of them sees them; a process alone agrees with itself at once.
 
     All of them call the methods that make them agree in the same order.
@@ -111,11 +112,11 @@ class Group:
         self,
         world: World | None = None,
         store: "Store | None" = None,
-        side: "ProcessGroup | None" = None,
+        side: "TorchProcessGroup | None" = None,
     ) -> None:
         """Take the process's place, the store that all of them reach, and a group of theirs for tensors on the CPU."""
         self.world = world or World()
-        self.heed: Callable[[], None] = lambda: None
+        self.check_signals: Callable[[], None] = lambda: None
         self._store = store
         self._side = side
         self._turn = 0
@@ -132,7 +133,7 @@ class Group:
         """How many there are."""
         return self.world.size
 
-    def decided(self, make: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
         """Return what the first process makes, a value that JSON can hold; the others wait for it.
 
         Raises:
@@ -312,7 +313,7 @@ class Group:
         while not self._has(key):
             self._check_ended()
             if not self._in_step:
-                self.heed()
+                self.check_signals()
             time.sleep(pause)
             pause = min(2 * pause, LOOK)
         return self._get(key)
@@ -351,7 +352,7 @@ class Group:
             raise Ended(0, ERROR, "") from None
 
 
-def join(world: World, gpu: bool) -> Group:
+def join(world: World, gpu: bool) -> ProcessGroup:
     """Return this process's group, once all of its processes are there.
 
     Args:
@@ -371,7 +372,7 @@ def join(world: World, gpu: bool) -> Group:
     dist.init_process_group(kind, store=PrefixStore("training", store), rank=rank, world_size=size)
     side = dist.new_group(backend="gloo")
     assert not isinstance(side, int)  # noqa: S101 - that stands for a group without this process
-    return Group(world, PrefixStore("tutelage", store), side)
+    return ProcessGroup(world, PrefixStore("tutelage", store), side)
 
 
 def as_torchrun(world: World, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -392,4 +393,4 @@ def first_host(nodes: str) -> str:
     return str(SLURMEnvironment.resolve_root_node_address(nodes))
 
 
-ALONE = Group()
+ALONE = ProcessGroup()

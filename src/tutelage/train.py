@@ -16,9 +16,9 @@ OTHER_HYDRA_FLAGS = {
 
 def main() -> None:
     """Check the command, then train, go on, or print the result of a run that is finished."""
-    from tutelage.runs.cluster.signals import heed_from_the_start
+    from tutelage.runs.cluster.signals import defer_slurm_signals
 
-    heed_from_the_start()
+    defer_slurm_signals()
     try:
         from tutelage.app.job import execute
         from tutelage.app.sweep import answer_by_hydra, sweep

@@ -144,7 +144,7 @@ def serve(listener: socket.socket) -> None:
 
 
 def _tell(running: dict[int, socket.socket]) -> None:
-    """Tell the clients of the children that have ended their exit codes."""
+    """OnProgress the clients of the children that have ended their exit codes."""
     for child in list(running):
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:

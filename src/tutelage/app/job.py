@@ -13,7 +13,7 @@ from tutelage.errors import UserError
 
 if TYPE_CHECKING:  # at run time they are imported when they are needed
     from tutelage.config import Config
-    from tutelage.process_group import Group, World
+    from tutelage.process_group import ProcessGroup, World
     from tutelage.runs import RunFolder
 
 LAUNCHED = "TUTELAGE_LAUNCHED"
@@ -76,7 +76,7 @@ def _execute_with_others(
     from tutelage.errors import FIRST_SPEAKS_SECONDS, USER_ERROR
     from tutelage.process_group import join
     from tutelage.runs import RunFolder, is_done
-    from tutelage.runs.cluster.process_checks import as_one, uses_gpu
+    from tutelage.runs.cluster.process_checks import propagate_failure, uses_gpu
 
     def where() -> list[str]:
         folder, what = place or place_of(config)
@@ -84,10 +84,10 @@ def _execute_with_others(
 
     group, code = join(world, uses_gpu(config.trainer)), 0
     try:
-        with as_one(group):
-            path, what = group.decided(where)
+        with propagate_failure(group):
+            path, what = group.broadcast_from_rank0(where)
             folder = RunFolder(Path(path))
-            if not group.decided(lambda: is_done(folder, config)):
+            if not group.broadcast_from_rank0(lambda: is_done(folder, config)):
                 code = _run(config, (folder, what), arguments, group)
     except UserError:
         if group.first:
@@ -107,7 +107,7 @@ def is_launched() -> bool:
     return LAUNCHED in os.environ
 
 
-def _run(config: "Config", place: "tuple[RunFolder, str]", arguments: Sequence[str], group: "Group") -> int:
+def _run(config: "Config", place: "tuple[RunFolder, str]", arguments: Sequence[str], group: "ProcessGroup") -> int:
     """Train a run, or go on with it; return 0, or 128 + the signal that stopped it."""
     from tutelage.runs import identity, is_done
     from tutelage.runs.cluster.slurm import patience
@@ -115,7 +115,9 @@ def _run(config: "Config", place: "tuple[RunFolder, str]", arguments: Sequence[s
 
     folder, what = place
     with locked(folder.lock_file, f"run {folder.path}", patience()) if group.first else nullcontext():
-        if group.decided(lambda: is_done(folder, config)):  # by another process, between the first look and the lock
+        if group.broadcast_from_rank0(
+            lambda: is_done(folder, config)
+        ):  # by another process, between the first look and the lock
             return 0
         return _train(config, folder, identity(config, what), arguments, group)
 
@@ -147,22 +149,22 @@ def place_of(config: "Config") -> tuple["RunFolder", str]:
 
 
 def _train(
-    config: "Config", folder: "RunFolder", identity: dict[str, Any], arguments: Sequence[str], group: "Group"
+    config: "Config", folder: "RunFolder", identity: dict[str, Any], arguments: Sequence[str], group: "ProcessGroup"
 ) -> int:
     """Run the stages that are left; return 0, or 128 + the signal that stopped them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before torch starts, or cuBLAS is not deterministic
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    from tutelage.runs.cluster.process_checks import as_one
+    from tutelage.runs.cluster.process_checks import propagate_failure
     from tutelage.runs.cluster.signals import Stopped
-    from tutelage.runs.observer import Silent
+    from tutelage.runs.observer import SilentObserver
     from tutelage.terminal.display import display
 
-    observer = display(config.callbacks.display) if group.first else Silent()
+    observer = display(config.callbacks.display) if group.first else SilentObserver()
     observer.loading()
     try:
         from tutelage.runs.runner import run
 
-        with as_one(group):
+        with propagate_failure(group):
             run(config, folder, identity, as_typed(arguments), observer, group)
     except Stopped as stopped:
         observer.say(f"{stopped}; saved. The same command goes on from here.")

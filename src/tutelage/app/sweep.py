@@ -79,10 +79,10 @@ def job(composed: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from tutelage.config.compose import checked
-    from tutelage.runs.cluster.signals import heed_from_the_start
+    from tutelage.runs.cluster.signals import defer_slurm_signals
     from tutelage.sweeps.folder import SweepFolder
 
-    heed_from_the_start()
+    defer_slurm_signals()
     hydra = HydraConfig.get()
     launcher = str(hydra.runtime.choices["hydra/launcher"])
     folders = [str(place).removeprefix("file://") for place in hydra.searchpath]

@@ -8,12 +8,12 @@ from tutelage.config.models import ModelConfig, NearestNeighboursConfig
 from tutelage.config.section import Fraction, PartOf, Positive, Section, Targeted, too_small
 from tutelage.config.strategies import (
     FixMatchConfig,
+    FrozenTeacherConfig,
     LwFConfig,
     MeanTeacherConfig,
     NoisyStudentConfig,
     StrategyConfig,
     StudentConfig,
-    TaughtConfig,
     TransferFinetuneConfig,
     TransferFrozenConfig,
 )
@@ -276,7 +276,7 @@ class Config(Section):
             )
         if isinstance(strategy, FixMatchConfig) and not (self.augmentation.transforms or self.augmentation.strong):
             raise ValueError("strategy=fixmatch needs two different views of an image: augmentation=weak_strong")
-        if isinstance(strategy, TaughtConfig) and strategy.teacher is not None and not strategy.teachers:
+        if isinstance(strategy, FrozenTeacherConfig) and strategy.teacher is not None and not strategy.teachers:
             if isinstance(strategy.teacher, NearestNeighboursConfig):
                 raise ValueError(
                     "strategy.teacher: nearest neighbours go with strategy=supervised; name a network, such as "
@@ -294,7 +294,7 @@ class Config(Section):
             )
         if isinstance(strategy, LwFConfig) and not strategy.tasks and self.init_from is None:
             raise ValueError("strategy.tasks=[] goes on from a network that has learned before: give init_from=RUN")
-        if isinstance(strategy, TaughtConfig | LwFConfig) and self.augmentation.strong:
+        if isinstance(strategy, FrozenTeacherConfig | LwFConfig) and self.augmentation.strong:
             raise ValueError(f"strategy={strategy.name} takes one view of an image: augmentation.strong=[] leaves one")
         return self
 
@@ -308,10 +308,10 @@ class Config(Section):
         if strategy.until == "validation" and self.data.validation == "none":
             raise ValueError("strategy.until=validation needs validation images: data.validation=inside or outside:N")
         views = self.augmentation
-        if strategy.labels == "live" and (views.strong or views.mix is not None):
+        if strategy.label_source == "live" and (views.strong or views.mix is not None):
             raise ValueError(
-                "strategy.labels=live: the teacher sees the images as they are beside one view of each: "
-                "augmentation.strong=[] augmentation.mix=null, or strategy.labels=stored"
+                "strategy.label_source=live: the teacher sees the images as they are beside one view of each: "
+                "augmentation.strong=[] augmentation.mix=null, or strategy.label_source=stored"
             )
         size = strategy.finetune.image_size if strategy.finetune is not None else None
         if size is not None and size < self.data.image_size:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PartOf = Annotated[float, Field(ge=0, lt=1)]  # a probability under which something is left
 Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, le=1000)]  # of the schedule, or of another batch's size
+Ratio = Annotated[float, Field(gt=0, le=1000)]  # of the schedule, or of another batch's size
 
 
 def too_small(model: str, needed: int, given: int) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from tutelage.config.models import ModelConfig
-from tutelage.config.section import Fraction, PartOf, Positive, Section, Share
+from tutelage.config.section import Fraction, PartOf, Positive, Ratio, Section
 
 Temperature = Annotated[float, Field(gt=0, le=1000)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
@@ -21,7 +21,7 @@ class StudentConfig(Section):
     """One student: what changes against ``model``, and its share of the schedule."""
 
     model: dict[str, Any] = Field(default_factory=dict)
-    length: Share = 1.0
+    length: Ratio = 1.0
 
 
 class FinetuneConfig(Section):
@@ -35,7 +35,7 @@ class FinetuneConfig(Section):
     """
 
     image_size: Annotated[int, Field(ge=1, le=4096)] | None = None
-    length: Share
+    length: Ratio
     lr_scale: Annotated[float, Field(gt=0, le=1)]
     frozen_layers: Annotated[int, Field(ge=0)] = 0
 
@@ -48,8 +48,9 @@ class NoisyStudentConfig(Section):
         rounds: how many students; None for those listed, under ``until=validation`` for no limit.
         until: all rounds, or until validation no longer gains; the student that did not gain is not chosen.
         start: a student's weights before it learns: random ones (or those of ``init_from``), or its teacher's.
-        labels: the teacher's answers are stored, and selected among, or given in each step.
-        views: of each image, that a stored answer is the mean over.
+        label_source: the teacher's answers are stored, and selected among, or given in each step.
+        tta_views: test-time views of each image, that a stored answer is the mean over.
+        target_type: the teacher's probabilities, or its most likely class.
         per_class: pseudo-labels a class under ``balance``; None for the mean over the classes.
         temperature: divides the logits of soft labels.
         finetune: the stage at the end, where there is one.
@@ -60,14 +61,14 @@ class NoisyStudentConfig(Section):
     rounds: Positive | None = None
     until: Literal["rounds", "validation"] = "rounds"
     start: Literal["scratch", "teacher"] = "scratch"
-    teacher_length: Share = 1.0
-    unlabelled_ratio: Share = 1.0
-    labels: Literal["stored", "live"] = "stored"
-    views: Literal["one", "mirrored", "shifted", "mirrored_shifted"] = "one"
+    teacher_length: Ratio = 1.0
+    unlabelled_ratio: Ratio = 1.0
+    label_source: Literal["stored", "live"] = "stored"
+    tta_views: Literal["one", "mirrored", "shifted", "mirrored_shifted"] = "one"
     confidence: PartOf = 0.0
     balance: bool = True
     per_class: Positive | None = None
-    soft_labels: bool = True
+    target_type: Literal["soft", "hard"] = "soft"
     temperature: Temperature = 1.0
     finetune: FinetuneConfig | None = None
     control: bool = True
@@ -84,14 +85,14 @@ class NoisyStudentConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.labels == "live" and self.balance:
+        if self.label_source == "live" and self.balance:
             raise ValueError(
-                "strategy.labels=live has the teacher's answers to one batch, and no classes to balance: set "
-                "strategy.balance=false, or strategy.labels=stored"
+                "strategy.label_source=live has the teacher's answers to one batch, and no classes to balance: set "
+                "strategy.balance=false, or strategy.label_source=stored"
             )
-        if self.labels == "live" and self.views != "one":
+        if self.label_source == "live" and self.tta_views != "one":
             raise ValueError(
-                f"strategy.views={self.views} goes with strategy.labels=stored; live answers have one view"
+                f"strategy.tta_views={self.tta_views} goes with strategy.label_source=stored; live answers have one view"
             )
         if self.per_class is not None and not self.balance:
             raise ValueError("strategy.per_class goes with strategy.balance=true; set it to null")
@@ -122,7 +123,7 @@ class TransferGradualConfig(TransferFinetuneConfig):
     head_length: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
 
-class TaughtConfig(Section):
+class FrozenTeacherConfig(Section):
     """What strategies with a frozen teacher share.
 
     Attributes:
@@ -130,18 +131,18 @@ class TaughtConfig(Section):
         teacher_length: that teacher's share of the schedule.
         teachers: finished runs, or files of weights with their architecture, whose logits are averaged.
         temperature: divides the logits of both.
-        answers: the teacher's logits are kept for ``views`` views of each image that repeat, or for every pass; live
+        teacher_logits: the teacher's logits are kept for ``cached_views`` views of each image that repeat, or for every pass; live
             ones are computed in each step.
-        views: see ``answers``.
+        cached_views: see ``teacher_logits``.
         control: train the student's network without a teacher, for as many steps.
     """
 
     teacher: ModelConfig | None = None
-    teacher_length: Share = 1.0
+    teacher_length: Ratio = 1.0
     teachers: list[str] = Field(default_factory=list)
     temperature: Temperature
-    answers: Literal["views", "passes", "live"]
-    views: Positive
+    teacher_logits: Literal["views", "passes", "live"]
+    cached_views: Positive
     control: bool = True
 
     @field_validator("teacher", mode="before")
@@ -158,7 +159,7 @@ class TaughtConfig(Section):
         return self
 
 
-class TeacherStudentConfig(TaughtConfig):
+class TeacherStudentConfig(FrozenTeacherConfig):
     """A student learns a teacher's answers on images without labels."""
 
     name: Literal["teacher_student"]
@@ -169,7 +170,7 @@ class Hints(Section):
 
     teacher: str | None = None  # a module of the teacher, such as backbone.6; the middle one where there is none
     student: str | None = None
-    length: Share = 0.5
+    length: Ratio = 0.5
 
 
 class Decoupled(Section):
@@ -179,7 +180,7 @@ class Decoupled(Section):
     others: Weight = 8.0
 
 
-class DistillationConfig(TaughtConfig):
+class DistillationConfig(FrozenTeacherConfig):
     """A student learns from labels and from a teacher's softened answers.
 
     Attributes:
@@ -189,14 +190,14 @@ class DistillationConfig(TaughtConfig):
     name: Literal["distillation"]
     alpha: Fraction
     images: Literal["labelled", "all"] = "labelled"
-    labels: Literal["soft", "hard"] = "soft"
+    target_type: Literal["soft", "hard"] = "soft"
     decoupled: Decoupled | None = None
     hints: Hints | None = None
 
     @model_validator(mode="after")
     def _one_loss(self) -> Self:
-        if self.labels == "hard" and self.decoupled is not None:
-            raise ValueError("strategy.decoupled weighs soft labels: set it to null, or strategy.labels=soft")
+        if self.target_type == "hard" and self.decoupled is not None:
+            raise ValueError("strategy.decoupled weighs soft labels: set it to null, or strategy.target_type=soft")
         return self
 
 
@@ -204,7 +205,7 @@ class PseudoLabelConfig(Section):
     """Lee 2013: the network's own answers to the pool are labels, renewed at every step, that weigh more and more."""
 
     name: Literal["pseudo_label"]
-    unlabelled_ratio: Share = 1.0
+    unlabelled_ratio: Ratio = 1.0
     ramp_begins: Fraction
     ramp_ends: Fraction
     final_weight: Weight
@@ -228,7 +229,7 @@ class FixMatchConfig(Section):
     """
 
     name: Literal["fixmatch"]
-    unlabelled_ratio: Share = 1.0
+    unlabelled_ratio: Ratio = 1.0
     threshold: PartOf
     weight: Weight
     control: bool = True
@@ -244,7 +245,7 @@ class MeanTeacherConfig(Section):
     """
 
     name: Literal["mean_teacher"]
-    unlabelled_ratio: Share = 1.0
+    unlabelled_ratio: Ratio = 1.0
     weight: Weight
     ramp_up: Fraction
     decay: PartOf
@@ -258,9 +259,9 @@ class LwFConfig(Section):
     tasks: list[list[Annotated[int, Field(ge=0)]]] = Field(default_factory=list)
     temperature: Temperature
     old_weight: Weight
-    warm_up: Share
-    answers: Literal["views", "passes"]
-    views: Positive
+    warm_up: Ratio
+    teacher_logits: Literal["views", "passes"]
+    cached_views: Positive
     compare: list[Literal["finetuning", "feature_extraction", "joint"]] = Field(default_factory=list)
 
     @field_validator("tasks")

@@ -5,16 +5,26 @@ from typing import TYPE_CHECKING, Any
 
 from tutelage.config import DataConfig
 from tutelage.data.balance import class_weights
-from tutelage.data.cached_logits import ANSWERS, CLASSES, Keeping, Kept, mapped, packed, row_type, unpacked, views_shown
+from tutelage.data.cached_logits import (
+    ANSWERS,
+    CLASSES,
+    CachedLogits,
+    CachedLogitsWriter,
+    mapped,
+    packed,
+    row_dtype,
+    unpacked,
+    views_shown,
+)
 from tutelage.data.datasets import emoji, huggingface, image_files
-from tutelage.data.datasets.download import Tell, silent
+from tutelage.data.datasets.download import OnProgress, silent
 from tutelage.data.datasets.image_files import LISTINGS
-from tutelage.data.files.listing import few
-from tutelage.data.loading.streams import Draws, Stream
-from tutelage.data.pseudo_labels.labels import Labels, about_of, labels_in, shard_files
+from tutelage.data.files.listing import abbreviate
+from tutelage.data.loading.streams import Stream, StreamSampler
+from tutelage.data.pseudo_labels.labels import Labels, read_labels, read_metadata, shard_files
 from tutelage.data.pseudo_labels.selection import Rules, Selection, Targets, select
 from tutelage.data.pseudo_labels.store import LabelStore
-from tutelage.data.pseudo_labels.summary import ROUND, TABLE, write_round, write_table
+from tutelage.data.pseudo_labels.summary import ROUND, TABLE, write_summary, write_table
 from tutelage.data.shards.pools import placed
 from tutelage.data.source import UNKNOWN, Source
 from tutelage.data.splits import Splits, split
@@ -22,7 +32,7 @@ from tutelage.data.stratify import stratified
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
-    from tutelage.data.loading.batches import Plain, Share, Shown, Training
+    from tutelage.data.loading.batches import EvalBatch, Share, StageData, StreamBatch
     from tutelage.data.modules import (
         CIFAR10,
         CIFAR100,
@@ -51,13 +61,13 @@ _WITH_TORCH = {
     "ImageFolder",
     "ImageNet",
     "MNIST",
-    "Plain",
+    "EvalBatch",
     "STL10",
     "SVHN",
     "Share",
-    "Shown",
+    "StreamBatch",
     "Table",
-    "Training",
+    "StageData",
     "data_module",
 }
 _NAMED_DATA = {"CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "MNIST", "STL10", "SVHN"}  # the name says all
@@ -73,51 +83,51 @@ __all__ = [
     "SVHN",
     "TABLE",
     "UNKNOWN",
+    "CachedLogits",
+    "CachedLogitsWriter",
     "Digits",
-    "Draws",
     "Emoji",
+    "EvalBatch",
     "FashionMNIST",
     "HuggingFace",
     "ImageDataModule",
     "ImageFolder",
     "ImageNet",
-    "Keeping",
-    "Kept",
     "LabelStore",
     "Labels",
-    "Plain",
     "Rules",
     "Selection",
     "Share",
-    "Shown",
     "Source",
     "Splits",
+    "StageData",
     "Stream",
+    "StreamBatch",
+    "StreamSampler",
     "Table",
     "Targets",
-    "Training",
-    "about_of",
+    "abbreviate",
     "class_weights",
     "data_module",
-    "few",
     "fingerprint",
-    "labels_in",
     "mapped",
     "packed",
     "placed",
-    "row_type",
+    "read_labels",
+    "read_metadata",
+    "row_dtype",
     "select",
     "shard_files",
     "split",
     "stratified",
     "unpacked",
     "views_shown",
-    "write_round",
+    "write_summary",
     "write_table",
 ]
 
 
-def fingerprint(config: DataConfig, tell: Tell = silent) -> str:
+def fingerprint(config: DataConfig, tell: OnProgress = silent) -> str:
     """Return what the data is beyond its config: of files, their names, sizes and labels.
 
     Our own datasets are answered without torch; of others their DataModule is asked.

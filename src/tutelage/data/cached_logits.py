@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.data.loading.streams import Shows, Stream
+from tutelage.data.loading.streams import SampleIndices, Stream
 from tutelage.errors import UserError
 from tutelage.storage import flush_folder, write_json
 
@@ -22,7 +22,7 @@ LOWEST = -60_000.0  # of float16, whose range ends at 65504
 VALUES, CLASSES = "values", "classes"
 
 
-def row_type(width: int, exact: bool, whole: bool = False) -> np.dtype[Any]:
+def row_dtype(width: int, exact: bool, whole: bool = False) -> np.dtype[Any]:
     """Return how an answer of ``width`` numbers is kept.
 
     Args:
@@ -39,7 +39,7 @@ def row_type(width: int, exact: bool, whole: bool = False) -> np.dtype[Any]:
 
 
 def packed(answers: np.ndarray, kind: np.dtype[Any]) -> np.ndarray:
-    """Return answers (B, K) float32 as rows (B,) of a ``row_type``.
+    """Return answers (B, K) float32 as rows (B,) of a ``row_dtype``.
 
     Raises:
         ValueError: a number is not finite.
@@ -74,7 +74,7 @@ def unpacked(rows: np.ndarray, width: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class CachedLogits:
     """Answers in a file, which each process maps when it first reads some.
 
     Attributes:
@@ -98,13 +98,13 @@ class Kept:
         found: np.ndarray = np.load(self.file, mmap_mode="r", allow_pickle=False)
         return found
 
-    def repeated(self, shows: Shows) -> Shows:
+    def repeated(self, shows: SampleIndices) -> SampleIndices:
         """Return what is shown where views repeat: the passes are the numbers of views, and there are no copies."""
         if self.views is None:
             return shows
-        return Shows((shows.passes + shows.copies) % self.views, shows.entries, np.zeros_like(shows.copies))
+        return SampleIndices((shows.passes + shows.copies) % self.views, shows.entries, np.zeros_like(shows.copies))
 
-    def answers(self, step: int, shows: Shows, stream: Stream) -> np.ndarray:
+    def answers(self, step: int, shows: SampleIndices, stream: Stream) -> np.ndarray:
         """Return the answers (B, K) float32 to what a stream ``repeated`` at a step."""
         if self.views is None:
             return unpacked(self.rows[step * stream.batch_size : (step + 1) * stream.batch_size], self.width)
@@ -118,7 +118,7 @@ def views_shown(stream: Stream, steps: int, views: int) -> int:
     return min(views, -(-steps * stream.batch_size // stream.length))
 
 
-class Keeping:
+class CachedLogitsWriter:
     """Rows that are written one batch after another; a process that was killed among them goes on behind the last.
 
     Attributes:
@@ -190,7 +190,7 @@ def _reserved(file: Path, kind: np.dtype[Any], rows: int) -> np.ndarray:
         file.unlink(missing_ok=True)
         size = f"{rows * kind.itemsize / 1e9:.1f} GB"
         raise UserError(
-            f"{file.parent}: no room for {size} of a teacher's answers ({error.strerror}); fewer strategy.views, "
-            "or strategy.answers=live"
+            f"{file.parent}: no room for {size} of a teacher's answers ({error.strerror}); fewer strategy.cached_views, "
+            "or strategy.teacher_logits=live"
         ) from None
     return found

@@ -14,7 +14,7 @@ from tutelage.config import DataConfig
 from tutelage.config.targets import resolve
 from tutelage.data.datasets.cifar import cifar10, cifar100
 from tutelage.data.datasets.digits import digits
-from tutelage.data.datasets.download import Tell, silent
+from tutelage.data.datasets.download import OnProgress, silent
 from tutelage.data.datasets.emoji import emoji, versions
 from tutelage.data.datasets.fashion_mnist import fashion_mnist
 from tutelage.data.datasets.huggingface import hugging_face, saved_as
@@ -24,18 +24,18 @@ from tutelage.data.datasets.stl10 import stl10
 from tutelage.data.datasets.svhn import svhn
 from tutelage.data.loading.batches import (
     WHOLE,
-    Plain,
-    PlainBatches,
+    EvalBatch,
+    EvalDataset,
+    PendingMix,
     Share,
-    Shown,
-    StepBatches,
+    StageData,
     Steps,
-    Training,
-    Unmixed,
-    as_planned,
+    StreamBatch,
+    TrainDataset,
+    apply_mix,
     worker_init,
 )
-from tutelage.data.loading.prefetch import AheadLoader, each_tensor
+from tutelage.data.loading.prefetch import PrefetchLoader, map_tensors
 from tutelage.data.loading.shared_memory import cores
 from tutelage.data.source import Images, Source, WholeImages, is_ready
 from tutelage.data.splits import Splits, split
@@ -53,8 +53,8 @@ class ImageDataModule(pl.LightningDataModule):
     def __init__(self, config: DataConfig) -> None:
         super().__init__()
         self.config = config
-        self.training: Training | None = None
-        self.tell: Tell = silent  # is told of long reads
+        self.training: StageData | None = None
+        self.tell: OnProgress = silent  # is told of long reads
         self.device = torch.device("cpu")  # where batches are computed with
         self.share = WHOLE  # of each batch, that this process trains on
         self.neighbours = 1  # processes of the run on this machine
@@ -88,7 +88,7 @@ class ImageDataModule(pl.LightningDataModule):
         """Who may see which image."""
         return split(self.source, self.config)
 
-    def train_dataloader(self) -> DataLoader[dict[str, Shown | Unmixed]]:
+    def train_dataloader(self) -> DataLoader[dict[str, StreamBatch | PendingMix]]:
         """Return the loader of the stage that ``training`` describes."""
         training, trainer = self.training, self.trainer
         if training is None or trainer is None:
@@ -98,27 +98,27 @@ class ImageDataModule(pl.LightningDataModule):
         steps = Steps(training.steps * pieces, lambda: trainer.global_step * pieces)
         return self._shown(training, workers, steps, self.share)
 
-    def shown(self, training: Training, steps: Sequence[int]) -> Iterator[dict[str, Shown]]:
+    def shown(self, training: StageData, steps: Sequence[int]) -> Iterator[dict[str, StreamBatch]]:
         """Yield all that a stage is shown at some steps, on the device and mixed, outside of its training."""
         workers = min(self._workers(), len(steps))
         for batch in self._shown(training, workers, steps):
-            sent = each_tensor(batch, lambda tensor: tensor.to(self.device, non_blocking=True))
+            sent = map_tensors(batch, lambda tensor: tensor.to(self.device, non_blocking=True))
             yield self.on_after_batch_transfer(sent, 0)
 
     def _shown(
-        self, training: Training, workers: int, steps: Iterable[int], share: Share = WHOLE
-    ) -> DataLoader[dict[str, Shown | Unmixed]]:
+        self, training: StageData, workers: int, steps: Iterable[int], share: Share = WHOLE
+    ) -> DataLoader[dict[str, StreamBatch | PendingMix]]:
         shape = (self.config.image_size, self.config.image_size, self.config.channels)
-        return self._loader(StepBatches(self.images, training, shape, share), workers, sampler=steps)
+        return self._loader(TrainDataset(self.images, training, shape, share), workers, sampler=steps)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Return a batch whose streams are mixed, each within itself, where it came with a plan for that."""
         if not isinstance(batch, dict):
             return batch
         classes = len(self.source.classes)
-        return {name: as_planned(one, classes) if isinstance(one, Unmixed) else one for name, one in batch.items()}
+        return {name: apply_mix(one, classes) if isinstance(one, PendingMix) else one for name, one in batch.items()}
 
-    def val_dataloader(self) -> DataLoader[Plain] | list[Any]:
+    def val_dataloader(self) -> DataLoader[EvalBatch] | list[Any]:
         """Return this process's part of the validation images, or an empty list where there are none."""
         if not len(self.splits.validation):
             return []
@@ -131,7 +131,7 @@ class ImageDataModule(pl.LightningDataModule):
         again: bool = False,
         chosen: Iterable[int] | None = None,
         known: int | None = None,
-    ) -> DataLoader[Plain]:
+    ) -> DataLoader[EvalBatch]:
         """Return a loader of un-augmented images in the order of ``indices``.
 
         Only images that are yet to be decoded get workers.
@@ -142,7 +142,7 @@ class ImageDataModule(pl.LightningDataModule):
             chosen: the numbers of the batches to show; all where they are not given.
             known: how many of the images count; the label of those behind them is shown as unknown.
         """
-        batches = PlainBatches(self.images, self.source.labels, indices, known)
+        batches = EvalDataset(self.images, self.source.labels, indices, known)
         workers = 0 if is_ready(self.images) or len(batches) == 1 else min(self._workers(), len(batches))
         return self._loader(batches, workers, persistent_workers=again and workers > 0, sampler=chosen)
 
@@ -160,7 +160,7 @@ class ImageDataModule(pl.LightningDataModule):
         )
 
     def _loader(self, dataset: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
-        kind = DataLoader if self.device.type == "cpu" else partial(AheadLoader, device=self.device)
+        kind = DataLoader if self.device.type == "cpu" else partial(PrefetchLoader, device=self.device)
         return kind(
             dataset,
             batch_size=None,

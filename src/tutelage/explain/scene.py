@@ -14,10 +14,10 @@ import torch
 
 from tutelage.augmentation import Mixing, Picture, Pipeline, mixed, plan
 from tutelage.config import AugmentationConfig, Config
-from tutelage.data import Draws, ImageDataModule, Stream, data_module
-from tutelage.data.datasets.download import Tell, silent
+from tutelage.data import ImageDataModule, Stream, StreamSampler, data_module
+from tutelage.data.datasets.download import OnProgress, silent
 from tutelage.randomness import Key
-from tutelage.strategies import Fit, stages
+from tutelage.strategies import TrainStage, stages
 
 MAGNITUDES = (0, 5, 10, 15, 20, 25, 30)
 MEASURED_SECONDS = 0.5
@@ -30,7 +30,7 @@ class Scene:
 
     config: Config
     data: ImageDataModule
-    stage: Fit
+    stage: TrainStage
     stream: Stream
 
     @property
@@ -67,7 +67,7 @@ class Scene:
         return stored if isinstance(stored, np.ndarray) else stored.read()
 
 
-def scene_of(config: Config, tell: Tell = silent) -> Scene:
+def scene_of(config: Config, tell: OnProgress = silent) -> Scene:
     """Return what a config shows.
 
     Args:
@@ -81,7 +81,7 @@ def scene_of(config: Config, tell: Tell = silent) -> Scene:
     data.tell = tell
     augmentation = config.augmentation
     pipeline = Pipeline(augmentation.transforms, Key(0, "check"), augmentation.strong)
-    first = next(stage for stage in stages(config, data.source, data.splits) if isinstance(stage, Fit))
+    first = next(stage for stage in stages(config, data.source, data.splits) if isinstance(stage, TrainStage))
     pipeline.check(data.source.images[0])
     stream = next(stream for stream in first.streams({}) if stream.name == "labelled")
     return Scene(config, data, first, stream)
@@ -140,7 +140,7 @@ def mixtures(scene: Scene, steps: int) -> list[Mixture]:
     """Return a pair of each of the first steps, mixed as in training: neighbours of two classes, if there are any."""
     config, stream, found = scene.augmentation.mix, scene.stream, []
     assert config is not None  # noqa: S101 - otherwise there is nothing to show
-    draws, classes = Draws(stream, scene.key), len(scene.data.source.classes)
+    draws, classes = StreamSampler(stream, scene.key), len(scene.data.source.classes)
     for step in range(steps):
         shows = draws.at(step)
         apart = np.flatnonzero(np.diff(stream.targets[shows.entries]))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tutelage.config import OptimizerConfig, SchedulerConfig, Targeted, too_small
-from tutelage.data import Plain, Shown
+from tutelage.data import EvalBatch, StreamBatch
 from tutelage.errors import UserError
-from tutelage.models.parameter_groups import ALL_ALIKE, Tuning, freeze, rate_shares, still
+from tutelage.models.parameter_groups import ALL_ALIKE, FineTuning, freeze, frozen_modules, lr_scales
 
 PIXEL_MAX = 255.0
 
@@ -60,7 +60,7 @@ class Recipe:
     scheduler: SchedulerConfig
     steps: int
     class_weights: tuple[float, ...] | None = None
-    tuning: Tuning = ALL_ALIKE
+    tuning: FineTuning = ALL_ALIKE
 
 
 def check_size(spec: ImageSpec, model: type[Targeted]) -> None:
@@ -135,7 +135,7 @@ class ImageClassifier(pl.LightningModule):
         scale = torch.tensor(self.spec.std).mul(PIXEL_MAX).reciprocal()
         self.register_buffer("scale", scale.view(shape), persistent=False)
 
-    def learn_by(self, recipe: Recipe) -> None:
+    def configure_training(self, recipe: Recipe) -> None:
         """Take up how to learn, and what does not.
 
         Raises:
@@ -149,14 +149,14 @@ class ImageClassifier(pl.LightningModule):
     def train(self, mode: bool = True) -> Self:
         """Switch to training, but for modules that do not learn: what is frozen answers as in evaluation."""
         super().train(mode)
-        for module in still(self) if mode else ():
+        for module in frozen_modules(self) if mode else ():
             module.eval()
         return self
 
     def attach(self, folder: Path) -> None:
         """Take up what the network keeps in files beside its checkpoint; most keep nothing there."""
 
-    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss and what is shown beside it."""
         images, targets = batch["labelled"][:2]
         logits = self(images)
@@ -165,7 +165,7 @@ class ImageClassifier(pl.LightningModule):
             "accuracy": accuracy(logits.detach(), targets),
         }
 
-    def validation_step(self, batch: Plain, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return logits (B, C) and labels (B,) of un-augmented images."""
         return {"logits": self(batch.images), "labels": batch.labels}
 
@@ -179,18 +179,18 @@ class ImageClassifier(pl.LightningModule):
         if recipe is None:
             raise RuntimeError("give the network a Recipe before it trains")
         optimizer = make_optimizer(self, recipe.optimizer, recipe.tuning, *beside)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step, recipe))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, recipe))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def make_optimizer(
-    network: nn.Module, config: OptimizerConfig, tuning: Tuning = ALL_ALIKE, *beside: nn.Module
+    network: nn.Module, config: OptimizerConfig, tuning: FineTuning = ALL_ALIKE, *beside: nn.Module
 ) -> torch.optim.Optimizer:
     """Return the optimizer of the parameters that learn; norms' scales and biases are not decayed.
 
     There is a group for each learning rate and decay that occurs.
     """
-    shares = rate_shares(network, tuning)
+    shares = lr_scales(network, tuning)
     learning = [(parameter, shares[name]) for name, parameter in network.named_parameters()]
     learning += [(parameter, 1.0) for module in beside for parameter in module.parameters()]
     learning = [(parameter, share) for parameter, share in learning if parameter.requires_grad]
@@ -209,7 +209,7 @@ def make_optimizer(
     return kind(groups, lr=config.lr)
 
 
-def rate_at(step: int, recipe: Recipe) -> float:
+def lr_factor(step: int, recipe: Recipe) -> float:
     """Return the learning rate at ``step`` (from 0) as a share of ``optimizer.lr``: warm-up, then the schedule."""
     config = recipe.scheduler
     warmup = round(config.warmup * recipe.steps)

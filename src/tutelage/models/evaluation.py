@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
-from tutelage.data import Plain
+from tutelage.data import EvalBatch
 from tutelage.models.base import ImageClassifier
 from tutelage.models.heads import Heads
 
@@ -22,7 +22,7 @@ CALIBRATION_BINS = 15  # Guo et al. 2017
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """A network's answers: probabilities (N, C) float32, labels (N,) int64, indices (N,) int64 into the source."""
 
     probabilities: np.ndarray
@@ -30,7 +30,7 @@ class Answers:
     indices: np.ndarray
 
 
-def informed(network: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
+def task_logits(network: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
     """Return logits (B, C) of images; a network with a head a task is told the task that each of ``labels`` (B,) is of.
 
     The classes of other tasks are then at minus infinity.
@@ -41,11 +41,11 @@ def informed(network: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor
 
 def answers(
     network: ImageClassifier,
-    batches: Iterable[Plain],
+    batches: Iterable[EvalBatch],
     device: torch.device,
     after_batch: Callable[[int], None] = lambda images: None,
-) -> Answers:
-    """Return the un-noised answers of ``network`` (in eval mode, without gradients), ``informed`` of the task.
+) -> Predictions:
+    """Return the un-noised answers of ``network`` (in eval mode, without gradients), ``task_logits`` of the task.
 
     A network with a head a task is asked only about the tasks that it has learned.
 
@@ -59,16 +59,16 @@ def answers(
     probabilities, labels, indices = [], [], []
     with torch.inference_mode():
         for batch in batches:
-            logits = informed(network, batch.images.to(device, non_blocking=True), batch.labels.to(device))
+            logits = task_logits(network, batch.images.to(device, non_blocking=True), batch.labels.to(device))
             probabilities.append(logits.float().softmax(dim=1).cpu().numpy())
             labels.append(batch.labels.numpy())
             indices.append(batch.indices.numpy())
             after_batch(len(batch.images))
-    found = Answers(np.concatenate(probabilities), np.concatenate(labels), np.concatenate(indices))
+    found = Predictions(np.concatenate(probabilities), np.concatenate(labels), np.concatenate(indices))
     if not isinstance(network.head, Heads):
         return found
     known = np.isin(found.labels, _learned_classes(network))
-    return Answers(found.probabilities[known], found.labels[known], found.indices[known])
+    return Predictions(found.probabilities[known], found.labels[known], found.indices[known])
 
 
 def _learned_classes(network: ImageClassifier) -> list[int]:
@@ -78,14 +78,14 @@ def _learned_classes(network: ImageClassifier) -> list[int]:
     return [c for task, known in zip(network.spec.tasks, learned, strict=True) if known for c in task]
 
 
-def confusion(found: Answers) -> np.ndarray:
+def confusion(found: Predictions) -> np.ndarray:
     """Return the confusion matrix (C, C) int64: rows are true classes, columns are answers."""
     probabilities, labels = torch.from_numpy(found.probabilities), torch.from_numpy(found.labels)
     matrix: np.ndarray = multiclass_confusion_matrix(probabilities, labels, probabilities.shape[1]).numpy()
     return matrix
 
 
-def measure(found: Answers, classes: Sequence[str], prefix: str) -> dict[str, float]:
+def compute_metrics(found: Predictions, classes: Sequence[str], prefix: str) -> dict[str, float]:
     """Return the metrics of some answers, keyed ``prefix/...``.
 
     Accuracy, top-5 accuracy (above 5 classes), macro F1, expected calibration error (15 bins, Guo et al. 2017) and the
@@ -107,7 +107,7 @@ def measure(found: Answers, classes: Sequence[str], prefix: str) -> dict[str, fl
     return {f"{prefix}/{name}": round(float(value), 6) for name, value in result.items()}
 
 
-def measure_tasks(found: Answers, network: ImageClassifier, prefix: str) -> dict[str, float]:
+def compute_task_metrics(found: Predictions, network: ImageClassifier, prefix: str) -> dict[str, float]:
     """Return the accuracy on each task that a network has learned, keyed ``prefix/task-1`` and so on."""
     right, result = found.probabilities.argmax(axis=1) == found.labels, {}
     for number, task in enumerate(network.spec.tasks, start=1):

@@ -85,7 +85,7 @@ def grown(spec: ImageSpec, old: ImageSpec) -> ImageSpec:
     return replace(old, classes=(*spec.classes, *old.classes), tasks=tasks)
 
 
-def take_over(network: ImageClassifier, old: ImageClassifier) -> str:
+def load_first_task(network: ImageClassifier, old: ImageClassifier) -> str:
     """Let a network whose spec has ``grown`` begin as the old one, and return what was done, as a sentence.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tutelage.data import Plain
+from tutelage.data import EvalBatch
 from tutelage.errors import UserError
 from tutelage.models.base import ImageClassifier, ImageSpec
 from tutelage.models.weights.files import make_classifier
@@ -46,7 +46,7 @@ class NearestNeighbours(ImageClassifier):
 
     def memorise(
         self,
-        batches: Iterable[Plain],
+        batches: Iterable[EvalBatch],
         count: int,
         folder: Path,
         after_batch: Callable[[int], None] = lambda images: None,

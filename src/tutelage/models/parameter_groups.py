@@ -11,7 +11,7 @@ BACKBONE = "backbone."
 
 
 @dataclass(frozen=True)
-class Tuning:
+class FineTuning:
     """Which parts of a network learn, and how fast against one another.
 
     Attributes:
@@ -25,7 +25,7 @@ class Tuning:
     layer_decay: float = 1.0
 
 
-ALL_ALIKE = Tuning()
+ALL_ALIKE = FineTuning()
 
 
 def layers(backbone: nn.Module) -> dict[str, int]:
@@ -48,7 +48,7 @@ def layers(backbone: nn.Module) -> dict[str, int]:
     return of_own
 
 
-def freeze(backbone: nn.Module, tuning: Tuning) -> None:
+def freeze(backbone: nn.Module, tuning: FineTuning) -> None:
     """Let the lowest layers of a backbone, or the whole of it, no longer learn.
 
     Raises:
@@ -69,7 +69,7 @@ def freeze(backbone: nn.Module, tuning: Tuning) -> None:
                 parameter.requires_grad_(False)
 
 
-def still(network: nn.Module) -> Iterator[nn.Module]:
+def frozen_modules(network: nn.Module) -> Iterator[nn.Module]:
     """Return the modules that have parameters, none of which learns: their statistics and dropout stand still too."""
     for module in network.modules():
         learns = [parameter.requires_grad for parameter in module.parameters()]
@@ -77,7 +77,7 @@ def still(network: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
-def rate_shares(network: nn.Module, tuning: Tuning) -> dict[str, float]:
+def lr_scales(network: nn.Module, tuning: FineTuning) -> dict[str, float]:
     """Return the learning rate of each parameter of a network as a share of the optimizer's.
 
     The head has all of it; a layer of the backbone ``backbone_lr_scale * layer_decay ** depth``, its depth counted from

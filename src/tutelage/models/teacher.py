@@ -57,15 +57,15 @@ class Teacher:
     def __call__(self, images: Tensor) -> Tensor:
         """Return logits (B, C) float32 of uint8 images (B, C', H, W) of any size, grey or RGB."""
         with torch.inference_mode(), self._precision(images):
-            found = [network(adapted(images, network.spec)).float() for network in self.networks]
+            found = [network(adapt_images(images, network.spec)).float() for network in self.networks]
             mean = found[0] if len(found) == 1 else torch.stack(found).mean(dim=0)
         return mean.clone()  # an inference tensor cannot be kept for a backward
 
-    def output_of(self, layer: str, images: Tensor) -> Tensor:
+    def layer_output(self, layer: str, images: Tensor) -> Tensor:
         """Return what a module of the first network, such as ``backbone.6``, gives for images."""
         network = self.networks[0]
         with torch.inference_mode(), self._precision(images):
-            found = output_of(network, layer, adapted(images, network.spec))
+            found = layer_output(network, layer, adapt_images(images, network.spec))
         return found.float().clone()
 
     def _precision(self, images: Tensor) -> Any:
@@ -77,7 +77,7 @@ class Teacher:
         return torch.autocast(device, lower, enabled=lower is not None)
 
 
-def adapted(images: Tensor, spec: ImageSpec) -> Tensor:
+def adapt_images(images: Tensor, spec: ImageSpec) -> Tensor:
     """Return images (B, C, H, W) uint8 in a network's own size and colours: grey is repeated, RGB becomes grey."""
     channels, size = images.shape[1], spec.image_size
     if channels != spec.channels:
@@ -98,7 +98,7 @@ class _Reached(BaseException):  # no Exception, which a network's own code may c
         self.output = output
 
 
-def output_of(network: ImageClassifier, layer: str, images: Tensor) -> Tensor:
+def layer_output(network: ImageClassifier, layer: str, images: Tensor) -> Tensor:
     """Return what a module of a network gives, when it is first used, on the way of images to the features.
 
     The way ends there, so that what lies above it stays as it is, the statistics of batch norms too.
@@ -124,7 +124,7 @@ def output_of(network: ImageClassifier, layer: str, images: Tensor) -> Tensor:
     return output
 
 
-def middle(network: ImageClassifier) -> str:
+def middle_layer(network: ImageClassifier) -> str:
     """Return the name of the layer in the middle of a backbone, which FitNets' hint comes from.
 
     Layers are the children with parameters, of the backbone or of the module within it that is nearly all of it.

@@ -40,16 +40,16 @@ def _mirrored_shifted(images: Tensor) -> Iterator[Tensor]:
 
 # The ten of mirrored_shifted are after Krizhevsky 2012, section 4.1: corners, centre and their mirror images; his are
 # crops of a larger image, these repeat the edge.
-VIEWS: Mapping[str, Callable[[Tensor], Iterator[Tensor]]] = {
+TTA_VIEWS: Mapping[str, Callable[[Tensor], Iterator[Tensor]]] = {
     "one": _one,
     "mirrored": _mirrored,
     "shifted": _shifted,
     "mirrored_shifted": _mirrored_shifted,
 }
-COUNTS = {"one": 1, "mirrored": 2, "shifted": 5, "mirrored_shifted": 10}
+VIEW_COUNTS = {"one": 1, "mirrored": 2, "shifted": 5, "mirrored_shifted": 10}
 
 
-def viewed(network: Callable[[Tensor], Tensor], images: Tensor, views: str) -> Tensor:
+def tta_probabilities(network: Callable[[Tensor], Tensor], images: Tensor, views: str) -> Tensor:
     """Return probabilities (B, C) float32 of images (B, C, H, W) uint8: the mean over views of each.
 
     Args:
@@ -57,5 +57,5 @@ def viewed(network: Callable[[Tensor], Tensor], images: Tensor, views: str) -> T
         images: as they are stored.
         views: one, mirrored, shifted or mirrored_shifted.
     """
-    found = [network(view).float().softmax(dim=1) for view in VIEWS[views](images)]
+    found = [network(view).float().softmax(dim=1) for view in TTA_VIEWS[views](images)]
     return found[0] if len(found) == 1 else torch.stack(found).mean(dim=0)

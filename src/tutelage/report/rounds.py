@@ -69,7 +69,7 @@ def _drawn(folder: RunFolder, record: Mapping[str, Any], rounds: Mapping[str, Ma
     known = any(sum(told["known"]) for told in rounds.values())
     drawn = [
         ("rounds", "Over the rounds", _over_rounds_told(record), round_pictures.over_rounds(*traces(record))),
-        ("kept", "Kept of each class", KEPT, round_pictures.kept_per_class(rounds)),
+        ("kept", "CachedLogits of each class", KEPT, round_pictures.kept_per_class(rounds)),
         ("confidence", "Confidence", CONFIDENCE + (BY_TRUTH if known else "."), round_pictures.confidences(rounds)),
     ]
     judged = {name: told for name, told in rounds.items() if sum(told["known"])}

@@ -10,7 +10,7 @@ from torch import Tensor
 from tutelage.config import Shift
 from tutelage.data import ImageDataModule, data_module
 from tutelage.errors import UserError
-from tutelage.models import ImageClassifier, informed, load_classifier
+from tutelage.models import ImageClassifier, load_classifier, task_logits
 from tutelage.report.curves import Curve, read_curve, write_curve
 from tutelage.runs import RunFolder, trained
 
@@ -91,6 +91,6 @@ def _accuracies(network: ImageClassifier, data: ImageDataModule, shift: Shift) -
             images, labels = batch.images.to(network.device), batch.labels.to(network.device)
             for place, strength in enumerate(strengths):
                 views = shifted(images, shift, strength)
-                answers = [informed(network, view, labels).argmax(dim=1) for view in views]
+                answers = [task_logits(network, view, labels).argmax(dim=1) for view in views]
                 right[place] += sum(float((given == labels).sum()) for given in answers) / len(views)
     return [round(float(share), 6) for share in right / max(1, len(data.splits.test))]

@@ -132,17 +132,19 @@ def _page_of(job: Job) -> Path:
 
 def _rows(keys: Sequence[str], jobs: Sequence[Job], objective: str) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of the table, the best on validation first; measures that none has are left out."""
-    measures = [measure for measure in MEASURES if measure.values(jobs)]
+    measures = [compute_metrics for compute_metrics in MEASURES if compute_metrics.values(jobs)]
     if objective == "val/loss":
         measures.insert(0, LOSS)
-    head = [*(short(key) for key in keys), "runs", *(measure.heading for measure in measures)]
+    head = [*(short(key) for key in keys), "runs", *(compute_metrics.heading for compute_metrics in measures)]
     rows = []
     for members in searches.ranked(keys, jobs, objective):
         row = [*(members[0].chosen.get(key, "") for key in keys), str(len(members))]
-        for measure in measures:
-            values = measure.values(members)
-            told = measure.told(float(np.mean(values))) if values else "-"
-            row.append(f"{told} +- {100 * np.std(values, ddof=1):.1f}" if measure.share and len(values) > 1 else told)
+        for compute_metrics in measures:
+            values = compute_metrics.values(members)
+            told = compute_metrics.told(float(np.mean(values))) if values else "-"
+            row.append(
+                f"{told} +- {100 * np.std(values, ddof=1):.1f}" if compute_metrics.share and len(values) > 1 else told
+            )
         rows.append(row)
     return head, rows
 
@@ -204,16 +206,16 @@ def _over_x(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page
         return []
     others = [key for key in keys if key != x]
     shown = []
-    for measure in MEASURES:
-        if x in label_efficiency.LABEL_KEYS and measure is TESTED:
+    for compute_metrics in MEASURES:
+        if x in label_efficiency.LABEL_KEYS and compute_metrics is TESTED:
             continue  # it has a picture of its own
         lines: dict[str, dict[float, list[float]]] = {}
         for job in jobs:
-            if (value := measure.of(job)) is not None:
+            if (value := compute_metrics.of(job)) is not None:
                 points = lines.setdefault(named(others, job) or "all", {})
                 points.setdefault(float(job.chosen[x]), []).append(value)
         if lines:
-            shown.append(pictures.Panel(measure.heading, lines, measure.share))
+            shown.append(pictures.Panel(compute_metrics.heading, lines, compute_metrics.share))
     told = "Lines join the means over seeds; faint dots are single runs. Scales that are no share are logarithmic."
     name = short(x)
     return [page.picture(folder / "over_x.png", pictures.panels(name, shown), f"Over {name}", told)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from tutelage.data import UNKNOWN
 from tutelage.errors import UserError
 from tutelage.models import accuracy, cross_entropy
-from tutelage.process_group import ALONE, Group
+from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.randomness import Key
 from tutelage.storage import write_text
 
@@ -71,7 +71,7 @@ class EpochTable(pl.Callback):
         epoch_steps: int,
         loggers: list[Logger],
         on_best: Callable[[], None] = lambda: None,
-        group: Group = ALONE,
+        group: ProcessGroup = ALONE,
     ) -> None:
         self._group = group
         self._file = file
@@ -145,7 +145,7 @@ class EpochTable(pl.Callback):
         known = labels != UNKNOWN  # the others only fill up a process's part
         logits, labels = self._group.rows(logits[known]), self._group.rows(labels[known])
         self._validation = []
-        found = self._group.decided(  # the same to the last bit, or processes would not agree on the best
+        found = self._group.broadcast_from_rank0(  # the same to the last bit, or processes would not agree on the best
             lambda: {"val/loss": float(cross_entropy(logits, labels)), "val/accuracy": float(accuracy(logits, labels))}
         )
         if self.best is None or found["val/accuracy"] > self.best["val/accuracy"]:

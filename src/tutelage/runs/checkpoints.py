@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from tutelage.process_group import ALONE, Group
+from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.runs.callbacks import ends_step
 from tutelage.runs.cluster.signals import Signals
 from tutelage.storage import is_sound, write_checked
@@ -61,7 +61,9 @@ class Checkpoints(pl.Callback):
     the same for any number of devices and of accumulated parts.
     """
 
-    def __init__(self, folder: Path, minutes: float, epoch_steps: int, signals: Signals, group: Group = ALONE) -> None:
+    def __init__(
+        self, folder: Path, minutes: float, epoch_steps: int, signals: Signals, group: ProcessGroup = ALONE
+    ) -> None:
         self._file = folder / LAST
         self._seconds = minutes * 60
         self._epoch_steps = epoch_steps

@@ -13,7 +13,7 @@ from typing import Any
 from tutelage import __version__
 from tutelage.config import Config
 from tutelage.errors import UserError
-from tutelage.process_group import ALONE, Group
+from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.storage import is_held, write_json, write_text
 
 RUNNING, FINISHED, FAILED = "running", "finished", "failed"
@@ -48,7 +48,7 @@ class RunFolder:
 
     @property
     def test_file(self) -> Path:
-        """Answers on the test set."""
+        """Predictions on the test set."""
         return self.path / "test.npz"
 
     @property
@@ -73,7 +73,7 @@ class RunFolder:
 class Record:
     """``run.json``: read when made, written whole at each change by the first process of a run."""
 
-    def __init__(self, folder: RunFolder, group: Group = ALONE) -> None:
+    def __init__(self, folder: RunFolder, group: ProcessGroup = ALONE) -> None:
         self._group = group
         self._file = folder.record_file
         self.content: dict[str, Any] = read_record(folder) or {}

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import Config, DistillationConfig, LwFConfig, NoisyStudentConfig, TaughtConfig
+from tutelage.config import Config, DistillationConfig, FrozenTeacherConfig, LwFConfig, NoisyStudentConfig
 from tutelage.runs.weight_sources import first_data, weights_identity
 from tutelage.storage import digest
 
@@ -45,7 +45,7 @@ def identity(config: Config, fingerprint: str) -> dict[str, Any]:
         picked["trainer"] = trainer
     if isinstance(config.strategy, NoisyStudentConfig):
         picked["strategy"] = _self_trained(config, config.strategy, picked["strategy"])
-    if isinstance(config.strategy, TaughtConfig | LwFConfig):
+    if isinstance(config.strategy, FrozenTeacherConfig | LwFConfig):
         picked["strategy"] = _taught(config, config.strategy, picked["strategy"])
     if config.init_from is not None:
         picked["init_from"] = weights_identity(config.init_from, "init_from")
@@ -63,23 +63,23 @@ def _self_trained(config: Config, strategy: NoisyStudentConfig, chosen: dict[str
         for student in strategy.planned
     ]
     unused = {"rounds"} if strategy.until == "rounds" else set[str]()
-    if not strategy.soft_labels:
+    if strategy.target_type == "hard":
         unused.add("temperature")
     return {**{key: value for key, value in chosen.items() if key not in unused}, "students": students}
 
 
-def _taught(config: Config, strategy: TaughtConfig | LwFConfig, chosen: dict[str, Any]) -> dict[str, Any]:
+def _taught(config: Config, strategy: FrozenTeacherConfig | LwFConfig, chosen: dict[str, Any]) -> dict[str, Any]:
     """Return what a teacher is and does, without the keys that change nothing beside the others."""
     views, unused = config.augmentation, set[str]()
-    if isinstance(strategy, TaughtConfig) and strategy.teachers:
+    if isinstance(strategy, FrozenTeacherConfig) and strategy.teachers:
         chosen = {**chosen, "teachers": [weights_identity(given, "strategy.teachers") for given in strategy.teachers]}
         unused |= {"teacher", "teacher_length"}
-    if strategy.answers != "live" and (views.mix is not None or not views.transforms):
-        chosen = {**chosen, "answers": "kept"}  # for each step, or of images as they are
-        unused.add("views")
-    elif strategy.answers != "views":
-        unused.add("views")
-    if isinstance(strategy, DistillationConfig) and strategy.labels == "hard":
+    if strategy.teacher_logits != "live" and (views.mix is not None or not views.transforms):
+        chosen = {**chosen, "teacher_logits": "cached"}  # for each step, or of images as they are
+        unused.add("cached_views")
+    elif strategy.teacher_logits != "views":
+        unused.add("cached_views")
+    if isinstance(strategy, DistillationConfig) and strategy.target_type == "hard":
         unused.add("temperature")
     return {key: value for key, value in chosen.items() if key not in unused}
 

@@ -13,23 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.data import ImageDataModule, Labels, LabelStore, few, labels_in, write_round, write_table
+from tutelage.data import ImageDataModule, Labels, LabelStore, abbreviate, read_labels, write_summary, write_table
 from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH, SHARD
 from tutelage.errors import UserError
-from tutelage.models import ImageClassifier, viewed, weight_hash
+from tutelage.models import ImageClassifier, tta_probabilities, weight_hash
 from tutelage.runs.teacher_cache import LOWER
 from tutelage.storage import digest
-from tutelage.strategies import Fit, Label
+from tutelage.strategies import PseudoLabelStage, TrainStage
 
 if TYPE_CHECKING:
-    from tutelage.runs.context import Run
+    from tutelage.runs.context import RunContext
 
 WAIT = 0.2  # seconds between two looks at what other processes have done
 AHEAD = 2  # batches that are computed while one is brought to its form in the store
 FLOAT32 = "float32"
 
 
-def label(this: "Run", stage: Label) -> dict[str, Any]:
+def label(context: "RunContext", stage: PseudoLabelStage) -> dict[str, Any]:
     """Let a stage's teacher label the pool, without noise, and return the stage's entry in the ledger.
 
     Of several processes of the run each labels the shards that it comes to first. What other processes label meanwhile
@@ -39,34 +39,34 @@ def label(this: "Run", stage: Label) -> dict[str, Any]:
         Stopped: a signal asked for it; the shards that are done are kept.
         UserError: the answers are no numbers, or the disk has no room.
     """
-    place, pool, source = this.place(stage).path, this.data.splits.pool, this.data.source
+    place, pool, source = context.place(stage).path, context.data.splits.pool, context.data.source
     started = time.monotonic()
-    network = this.network(stage.teacher)
-    its = about(this, stage, network)
-    store = this.group.by_turns(lambda: LabelStore(place, len(pool), len(source.classes), its))
+    network = context.network(stage.teacher)
+    its = about(context, stage, network)
+    store = context.group.by_turns(lambda: LabelStore(place, len(pool), len(source.classes), its))
     told = False
     while not store.complete:
         answered = 0
-        with closing(fill(store, network, this.data, this.device)) as batches:
+        with closing(fill(store, network, context.data, context.device)) as batches:
             for answered in batches:
-                this.observer.progress(answered / len(pool), {"images": f"{answered}/{len(pool)}"})
-                this.answer()
+                context.observer.progress(answered / len(pool), {"images": f"{answered}/{len(pool)}"})
+                context.answer()
         if not answered:  # other processes are at what is left
-            if not told and this.group.size == 1:
-                this.observer.say(f"note: stage {stage.name}: other processes label what is left; waiting for them")
+            if not told and context.group.size == 1:
+                context.observer.say(f"note: stage {stage.name}: other processes label what is left; waiting for them")
             told = True
-            this.answer()
+            context.answer()
             time.sleep(WAIT)
-    return this.group.decided(lambda: _finished(this, stage, store, started))
+    return context.group.broadcast_from_rank0(lambda: _finished(context, stage, store, started))
 
 
-def _finished(this: "Run", stage: Label, store: LabelStore, started: float) -> dict[str, Any]:
+def _finished(context: "RunContext", stage: PseudoLabelStage, store: LabelStore, started: float) -> dict[str, Any]:
     """Select among the labels of a complete store, write the table, and return the stage's entry in the ledger."""
-    place, pool, source = this.place(stage).path, this.data.splits.pool, this.data.source
+    place, pool, source = context.place(stage).path, context.data.splits.pool, context.data.source
     store.finish()
-    labels = labels_of(this, stage)  # what the student will see, also in a run that resumes here
+    labels = labels_of(context, stage)  # what the student will see, also in a run that resumes here
     chosen = stage.select(labels)
-    _warn_of_silence(this, stage, labels)
+    _warn_of_silence(context, stage, labels)
     write_table(place, source, pool, labels, chosen)
     return {
         "name": stage.name,
@@ -74,40 +74,45 @@ def _finished(this: "Run", stage: Label, store: LabelStore, started: float) -> d
         "teacher": stage.teacher,
         "teacher_sha256": store.about["weights"],
         "seconds": round(time.monotonic() - started, 3),
-        "result": write_round(place, source, pool, labels, chosen, _before(this, stage)),
+        "result": write_summary(place, source, pool, labels, chosen, _before(context, stage)),
     }
 
 
-def _warn_of_silence(this: "Run", stage: Label, labels: Labels) -> None:
+def _warn_of_silence(context: "RunContext", stage: PseudoLabelStage, labels: Labels) -> None:
     """Say which classes the teacher answers for no image of the pool: its student sees no pool image of them."""
-    classes = this.data.source.classes
+    classes = context.data.source.classes
     silent = [classes[c] for c in np.flatnonzero(np.bincount(labels.answers, minlength=len(classes)) == 0)]
     if silent:
-        this.observer.say(f"warning: stage {stage.name}: the teacher calls no pool image {few(silent)}")
+        context.observer.say(f"warning: stage {stage.name}: the teacher calls no pool image {abbreviate(silent)}")
 
 
-def labels_of(this: "Run", stage: Label) -> Labels:
+def labels_of(context: "RunContext", stage: PseudoLabelStage) -> Labels:
     """Return the labels that a finished stage left."""
-    return labels_in(this.place(stage).path)
+    return read_labels(context.place(stage).path)
 
 
-def _before(this: "Run", stage: Label) -> Labels | None:
+def _before(context: "RunContext", stage: PseudoLabelStage) -> Labels | None:
     """Return the labels of the round before; None in the first."""
     return next(
-        (labels_of(this, one) for one in this.plan if isinstance(one, Label) and one.name == stage.before), None
+        (
+            labels_of(context, one)
+            for one in context.plan
+            if isinstance(one, PseudoLabelStage) and one.name == stage.before
+        ),
+        None,
     )
 
 
-def about(this: "Run", stage: Label, network: ImageClassifier) -> dict[str, Any]:
+def about(context: "RunContext", stage: PseudoLabelStage, network: ImageClassifier) -> dict[str, Any]:
     """Return what a stage's labels depend on, and where its teacher lies below the run's folder."""
-    lower = LOWER.get(this.config.trainer.precision) if this.device.type == "cuda" else None
-    teacher = next(fit for fit in this.plan if isinstance(fit, Fit) and fit.name == stage.teacher)
+    lower = LOWER.get(context.config.trainer.precision) if context.device.type == "cuda" else None
+    teacher = next(fit for fit in context.plan if isinstance(fit, TrainStage) and fit.name == stage.teacher)
     return {
-        "teacher": str(this.weights(teacher).relative_to(this.folder.path)),
+        "teacher": str(context.weights(teacher).relative_to(context.folder.path)),
         "weights": weight_hash(network),
-        "data": data_key(this.record.content, this.data.splits.pool),
+        "data": data_key(context.record.content, context.data.splits.pool),
         "views": stage.views,
-        "device": this.device.type,
+        "device": context.device.type,
         "precision": FLOAT32 if lower is None else str(lower).removeprefix("torch."),
     }
 
@@ -216,7 +221,7 @@ def _asked(
     precision, kind = getattr(torch, store.about["precision"]), device.type
     lower = torch.autocast(kind, precision, enabled=precision != torch.float32)
     with torch.inference_mode(), lower:
-        found = viewed(network, images.to(device, non_blocking=True), store.about["views"])
+        found = tta_probabilities(network, images.to(device, non_blocking=True), store.about["views"])
         found = found.to("cpu", non_blocking=True)
     if kind != "cuda":
         return found, None

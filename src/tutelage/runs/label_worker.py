@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from tutelage.config import Config, DataConfig
-from tutelage.data import ImageDataModule, LabelStore, about_of, data_module, fingerprint, shard_files
-from tutelage.data.datasets.download import Tell
+from tutelage.data import ImageDataModule, LabelStore, data_module, fingerprint, read_metadata, shard_files
+from tutelage.data.datasets.download import OnProgress
 from tutelage.errors import UserError
 from tutelage.models import load_classifier, weight_hash
 from tutelage.runs.cluster.signals import Signals
@@ -64,7 +64,7 @@ def join(path: Path, lies: Mapping[str, str], observer: Observer) -> int:
 
 def _lacks_shards(place: Path) -> bool:
     """Return whether labelling has begun in a stage's folder and some of it is not there; nothing is read for it."""
-    about = about_of(place)
+    about = read_metadata(place)
     return about is not None and not all(file.exists() for file in shard_files(place, about["images"]))
 
 
@@ -83,7 +83,7 @@ def _fill(
     return sum(last - first for first, last in map(store.bounds, before & store.written))
 
 
-def _data(config: DataConfig, record: dict[str, object], stores: list[LabelStore], tell: Tell) -> ImageDataModule:
+def _data(config: DataConfig, record: dict[str, object], stores: list[LabelStore], tell: OnProgress) -> ImageDataModule:
     """Return the run's data.
 
     Raises:

@@ -33,14 +33,14 @@ class Observer:
         """``share`` of the stage is done; ``shown`` holds what to show (tensors are read only when drawn)."""
 
     def say(self, line: str) -> None:
-        """Tell the user something."""
+        """OnProgress the user something."""
         print(line, file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """The run is over, well or not."""
 
 
-class Silent(Observer):
+class SilentObserver(Observer):
     """Says nothing: the first process of a run speaks for all of them."""
 
     def say(self, line: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tutelage.config import Config, LwFConfig
-from tutelage.data import ImageDataModule, Plain, data_module
+from tutelage.data import EvalBatch, ImageDataModule, data_module
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, load_classifier
 from tutelage.models.weights.sources import pretrained
@@ -14,7 +14,7 @@ from tutelage.runs.weight_sources import first_data, weights
 
 
 @dataclass(frozen=True)
-class Older:
+class PreviousRun:
     """What is left of an older run.
 
     Attributes:
@@ -29,13 +29,13 @@ class Older:
     test: np.ndarray
     told: str = ""
 
-    def images(self, first: int) -> Iterator[Plain]:
+    def images(self, first: int) -> Iterator[EvalBatch]:
         """Return its test images, labelled from ``first`` on."""
         for batch in self.data.plain(self.test) if self.data is not None else ():
             yield batch._replace(labels=batch.labels + first)
 
 
-def older(config: Config, tell: Callable[[str, float], None]) -> Older | None:
+def older(config: Config, tell: Callable[[str, float], None]) -> PreviousRun | None:
     """Return the older run whose network comes with the first task; None where the config gives all tasks itself.
 
     Raises:
@@ -50,7 +50,7 @@ def older(config: Config, tell: Callable[[str, float], None]) -> Older | None:
     network, nothing = load_classifier(file), np.empty(0, dtype=np.int64)
     seen, told = first_data(given)
     if seen is None:
-        return Older(network, None, nothing, told)
+        return PreviousRun(network, None, nothing, told)
     data = data_module(seen)
     data.tell = tell
-    return Older(network, data, data.splits.test)
+    return PreviousRun(network, data, data.splits.test)

@@ -15,17 +15,17 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from tutelage.config import Config, TaughtConfig
+from tutelage.config import Config, FrozenTeacherConfig
 from tutelage.data import (
     ANSWERS,
     CLASSES,
-    Keeping,
-    Kept,
+    CachedLogits,
+    CachedLogitsWriter,
+    StageData,
     Stream,
-    Training,
     mapped,
     packed,
-    row_type,
+    row_dtype,
     unpacked,
     views_shown,
 )
@@ -35,10 +35,10 @@ from tutelage.randomness import Key
 from tutelage.runs.identity import IDENTITY_VERSION
 from tutelage.runs.weight_sources import network_file
 from tutelage.storage import digest, remove_partials, write_json
-from tutelage.strategies import Fit, Teaching
+from tutelage.strategies import TeacherSpec, TrainStage
 
 if TYPE_CHECKING:
-    from tutelage.runs.context import Run
+    from tutelage.runs.context import RunContext
 
 TEACHERS = "strategy.teachers"
 FOLDER = ".answers"  # beside the runs, which share it
@@ -56,14 +56,14 @@ HASH_LENGTH = 32
 CHOICE = {"batch_size", "validation", "labels", "labels_per_class", "split_seed", "limit", "balance"}  # of entries
 
 
-def teacher_of(this: "Run", teaching: Teaching) -> Teacher:
+def teacher_of(context: "RunContext", teaching: TeacherSpec) -> Teacher:
     """Return the networks that answer.
 
     Raises:
         UserError: they are not there, or do not go together.
     """
     if isinstance(teaching.networks, str):
-        return Teacher([this.network(teaching.networks)])
+        return Teacher([context.network(teaching.networks)])
     networks = {path: load_classifier(network_file(str(path), TEACHERS)) for path in teaching.networks}
     if several := next((path for path, network in networks.items() if network.spec.tasks), None):
         raise UserError(f"{TEACHERS}={several}: it has a head a task; name a network that has one for all its classes")
@@ -72,52 +72,52 @@ def teacher_of(this: "Run", teaching: Teaching) -> Teacher:
 
 def check_given(config: Config) -> None:
     """Raise a UserError unless the teachers that a config names are networks of runs."""
-    if isinstance(config.strategy, TaughtConfig):
+    if isinstance(config.strategy, FrozenTeacherConfig):
         for given in config.strategy.teachers:
             network_file(given, TEACHERS)
 
 
-def check(this: "Run", stage: Fit) -> None:
+def check(context: "RunContext", stage: TrainStage) -> None:
     """Raise a UserError unless the stage can be taught; say what is done otherwise than asked."""
     if stage.teaching is None:
         return
     if not stage.teaching.features:
-        _check_networks(this, stage, stage.teaching)
-    if this.config.augmentation.mix is not None and stage.teaching.views is not None:
-        this.observer.say(
+        _check_networks(context, stage, stage.teaching)
+    if context.config.augmentation.mix is not None and stage.teaching.views is not None:
+        context.observer.say(
             f"note: stage {stage.name}: images are mixed with others in each step: the teacher's answers are kept for "
             "every step, not for views that repeat"
         )
 
 
-def _check_networks(this: "Run", stage: Fit, teaching: Teaching) -> None:
+def _check_networks(context: "RunContext", stage: TrainStage, teaching: TeacherSpec) -> None:
     """Raise a UserError unless a stage's module takes the networks that it will be made of; here without weights."""
-    teacher = outline(this, teaching)
+    teacher = outline(context, teaching)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        stage.module(make_classifier(stage.model.arguments(), this.spec), teacher)
+        stage.module(make_classifier(stage.model.arguments(), context.spec), teacher)
 
 
-def outline(this: "Run", teaching: Teaching) -> Teacher:
+def outline(context: "RunContext", teaching: TeacherSpec) -> Teacher:
     """Return the networks that answer as they are without their weights, on the meta device; files are read once.
 
     Raises:
         UserError: they are not there, or do not go together.
     """
     answering, without = teaching.networks, torch.device("meta")
-    known = this.outlines.get(answering)
+    known = context.outlines.get(answering)
     if known is None and isinstance(answering, str):
-        model = next(one.model for one in this.plan if isinstance(one, Fit) and one.name == answering)
+        model = next(one.model for one in context.plan if isinstance(one, TrainStage) and one.name == answering)
         with torch.random.fork_rng(devices=[]), without:
-            known = Teacher([make_classifier(model.arguments(), this.spec)])
+            known = Teacher([make_classifier(model.arguments(), context.spec)])
     elif known is None:
-        known = teacher_of(this, teaching).to(without)
-    this.outlines[answering] = known
+        known = teacher_of(context, teaching).to(without)
+    context.outlines[answering] = known
     return known
 
 
 def teach(
-    this: "Run", stage: Fit, teaching: Teaching, network: ImageClassifier, teacher: Teacher | None
-) -> Mapping[str, Kept]:
+    context: "RunContext", stage: TrainStage, teaching: TeacherSpec, network: ImageClassifier, teacher: Teacher | None
+) -> Mapping[str, CachedLogits]:
     """Make a stage's teacher ready to be asked in its steps, or ask it now; return what is kept, by stream.
 
     Args:
@@ -132,26 +132,26 @@ def teach(
         UserError: the disk has no room, or answers are not finite.
     """
     if teacher is not None:
-        teacher.to(this.device)
-        lower = torch.float16 if teaching.live else LOWER.get(this.config.trainer.precision)
+        teacher.to(context.device)
+        lower = torch.float16 if teaching.live else LOWER.get(context.config.trainer.precision)
         teacher.lower = None
-        if lower is not None and this.device.type == "cuda":
-            right = this.group.decided(lambda: _is_right(this, teacher, lower))
+        if lower is not None and context.device.type == "cuda":
+            right = context.group.broadcast_from_rank0(lambda: _is_right(context, teacher, lower))
             teacher.lower = lower if right else None
     if teaching.live:
         return {}
-    kept = _keep(this, stage, teaching, network, teacher)
+    kept = _keep(context, stage, teaching, network, teacher)
     if teacher is not None:
         teacher.to(torch.device("cpu"))
     return {teaching.stream: kept}
 
 
-def _is_right(this: "Run", teacher: Teacher, lower: torch.dtype) -> bool:
+def _is_right(context: "RunContext", teacher: Teacher, lower: torch.dtype) -> bool:
     """Return whether a precision gives the probabilities and, but for near-ties, the answers of float32.
 
     It is tried on some of the images.
     """
-    images = next(iter(this.data.plain(this.data.splits.labelled[:CHECKED]))).images.to(this.device)
+    images = next(iter(context.data.plain(context.data.splits.labelled[:CHECKED]))).images.to(context.device)
     expected = teacher(images).softmax(dim=1)
     teacher.lower = lower
     found = teacher(images).softmax(dim=1)
@@ -160,11 +160,11 @@ def _is_right(this: "Run", teacher: Teacher, lower: torch.dtype) -> bool:
     return bool((found - expected).abs().max() <= TOLERANCE_PROBABILITY and same.all())
 
 
-def answers_asked(this: "Run", stage: Fit) -> int:
+def answers_asked(context: "RunContext", stage: TrainStage) -> int:
     """Return how many answers are to be computed before a stage trains."""
     if stage.teaching is None or stage.teaching.live:
         return 0
-    return _Question.of(this, stage, stage.teaching).rows
+    return _Question.of(context, stage, stage.teaching).rows
 
 
 @dataclass(frozen=True)
@@ -181,12 +181,12 @@ class _Question:
     stream: Stream
     views: int | None
     rows: int
-    training: Training
+    training: StageData
 
     @classmethod
-    def of(cls, this: "Run", stage: Fit, teaching: Teaching) -> "_Question":
-        (stream,) = (one for one in stage.streams(this.selections) if one.name == teaching.stream)
-        views, augmentation = teaching.views, this.config.augmentation
+    def of(cls, context: "RunContext", stage: TrainStage, teaching: TeacherSpec) -> "_Question":
+        (stream,) = (one for one in stage.streams(context.selections) if one.name == teaching.stream)
+        views, augmentation = teaching.views, context.config.augmentation
         if augmentation.mix is not None:
             views = None
         elif not augmentation.transforms:
@@ -196,7 +196,7 @@ class _Question:
             views = views_shown(stream, stage.steps, views)
             rows = views * len(stream.indices)
             stream = replace(stream, batch_size=ASKED_AT_ONCE, copies=np.empty(0, np.int64), even=False, shuffled=False)
-        return cls(stream, views, rows, replace(this.training(stage), streams=[stream]))
+        return cls(stream, views, rows, replace(context.training(stage), streams=[stream]))
 
     def asked_by(self, at_once: int) -> "_Question":
         """Return the same question in batches of another size."""
@@ -209,25 +209,27 @@ class _Question:
         return -(-self.rows // self.stream.batch_size)
 
 
-def _keep(this: "Run", stage: Fit, teaching: Teaching, network: ImageClassifier, teacher: Teacher | None) -> Kept:
+def _keep(
+    context: "RunContext", stage: TrainStage, teaching: TeacherSpec, network: ImageClassifier, teacher: Teacher | None
+) -> CachedLogits:
     """Return the kept answers to a stage's images; those that are not there yet the first process computes now."""
-    data, question = this.config.data, _Question.of(this, stage, teaching)
-    ask: Callable[[Tensor], Tensor] = teacher or partial(_features, network.to(this.device))
-    nothing = torch.zeros(1, data.channels, data.image_size, data.image_size, dtype=torch.uint8, device=this.device)
+    data, question = context.config.data, _Question.of(context, stage, teaching)
+    ask: Callable[[Tensor], Tensor] = teacher or partial(_features, network.to(context.device))
+    nothing = torch.zeros(1, data.channels, data.image_size, data.image_size, dtype=torch.uint8, device=context.device)
     width = ask(nothing).shape[1]
     heads_apart = teacher is not None and any(one.spec.tasks for one in teacher.networks)
-    kind = row_type(width, exact=teacher is None, whole=heads_apart)
-    about = {**_about(this, stage, question), "networks": _who(teacher or network), "kind": str(kind)}
-    folder = Path(this.config.paths.outputs) / FOLDER / digest(about)[:HASH_LENGTH]
-    keeper = _Keeper(this, stage, question, ask, kind, width)
+    kind = row_dtype(width, exact=teacher is None, whole=heads_apart)
+    about = {**_about(context, stage, question), "networks": _who(teacher or network), "kind": str(kind)}
+    folder = Path(context.config.paths.outputs) / FOLDER / digest(about)[:HASH_LENGTH]
+    keeper = _Keeper(context, stage, question, ask, kind, width)
 
     def compute() -> None:
-        with _turn(this, stage, folder.with_suffix(".lock")):
+        with _turn(context, stage, folder.with_suffix(".lock")):
             if not keeper.are_there(folder):
                 keeper.compute(folder, about)
 
-    this.group.decided(compute)
-    return Kept(folder / ANSWERS, width, question.views, instead=teaching.features)
+    context.group.broadcast_from_rank0(compute)
+    return CachedLogits(folder / ANSWERS, width, question.views, instead=teaching.features)
 
 
 def _features(network: ImageClassifier, images: Tensor) -> Tensor:
@@ -244,8 +246,8 @@ def _features(network: ImageClassifier, images: Tensor) -> Tensor:
 class _Keeper:
     """Computes answers and looks at those that are there."""
 
-    this: "Run"
-    stage: Fit
+    context: "RunContext"
+    stage: TrainStage
     question: _Question
     ask: Callable[[Tensor], Tensor]
     kind: np.dtype[Any]
@@ -258,7 +260,7 @@ class _Keeper:
             return False
         if all(self._same(found, rows[first : first + len(found)]) for first, found in self._some()):
             return True
-        self.this.observer.say(
+        self.context.observer.say(
             f"warning: {folder} holds other answers than the teacher of stage {self.stage.name} gives: computed again"
         )
         (folder / ANSWERS).unlink(missing_ok=True)
@@ -266,7 +268,7 @@ class _Keeper:
 
     def _same(self, found: np.ndarray, stored: np.ndarray) -> bool:
         """Return whether rows (N,) hold the same answers within rounding, which may decide over the largest."""
-        lower = self.this.config.trainer.precision != "32-true" and self.this.device.type == "cuda"
+        lower = self.context.config.trainer.precision != "32-true" and self.context.device.type == "cuda"
         ours, theirs = (unpacked(rows, self.width) for rows in (found, stored))
         if CLASSES in (self.kind.names or ()):
             ours, theirs = (torch.from_numpy(answers).softmax(dim=1).numpy() for answers in (ours, theirs))
@@ -274,7 +276,7 @@ class _Keeper:
 
     def _some(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yield rows (N,) of some answers, computed now, and which row of all the first of them is."""
-        question, key = self.question, Key(self.this.config.seed, self.stage.name, self.question.stream.name)
+        question, key = self.question, Key(self.context.config.seed, self.stage.name, self.question.stream.name)
         if question.views is not None:  # any batch will do: what is asked is the same in batches of any size
             question = question.asked_by(CHECKED_AT_ONCE)
         count = max(1, CHECKED // question.stream.batch_size)
@@ -286,20 +288,20 @@ class _Keeper:
 
     def compute(self, folder: Path, about: dict[str, Any]) -> None:
         """Compute all answers that are not there yet."""
-        this, question = self.this, self.question
+        context, question = self.context, self.question
         remove_partials(folder)
-        keeping = Keeping(folder, self.kind, question.rows)
+        keeping = CachedLogitsWriter(folder, self.kind, question.rows)
         write_json(folder / "about.json", about)
-        this.show(asking(self.stage))
+        context.show(asking(self.stage))
         saved = time.monotonic()
         try:
             steps = range(keeping.done, question.steps)
             for images in self._images(question, steps):
                 keeping.add(self._answers(images))
-                this.observer.progress(
+                context.observer.progress(
                     keeping.share, {"images": f"{round(keeping.share * question.rows)}/{question.rows}"}
                 )
-                this.answer()
+                context.answer()
                 if time.monotonic() - saved > SAVE_SECONDS:
                     keeping.save()
                     saved = time.monotonic()
@@ -307,10 +309,10 @@ class _Keeper:
             keeping.save()
             raise
         keeping.finish()
-        this.show(self.stage.name)
+        context.show(self.stage.name)
 
     def _images(self, question: _Question, steps: Sequence[int]) -> Iterator[Tensor]:
-        for batch in self.this.data.shown(question.training, steps):
+        for batch in self.context.data.shown(question.training, steps):
             yield batch[question.stream.name].images
 
     def _answers(self, images: Tensor) -> np.ndarray:
@@ -325,7 +327,7 @@ class _Keeper:
         return packed(found, self.kind)
 
 
-def asking(stage: Fit) -> str:
+def asking(stage: TrainStage) -> str:
     """Return what the work before a stage is called."""
     features = stage.teaching is not None and stage.teaching.features
     return f"{stage.name}: {'the features of its backbone' if features else 'the answers of its teacher'}"
@@ -336,10 +338,10 @@ def _agree(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> bool:
     return bool((np.abs(ours - theirs) <= tolerance * (1 + np.abs(theirs))).all())
 
 
-def _about(this: "Run", stage: Fit, question: _Question) -> dict[str, Any]:
+def _about(context: "RunContext", stage: TrainStage, question: _Question) -> dict[str, Any]:
     """Return all that decides over which images are asked, and how exactly they are answered."""
-    config, stream = this.config, question.stream
-    data = this.record.content["identity"]["data"]
+    config, stream = context.config, question.stream
+    data = context.record.content["identity"]["data"]
     order = [stream.indices, stream.copies, *([stream.targets] if stream.even else [])]
     drawn = bool(config.augmentation.transforms) or question.views is None  # else images are shown as they are
     return {
@@ -353,7 +355,7 @@ def _about(this: "Run", stage: Fit, question: _Question) -> dict[str, Any]:
         "batch_size": stream.batch_size if question.views is None else None,
         "augmentation": config.augmentation.model_dump(mode="json"),
         "precision": config.trainer.precision,
-        "device": this.device.type,
+        "device": context.device.type,
     }
 
 
@@ -368,7 +370,7 @@ def _who(asked: Teacher | ImageClassifier) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _turn(this: "Run", stage: Fit, path: Path) -> Iterator[None]:
+def _turn(context: "RunContext", stage: TrainStage, path: Path) -> Iterator[None]:
     """Hold a lock, once whoever holds it is done; signals are heeded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, told = FileLock(path), False
@@ -376,9 +378,9 @@ def _turn(this: "Run", stage: Fit, path: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=LOOK_SECONDS)
         except Timeout:
-            this.answer()
+            context.answer()
             if not told:
-                this.observer.say(
+                context.observer.say(
                     f"note: stage {stage.name}: another process computes the same answers; waiting for it"
                 )
             told = True

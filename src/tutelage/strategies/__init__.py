@@ -16,7 +16,7 @@ from tutelage.strategies import (
     transfer,
 )
 from tutelage.strategies.noisy_student import NoisyStudent
-from tutelage.strategies.stages import NOTHING, SCRATCH, Fit, Label, Results, Stage, Teaching
+from tutelage.strategies.stages import NOTHING, SCRATCH, PseudoLabelStage, Results, Stage, TeacherSpec, TrainStage
 
 _STAGES: dict[str, Callable[[Config, Source, Splits], Sequence[Stage]]] = {
     "distillation": distillation.stages,
@@ -51,4 +51,4 @@ def stages(config: Config, source: Source, splits: Splits, results: Results = NO
     return _STAGES[config.strategy.name](config, source, splits)
 
 
-__all__ = ["SCRATCH", "Fit", "Label", "NoisyStudent", "Results", "Stage", "Teaching", "stages"]
+__all__ = ["SCRATCH", "NoisyStudent", "PseudoLabelStage", "Results", "Stage", "TeacherSpec", "TrainStage", "stages"]

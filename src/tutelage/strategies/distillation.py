@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from tutelage.config import Config, DistillationConfig, Hints
-from tutelage.data import UNKNOWN, Shown, Source, Splits, Stream, few
+from tutelage.data import UNKNOWN, Source, Splits, Stream, StreamBatch, abbreviate
 from tutelage.errors import UserError
 from tutelage.models import (
     ImageClassifier,
@@ -24,17 +24,24 @@ from tutelage.models import (
     cross_entropy,
     decoupled_divergence,
     hint_loss,
-    middle,
-    output_of,
+    layer_output,
+    middle_layer,
     softened_divergence,
 )
 from tutelage.strategies.stages import Stage, labelled_stream, length, supervised_on
-from tutelage.strategies.teacher_student import Taught, control, likeness, taught_by, teacher_stages, teaching
+from tutelage.strategies.teacher_student import (
+    StudentWithTeacher,
+    agreement_metrics,
+    control,
+    taught_by,
+    teacher_stages,
+    teaching,
+)
 
 HINTS = "hints"  # the stage
 
 
-class Distillation(Taught):
+class Distillation(StudentWithTeacher):
     """A student that learns from labels, by ``alpha``, and from its teacher, by the rest."""
 
     def __init__(
@@ -61,7 +68,7 @@ class Distillation(Taught):
                 "classes is the true one; set it to null"
             )
 
-    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss, its parts, how near the student is to its teacher, and how right both are."""
         shown, alpha = batch[self._stream], self._recipe.alpha
         own, ours, theirs = self.answers(shown)
@@ -71,7 +78,7 @@ class Distillation(Taught):
             "loss": alpha * loss_label + (1 - alpha) * loss_teacher,
             "loss_label": loss_label.detach(),
             "loss_teacher": loss_teacher.detach(),
-            **likeness(ours, theirs),
+            **agreement_metrics(ours, theirs),
             "accuracy": self._on_labels(accuracy, own.detach(), shown.targets),
         }
         if self.same_classes:
@@ -96,7 +103,7 @@ class Distillation(Taught):
     def _from_teacher(self, ours: Tensor, theirs: Tensor, targets: Tensor) -> Tensor:
         """Return what the student loses against its teacher's logits; of mixed labels the heavier one is true."""
         recipe = self._recipe
-        if recipe.labels == "hard":
+        if recipe.target_type == "hard":
             return cross_entropy(ours, theirs.argmax(dim=1))
         if recipe.decoupled is None:
             return softened_divergence(ours, theirs, recipe.temperature)
@@ -105,7 +112,7 @@ class Distillation(Taught):
         return decoupled_divergence(ours, theirs, classes, recipe.temperature, parts.target, parts.others)
 
 
-class FromHints(Taught):
+class HintTraining(StudentWithTeacher):
     """A student whose layers up to the guided one learn to give what the teacher's hint layer gives (stage 1)."""
 
     def __init__(self, student: ImageClassifier, teacher: Teacher, *, hints: Hints, stream: str = "labelled") -> None:
@@ -121,15 +128,15 @@ class FromHints(Taught):
         nothing = torch.zeros(2, spec.channels, spec.image_size, spec.image_size, dtype=torch.uint8)
         student.eval()
         with torch.no_grad():
-            guided = output_of(student, self._layers[0], nothing)
+            guided = layer_output(student, self._layers[0], nothing)
         student.train()
-        self.regressor = Regressor(guided.shape, teacher.output_of(self._layers[1], nothing).shape)
+        self.regressor = Regressor(guided.shape, teacher.layer_output(self._layers[1], nothing).shape)
 
-    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss."""
         images = batch[self._stream].images
-        guided = self.regressor(output_of(self.student, self._layers[0], images))
-        return {"loss": hint_loss(guided, self.teacher.output_of(self._layers[1], images))}
+        guided = self.regressor(layer_output(self.student, self._layers[0], images))
+        return {"loss": hint_loss(guided, self.teacher.layer_output(self._layers[1], images))}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer of student and regressor.
@@ -146,10 +153,10 @@ def _layer(network: ImageClassifier, whose: str, name: str | None) -> str:
         UserError: there is no such layer.
     """
     if name is None:
-        return middle(network)
+        return middle_layer(network)
     names = [known for known, _ in network.backbone.named_modules(prefix="backbone")]
     if name not in names:
-        raise UserError(f"strategy.hints.{whose}={name}: no such layer; there are {few(names[1:] or names)}")
+        raise UserError(f"strategy.hints.{whose}={name}: no such layer; there are {abbreviate(names[1:] or names)}")
     return name
 
 
@@ -205,7 +212,7 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
             name=HINTS,
             steps=extent.steps,
             epoch_steps=extent.epoch_steps,
-            module=partial(FromHints, hints=recipe.hints, stream=stream.name),
+            module=partial(HintTraining, hints=recipe.hints, stream=stream.name),
             teaching=replace(teaching(recipe, stream.name), live=True, views=None),
             judged=False,
             told="hints: the student's lower layers learned to give what a teacher's layer gives; it has no head yet.",

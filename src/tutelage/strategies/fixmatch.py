@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tutelage.config import Config, FixMatchConfig
-from tutelage.data import Shown, Source, Splits
+from tutelage.data import Source, Splits, StreamBatch
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
-from tutelage.strategies.learner import Learner
+from tutelage.strategies.learner import StudentModule
 from tutelage.strategies.stages import (
     CONTROL,
     Stage,
@@ -26,7 +26,7 @@ from tutelage.strategies.stages import (
 )
 
 
-class FixMatch(Learner):
+class FixMatch(StudentModule):
     """A network that learns from labels, and from its own sure answers to weak views of the pool.
 
     Labelled images and both views of the pool's go through one concatenated forward, so that batch normalisation sees
@@ -42,7 +42,7 @@ class FixMatch(Learner):
         self._config = config
         self._labelled_views = labelled_views
 
-    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss l_s + lambda_u l_u (section 2.2 of the paper), its parts, and how right and sure answers are.
 
         The pool's batch is all weak views, then all strong ones. ``sure`` is the share of pool images whose answer
@@ -61,7 +61,7 @@ class FixMatch(Learner):
             "loss": loss_labelled + self._config.weight * loss_pool,
             "loss_labelled": loss_labelled.detach(),
             "loss_pool": loss_pool.detach(),
-            "sure": sure.mean(),
+            "mask_rate": sure.mean(),
             "agreement": accuracy(on_strong.detach(), answers),
             "accuracy": accuracy(on_labelled.detach(), targets),
         }

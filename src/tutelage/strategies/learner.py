@@ -4,11 +4,11 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from tutelage.data import Plain
+from tutelage.data import EvalBatch
 from tutelage.models import ImageClassifier
 
 
-class Learner(pl.LightningModule):
+class StudentModule(pl.LightningModule):
     """A module around a network; a strategy adds its training step.
 
     Attributes:
@@ -24,7 +24,7 @@ class Learner(pl.LightningModule):
         """The network whose weights a stage is after: the student."""
         return self.student
 
-    def validation_step(self, batch: Plain, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return that network's logits (B, C) of un-augmented images, and the labels (B,)."""
         return self.classifier.validation_step(batch, batch_idx)
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from tutelage.config import Config, LwFConfig
-from tutelage.data import Plain, Shown, Source, Splits, Stream
+from tutelage.data import EvalBatch, Source, Splits, Stream, StreamBatch
 from tutelage.errors import UserError
-from tutelage.models import Heads, ImageClassifier, Tuning, accuracy
+from tutelage.models import FineTuning, Heads, ImageClassifier, accuracy
 from tutelage.models.losses import softened_divergence
-from tutelage.strategies.learner import Learner
-from tutelage.strategies.stages import Fit, Length, Stage, Teaching, labelled_stream, length
+from tutelage.strategies.learner import StudentModule
+from tutelage.strategies.stages import Length, Stage, TeacherSpec, TrainStage, labelled_stream, length
 
-EVERYTHING, HEAD_ALONE = Tuning(), Tuning(frozen_layers=None)
+EVERYTHING, HEAD_ALONE = FineTuning(), FineTuning(frozen_layers=None)
 TOLD = {
     "finetuning": "finetuning: the new task's images alone teach backbone and new head, after as long a warm-up.",
     "feature_extraction": "feature_extraction: only the new head learns, for as many steps, warm-up included.",
@@ -27,7 +27,7 @@ TOLD = {
 }
 
 
-class LwF(Learner):
+class LwF(StudentModule):
     """A network with a head a task that learns some tasks from images and keeps its answers for others.
 
     Args:
@@ -58,7 +58,7 @@ class LwF(Learner):
         assert isinstance(self.student.head, Heads)  # noqa: S101 - the runner made it for the strategy's tasks
         return self.student.head
 
-    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss (the paper's figure 3), its parts, and how right the answers are.
 
         ``agreement`` is the share of old answers that are still the recorded ones, a mean over the old tasks.
@@ -92,7 +92,7 @@ class LwF(Learner):
         weighted = targets if weights is None else targets * weights
         return -(weighted * log_probabilities).sum(dim=1).mean()
 
-    def validation_step(self, batch: Plain, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return logits (B', C) and labels (B',) of the images of the tasks that are learned, told their task."""
         shown = torch.isin(batch.labels, torch.tensor(self._new, device=batch.labels.device))
         images, labels = batch.images[shown], batch.labels[shown]
@@ -137,18 +137,18 @@ class _Plan:
         extent: Length,
         new: Sequence[int],
         after: str | None,
-        tuning: Tuning = EVERYTHING,
+        tuning: FineTuning = EVERYTHING,
         recorded: str = "",
         compared: str = "",
-    ) -> Fit:
+    ) -> TrainStage:
         """Return the stage that goes on from stage ``after`` with the images of the ``new`` tasks.
 
         Where answers are ``recorded`` of an earlier stage's network, those for all tasks before are kept.
         """
         recipe = self.recipe
         kept = range(new[0]) if recorded else ()
-        views = recipe.views if recipe.answers == "views" else None
-        return Fit(
+        views = recipe.cached_views if recipe.teacher_logits == "views" else None
+        return TrainStage(
             name=name,
             model=self.config.model,
             steps=extent.steps,
@@ -159,11 +159,11 @@ class _Plan:
             control=bool(compared),
             starts_from=after,
             tuning=tuning,
-            teaching=Teaching("labelled", recorded, views) if recorded else None,
+            teaching=TeacherSpec("labelled", recorded, views) if recorded else None,
             told=TOLD.get(compared, ""),
         )
 
-    def lwf(self) -> list[Fit]:
+    def lwf(self) -> list[TrainStage]:
         """Return the method's own stages: each new head is warmed up, then everything learns."""
         plan = [self.fit(self.first, self.whole(0), [0], None)] if self.first else []
         for task in range(1, len(self.tasks)):
@@ -173,9 +173,9 @@ class _Plan:
             plan.append(self.fit(f"lwf-{task + 1}", self.whole(task), [task], warm, recorded=warm))
         return plan
 
-    def compared(self, method: str) -> list[Fit]:
+    def compared(self, method: str) -> list[TrainStage]:
         """Return the stages of what it is compared with, for as many steps a task as ``lwf`` takes."""
-        plan: list[Fit] = []
+        plan: list[TrainStage] = []
         for task in range(1, len(self.tasks)):
             name, before = f"{method}-{task + 1}", plan[-1].name if plan else self.first
             if method == "joint":

@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tutelage.config import Config, MeanTeacherConfig
-from tutelage.data import Shown, Source, Splits
+from tutelage.data import Source, Splits, StreamBatch
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
-from tutelage.strategies.learner import Learner
+from tutelage.strategies.learner import StudentModule
 from tutelage.strategies.stages import (
     CONTROL,
     Stage,
@@ -48,7 +48,7 @@ def decay_at(step: int, config: MeanTeacherConfig) -> float:
     return min(config.decay, 1 - 1 / (step + 2))
 
 
-class MeanTeacher(Learner):
+class MeanTeacher(StudentModule):
     """A student and its teacher, the average of its weights, which is the network that is kept and measured.
 
     The teacher has no gradient. It is noised as the student is: it drops out, and its batch norms see the batch, in
@@ -66,7 +66,7 @@ class MeanTeacher(Learner):
         """The teacher."""
         return self.teacher
 
-    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss, its parts, how right the student is, and how often teacher and student answer alike.
 
         Each stream's batch is all views for the teacher, then all views of the same images for the student. The

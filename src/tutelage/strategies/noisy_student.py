@@ -13,18 +13,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from tutelage.config import Config, NoisyStudentConfig
-from tutelage.data import Rules, Selection, Shown, Source, Splits, Stream, select
+from tutelage.data import Rules, Selection, Source, Splits, Stream, StreamBatch, select
 from tutelage.errors import UserError
-from tutelage.models import ImageClassifier, Teacher, Tuning, accuracy, cross_entropy
-from tutelage.strategies.learner import Learner
+from tutelage.models import FineTuning, ImageClassifier, Teacher, accuracy, cross_entropy
+from tutelage.strategies.learner import StudentModule
 from tutelage.strategies.stages import (
     NOTHING,
-    Fit,
-    Label,
     Length,
+    PseudoLabelStage,
     Results,
     Stage,
-    Teaching,
+    TeacherSpec,
+    TrainStage,
     labelled_stream,
     length,
     pool_batch,
@@ -35,14 +35,14 @@ from tutelage.strategies.stages import (
 VALIDATED = "val/accuracy"  # what has to gain
 
 
-class NoisyStudent(Learner):
+class NoisyStudent(StudentModule):
     """A student that learns from labelled images and from a teacher's stored labels of the pool.
 
     Labelled and pool images, each batch of its own size, go through one concatenated forward, so that batch
     normalisation sees them together; the loss is the sum of both mean cross-entropies.
     """
 
-    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss, its parts, and how right the answers are.
 
         ``agreement`` is what the stored labels weigh on the student's answers to the pool (see ``accuracy``): the share
@@ -80,7 +80,7 @@ class LiveNoisyStudent(NoisyStudent):
         self.teacher = teacher
         self._config = config
 
-    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss, its parts, and how right and sure the answers are.
 
         The pool's batch is all images as they are, then a view of each. ``sure`` is the share of them whose answer
@@ -89,11 +89,11 @@ class LiveNoisyStudent(NoisyStudent):
         labelled, (plain, views) = batch["labelled"], batch["pool"].images.chunk(2)
         answers = self.teacher(plain)
         certainty, hard = answers.softmax(dim=1).max(dim=1)
-        told = hard if not self._config.soft_labels else (answers / self._config.temperature).softmax(dim=1)
+        told = hard if self._config.target_type == "hard" else (answers / self._config.temperature).softmax(dim=1)
         sure = (certainty >= self._config.confidence).float()
         on_labelled, on_pool = self.both(labelled.images, views)
         loss_pool = (sure * functional.cross_entropy(on_pool, told, reduction="none")).mean()
-        return {**self.parts(on_labelled, labelled.targets, on_pool, told, loss_pool), "sure": sure.mean()}
+        return {**self.parts(on_labelled, labelled.targets, on_pool, told, loss_pool), "mask_rate": sure.mean()}
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,12 @@ class _Recipe:
     def _labelled_size(self) -> tuple[int, int]:
         return self.labelled.length, self.labelled.batch_size
 
-    def teacher(self) -> Fit:
+    def teacher(self) -> TrainStage:
         """Return the first stage: the labels alone."""
         extent = length(self.config, self.strategy.teacher_length, self._labelled_size)
         return supervised_on("teacher", self.config.model, extent, self.labelled)
 
-    def round(self, number: int, teacher: Fit) -> Sequence[Stage]:
+    def round(self, number: int, teacher: TrainStage) -> Sequence[Stage]:
         """Return what a round is: the labels of a teacher, where they are stored, and a student."""
         student = self.strategy.student(number)
         extent = length(self.config, student.length, self._labelled_size, (len(self.splits.pool), self.pool_batch))
@@ -125,13 +125,13 @@ class _Recipe:
             grows_from=teacher.name,
             starts_from=teacher.name if self.strategy.start == "teacher" else None,
         )
-        if self.strategy.labels == "live":
+        if self.strategy.label_source == "live":
             module = partial(LiveNoisyStudent, config=self.strategy)
-            asked = Teaching("pool", teacher.name, live=True)
+            asked = TeacherSpec("pool", teacher.name, live=True)
             return [replace(fit, streams=self._both_live, module=module, teaching=asked)]
         before = f"labels-{number - 1}" if number > 1 else None
         rules = partial(select, rules=self._rules())
-        labels = Label(f"labels-{number}", teacher.name, rules, self.strategy.views, before)
+        labels = PseudoLabelStage(f"labels-{number}", teacher.name, rules, self.strategy.tta_views, before)
         return [labels, replace(fit, streams=partial(self._both, labels.name), module=NoisyStudent)]
 
     def _rules(self) -> Rules:
@@ -140,7 +140,7 @@ class _Recipe:
             confidence=0.0 if self.config.debug else chosen.confidence,  # four steps make no network sure
             balance=chosen.balance,
             per_class=chosen.per_class,
-            hard=not chosen.soft_labels,
+            hard=chosen.target_type == "hard",
             temperature=chosen.temperature,
             in_order=len(self.splits.blocks) > 0,
         )
@@ -162,7 +162,7 @@ class _Recipe:
         pool = Stream("pool", indices, chosen.targets, self.pool_batch, chosen.copies, blocks=blocks)
         return [self.labelled, pool]
 
-    def finetune(self, student: Fit) -> Fit:
+    def finetune(self, student: TrainStage) -> TrainStage:
         """Return the last stage: un-augmented labels at a higher resolution, in which shallow layers may stay.
 
         Section 3.1 of the paper, after Touvron et al. 2019 ("Fixing the train-test resolution discrepancy"): objects
@@ -178,23 +178,23 @@ class _Recipe:
             image_size=recipe.image_size,
             augmented=False,
             lr_scale=recipe.lr_scale,
-            tuning=Tuning(frozen_layers=recipe.frozen_layers),
+            tuning=FineTuning(frozen_layers=recipe.frozen_layers),
         )
 
-    def control(self, last: Fit, fits: Sequence[Fit]) -> Fit:
+    def control(self, last: TrainStage, fits: Sequence[TrainStage]) -> TrainStage:
         """Return plain training on the labels, with a student's network and noise, as long as some stages together."""
         extent = Length(sum(fit.steps for fit in fits), last.epoch_steps)
         return replace(supervised_on("control", last.model, extent, self.labelled), control=True)
 
 
-def _gains(student: Fit, over: Fit, results: Results) -> bool | None:
+def _gains(student: TrainStage, over: TrainStage, results: Results) -> bool | None:
     """Return whether a student is better on validation than what it came from; None where that is yet to be seen."""
     if student.name not in results or over.name not in results:
         return None
     return results[student.name][VALIDATED] > results[over.name][VALIDATED]
 
 
-def _rounds(make: _Recipe, results: Results) -> tuple[list[Stage], Fit]:
+def _rounds(make: _Recipe, results: Results) -> tuple[list[Stage], TrainStage]:
     """Return teacher, labels and student in turn, and the one that is chosen, as far as is known.
 
     Under ``until=validation`` what is yet to be seen is planned as if it gained; where there is no limit, one round
@@ -206,7 +206,7 @@ def _rounds(make: _Recipe, results: Results) -> tuple[list[Stage], Fit]:
     number, seen = 1, True
     while number <= len(recipe.planned) or (endless and seen):
         *labels, student = make.round(number, chosen)
-        assert isinstance(student, Fit)  # noqa: S101 - a round ends with its student
+        assert isinstance(student, TrainStage)  # noqa: S101 - a round ends with its student
         gains = _gains(student, chosen, results) if recipe.until == "validation" else None
         plan += [*labels, replace(student, rejected=gains is False)]
         if gains is False:
@@ -243,5 +243,5 @@ def stages(config: Config, source: Source, splits: Splits, results: Results = NO
     if recipe.finetune is not None:
         plan.append(make.finetune(chosen))
     if recipe.control:
-        plan.append(make.control(chosen, [stage for stage in plan if isinstance(stage, Fit)]))
+        plan.append(make.control(chosen, [stage for stage in plan if isinstance(stage, TrainStage)]))
     return plan

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tutelage.config import Config, PseudoLabelConfig
-from tutelage.data import Shown, Source, Splits
+from tutelage.data import Source, Splits, StreamBatch
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
-from tutelage.strategies.learner import Learner
+from tutelage.strategies.learner import StudentModule
 from tutelage.strategies.stages import (
     CONTROL,
     Stage,
@@ -37,7 +37,7 @@ def weight_at(step: int, steps: int, config: PseudoLabelConfig) -> float:
     return config.final_weight * ((step - begins) / (ends - begins) if step < ends else 1.0)
 
 
-class PseudoLabel(Learner):
+class PseudoLabel(StudentModule):
     """A network that is its own teacher.
 
     Labelled and pool images go through one concatenated forward, so that batch normalisation sees them together. The
@@ -49,7 +49,7 @@ class PseudoLabel(Learner):
         self._config = config
         self._steps = steps
 
-    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss (equation 15 of the paper), its parts, and how right and how sure the answers are.
 
         ``sure`` is the share of pool images whose answer reaches the threshold; the others count nothing, and the mean
@@ -68,7 +68,7 @@ class PseudoLabel(Learner):
             "loss_labelled": loss_labelled.detach(),
             "loss_pool": loss_pool.detach(),
             "weight": torch.tensor(weight),
-            "sure": sure.mean(),
+            "mask_rate": sure.mean(),
             "accuracy": accuracy(on_labelled.detach(), labelled.targets),
         }
 

@@ -11,7 +11,7 @@ from pytorch_lightning import LightningModule
 from tutelage.config import Config, Targeted
 from tutelage.data import UNKNOWN, Labels, Selection, Source, Splits, Stream
 from tutelage.errors import UserError
-from tutelage.models import Tuning
+from tutelage.models import FineTuning
 
 Results = Mapping[str, Mapping[str, float]]  # of finished Fit stages, by name
 NOTHING: Results = MappingProxyType({})
@@ -20,14 +20,14 @@ SCRATCH = ""  # as a stage to start from: random weights, whatever init_from say
 
 
 @dataclass(frozen=True)
-class Teaching:
-    """What frozen networks answer to the images of a stream; the stage's module finds it in ``Shown.answers``.
+class TeacherSpec:
+    """What frozen networks answer to the images of a stream; the stage's module finds it in ``StreamBatch.answers``.
 
     Attributes:
         stream: the name of the stream.
         networks: the Fit stage whose network answers, or files and runs whose logits are averaged.
         views: how many views of each image there are, which repeat; None where each pass shows new ones.
-        live: nothing is kept: ``Fit.module`` gets the networks as a ``Teacher`` and asks them itself.
+        live: nothing is kept: ``TrainStage.module`` gets the networks as a ``Teacher`` and asks them itself.
         features: the answers are features (B, D) of the backbone that the stage starts with, and no image is shown.
     """
 
@@ -39,7 +39,7 @@ class Teaching:
 
 
 @dataclass(frozen=True)
-class Fit:
+class TrainStage:
     """Train a network.
 
     Attributes:
@@ -77,8 +77,8 @@ class Fit:
     grows_from: str | None = None
     one_pass: bool = False
     starts_from: str | None = None
-    tuning: Tuning = field(default_factory=Tuning)
-    teaching: Teaching | None = None
+    tuning: FineTuning = field(default_factory=FineTuning)
+    teaching: TeacherSpec | None = None
     judged: bool = True
     told: str = ""
     rejected: bool = False
@@ -89,7 +89,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Label:
+class PseudoLabelStage:
     """Let a trained network label the pool.
 
     Attributes:
@@ -107,7 +107,7 @@ class Label:
     before: str | None = None
 
 
-Stage = Fit | Label
+Stage = TrainStage | PseudoLabelStage
 
 MOST_EPOCHS = 100  # rows of metrics.csv of a stage whose passes are shorter than a hundredth of it
 
@@ -162,9 +162,9 @@ def unknown_stream(splits: Splits, batch_size: int, beside: str = "") -> Stream:
     return Stream("pool", splits.pool, unknown, batch_size, beside=beside, blocks=splits.blocks)
 
 
-def supervised_on(name: str, model: Targeted, extent: Length, *streams: Stream) -> Fit:
+def supervised_on(name: str, model: Targeted, extent: Length, *streams: Stream) -> TrainStage:
     """Return plain supervised training; what else a stage is, ``dataclasses.replace`` says."""
-    return Fit(
+    return TrainStage(
         name=name,
         model=model,
         steps=extent.steps,

@@ -9,17 +9,17 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from tutelage.config import Config, TaughtConfig, TeacherStudentConfig
-from tutelage.data import Shown, Source, Splits, Stream
+from tutelage.config import Config, FrozenTeacherConfig, TeacherStudentConfig
+from tutelage.data import Source, Splits, Stream, StreamBatch
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, Teacher, softened_divergence
-from tutelage.strategies.learner import Learner
+from tutelage.strategies.learner import StudentModule
 from tutelage.strategies.stages import (
     SCRATCH,
-    Fit,
     Length,
     Stage,
-    Teaching,
+    TeacherSpec,
+    TrainStage,
     labelled_stream,
     length,
     supervised_on,
@@ -29,7 +29,7 @@ from tutelage.strategies.stages import (
 TEACHER = "teacher"  # the stage
 
 
-class Taught(Learner):
+class StudentWithTeacher(StudentModule):
     """A student beside a frozen teacher, which is no part of it: not in its weights, its optimizer or its mode.
 
     Where the teacher tells other classes apart, a second head on the student's features learns to answer as it does;
@@ -48,7 +48,7 @@ class Taught(Learner):
         """Whether teacher and student tell the same classes apart."""
         return self.teacher.classes == self.student.spec.classes
 
-    def answers(self, shown: Shown) -> tuple[Tensor, Tensor, Tensor]:
+    def answers(self, shown: StreamBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits: the student's (B, C), its answers to the teacher (B, K), and the teacher's (B, K).
 
         Those of the teacher are the kept ones, where they are kept.
@@ -73,14 +73,14 @@ def _feature_count(network: ImageClassifier) -> int:
     return found.shape[1]
 
 
-def likeness(ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
+def agreement_metrics(ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
     """Return how near the student's logits (B, K) are to the teacher's: divergence, and share of the same answers."""
     ours = ours.detach()
     same = ours.argmax(dim=1) == theirs.argmax(dim=1)
     return {"kl": softened_divergence(ours, theirs, 1.0), "agreement": same.float().mean()}
 
 
-class TeacherStudent(Taught):
+class TeacherStudent(StudentWithTeacher):
     """A student that learns a teacher's softened answers and nothing else."""
 
     def __init__(self, student: ImageClassifier, teacher: Teacher, *, stream: str, temperature: float) -> None:
@@ -98,25 +98,25 @@ class TeacherStudent(Taught):
         self._stream = stream
         self._temperature = temperature
 
-    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss, and how near the student is to its teacher."""
         _, ours, theirs = self.answers(batch[self._stream])
-        return {"loss": softened_divergence(ours, theirs, self._temperature), **likeness(ours, theirs)}
+        return {"loss": softened_divergence(ours, theirs, self._temperature), **agreement_metrics(ours, theirs)}
 
 
-def teaching(recipe: TaughtConfig, stream: str) -> Teaching:
+def teaching(recipe: FrozenTeacherConfig, stream: str) -> TeacherSpec:
     """Return what the recipe's teachers answer to a stream."""
-    views = recipe.views if recipe.answers == "views" else None
+    views = recipe.cached_views if recipe.teacher_logits == "views" else None
     networks = tuple(map(Path, recipe.teachers)) or TEACHER
-    return Teaching(stream, networks, views=views, live=recipe.answers == "live")
+    return TeacherSpec(stream, networks, views=views, live=recipe.teacher_logits == "live")
 
 
-def taught_by(recipe: TaughtConfig) -> str:
+def taught_by(recipe: FrozenTeacherConfig) -> str:
     """Return which finished runs teach the student, as a sentence; nothing where its teacher stands in the table."""
     return f"student: taught by {', '.join(recipe.teachers)}." if recipe.teachers else ""
 
 
-def teacher_stages(config: Config, recipe: TaughtConfig, stream: Stream) -> Sequence[Fit]:
+def teacher_stages(config: Config, recipe: FrozenTeacherConfig, stream: Stream) -> Sequence[TrainStage]:
     """Return the stage that trains the teacher; none where there are teachers."""
     if recipe.teachers:
         return []
@@ -125,7 +125,7 @@ def teacher_stages(config: Config, recipe: TaughtConfig, stream: Stream) -> Sequ
     return [replace(supervised_on(TEACHER, recipe.teacher, extent, stream), starts_from=SCRATCH)]
 
 
-def control(config: Config, stream: Stream, steps: int, epoch_steps: int) -> Fit:
+def control(config: Config, stream: Stream, steps: int, epoch_steps: int) -> TrainStage:
     """Return the student's network on the labels alone."""
     told = f"Control: the student's network on the labels alone, for as many steps ({steps:,}) as with a teacher."
     return replace(supervised_on("control", config.model, Length(steps, epoch_steps), stream), control=True, told=told)

@@ -12,15 +12,15 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from tutelage.config import Config, TransferFinetuneConfig, TransferFrozenConfig, TransferGradualConfig
-from tutelage.data import Plain, Shown, Source, Splits
-from tutelage.models import ImageClassifier, Tuning, accuracy, cross_entropy
-from tutelage.strategies.stages import SCRATCH, Fit, Stage, Teaching, labelled_stream, length, supervised_on
+from tutelage.data import EvalBatch, Source, Splits, StreamBatch
+from tutelage.models import FineTuning, ImageClassifier, accuracy, cross_entropy
+from tutelage.strategies.stages import SCRATCH, Stage, TeacherSpec, TrainStage, labelled_stream, length, supervised_on
 
-FROZEN = Tuning(frozen_layers=None)
+FROZEN = FineTuning(frozen_layers=None)
 CONTROL = "Control: the same network from random weights, all of it learning, for as many steps."
 
 
-class HeadAlone(pl.LightningModule):
+class HeadOnCachedFeatures(pl.LightningModule):
     """A network whose head learns from features of its frozen backbone that were computed before."""
 
     def __init__(self, network: ImageClassifier) -> None:
@@ -32,7 +32,7 @@ class HeadAlone(pl.LightningModule):
         """The whole network."""
         return self.network
 
-    def training_step(self, batch: dict[str, Shown], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss and accuracy on features (B, D), which come as the stream's answers."""
         shown = batch["labelled"]
         logits = self.network.head(shown.answers)
@@ -41,7 +41,7 @@ class HeadAlone(pl.LightningModule):
             "accuracy": accuracy(logits.detach(), shown.targets),
         }
 
-    def validation_step(self, batch: Plain, batch_idx: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Tensor]:
         """Return the network's logits (B, C) of images and the labels (B,)."""
         return self.network.validation_step(batch, batch_idx)
 
@@ -78,21 +78,21 @@ class _Plan:
         self._config = config
         self._stream = labelled_stream(config, source, splits)
 
-    def head(self, name: str, share: float) -> Fit:
+    def head(self, name: str, share: float) -> TrainStage:
         """Return a stage in which the head alone learns; where images are not augmented, from features kept."""
         fit, views = replace(self._fit(name, share), tuning=FROZEN), self._config.augmentation
         if views.transforms or views.strong or views.mix:
             return fit
-        return replace(fit, module=HeadAlone, teaching=Teaching(self._stream.name, features=True))
+        return replace(fit, module=HeadOnCachedFeatures, teaching=TeacherSpec(self._stream.name, features=True))
 
-    def whole(self, name: str, share: float, after: Fit | None = None) -> Fit:
+    def whole(self, name: str, share: float, after: TrainStage | None = None) -> TrainStage:
         """Return a stage in which the layers that the config does not freeze learn, each at its own rate."""
         recipe = self._config.strategy
         assert isinstance(recipe, TransferFinetuneConfig)  # noqa: S101 - frozen has no such stage
-        tuning = Tuning(recipe.frozen_layers, recipe.backbone_lr_scale, recipe.layer_decay)
+        tuning = FineTuning(recipe.frozen_layers, recipe.backbone_lr_scale, recipe.layer_decay)
         return replace(self._fit(name, share), tuning=tuning, starts_from=after.name if after else None)
 
-    def against_scratch(self, *fits: Fit) -> Sequence[Stage]:
+    def against_scratch(self, *fits: TrainStage) -> Sequence[Stage]:
         """Return stages with what they are compared with: random weights, all of which learn, for as many steps."""
         recipe = self._config.strategy
         assert isinstance(recipe, TransferFrozenConfig | TransferFinetuneConfig)  # noqa: S101 - as above
@@ -102,7 +102,7 @@ class _Plan:
         control = replace(self._fit("control", 1.0), steps=steps, starts_from=SCRATCH, control=True, told=CONTROL)
         return [*fits, control]
 
-    def _fit(self, name: str, share: float) -> Fit:
+    def _fit(self, name: str, share: float) -> TrainStage:
         """Return plain training on the labelled images for a share of the schedule."""
         stream = self._stream
         extent = length(self._config, share, (stream.length, stream.batch_size))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.datasets.download import Archive, Remote, Tell, silent, unpacked
+from tutelage.data.datasets.download import Archive, OnProgress, Remote, silent, unpacked
 from tutelage.data.source import Part, Source, class_names, from_parts
 from tutelage.errors import UserError
 
@@ -28,7 +28,7 @@ SIDE, COLOURS = 32, 3
 PIXELS = COLOURS * SIDE * SIDE
 
 
-def cifar10(root: str | None, image_size: int, channels: int, tell: Tell = silent) -> Source:
+def cifar10(root: str | None, image_size: int, channels: int, tell: OnProgress = silent) -> Source:
     """Return CIFAR-10 (Krizhevsky 2009) from ``root``, or from our cache, where it is downloaded to.
 
     Args:
@@ -46,7 +46,7 @@ def cifar10(root: str | None, image_size: int, channels: int, tell: Tell = silen
     return from_parts(folder, train, test, class_names(folder / "batches.meta.txt"), image_size, channels)
 
 
-def cifar100(root: str | None, image_size: int, channels: int, tell: Tell = silent) -> Source:
+def cifar100(root: str | None, image_size: int, channels: int, tell: OnProgress = silent) -> Source:
     """Return CIFAR-100 (Krizhevsky 2009) with its 100 fine labels; see ``cifar10``.
 
     Raises:

@@ -24,11 +24,11 @@ SHOWN_REASON = 160  # characters of a library's own message
 KILO, MEGA = 1_000, 1_000_000
 ELSEWHERE = "let XDG_CACHE_HOME name a folder that can, or set data.root=FOLDER with the dataset's files"
 
-Tell = Callable[[str, float], None]  # is told what goes on and the share of it that is done, 0 to 1
+OnProgress = Callable[[str, float], None]  # is told what goes on and the share of it that is done, 0 to 1
 
 
 def silent(what: str, share: float) -> None:
-    """Tell nobody."""
+    """OnProgress nobody."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def cache_folder(name: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tutelage" / name
 
 
-def fetch(remote: Remote, folder: Path, what: str, tell: Tell = silent) -> Path:
+def fetch(remote: Remote, folder: Path, what: str, tell: OnProgress = silent) -> Path:
     """Return the path of ``remote`` in ``folder``, where it is downloaded to unless it is there.
 
     What has come is kept as ``NAME.part``, and the next call asks the server for the rest. The whole file's MD5 is
@@ -101,7 +101,7 @@ def fetch(remote: Remote, folder: Path, what: str, tell: Tell = silent) -> Path:
     return target
 
 
-def unpack(archive: Path, folder: Path, inner: str, tell: Tell = silent) -> Path:
+def unpack(archive: Path, folder: Path, inner: str, tell: OnProgress = silent) -> Path:
     """Return ``folder/inner``, unpacked from a .tar.gz unless it is there; it is whole or absent.
 
     Args:
@@ -131,7 +131,7 @@ def unpack(archive: Path, folder: Path, inner: str, tell: Tell = silent) -> Path
     return target
 
 
-def unpacked(archive: Archive, root: str | None, tell: Tell = silent) -> Path:
+def unpacked(archive: Archive, root: str | None, tell: OnProgress = silent) -> Path:
     """Return the folder with the files of a dataset that is published as one archive.
 
     Args:
@@ -156,7 +156,7 @@ def unpacked(archive: Archive, root: str | None, tell: Tell = silent) -> Path:
     return unpack(file, place, archive.inner, tell)
 
 
-def _transfer(remote: Remote, part: Path, what: str, tell: Tell) -> None:
+def _transfer(remote: Remote, part: Path, what: str, tell: OnProgress) -> None:
     """Bring ``part`` to its full length, from where it stands."""
     from http.client import HTTPException
 
@@ -237,7 +237,7 @@ def _extract(archive: Path, partial: Path) -> None:
 
 
 @contextmanager
-def alone(folder: Path, name: str, other: str, tell: Tell, way_out: str = ELSEWHERE) -> Iterator[None]:
+def alone(folder: Path, name: str, other: str, tell: OnProgress, way_out: str = ELSEWHERE) -> Iterator[None]:
     """Hold the lock of ``folder/name``; where another process holds it, say so and wait.
 
     Args:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tutelage.data.datasets.download import Remote, Tell, silent
+from tutelage.data.datasets.download import OnProgress, Remote, silent
 from tutelage.data.datasets.idx import IdxDataset, idx_folder, idx_source
 from tutelage.data.source import Source
 from tutelage.errors import UserError
@@ -23,7 +23,7 @@ FASHION_MNIST = IdxDataset(
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
-def fashion_mnist(root: str | None, image_size: int, channels: int, tell: Tell = silent) -> Source:
+def fashion_mnist(root: str | None, image_size: int, channels: int, tell: OnProgress = silent) -> Source:
     """Return Fashion-MNIST (Xiao et al. 2017) from ``root``, Debian's package, or our cache, where it is downloaded to.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.config import DataConfig
-from tutelage.data.datasets.download import Tell, silent
+from tutelage.data.datasets.download import OnProgress, silent
 from tutelage.data.files.decoding import FilePicture, complaint, picture
 from tutelage.data.files.listing import in_order
 from tutelage.data.files.scan import stop_at, unreadable
@@ -58,7 +58,7 @@ class EncodedImages:
         return Path(found["path"]) if found["bytes"] is None else io.BytesIO(found["bytes"])
 
 
-def hugging_face(config: DataConfig, tell: Tell = silent) -> Source:
+def hugging_face(config: DataConfig, tell: OnProgress = silent) -> Source:
     """Return a dataset that ``save_to_disk`` wrote to ``data.root``, or that the hub knows by that name.
 
     Its parts are its splits train, validation, test and unlabelled (or unsupervised); without test a fifth of each
@@ -106,7 +106,7 @@ def _labels(split: Any, column: str, number: Mapping[str, int]) -> np.ndarray:
     return np.array([UNKNOWN if name is None else number.get(name, UNKNOWN) for name in told], dtype=np.int64)
 
 
-def _left_out(images: EncodedImages, saved: str, config: DataConfig, tell: Tell) -> np.ndarray:
+def _left_out(images: EncodedImages, saved: str, config: DataConfig, tell: OnProgress) -> np.ndarray:
     """Return the numbers of images that give no pixels.
 
     Raises:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.datasets.download import Remote, Tell, cache_folder, fetch, silent
+from tutelage.data.datasets.download import OnProgress, Remote, cache_folder, fetch, silent
 from tutelage.data.source import Part, Source, from_parts
 from tutelage.errors import UserError
 
@@ -37,7 +37,7 @@ class IdxDataset:
     classes: tuple[str, ...]
 
 
-def idx_folder(dataset: IdxDataset, root: str | None, tell: Tell = silent) -> Path:
+def idx_folder(dataset: IdxDataset, root: str | None, tell: OnProgress = silent) -> Path:
     """Return the folder with a dataset's files: at ``root``, or in our cache, where they are downloaded to.
 
     Raises:

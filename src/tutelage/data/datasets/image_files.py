@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.config import DataConfig
-from tutelage.data.datasets.download import Tell, silent
+from tutelage.data.datasets.download import OnProgress, silent
 from tutelage.data.files.decoding import FilePicture, complaint, picture
 from tutelage.data.files.listing import (
     ALL,
@@ -67,7 +67,7 @@ class FileImages:
         return picture(Path(path), path, config.channels, config.background, config.max_pixels)
 
 
-def image_files(listing: Listing, config: DataConfig, tell: Tell = silent) -> Source:
+def image_files(listing: Listing, config: DataConfig, tell: OnProgress = silent) -> Source:
     """Return listed images as a source, each file tried; without a test set a fifth of each class is set aside for it.
 
     Raises:
@@ -107,7 +107,7 @@ def image_files(listing: Listing, config: DataConfig, tell: Tell = silent) -> So
     return source if pool is None else _with_shards(source, pool, config)
 
 
-def _pool(config: DataConfig, tell: Tell) -> Pool | None:
+def _pool(config: DataConfig, tell: OnProgress) -> Pool | None:
     """Return the pool of shards that ``data.unlabelled`` names; None where it names none."""
     shards = find_shards(config.unlabelled) if config.unlabelled is not None else None
     return None if shards is None else indexed(shards, config, f"data.unlabelled={config.unlabelled}", tell)
@@ -141,14 +141,14 @@ def _states(entries: Sequence[Entry]) -> list[str]:
     return [f"{os.path.abspath(entry.path)}\0{entry.size}\0{entry.time}" for entry in entries]  # noqa: PTH100
 
 
-def fingerprint(listing: Listing, config: DataConfig, tell: Tell = silent) -> str:
+def fingerprint(listing: Listing, config: DataConfig, tell: OnProgress = silent) -> str:
     """Return what the files and shards are; images that ``data.on_bad_image=skip`` leaves out are no part of it."""
     files = (_readable(listing, config, tell)[0] if config.on_bad_image == "skip" else listing).fingerprint()
     pool = _pool(config, tell)
     return files if pool is None else digest([files, pool.fingerprint()])
 
 
-def _readable(listing: Listing, config: DataConfig, tell: Tell) -> tuple[Listing, tuple[str, ...]]:
+def _readable(listing: Listing, config: DataConfig, tell: OnProgress) -> tuple[Listing, tuple[str, ...]]:
     """Return the listing without the files that give no pixels, and these files' names.
 
     Raises:

@@ -1,6 +1,6 @@
 """MNIST (LeCun et al. 1998)."""
 
-from tutelage.data.datasets.download import Remote, Tell, silent
+from tutelage.data.datasets.download import OnProgress, Remote, silent
 from tutelage.data.datasets.idx import IdxDataset, idx_folder, idx_source
 from tutelage.data.source import Source
 
@@ -19,7 +19,7 @@ MNIST = IdxDataset(
 )
 
 
-def mnist(root: str | None, image_size: int, channels: int, tell: Tell = silent) -> Source:
+def mnist(root: str | None, image_size: int, channels: int, tell: OnProgress = silent) -> Source:
     """Return MNIST (LeCun et al. 1998) from ``root``, or from our cache, where it is downloaded to.
 
     Raises:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.datasets.download import Archive, Remote, Tell, silent, unpacked
+from tutelage.data.datasets.download import Archive, OnProgress, Remote, silent, unpacked
 from tutelage.data.source import Part, Source, class_names, from_parts
 from tutelage.errors import UserError
 
@@ -20,7 +20,7 @@ SIDE, COLOURS = 96, 3
 PIXELS = COLOURS * SIDE * SIDE
 
 
-def stl10(root: str | None, image_size: int, channels: int, tell: Tell = silent) -> Source:
+def stl10(root: str | None, image_size: int, channels: int, tell: OnProgress = silent) -> Source:
     """Return STL-10 (Coates et al. 2011); its images stay on the disk until they are asked for.
 
     Args:

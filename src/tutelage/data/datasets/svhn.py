@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.datasets.download import Remote, Tell, cache_folder, fetch, silent
+from tutelage.data.datasets.download import OnProgress, Remote, cache_folder, fetch, silent
 from tutelage.data.source import Part, Source, from_parts
 from tutelage.errors import UserError
 
@@ -18,7 +18,7 @@ LABEL_OF_ZERO = 10  # MATLAB counts from 1
 AXES = 4
 
 
-def svhn(root: str | None, image_size: int, channels: int, tell: Tell = silent) -> Source:
+def svhn(root: str | None, image_size: int, channels: int, tell: OnProgress = silent) -> Source:
     """Return SVHN (Netzer et al. 2011), format 2, without the 531,131 extra images.
 
     Args:

@@ -121,7 +121,7 @@ def list_folder(root: str | None, unlabelled: str | None = None, val_is_test: bo
         raise UserError(f"{where}: found {_classes(classes)} under {below}; at least 2 are needed")
     strange = sorted({entry.label for entry in entries if entry.label} - set(classes))
     if strange:
-        raise UserError(f"{where}: classes in val/ or test/ that train/ lacks: {few(strange)}")
+        raise UserError(f"{where}: classes in val/ or test/ that train/ lacks: {abbreviate(strange)}")
     return _with_unlabelled(Listing(where, folder, tuple(entries), classes, notes), unlabelled)
 
 
@@ -136,7 +136,7 @@ def _check_parts(folder: Path, in_parts: bool, where: str) -> None:
         stray = [path.name for path in top.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
         if stray:
             raise UserError(
-                f"{top}: {len(stray):,} images outside class folders: {few(sorted(stray))}; "
+                f"{top}: {len(stray):,} images outside class folders: {abbreviate(sorted(stray))}; "
                 f"move them into {top.name}/CLASS/, or into {UNLABELLED}/ beside the classes"
             )
 
@@ -171,14 +171,14 @@ def list_table(root: str | None, unlabelled: str | None = None) -> Listing:
     first = {path: number for number, path in reversed([*enumerate(paths)])}
     twice = [entries[number].name for number, path in enumerate(paths) if first[path] != number]
     if twice:
-        raise UserError(f"{where}: paths that stand in it twice: {few(twice)}")
+        raise UserError(f"{where}: paths that stand in it twice: {abbreviate(twice)}")
     learnt = {label for part, _, label in rows if label and part in {"train", ALL}}
     classes = in_order(learnt)
     if len(classes) < 2:  # noqa: PLR2004 - one class is nothing to tell apart
         raise UserError(f"{where}: found {_classes(classes)} to learn from; at least 2 are needed")
     strange = sorted({label for part, _, label in rows if label and part in {"val", "test"}} - set(classes))
     if strange:
-        raise UserError(f"{where}: classes in val or test that no training row has: {few(strange)}")
+        raise UserError(f"{where}: classes in val or test that no training row has: {abbreviate(strange)}")
     return _with_unlabelled(Listing(where, file, entries, classes), unlabelled)
 
 
@@ -200,7 +200,7 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(distinct, key=int)) if all(map(str.isdecimal, distinct)) else tuple(distinct)
 
 
-def few(names: Sequence[str]) -> str:
+def abbreviate(names: Sequence[str]) -> str:
     """Return the first of many names, and how many more there are."""
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more
@@ -274,7 +274,7 @@ def _listed(rows: Iterable[tuple[str, str, str | None]], folder: Path, where: st
             continue
         yield Entry(part, name, label, path, state.st_size, state.st_mtime_ns)
     if missing:
-        raise UserError(f"{where}: {len(missing)} files are not there, taken from {folder}: {few(missing)}")
+        raise UserError(f"{where}: {len(missing)} files are not there, taken from {folder}: {abbreviate(missing)}")
 
 
 def _images_below(folder: Path, root: Path, part: str, label: str | None, others: Counter[str]) -> Iterator[Entry]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tutelage import __version__
 from tutelage.config import DataConfig
-from tutelage.data.datasets.download import Tell, alone, cache_folder, silent, size_told
+from tutelage.data.datasets.download import OnProgress, alone, cache_folder, silent, size_told
 from tutelage.data.loading.shared_memory import cores
 from tutelage.data.source import Images
 from tutelage.errors import UserError
@@ -27,7 +27,7 @@ IMAGES_A_TASK = 16
 TASKS_AHEAD = 2  # for each thread: what is decoded before its turn to be written
 
 
-def packed(images: Images, states: Sequence[str], config: DataConfig, tell: Tell = silent) -> np.ndarray:
+def packed(images: Images, states: Sequence[str], config: DataConfig, tell: OnProgress = silent) -> np.ndarray:
     """Return all images (N, S, S, C) uint8, memory-mapped; they are packed first unless that was done before.
 
     The pack lies in our cache, in a folder named by all that it depends on: which files in which order, with their
@@ -67,7 +67,7 @@ def _versions() -> list[str | int | None]:
     return [PACK_VERSION, __version__, cv2.__version__, PIL.__version__, features.version("libjpeg_turbo")]
 
 
-def _is_whole(file: Path, size: int, tell: Tell) -> bool:
+def _is_whole(file: Path, size: int, tell: OnProgress) -> bool:
     """Return whether a pack of ``size`` bytes is there, and as it was written."""
     try:
         if file.stat().st_size != size + TRAILER_LENGTH:
@@ -95,7 +95,7 @@ def _note(file: Path) -> None:
         write_json(file.parent / CHECKED, _state(file))
 
 
-def _write(file: Path, images: Images, size: int, config: DataConfig, tell: Tell) -> None:
+def _write(file: Path, images: Images, size: int, config: DataConfig, tell: OnProgress) -> None:
     """Write the pack of all images."""
     count = len(images)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.datasets.download import Tell, cache_folder
+from tutelage.data.datasets.download import OnProgress, cache_folder
 from tutelage.data.loading.shared_memory import cores
 from tutelage.errors import UserError
 from tutelage.storage import digest, write_whole
@@ -23,7 +23,7 @@ MOST_REMEMBERED = 4  # times the images: other listings of the same place, other
 MOST_BAD_NAMED = 20
 
 
-def unreadable(place: str, states: Sequence[str], complaint: Callable[[int], str], tell: Tell) -> dict[int, str]:
+def unreadable(place: str, states: Sequence[str], complaint: Callable[[int], str], tell: OnProgress) -> dict[int, str]:
     """Return the reason for each image, by its number, that gives no pixels.
 
     Images that were sound before and are in the same state since are not tried again.

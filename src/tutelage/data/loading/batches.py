@@ -15,9 +15,9 @@ from torch.utils.data import Dataset, Sampler
 
 from tutelage.augmentation import Mixing, Pipeline, mixed, plan
 from tutelage.config import MixConfig
-from tutelage.data.cached_logits import Kept
+from tutelage.data.cached_logits import CachedLogits
 from tutelage.data.loading.shared_memory import Shared
-from tutelage.data.loading.streams import Draws, Shows, Stream
+from tutelage.data.loading.streams import SampleIndices, Stream, StreamSampler
 from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH
 from tutelage.data.source import UNKNOWN, Images, gathered, is_ready
 from tutelage.randomness import Key
@@ -26,7 +26,7 @@ TWIN = "twin"  # of a stream: what the key of its second draws is called
 FILES_AT_ONCE = 32  # read before they are decoded, or decoded before they are cut
 
 
-class Shown(NamedTuple):
+class StreamBatch(NamedTuple):
     """What one stream shows in a step: images (B, C, H, W) uint8, targets (B,) int64 or (B, C) float32.
 
     ``answers`` (B, K) float32 are those of a frozen network, where they are kept; where they are features, which are
@@ -38,18 +38,18 @@ class Shown(NamedTuple):
     answers: torch.Tensor | None = None
 
 
-class Unmixed(NamedTuple):
+class PendingMix(NamedTuple):
     """What a stream shows once it is mixed as planned: on its way to the device, where that is done.
 
     With ``spare`` the last image of each view is there only to be mixed into the one before it.
     """
 
-    shown: Shown
+    shown: StreamBatch
     mixing: Mixing
     spare: bool = False
 
 
-class Plain(NamedTuple):
+class EvalBatch(NamedTuple):
     """Images as they are, for evaluation: (B, C, H, W) uint8, labels (B,) int64, indices (B,) int64."""
 
     images: torch.Tensor
@@ -58,7 +58,7 @@ class Plain(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Training:
+class StageData:
     """What one stage trains on: streams, augmentation, the key of its draws, its length in steps, answers by stream."""
 
     streams: Sequence[Stream]
@@ -67,7 +67,7 @@ class Training:
     steps: int
     strong: Sequence[dict[str, Any]] = ()
     mix: MixConfig | None = None
-    kept: Mapping[str, Kept] = field(default_factory=dict)
+    kept: Mapping[str, CachedLogits] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,14 @@ class Share:
 WHOLE = Share()
 
 
-def as_planned(unmixed: Unmixed, classes: int) -> Shown:
+def apply_mix(unmixed: PendingMix, classes: int) -> StreamBatch:
     """Return what a stream shows, mixed on its device as it was planned."""
     shown, mixing, spare = unmixed
     images, targets = mixed(shown.images, shown.targets, mixing, classes)
     if spare:
         count = len(mixing.own)
         images, targets = (torch.cat([view[:-1] for view in torch.split(all_, count)]) for all_ in (images, targets))
-    return Shown(images, targets, shown.answers)
+    return StreamBatch(images, targets, shown.answers)
 
 
 def channels_first(images: np.ndarray) -> torch.Tensor:
@@ -132,7 +132,7 @@ def channels_first(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images.reshape(-1, *images.shape[-3:])).permute(0, 3, 1, 2)
 
 
-class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
+class TrainDataset(Dataset[dict[str, StreamBatch | PendingMix]]):
     """The batch of each optimizer step, by stream; what this process shows of it at once, a call.
 
     What is drawn for a batch is drawn for all of it, whoever shows which part.
@@ -144,7 +144,7 @@ class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
         share: which part of a batch this process shows.
     """
 
-    def __init__(self, images: Images, training: Training, shape: tuple[int, int, int], share: Share = WHOLE) -> None:
+    def __init__(self, images: Images, training: StageData, shape: tuple[int, int, int], share: Share = WHOLE) -> None:
         self._images = images
         self._training = training
         self._shape = shape
@@ -154,11 +154,11 @@ class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
         return self._training.steps * self._share.pieces
 
     @cached_property
-    def _views(self) -> list[tuple[Stream, Draws, Pipeline]]:
+    def _views(self) -> list[tuple[Stream, StreamSampler, Pipeline]]:
         training = self._training
         keys = [training.key(stream.name) for stream in training.streams]
         return [
-            (stream, Draws(stream, key), Pipeline(training.transforms, key, training.strong))
+            (stream, StreamSampler(stream, key), Pipeline(training.transforms, key, training.strong))
             for stream, key in zip(training.streams, keys, strict=True)
         ]
 
@@ -172,11 +172,13 @@ class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in {"_views", "_twins"}}
 
-    def __getitem__(self, number: int) -> dict[str, Shown | Unmixed]:
+    def __getitem__(self, number: int) -> dict[str, StreamBatch | PendingMix]:
         step, piece = divmod(number, self._share.pieces)
         return {stream.name: self._of(step, piece, stream, draws, view) for stream, draws, view in self._views}
 
-    def _of(self, step: int, piece: int, stream: Stream, draws: Draws, view: Pipeline) -> Shown | Unmixed:
+    def _of(
+        self, step: int, piece: int, stream: Stream, draws: StreamSampler, view: Pipeline
+    ) -> StreamBatch | PendingMix:
         """Return a part of a stream's batch, with the kept answers to it where there are any."""
         rows = np.arange(stream.batch_size)[self._share.rows(stream.batch_size, piece)]
         shows, kept = draws.at(step), self._training.kept.get(stream.name)
@@ -186,7 +188,7 @@ class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
         answers = torch.from_numpy(kept.answers(step, shows, stream)[rows])
         if kept.instead:
             nothing = torch.empty(len(rows), 0, dtype=torch.uint8)
-            return Shown(nothing, torch.from_numpy(stream.targets_of(shows.entries[rows])), answers)
+            return StreamBatch(nothing, torch.from_numpy(stream.targets_of(shows.entries[rows])), answers)
         return self._to_mix(step, stream, rows, shows, view, answers)
 
     def _to_mix(
@@ -194,10 +196,10 @@ class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
         step: int,
         stream: Stream,
         rows: np.ndarray,
-        shows: Shows,
+        shows: SampleIndices,
         view: Pipeline,
         answers: torch.Tensor | None = None,
-    ) -> Shown | Unmixed:
+    ) -> StreamBatch | PendingMix:
         """Return some rows (n,) of a batch with the plan for mixing them, the same for each view of the images.
 
         A part comes with one row more, the next of the batch, which the last one may be mixed with.
@@ -205,14 +207,14 @@ class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
         mix, spare = self._training.mix, self._share.parts > 1
         if mix is not None and spare:
             rows = np.append(rows, (rows[-1] + 1) % stream.batch_size)
-        shown = self._show(Shows(*(each[rows] for each in shows)), stream, view)._replace(answers=answers)
+        shown = self._show(SampleIndices(*(each[rows] for each in shows)), stream, view)._replace(answers=answers)
         if mix is None:
             return shown
         key, (height, width) = self._training.key(stream.name), shown.images.shape[-2:]
         drawn = plan(mix, key, step, stream.batch_size, height, width)
-        return Unmixed(shown, Mixing(*(each[rows] for each in drawn)).tensors(), spare)
+        return PendingMix(shown, Mixing(*(each[rows] for each in drawn)).tensors(), spare)
 
-    def _show(self, shows: Shows, stream: Stream, view: Pipeline) -> Shown:
+    def _show(self, shows: SampleIndices, stream: Stream, view: Pipeline) -> StreamBatch:
         """Return what is shown: with two views of each image all first ones, then all second ones.
 
         What stands beside a stream's view comes first.
@@ -233,10 +235,10 @@ class StepBatches(Dataset[dict[str, Shown | Unmixed]]):
             elif stream.beside:
                 self._twins[stream.name].fill(views[:1, some], images, drawn[some])
         targets = stream.targets_of(entries)
-        return Shown(channels_first(views), torch.from_numpy(np.concatenate([targets] * len(views))))
+        return StreamBatch(channels_first(views), torch.from_numpy(np.concatenate([targets] * len(views))))
 
 
-class PlainBatches(Dataset[Plain]):
+class EvalDataset(Dataset[EvalBatch]):
     """Un-augmented images in the order of ``indices``, a whole batch an item.
 
     Args:
@@ -255,13 +257,13 @@ class PlainBatches(Dataset[Plain]):
     def __len__(self) -> int:
         return math.ceil(len(self._indices.array) / EVALUATION_BATCH)
 
-    def __getitem__(self, batch: int) -> Plain:
+    def __getitem__(self, batch: int) -> EvalBatch:
         first = batch * EVALUATION_BATCH
         indices = self._indices.array[first : first + EVALUATION_BATCH]
         images = gathered(self._images, indices)
         labels = self._labels.array[indices].astype(np.int64)
         labels[max(0, self._known - first) :] = UNKNOWN
-        return Plain(channels_first(images), torch.from_numpy(labels), torch.from_numpy(indices.astype(np.int64)))
+        return EvalBatch(channels_first(images), torch.from_numpy(labels), torch.from_numpy(indices.astype(np.int64)))
 
 
 class Steps(Sampler[int]):

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 
-class AheadLoader(DataLoader[Any]):
+class PrefetchLoader(DataLoader[Any]):
     """A DataLoader of pinned batches that gives them on a CUDA device.
 
     Batches are copied on a stream of their own, one step ahead. Which batches come, in which order, and how many, is
@@ -26,13 +26,13 @@ class AheadLoader(DataLoader[Any]):
         def sent() -> Any:
             batch = next(batches, None)
             with torch.cuda.stream(copies):
-                return each_tensor(batch, lambda tensor: tensor.to(device, non_blocking=True))
+                return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
         coming = sent()
         while coming is not None:
             computes = torch.cuda.current_stream(device)
             computes.wait_stream(copies)  # the batch is whole before it is computed with
-            batch = each_tensor(coming, partial(_used_by, computes))
+            batch = map_tensors(coming, partial(_used_by, computes))
             coming = sent()
             yield batch
 
@@ -43,12 +43,12 @@ def _used_by(stream: torch.cuda.Stream, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def each_tensor(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """Return a batch, of dicts and named tuples of tensors, with each tensor changed."""
     if isinstance(batch, torch.Tensor):
         return change(batch)
     if isinstance(batch, dict):
-        return {name: each_tensor(part, change) for name, part in batch.items()}
+        return {name: map_tensors(part, change) for name, part in batch.items()}
     if isinstance(batch, tuple):
-        return type(batch)(*(each_tensor(part, change) for part in batch))
+        return type(batch)(*(map_tensors(part, change) for part in batch))
     return batch

@@ -98,7 +98,7 @@ def _by_shard(indices: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, np.n
     return ordered, np.cumsum(counts, axis=1).T
 
 
-class Shows(NamedTuple):
+class SampleIndices(NamedTuple):
     """What a step shows of a stream: for each image its pass, its entry and which copy it is, (B,) int64 each."""
 
     passes: np.ndarray
@@ -106,7 +106,7 @@ class Shows(NamedTuple):
     copies: np.ndarray
 
 
-class Draws:
+class StreamSampler:
     """What a stream shows at each step."""
 
     def __init__(self, stream: Stream, key: Key) -> None:
@@ -115,7 +115,7 @@ class Draws:
         self._parts = lru_cache(maxsize=2)(lambda pass_: _parts(stream, self._length, key, pass_))
         self._order = lru_cache(maxsize=2)(lambda pass_, part: self._made(key, pass_, part))
 
-    def at(self, step: int) -> Shows:
+    def at(self, step: int) -> SampleIndices:
         """Return what the batch of ``step`` (from 0) shows."""
         size = self._stream.batch_size
         passes, places = np.divmod(np.arange(step * size, (step + 1) * size), self._length)
@@ -129,7 +129,7 @@ class Draws:
                 within = own[parts == part] - (ends[part - 1] if part else 0)
                 pieces.append((entries[within], copies[within]))
         entries, copies = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
-        return Shows(passes, entries, copies)
+        return SampleIndices(passes, entries, copies)
 
     def _made(self, key: Key, pass_: int, part: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the entries (P,) int64 of a part of a pass, in the pass's order, and which duplicate each is."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.data.cached_logits import row_type, unpacked
+from tutelage.data.cached_logits import row_dtype, unpacked
 from tutelage.errors import UserError
 
 FOLDER, ABOUT = "labels", "about.json"
@@ -31,7 +31,7 @@ def shard_files(folder: Path, count: int) -> list[Path]:
     return [folder / FOLDER / f"{number:05d}.npy" for number in range(-(-count // shard_size(count)))]
 
 
-def about_of(folder: Path) -> dict[str, Any] | None:
+def read_metadata(folder: Path) -> dict[str, Any] | None:
     """Return what the labels in a stage's folder are; None where there are none."""
     try:
         found = json.loads((folder / FOLDER / ABOUT).read_text())
@@ -84,7 +84,7 @@ class Labels:
         shards, within = np.divmod(np.asarray(entries, dtype=np.int64), self._shard)
         order = np.argsort(shards, kind="stable")
         numbers, starts = np.unique(shards[order], return_index=True)
-        rows = np.empty(len(shards), row_type(self.classes, exact=False))
+        rows = np.empty(len(shards), row_dtype(self.classes, exact=False))
         for number, places in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
             rows[places] = self._map(number)[within[places]]
         self._let_go(len(rows))
@@ -154,13 +154,13 @@ class _Held(Labels):
         return found
 
 
-def labels_in(folder: Path) -> Labels:
+def read_labels(folder: Path) -> Labels:
     """Return the labels of a complete store in a stage's folder.
 
     Raises:
         UserError: there is none.
     """
-    about = about_of(folder)
+    about = read_metadata(folder)
     if about is None:
         raise UserError(f"{folder / FOLDER}: no labels here; the run's command makes them again")
     return Labels(folder, about["images"], about["classes"])

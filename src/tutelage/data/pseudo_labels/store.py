@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from tutelage.data.cached_logits import packed, row_type
-from tutelage.data.pseudo_labels.labels import ABOUT, FOLDER, about_of, shard_files, shard_size
+from tutelage.data.cached_logits import packed, row_dtype
+from tutelage.data.pseudo_labels.labels import ABOUT, FOLDER, read_metadata, shard_files, shard_size
 from tutelage.errors import UserError
 from tutelage.storage import TRAILER_LENGTH, digest, has_checksum, is_sound, remove_partials, write_checked, write_json
 
@@ -24,7 +24,7 @@ About = Mapping[str, Any]
 class LabelStore:
     """A folder of shards, each the answers to some pool images in a row, written whole or not at all.
 
-    Answers are kept as logarithms of probabilities (``row_type``): float16, above 128 classes the 32 largest and what
+    Answers are kept as logarithms of probabilities (``row_dtype``): float16, above 128 classes the 32 largest and what
     the others share. Behind its rows each shard says, by a digest, what it belongs to; then comes its checksum.
 
     Attributes:
@@ -49,7 +49,7 @@ class LabelStore:
         self.about = {**about, "images": count, "classes": classes, "shard": self.shard}
         self._folder, self._files = folder / FOLDER, shard_files(folder, count)
         self._key = digest(self.about).encode()
-        self._kind = row_type(classes, exact=False)
+        self._kind = row_dtype(classes, exact=False)
         self._seen: set[int] = set()
         self.written: set[int] = set()
         (self._folder / LOCKS).mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ class LabelStore:
     @classmethod
     def under_way(cls, folder: Path) -> "LabelStore | None":
         """Return the store that somebody has begun in a stage's folder; None where nobody has."""
-        about = about_of(folder)
+        about = read_metadata(folder)
         if about is None:
             return None
         given = {name: value for name, value in about.items() if name not in {"images", "classes", "shard"}}
@@ -72,7 +72,7 @@ class LabelStore:
     @property
     def is_current(self) -> bool:
         """Whether the folder still is what this store writes: a teacher may have been trained again."""
-        return about_of(self._folder.parent) == self.about
+        return read_metadata(self._folder.parent) == self.about
 
     @property
     def missing(self) -> list[int]:

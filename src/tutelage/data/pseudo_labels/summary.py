@@ -74,7 +74,7 @@ def _groups(labels: Labels) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.nd
             first, rows, held = first + rows, 0, []
 
 
-def write_round(
+def write_summary(
     folder: Path, source: Source, pool: np.ndarray, labels: Labels, chosen: Selection, before: Labels | None
 ) -> dict[str, float]:
     """Write what the report shows of a round, and return what the ledger says of it.

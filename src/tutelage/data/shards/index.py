@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 
 from tutelage.config import DataConfig
-from tutelage.data.datasets.download import Tell, cache_folder, silent
+from tutelage.data.datasets.download import OnProgress, cache_folder, silent
 from tutelage.data.files.decoding import complaint
 from tutelage.data.files.listing import IMAGE_SUFFIXES
 from tutelage.data.files.scan import stop_at
@@ -62,7 +62,7 @@ def name_in(shard: Shard, place: int) -> str:
     return f"{shard.name}#{place}"
 
 
-def indexed(shards: Sequence[Shard], config: DataConfig, where: str, tell: Tell = silent) -> Pool:
+def indexed(shards: Sequence[Shard], config: DataConfig, where: str, tell: OnProgress = silent) -> Pool:
     """Return where the images of shards lie; shards that were not seen before are read once, and every image tried.
 
     What is found in a shard is written when it has been read, so that who is stopped goes on with the others. Several

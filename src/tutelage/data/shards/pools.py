@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tutelage.config.targets import ALLOW_FLAG, by_flag
-from tutelage.data.files.listing import MOST_NAMED, few
+from tutelage.data.files.listing import MOST_NAMED, abbreviate
 from tutelage.errors import UserError
 
 TAR, PARQUET, PIPE = ".tar", ".parquet", "pipe:"
@@ -77,7 +77,7 @@ def find_shards(given: str) -> tuple[Shard, ...] | None:
         return None
     wrong = [path for path in paths if Path(path).suffix not in {TAR, PARQUET}]
     if wrong:
-        raise UserError(f"{where}: shards are {TAR} or {PARQUET} files, not {few(wrong)}; unpack or rename them")
+        raise UserError(f"{where}: shards are {TAR} or {PARQUET} files, not {abbreviate(wrong)}; unpack or rename them")
     top = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
     shards: list[Shard] = []
     for path in paths:
@@ -115,7 +115,7 @@ def _matching(pattern: str, where: str) -> list[str]:
         found += some
         missing += [] if some else [name]
     if missing:
-        raise UserError(f"{where}: no such file: {few(missing)}")
+        raise UserError(f"{where}: no such file: {abbreviate(missing)}")
     return found
 
 
@@ -168,7 +168,7 @@ def _column(schema: Any, where: str) -> str | None:
     if "path" in schema.names or not found:
         return None
     if len(found) > 1 and IMAGE_COLUMN not in found:
-        told = f"several columns hold bytes ({few(list(found))}); call the one with the images {IMAGE_COLUMN!r}"
+        told = f"several columns hold bytes ({abbreviate(list(found))}); call the one with the images {IMAGE_COLUMN!r}"
         raise UserError(f"{where}: {told}")
     return found.get(IMAGE_COLUMN) or next(iter(found.values()))
 

@@ -26,7 +26,7 @@ class Fitted(NamedTuple):
     told: str = ""
 
 
-def start_from(network: ImageClassifier, given: Path | str) -> str:
+def load_pretrained(network: ImageClassifier, given: Path | str) -> str:
     """Copy weights into ``network`` and return what was done, as a sentence.
 
     Tensors are matched by their names, less what our own modules put before them; else by their order, where all the

@@ -12,14 +12,14 @@ from tutelage.data.cached_logits import PROGRESS
 from tutelage.errors import UserError
 from tutelage.runs.checkpoints import newest_sound
 from tutelage.runs.cluster.slurm import log_of, slurm_job
-from tutelage.runs.context import Run
+from tutelage.runs.context import RunContext
 from tutelage.runs.teacher_cache import FOLDER
-from tutelage.strategies import Fit, Stage
+from tutelage.strategies import Stage, TrainStage
 
 FAILURES = 3  # so many sessions of a job may fail at a step: the next start there is refused
 
 
-def session(this: Run) -> dict[str, Any]:
+def session(context: RunContext) -> dict[str, Any]:
     """Return what the ledger notes of a session in a SLURM job: the job, and where it begins; nothing outside of one.
 
     A person who hands the job in again, or types the command, has a new job or none: only SLURM's own restarts count.
@@ -30,9 +30,9 @@ def session(this: Run) -> dict[str, Any]:
     job = slurm_job()
     if job is None:
         return {}
-    begun = {"slurm": job.name, "restart": job.restart, **_place(this)}
+    begun = {"slurm": job.name, "restart": job.restart, **_place(context)}
     where = ("slurm", "stage", "step", "answers")
-    last = this.record.content.get("sessions", [])[-FAILURES:]
+    last = context.record.content.get("sessions", [])[-FAILURES:]
     failed = [one for one in last if "stopped" not in one and all(one.get(key) == begun[key] for key in where)]
     if len(failed) == FAILURES:
         raise UserError(
@@ -43,26 +43,26 @@ def session(this: Run) -> dict[str, Any]:
     return begun
 
 
-def _place(this: Run) -> dict[str, Any]:
+def _place(context: RunContext) -> dict[str, Any]:
     """Return the stage that is next and what of it is done: steps or shards, and batches of its teacher's answers."""
-    finished = {entry["name"] for entry in this.record.content.get("stages", ())}
-    stage = next((one for one in this.plan if one.name not in finished), None)
+    finished = {entry["name"] for entry in context.record.content.get("stages", ())}
+    stage = next((one for one in context.plan if one.name not in finished), None)
     if stage is None:
         return {"stage": "test", "step": 0, "answers": 0}
-    step = _done(this, stage)
-    asks = isinstance(stage, Fit) and stage.teaching is not None and not stage.teaching.live and not step
-    return {"stage": stage.name, "step": step, "answers": _answers(this) if asks else 0}
+    step = _done(context, stage)
+    asks = isinstance(stage, TrainStage) and stage.teaching is not None and not stage.teaching.live and not step
+    return {"stage": stage.name, "step": step, "answers": _answers(context) if asks else 0}
 
 
-def _answers(this: Run) -> int:
+def _answers(context: RunContext) -> int:
     """Return how many batches of teachers' answers are kept so far, those of runs beside this one too."""
-    return sum(_batches(file) for file in (Path(this.config.paths.outputs) / FOLDER).glob(f"*/{PROGRESS}"))
+    return sum(_batches(file) for file in (Path(context.config.paths.outputs) / FOLDER).glob(f"*/{PROGRESS}"))
 
 
-def _done(this: Run, stage: Stage) -> int:
-    if not isinstance(stage, Fit):
-        return sum(file.exists() for file in shard_files(this.place(stage).path, len(this.data.splits.pool)))
-    checkpoint, _ = newest_sound(this.place(stage).checkpoints)
+def _done(context: RunContext, stage: Stage) -> int:
+    if not isinstance(stage, TrainStage):
+        return sum(file.exists() for file in shard_files(context.place(stage).path, len(context.data.splits.pool)))
+    checkpoint, _ = newest_sound(context.place(stage).checkpoints)
     if checkpoint is None:
         return 0
     content = torch.load(checkpoint, map_location="meta", mmap=True, weights_only=True)  # its weights are not read

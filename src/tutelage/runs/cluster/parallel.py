@@ -19,15 +19,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from tutelage.errors import UserError
-from tutelage.process_group import Group
+from tutelage.process_group import ProcessGroup
 
 
-def environment_of(group: Group) -> ClusterEnvironment:
+def environment_of(group: ProcessGroup) -> ClusterEnvironment:
     """Return what tells Lightning of the processes, which it then does not find out, or start, by itself."""
     return TorchElasticEnvironment() if group.size > 1 else LightningEnvironment()
 
 
-def strategy_of(group: Group, module: nn.Module, parallel: str) -> Strategy | str:
+def strategy_of(group: ProcessGroup, module: nn.Module, parallel: str) -> Strategy | str:
     """Return Lightning's strategy for a module that the processes of a group train.
 
     Parameters may go without a gradient (a teacher that averages, layers above a hint): they must not be waited for.
@@ -36,7 +36,7 @@ def strategy_of(group: Group, module: nn.Module, parallel: str) -> Strategy | st
     if group.size == 1:
         return "auto"
     if parallel == "fsdp":
-        return Spread()
+        return FullyShardedStrategy()
     has_norms = any(isinstance(part, _BatchNorm) for part in module.modules())
     known = signature(DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch renames it
@@ -54,7 +54,7 @@ def check_spread(name: str, network: nn.Module) -> None:
         )
 
 
-class Spread(DDPStrategy):
+class FullyShardedStrategy(DDPStrategy):
     """Weights, their averages, gradients and the optimizer's state are spread over the devices (torch's FSDP2).
 
     Files hold them whole, so that a run goes on by another number of processes, or by one. The module is one unit:
@@ -63,7 +63,7 @@ class Spread(DDPStrategy):
     """
 
     def configure_ddp(self) -> None:
-        """Spread the module, whose steps gather its weights, and its averaged copy, whose weights never meet."""
+        """FullyShardedStrategy the module, whose steps gather its weights, and its averaged copy, whose weights never meet."""
         module = self.lightning_module
         assert module is not None  # noqa: S101 - Lightning has connected it
         mesh = init_device_mesh(self.root_device.type, (self.world_size,))

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from tutelage.config import Config, TrainerConfig
 from tutelage.errors import BY_SIGNAL, USER_ERROR, UserError
-from tutelage.process_group import ERROR, Ended, Group, World
+from tutelage.process_group import ERROR, Ended, ProcessGroup, World
 from tutelage.runs.cluster.signals import Stopped
 
 GONE = ("Connection closed by peer", "Connection reset by peer")  # what gloo says where a process is no more
@@ -103,7 +103,7 @@ def _nearest(size: int, parts: int) -> str:
 
 
 @contextmanager
-def as_one(group: Group) -> Iterator[None]:
+def propagate_failure(group: ProcessGroup) -> Iterator[None]:
     """Let the processes of a run end as one: what one of them ends with, the others end with.
 
     Raises:

@@ -74,7 +74,7 @@ class Signals:
         self._asked = max(self._asked, self._save if number == SAVE else number)
 
 
-def heed_from_the_start() -> None:
+def defer_slurm_signals() -> None:
     """In a batch job of SLURM, note its signals from now on, rather than be killed by them before a run begins."""
     noting = isinstance(getattr(signal.getsignal(SAVE), "__self__", None), Signals)
     if slurm_job() is not None and not noting:
