@@ -314,7 +314,7 @@ def test_a_workers_memory_does_not_grow_with_the_dataset(tmp_path, kind):
 
 def turned(image: np.ndarray, orientation: int) -> bytes:
     exif = Image.Exif()
-    exif[pixels.ORIENTATION] = orientation
+    exif[decoding.ORIENTATION] = orientation
     return jpeg(image, quality=90, exif=exif.tobytes())
 
 
@@ -410,7 +410,7 @@ def test_a_damaged_jpeg_is_refused_where_pillow_refuses_it_and_else_gives_pillow
     else:
         content[first:first] = rng.randbytes(8)
     try:
-        with Image.open(io.BytesIO(content), formats=pixels.FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=decoding.FORMATS) as image:
             if math.prod(image.size) > LIMIT:  # damage to the size itself: refused for that
                 return
             image.load()
@@ -446,7 +446,7 @@ def test_random_crops_are_cut_from_the_whole_image_of_a_file_and_evaluation_sees
 @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
 def test_the_shape_of_a_picture_is_that_of_its_pixels(kind, orientation):
     exif, file = Image.Exif(), io.BytesIO()
-    exif[pixels.ORIENTATION] = orientation
+    exif[decoding.ORIENTATION] = orientation
     Image.fromarray(photograph(20, 30)).save(file, kind, exif=exif)
     found = picture(file, "x", 3, WHITE, LIMIT)
     sideways = orientation > 4 and kind not in {"BMP", "GIF"}  # these know no EXIF
@@ -457,7 +457,7 @@ def test_an_orientation_at_the_end_of_a_png_counts_and_the_rest_is_not_decoded_f
     from PIL import ImageFile
 
     exif, file = Image.Exif(), io.BytesIO()
-    exif[pixels.ORIENTATION] = 6
+    exif[decoding.ORIENTATION] = 6
     Image.fromarray(photograph(20, 30)).save(file, "PNG", exif=exif)
     content = file.getvalue()
     place = content.index(b"eXIf") - 4
@@ -505,7 +505,7 @@ def source_of(root: str, tell=lambda what, share: None, **changes):
 
 
 def the_file(cache: Path) -> Path:
-    (file,) = cache.glob(f"*/{pack_module.NAME}")
+    (file,) = cache.glob(f"*/{packing.NAME}")
     return file
 
 
@@ -545,14 +545,14 @@ def test_other_files_sizes_or_backgrounds_have_a_pack_of_their_own(cache, root):
     grown = {"image_size": 12}, {"background": [0, 0, 0]}, {"channels": 1, "mean": [0.3], "std": [0.3]}
     for number, changes in enumerate(grown, start=2):
         source_of(root, pack=True, **changes)
-        assert len(list(cache.glob(f"*/{pack_module.NAME}"))) == number
+        assert len(list(cache.glob(f"*/{packing.NAME}"))) == number
     file = Path(root) / "train" / "cat" / "1.jpg"
     file.write_bytes(jpeg(np.zeros((30, 30, 3), dtype=np.uint8)))
     index = list(source_of(root).names).index("train/cat/1.jpg")
     assert source_of(root, pack=True).images[index].max() == 0
     os.utime(file, ns=(1, 1))
     source_of(root, pack=True)
-    assert len(list(cache.glob(f"*/{pack_module.NAME}"))) == 6
+    assert len(list(cache.glob(f"*/{packing.NAME}"))) == 6
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "trailer"])
@@ -570,12 +570,12 @@ def test_a_damaged_pack_is_written_again(cache, root, damage):
 
 def test_a_pack_whose_check_was_forgotten_is_checked_not_written_again(cache, root, monkeypatch):
     first = np.array(source_of(root, pack=True).images)
-    (the_file(cache).parent / pack_module.CHECKED).unlink()
+    (the_file(cache).parent / packing.CHECKED).unlink()
     refuse(monkeypatch)
     told = []
     assert (source_of(root, lambda what, share: told.append(what), pack=True).images == first).all()
     assert told == ["checking the packed images"]
-    assert json.loads((the_file(cache).parent / pack_module.CHECKED).read_text())["bytes"] > first.size
+    assert json.loads((the_file(cache).parent / packing.CHECKED).read_text())["bytes"] > first.size
 
 
 def test_a_killed_writer_leaves_nothing_to_the_next(cache, root):
@@ -588,9 +588,9 @@ def test_a_killed_writer_leaves_nothing_to_the_next(cache, root):
         return 0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pack_module, "IMAGES_A_TASK", 2)
+        patch.setattr(packing, "IMAGES_A_TASK", 2)
         assert forked(die) == -signal.SIGKILL
-    assert not list(cache.glob(f"*/{pack_module.NAME}"))
+    assert not list(cache.glob(f"*/{packing.NAME}"))
     assert list(cache.glob(f"*/{PARTIAL_PREFIX}*"))
     files = source_of(root).images
     found = source_of(root, pack=True).images
@@ -605,7 +605,7 @@ def test_a_writer_that_is_told_to_stop_leaves_nothing(cache, root):
 
     with pytest.raises(KeyboardInterrupt):
         source_of(root, stop, pack=True)
-    assert not list(cache.glob(f"*/{pack_module.NAME}"))
+    assert not list(cache.glob(f"*/{packing.NAME}"))
     assert not list(cache.glob(f"*/{PARTIAL_PREFIX}*"))
 
 
@@ -613,7 +613,7 @@ def test_a_writer_that_is_told_to_stop_leaves_nothing(cache, root):
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(cache, root, monkeypatch, when):
     source_of(root)  # the scan writes too
     if when == "before":
-        monkeypatch.setattr(pack_module.shutil, "disk_usage", lambda path: type("", (), {"free": 5000})())
+        monkeypatch.setattr(packing.shutil, "disk_usage", lambda path: type("", (), {"free": 5000})())
     else:
         fsync = os.fsync
 
@@ -629,7 +629,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(cache, root, monkeyp
     ) as caught:
         source_of(root, pack=True)
     assert "\n" not in str(caught.value)
-    assert not list(cache.glob(f"*/{pack_module.NAME}"))
+    assert not list(cache.glob(f"*/{packing.NAME}"))
     assert not list(cache.glob(f"*/{PARTIAL_PREFIX}*"))
 
 
@@ -668,7 +668,7 @@ def test_an_unreadable_file_ends_the_packing(cache, root, monkeypatch):
     path.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"dog/0.png: cannot be read as an image"):
         packed(source.images, ["states"], folder_config(root, pack=True))
-    assert not list(cache.glob(f"*/{pack_module.NAME}"))
+    assert not list(cache.glob(f"*/{packing.NAME}"))
 
 
 def test_packing_is_for_datasets_of_files_and_part_of_what_a_run_is():

@@ -27,15 +27,15 @@ from tutelage.data import (
     StageData,
     Stream,
     StreamSampler,
-    cache,
     fingerprint,
-    images,
-    index,
     placed,
-    shards,
 )
 from tutelage.data.datasets.image_files import LISTINGS, image_files
 from tutelage.data.loading.batches import EvalDataset, TrainDataset
+from tutelage.data.shards import cache as shard_cache
+from tutelage.data.shards import images as shard_images
+from tutelage.data.shards import index as shard_index
+from tutelage.data.shards import pools
 from tutelage.data.shards.pools import find_shards
 from tutelage.data.splits import split
 from tutelage.errors import UserError
@@ -154,7 +154,7 @@ def test_shards_stand_beside_the_unlabelled_images_of_a_folder(tmp_path):
 @pytest.mark.parametrize("as_struct", [False, True])
 @pytest.mark.parametrize("part", [1, 1 << 20])  # bytes: each row group is a shard, or the file is one
 def test_parquet_gives_the_same_images_as_tars(tmp_path, monkeypatch, as_struct, part):
-    monkeypatch.setattr(shards, "PART_BYTES", part)
+    monkeypatch.setattr(pools, "PART_BYTES", part)
     images = [png(colour) for colour in ALL_COLOURS]
     parquet(tmp_path / "pool" / "a.parquet", images[:20], as_struct)
     parquet(tmp_path / "pool" / "b.parquet", images[20:], as_struct)
@@ -206,7 +206,7 @@ def test_commands_run_only_where_they_are_allowed(tmp_path, monkeypatch):
 
 
 def test_a_streamed_pool_needs_room_for_a_few_shards_only(tmp_path, monkeypatch, cache):
-    monkeypatch.setattr(cache, "KEPT", 2)
+    monkeypatch.setattr(shard_cache, "KEPT", 2)
     log = tmp_path / "log"
     source = source_with(tmp_path, piped(tars(tmp_path / "pool"), log, monkeypatch))
     assert colours(source) == ALL_COLOURS
@@ -214,8 +214,8 @@ def test_a_streamed_pool_needs_room_for_a_few_shards_only(tmp_path, monkeypatch,
 
 
 def test_evaluation_reads_each_shard_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "KEPT", 1)
-    monkeypatch.setattr(index, "AT_ONCE", 1)
+    monkeypatch.setattr(shard_cache, "KEPT", 1)
+    monkeypatch.setattr(shard_index, "AT_ONCE", 1)
     log = tmp_path / "log"
     source = source_with(tmp_path, piped(tars(tmp_path / "pool"), log, monkeypatch))
     for file in (tmp_path / "cache" / "tutelage" / "shards").iterdir():
@@ -307,8 +307,8 @@ def test_images_that_cannot_be_read_are_named_by_shard_and_place(tmp_path, capsy
 
 def test_a_shard_is_read_and_tried_once_and_never_again(tmp_path, monkeypatch):
     tried = Counter()
-    real = index.complaint
-    monkeypatch.setattr(index, "complaint", lambda *args: tried.update(n=1) or real(*args))
+    real = shard_index.complaint
+    monkeypatch.setattr(shard_index, "complaint", lambda *args: tried.update(n=1) or real(*args))
     tars(tmp_path / "pool", 2)
     source_with(tmp_path, tmp_path / "pool")
     assert tried["n"] == 2 * EACH
@@ -324,7 +324,7 @@ def test_a_shard_is_read_and_tried_once_and_never_again(tmp_path, monkeypatch):
 
 
 def test_an_index_that_was_stopped_goes_on_with_the_other_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "AT_ONCE", 1)
+    monkeypatch.setattr(shard_index, "AT_ONCE", 1)
     config = config_of(tmp_path, tars(tmp_path / "pool"))
     found = find_shards(config.unlabelled)
 
@@ -336,28 +336,28 @@ def test_an_index_that_was_stopped_goes_on_with_the_other_shards(tmp_path, monke
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        index.indexed(found, config, "here", stop)
+        shard_index.indexed(found, config, "here", stop)
     shares = []
-    index.indexed(found, config, "here", lambda what, share: shares.append((what, share)))
+    shard_index.indexed(found, config, "here", lambda what, share: shares.append((what, share)))
     assert 1 <= len(shares) <= SHARDS - 2
     assert shares[-1][1] == 1.0
 
 
 def test_processes_that_index_one_pool_share_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "AT_ONCE", 1)
+    monkeypatch.setattr(shard_index, "AT_ONCE", 1)
     config = config_of(tmp_path, tars(tmp_path / "pool"))
-    found, tried, real = find_shards(config.unlabelled), Counter(), index.complaint
+    found, tried, real = find_shards(config.unlabelled), Counter(), shard_index.complaint
     other: list[int] = []
 
     def complaint(*args) -> str:
         tried.update(images=1)
         if not other:  # a second process begins while the first is in its first shard, and ends before it
             other.append(1)
-            index.indexed(found, config, "here")
+            shard_index.indexed(found, config, "here")
         return real(*args)
 
-    monkeypatch.setattr(index, "complaint", complaint)
-    assert index.indexed(found, config, "here").counts.tolist() == [EACH] * SHARDS
+    monkeypatch.setattr(shard_index, "complaint", complaint)
+    assert shard_index.indexed(found, config, "here").counts.tolist() == [EACH] * SHARDS
     assert tried["images"] == EACH * (SHARDS + 1)  # the shard under way was tried by both
 
 
@@ -473,14 +473,14 @@ def batches_of(source, steps: int) -> TrainDataset:
 
 
 def test_a_resumed_run_reads_the_shards_under_way_and_decodes_nothing_of_what_came_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "KEPT", 2)
+    monkeypatch.setattr(shard_cache, "KEPT", 2)
     log = tmp_path / "log"
     pool = piped(tars(tmp_path / "pool"), log, monkeypatch)
     source = source_with(tmp_path, pool)
     steps = 2 * SHARDS * EACH // 4
     whole = [batch["pool"].images for batch in map(batches_of(source, steps).__getitem__, range(steps))]
-    decoded, real = [], images.picture
-    monkeypatch.setattr(images, "picture", lambda *args: decoded.append(args[1]) or real(*args))
+    decoded, real = [], shard_images.picture
+    monkeypatch.setattr(shard_images, "picture", lambda *args: decoded.append(args[1]) or real(*args))
     for step in range(steps):
         for file in (tmp_path / "cache" / "tutelage" / "shards").iterdir():
             file.unlink()
@@ -502,7 +502,7 @@ def test_ten_million_images_cost_a_few_bytes_each(tmp_path, monkeypatch):
     (tmp_path / "index.bin").write_bytes(b"")
     shard = shards.Shard("000.tar", str(tmp_path / "000.tar"), 1, 1)
     number = count // each
-    pool = index.Pool((shard,) * number, np.full(number, each), (str(tmp_path / "index.bin"),) * number, ())
+    pool = shard_index.Pool((shard,) * number, np.full(number, each), (str(tmp_path / "index.bin"),) * number, ())
     monkeypatch.setattr("tutelage.data.datasets.image_files._pool", lambda config, tell: pool)
     monkeypatch.setattr("tutelage.data.datasets.image_files.find_shards", lambda given: ())
     source = source_with(tmp_path, "anything")

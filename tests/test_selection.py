@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutelage.data import Labels, LabelStore, Rules, Selection, read_labels, select, selection
+from tutelage.data import Labels, LabelStore, Rules, Selection, read_labels, select
+from tutelage.data.pseudo_labels import selection
 
 PROBABILITIES = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.55, 0.45], [0.8, 0.2]], dtype=np.float32)
 

@@ -36,7 +36,7 @@ from tutelage.data.loading.batches import TrainDataset
 from tutelage.errors import UserError
 from tutelage.models import load_classifier
 from tutelage.randomness import Key
-from tutelage.runs import run_path
+from tutelage.runs import run_path, teacher_cache
 from tutelage.runs.observer import Observer
 
 TAUGHT = (
@@ -220,9 +220,10 @@ def sent_while_asking(number: int, batches: int):
     """Return a trap that sends this process a signal once it has computed so many batches of answers."""
 
     def trap() -> None:
+        from tutelage.data import cached_logits
 
         in_small_batches()
-        add, calls = kept.CachedLogitsWriter.add, []
+        add, calls = cached_logits.CachedLogitsWriter.add, []
 
         def then_send(self, rows):
             add(self, rows)
@@ -230,7 +231,7 @@ def sent_while_asking(number: int, batches: int):
             if len(calls) == batches:
                 os.kill(os.getpid(), number)
 
-        kept.CachedLogitsWriter.add = then_send
+        cached_logits.CachedLogitsWriter.add = then_send
 
     return trap
 
