@@ -33,7 +33,7 @@ import torch
 
 import overhead
 from lengths import length
-from tutelage.process_group import World, as_torchrun
+from tutelage.process_group import World, torchrun_environment
 from tutelage.runs.checkpoints import newest_sound
 
 GPU = torch.cuda.is_available()
@@ -136,7 +136,7 @@ def two_processes(top: Path) -> str:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     two = child("by_gloo", top / "two", *words, "trainer.parallel=ddp", "trainer.devices=1", "trainer.nodes=2")
     both = [
-        subprocess.Popen(two, env={**os.environ, **EXACT, **as_torchrun(World(rank, 2, 0, 1, rank)), **address})
+        subprocess.Popen(two, env={**os.environ, **EXACT, **torchrun_environment(World(rank, 2, 0, 1, rank)), **address})
         for rank in range(2)
     ]
     try:

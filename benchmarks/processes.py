@@ -35,7 +35,7 @@ import tutelage.runs.runner  # noqa: F401 - imported once, before the forks
 from lengths import length
 from tutelage.app.job import execute
 from tutelage.config.compose import compose
-from tutelage.process_group import World, as_torchrun
+from tutelage.process_group import World, torchrun_environment
 
 BATCH, STEPS, UNCOUNTED, PAIRS = 256, length(32, 12), length(8, 4), length(5, 1)
 AIM, IDEAL = 1.6, 2.0  # times one: what two processes are to give, and what two whole cores would
@@ -73,7 +73,7 @@ def trained(outputs: Path, worlds: Sequence[World]) -> float:
             children.append(child)
             continue
         os.sched_setaffinity(0, {core})
-        os.environ.update(as_torchrun(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(torchrun_environment(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         trainer = "ddp_cpu" if world.size > 1 else "cpu"
         place = outputs if world.size > 1 else outputs / str(core)
         timed(outputs / f"{core}.seconds")

@@ -19,7 +19,7 @@ import torch
 
 from conftest import QUIET, ROOT, fork, only_run, outcome, run, tables
 from helpers import fork_server
-from tutelage.process_group import World, as_torchrun
+from tutelage.process_group import World, torchrun_environment
 from tutelage.runs import RunFolder
 from tutelage.runs.checkpoints import LAST
 from tutelage.storage import is_held
@@ -36,7 +36,7 @@ def begin(count: int, work: Callable[[], int], before: Callable[[int], None] = l
     port = free_port()
 
     def child(rank: int) -> int:
-        who = as_torchrun(World(rank, count, rank, count))
+        who = torchrun_environment(World(rank, count, rank, count))
         os.environ.update(who, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         before(rank)
         try:

@@ -13,7 +13,7 @@ from tutelage.config import MixConfig
 from tutelage.data import UNKNOWN, Share, StageData, Stream
 from tutelage.data.loading.batches import WHOLE, EvalDataset, PendingMix, TrainDataset, apply_mix
 from tutelage.data.source import WholeImages
-from tutelage.process_group import Ended, ProcessGroup, World, as_torchrun, tasks_of, world
+from tutelage.process_group import Ended, ProcessGroup, World, torchrun_environment, tasks_on_node, read_world
 from tutelage.randomness import Key
 
 CUTS = {"2 processes": (2, 1), "4 processes": (4, 1), "2 pieces": (1, 2), "2 processes, 2 pieces": (2, 2)}
@@ -130,34 +130,34 @@ def torchrun(rank: int, size: int) -> dict[str, str]:
 
 
 def test_who_a_process_is_follows_from_what_started_it():
-    assert world({}) == World()
-    assert world(torchrun(1, 4)) == World(1, 4, 1, 4, 0, "torchrun")
-    assert world(torchrun(0, 1)) == World()
+    assert read_world({}) == World()
+    assert read_world(torchrun(1, 4)) == World(1, 4, 1, 4, 0, "torchrun")
+    assert read_world(torchrun(0, 1)) == World()
     srun = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "4"}
     srun["SLURM_STEP_TASKS_PER_NODE"] = "2(x2)"
-    assert world(srun) == World(3, 4, 1, 2, 1, "srun")
-    assert world({**srun, **torchrun(0, 2)}).started_by == "torchrun"  # torchrun within srun
+    assert read_world(srun) == World(3, 4, 1, 2, 1, "srun")
+    assert read_world({**srun, **torchrun(0, 2)}).started_by == "torchrun"  # torchrun within srun
     batch = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "4"}
-    assert world(batch) == World()  # a batch script knows of its tasks, but is none of them
-    assert world({**srun, "SLURM_STEP_NUM_TASKS": "1"}) == World()
+    assert read_world(batch) == World()  # a batch script knows of its tasks, but is none of them
+    assert read_world({**srun, "SLURM_STEP_NUM_TASKS": "1"}) == World()
 
 
 @pytest.mark.parametrize(
     ("told", "counts"), [("2", [2]), ("2(x3)", [2, 2, 2]), ("2(x2),1", [2, 2, 1]), ("1,3(x2)", [1, 3, 3])]
 )
 def test_slurms_way_to_say_how_many_tasks_a_node_has_is_understood(told, counts):
-    assert [tasks_of(told, node) for node in range(len(counts))] == counts
+    assert [tasks_on_node(told, node) for node in range(len(counts))] == counts
 
 
 def test_sruns_processes_are_told_what_torchruns_are():
     job = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "2", "SLURM_STEP_NODELIST": "gpu[03-05,7],big1"}
-    told = as_torchrun(World(3, 4, 1, 2, 1, "srun"), job)
+    told = torchrun_environment(World(3, 4, 1, 2, 1, "srun"), job)
     assert told | {"MASTER_PORT": ""} == {
         "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1",
         "MASTER_ADDR": "gpu03", "MASTER_PORT": "",
     }  # fmt: skip
-    assert told["MASTER_PORT"] != as_torchrun(World(3, 4, 1, 2, 1, "srun"), job | {"SLURM_STEP_ID": "3"})["MASTER_PORT"]
-    assert as_torchrun(World(3, 4, 1, 2, 1, "srun"), job | {"MASTER_ADDR": "127.0.0.1"})["MASTER_ADDR"] == "127.0.0.1"
+    assert told["MASTER_PORT"] != torchrun_environment(World(3, 4, 1, 2, 1, "srun"), job | {"SLURM_STEP_ID": "3"})["MASTER_PORT"]
+    assert torchrun_environment(World(3, 4, 1, 2, 1, "srun"), job | {"MASTER_ADDR": "127.0.0.1"})["MASTER_ADDR"] == "127.0.0.1"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from tutelage.process_group import world
+from tutelage.process_group import read_world
 
 USER_ERROR = 2  # exit code
 BY_SIGNAL = 128  # and the signal's number: the exit code of what a signal ended, by the shell's custom
@@ -23,7 +23,7 @@ def complain(error: UserError) -> int:
     One that was raised in a DataLoader's worker comes with that process's traceback before it: the last line counts.
     """
     line = str(error).strip().splitlines()[-1].removeprefix("tutelage.errors.UserError: ")
-    if world().first:
+    if read_world().is_rank0:
         print(f"tutelage: {line}", file=sys.stderr, flush=True)
     else:
         time.sleep(FIRST_SPEAKS_SECONDS)

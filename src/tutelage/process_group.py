@@ -1,9 +1,10 @@
-"""The processes of a run: which one this is, how they agree, how one tells the others that it ends.
+"""The processes of a run: which one this is, how they agree on a value, how one announces that it ends.
 
-A run on many devices has a process for each. torchrun, srun or our own launcher start them and say by the environment
-who is who. What takes long is waited for by looks into a store, where no time limit ends it and signals are heeded;
-only what is done in lockstep (training, the numbers of an epoch) uses collective operations. torch is imported where
-there are several processes.
+A run on many devices has a process for each. torchrun, srun or ``app.launch`` start them and set environment variables
+that give each its rank. Long waits poll a key-value store, where no time limit applies and signals are checked; only
+work in lockstep (training, an epoch's metrics) uses collective operations of ``torch.distributed``. Lightning's
+``broadcast`` and ``barrier`` are not used: they fail after a time limit and hold signals back. torch is imported only
+where there are several processes.
 """
 
 import json
@@ -21,27 +22,29 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FIRST_LOOK, LOOK = 0.001, 0.2  # seconds between two looks into the store: of a short wait, of a long one
-LEAVE_SECONDS = 60.0  # that the first process, which has the store, stays for the others to look into it once more
-FAIL_SECONDS = 2.0  # the same where it fails in lockstep: they may be waiting for it, and hear it by its end alone
-FIRST_PORT, PORTS = 15_000, 10_000  # of srun's processes, by their job and step
-ENDED, ASKED, LEFT = "ended", "asked", "left"
-ALL_HERE, NOT_ALL = "all", "not all"  # how a meeting ends
+FIRST_POLL_SECONDS, POLL_SECONDS = 0.001, 0.2  # between polls: at first, and in a long wait
+CLOSE_SECONDS = 60.0  # rank 0, which serves the store, stays so long for the others to poll it once more
+FAIL_SECONDS = (
+    2.0  # the same where rank 0 fails in lockstep: others may wait in a collective, and only its end frees them
+)
+FIRST_PORT, PORTS = 15_000, 10_000  # the port of srun's processes follows from their job and step
+ENDED, REQUESTED, CLOSED = "ended", "requested", "closed"  # keys of the store
+ALL_HERE, NOT_ALL = "all", "not all"  # how a barrier ends
 ERROR = 1  # exit code
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 
 
 @dataclass(frozen=True)
 class World:
-    """Which of the processes of a run this one is.
+    """The rank of this process among the processes of a run.
 
     Attributes:
-        rank: its number among all of them.
-        size: how many there are.
-        local_rank: its number among those on its machine.
-        local_size: how many are on its machine.
-        node: the number of its machine.
-        started_by: what started them.
+        rank: number of this process among all, from 0.
+        size: number of processes.
+        local_rank: number of this process among those on its machine.
+        local_size: number of processes on its machine.
+        node: number of its machine.
+        started_by: torchrun or srun; empty for a process alone.
     """
 
     rank: int = 0
@@ -52,15 +55,15 @@ class World:
     started_by: str = ""
 
     @property
-    def first(self) -> bool:
-        """Whether this process alone writes and talks."""
+    def is_rank0(self) -> bool:
+        """Whether this is the one process that writes files and prints."""
         return self.rank == 0
 
 
-def world(environment: Mapping[str, str] = os.environ) -> World:
-    """Return what torchrun or srun says of this process; where neither started several, it is alone.
+def read_world(environment: Mapping[str, str] = os.environ) -> World:
+    """Return the world that torchrun's or srun's variables describe; a world of one where they started no others.
 
-    A batch script of SLURM knows of its job's tasks too, but only what srun starts has a number in a step.
+    A batch script of SLURM has variables about its job's tasks too, but only a process that srun starts has a step.
     """
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(environment):
         rank, size, local_rank = (int(environment[name]) for name in TORCHRUN[:3])
@@ -72,13 +75,13 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
         return World()
     node = int(environment["SLURM_NODEID"])
     rank, local_rank = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"])
-    return World(rank, size, local_rank, tasks_of(environment["SLURM_STEP_TASKS_PER_NODE"], node), node, "srun")
+    return World(rank, size, local_rank, tasks_on_node(environment["SLURM_STEP_TASKS_PER_NODE"], node), node, "srun")
 
 
-def tasks_of(told: str, node: int) -> int:
-    """Return how many tasks a node has, by SLURM's way to say it for all of them: ``2(x3),1`` is 2, 2, 2 and 1."""
+def tasks_on_node(tasks_per_node: str, node: int) -> int:
+    """Return the number of tasks on a node, from SLURM's list for all nodes: ``2(x3),1`` means 2, 2, 2 and 1."""
     counts: list[int] = []
-    for part in told.split(","):
+    for part in tasks_per_node.split(","):
         count, _, times = part.partition("(x")
         counts += [int(count)] * int(times.rstrip(")") or 1)
     return counts[node]
@@ -88,24 +91,24 @@ class Ended(Exception):  # noqa: N818 - how a run ends, not always an error
     """Another process of the run has ended.
 
     Attributes:
-        rank: which one.
+        rank: its rank.
         code: its exit code.
-        told: what it had to say; empty where it said it itself.
+        message: the error line for rank 0 to print; empty where that process has printed it.
     """
 
-    def __init__(self, rank: int, code: int, told: str) -> None:
+    def __init__(self, rank: int, code: int, message: str) -> None:
         super().__init__(f"process {rank} has ended with code {code}")
-        self.rank, self.code, self.told = rank, code, told
+        self.rank, self.code, self.message = rank, code, message
 
 
 class ProcessGroup:
-    """The processes of a run as one of them sees them; a process alone agrees with itself at once.
+    """The processes of a run, from the view of one of them; a process alone never waits.
 
-    All of them call the methods that make them agree in the same order.
+    All processes call the collective methods in the same order.
 
     Attributes:
-        world: which of them this is.
-        heed: is called while something is waited for; may raise to stop.
+        world: the rank of this process.
+        check_signals: called while this process waits; may raise an exception to stop it.
     """
 
     def __init__(
@@ -114,52 +117,52 @@ class ProcessGroup:
         store: "Store | None" = None,
         side: "TorchProcessGroup | None" = None,
     ) -> None:
-        """Take the process's place, the store that all of them reach, and a group of theirs for tensors on the CPU."""
+        """Take the rank, the store that all processes reach, and a gloo group for tensors on the CPU."""
         self.world = world or World()
         self.check_signals: Callable[[], None] = lambda: None
         self._store = store
         self._side = side
         self._turn = 0
-        self._looked, self._told = 0.0, 0
-        self._in_step = False
+        self._polled_at, self._requested = 0.0, 0
+        self._is_lockstep = False
 
     @property
-    def first(self) -> bool:
-        """Whether this process alone writes and talks."""
-        return self.world.first
+    def is_rank0(self) -> bool:
+        """Whether this is the one process that writes files and prints."""
+        return self.world.is_rank0
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """Number of processes."""
         return self.world.size
 
     def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
-        """Return what the first process makes, a value that JSON can hold; the others wait for it.
+        """Return the value that ``make`` returns on rank 0, one that JSON can hold; the other processes wait for it.
 
         Raises:
             Ended: another process did.
         """
         if self._store is None:
             return make()
-        key = self._next("decided")
-        if self.first:
+        key = self._next_key("broadcast")
+        if self.is_rank0:
             self._put(key, json.dumps(make()))
         return json.loads(self._wait(key))  # type: ignore[no-any-return]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until all processes are here.
 
-        One that is to stop meanwhile does so only before all are: those that have met stay together.
+        A process that is told to stop leaves only before all are here: processes that have met stay together.
 
         Raises:
             Ended: another process did.
         """
         if self._store is None:
             return
-        key = self._next("met")
+        key = self._next_key("barrier")
         self._put(f"{key}/{self.world.rank}", "")
         try:
-            if self.first:
+            if self.is_rank0:
                 for rank in range(self.size):
                     self._wait(f"{key}/{rank}")
                 self._settle(key, ALL_HERE)
@@ -168,60 +171,60 @@ class ProcessGroup:
             raise
         except Exception:
             if self._settle(key, NOT_ALL) == ALL_HERE:
-                return  # what it was told is still to be heard by all of them
+                return  # the signal is still to be agreed on by all of them
             raise
         if not met:
-            self._wait(f"{key}/never")  # how the one ends that does not come
+            self._wait(f"{key}/never")  # raises once the missing process announces its end
 
     @contextmanager
-    def in_step(self) -> Iterator[None]:
-        """Go through the block in lockstep with the others: once all are here, none stops by itself before its end.
+    def lockstep(self) -> Iterator[None]:
+        """Run the block in lockstep with the other processes: once all are here, none stops alone before its end.
 
-        One that fails in it stays in lockstep: ``leave`` does not wait for those that may wait for it.
+        A process that fails in the block stays in lockstep: ``close`` does not wait for processes that wait for it.
         """
-        self.meet()
-        self._in_step = True
+        self.barrier()
+        self._is_lockstep = True
         yield
-        self._in_step = False
+        self._is_lockstep = False
 
-    def by_turns(self, work: Callable[[], T]) -> T:
-        """Return what ``work`` gives: in the first process of each machine, then in its others.
+    def first_on_each_node(self, work: Callable[[], T]) -> T:
+        """Return the result of ``work``, run by the first process of each machine, then by the machine's others.
 
-        What the first one leaves in the machine's caches, the others find there.
+        Files that the first process leaves in the machine's caches are there for the others.
         """
         if self._store is None:
             return work()
-        key = f"{self._next('node')}/{self.world.node}"
+        key = f"{self._next_key('node')}/{self.world.node}"
         if self.world.local_rank:
             self._wait(key)
-        found = work()
+        result = work()
         if not self.world.local_rank:
             self._put(key, "")
-        return found
+        return result
 
-    def told(self, asked: int) -> int:
-        """Return what any process was asked for by a signal (0 for nothing), outside of training.
+    def agree_on_request(self, requested: int) -> int:
+        """Return the request that a signal has sent to any process (0 for none); for use outside of training.
 
         Args:
-            asked: what this one was asked for.
+            requested: the request to this process.
 
         Raises:
             Ended: another process did.
         """
         if self._store is None:
-            return asked
+            return requested
         now = time.monotonic()
-        if asked > self._told:
-            self._put(ASKED, str(asked))
-            self._told = asked
-        elif now - self._looked > LOOK:
-            self._looked = now
+        if requested > self._requested:
+            self._put(REQUESTED, str(requested))
+            self._requested = requested
+        elif now - self._polled_at > POLL_SECONDS:
+            self._polled_at = now
             self._check_ended()
-            if self._has(ASKED):
-                self._told = max(self._told, int(self._get(ASKED)))
-        return max(asked, self._told)
+            if self._has(REQUESTED):
+                self._requested = max(self._requested, int(self._get(REQUESTED)))
+        return max(requested, self._requested)
 
-    def mean(self, values: "torch.Tensor") -> "torch.Tensor":
+    def all_reduce_mean(self, values: "torch.Tensor") -> "torch.Tensor":
         """Return the mean over the processes of a tensor, on the CPU; in lockstep."""
         if self._side is None:
             return values
@@ -231,10 +234,10 @@ class ProcessGroup:
         dist.all_reduce(total, group=self._side)
         return total / self.size
 
-    def rows(self, values: "torch.Tensor") -> "torch.Tensor":
+    def all_gather_rows(self, values: "torch.Tensor") -> "torch.Tensor":
         """Return the rows (n, ...) of all processes in their order, (N, ...) on the CPU; in lockstep.
 
-        Each may have another number of them.
+        The number of rows may differ between processes.
         """
         if self._side is None:
             return values
@@ -246,76 +249,82 @@ class ProcessGroup:
         dist.all_gather(counts, torch.tensor([len(own)]), group=self._side)
         most = max(int(count) for count in counts)
         padded = torch.cat([own, own.new_zeros(most - len(own), *own.shape[1:])])
-        found = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(found, padded, group=self._side)
-        return torch.cat([rows[: int(count)] for rows, count in zip(found, counts, strict=True)])
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded, group=self._side)
+        return torch.cat([rows[: int(count)] for rows, count in zip(gathered, counts, strict=True)])
 
-    def largest(self, numbers: Sequence[int]) -> "Callable[[], list[int]]":
-        """Begin to find the largest of the processes' numbers, each by itself, and return what waits for them.
+    def all_reduce_max(self, numbers: Sequence[int]) -> "Callable[[], list[int]]":
+        """Begin to find the elementwise maximum of the processes' numbers; return a function that waits for it.
 
-        Nothing is waited for before that, and no device at all.
+        This call does not wait, and no device takes part.
         """
         if self._side is None:
             return lambda: list(numbers)
         import torch
         import torch.distributed as dist
 
-        found = torch.tensor(numbers)
-        work = dist.all_reduce(found, dist.ReduceOp.MAX, group=self._side, async_op=True)
+        maximum = torch.tensor(numbers)
+        work = dist.all_reduce(maximum, dist.ReduceOp.MAX, group=self._side, async_op=True)
 
         def wait() -> list[int]:
             work.wait()
-            return [int(number) for number in found.tolist()]
+            return [int(number) for number in maximum.tolist()]
 
         return wait
 
-    def end(self, code: int, told: str = "") -> Ended:
-        """Say how this process ends, and return how the first one ended that did: this one, or another.
+    def announce_end(self, code: int, message: str = "") -> Ended:
+        """Announce that this process ends; return how the first process ended that did: this one, or another.
 
         Args:
-            code: its exit code.
-            told: what the first process is to say of it.
+            code: the exit code of this process.
+            message: the error line for rank 0 to print.
         """
-        mine = Ended(self.world.rank, code, told)
+        own = Ended(self.world.rank, code, message)
         if self._store is None:
-            return mine
-        text = json.dumps([mine.rank, mine.code, mine.told])
+            return own
+        text = json.dumps([own.rank, own.code, own.message])
         try:
-            found = self._store.compare_set(ENDED, "", text)
-        except RuntimeError:  # the first process, which has the store, is gone; what fails then, fails by that
-            return Ended(0, ERROR, "") if code == ERROR else mine
-        return Ended(*json.loads(found))
+            first = self._store.compare_set(ENDED, "", text)
+        except RuntimeError:  # rank 0, which serves the store, is gone: a failure now is a consequence of that
+            return Ended(0, ERROR, "") if code == ERROR else own
+        return Ended(*json.loads(first))
 
-    def leave(self) -> None:
-        """Be one of them no more; the first process stays a little for the others to hear what it said."""
+    def close(self) -> None:
+        """Leave the group; rank 0 stays a little, so that the others can read its last announcements."""
         if self._store is None:
             return
         import torch.distributed as dist
 
         try:
-            left = self._store.add(LEFT, 1)
-            until = time.monotonic() + (FAIL_SECONDS if self._in_step else LEAVE_SECONDS)
-            while self.first and left < self.size and time.monotonic() < until:
-                time.sleep(FIRST_LOOK)
-                left = self._store.add(LEFT, 0)
-        except RuntimeError:  # it is gone already
+            closed = self._store.add(CLOSED, 1)
+            until = time.monotonic() + (FAIL_SECONDS if self._is_lockstep else CLOSE_SECONDS)
+            while self.is_rank0 and closed < self.size and time.monotonic() < until:
+                time.sleep(FIRST_POLL_SECONDS)
+                closed = self._store.add(CLOSED, 0)
+        except RuntimeError:  # rank 0 is gone already
             pass
         self._store, self._side = None, None
         dist.destroy_process_group()
 
-    def _next(self, what: str) -> str:
+    @property
+    def _connected_store(self) -> "Store":
+        if self._store is None:
+            raise RuntimeError("a process alone has no store")
+        return self._store
+
+    def _next_key(self, name: str) -> str:
         self._turn += 1
-        return f"{self._turn}/{what}"
+        return f"{self._turn}/{name}"
 
     def _wait(self, key: str) -> str:
-        """Return the value of a key once somebody has put it."""
-        pause = FIRST_LOOK
+        """Return the value of a key once a process has put it."""
+        pause = FIRST_POLL_SECONDS
         while not self._has(key):
             self._check_ended()
-            if not self._in_step:
+            if not self._is_lockstep:
                 self.check_signals()
             time.sleep(pause)
-            pause = min(2 * pause, LOOK)
+            pause = min(2 * pause, POLL_SECONDS)
         return self._get(key)
 
     def _check_ended(self) -> None:
@@ -323,71 +332,68 @@ class ProcessGroup:
             raise Ended(*json.loads(self._get(ENDED)))
 
     def _settle(self, key: str, value: str) -> str:
-        """Return the value of a key: this one, where nobody has put another."""
-        assert self._store is not None  # noqa: S101 - the callers have looked
+        """Return the value of a key: this one, unless another process has put one before."""
         try:
-            return bytes(self._store.compare_set(key, "", value)).decode()
+            return bytes(self._connected_store.compare_set(key, "", value)).decode()
         except RuntimeError:
             raise Ended(0, ERROR, "") from None
 
     def _has(self, key: str) -> bool:
-        assert self._store is not None  # noqa: S101 - the callers have looked
         try:
-            return bool(self._store.check([key]))
+            return bool(self._connected_store.check([key]))
         except RuntimeError:
             raise Ended(0, ERROR, "") from None
 
     def _get(self, key: str) -> str:
-        assert self._store is not None  # noqa: S101 - the callers have looked
         try:
-            return bytes(self._store.get(key)).decode()
+            return bytes(self._connected_store.get(key)).decode()
         except RuntimeError:
             raise Ended(0, ERROR, "") from None
 
     def _put(self, key: str, value: str) -> None:
-        assert self._store is not None  # noqa: S101 - the callers have looked
         try:
-            self._store.set(key, value)
+            self._connected_store.set(key, value)
         except RuntimeError:
             raise Ended(0, ERROR, "") from None
 
 
-def join(world: World, gpu: bool) -> ProcessGroup:
-    """Return this process's group, once all of its processes are there.
+def join_process_group(world: World, uses_gpu: bool) -> ProcessGroup:
+    """Return the process group of a world, once all of its processes are there.
 
     Args:
-        world: which of them this is.
-        gpu: each trains on a GPU of its own.
+        world: the rank of this process.
+        uses_gpu: each process trains on a GPU of its own.
     """
     import torch
     import torch.distributed as dist
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
-    os.environ.update(as_torchrun(world))
+    os.environ.update(torchrun_environment(world))
     store, rank, size = next(rendezvous("env://"))
-    if gpu:
+    if uses_gpu:
         torch.cuda.set_device(world.local_rank)
-    kind = "nccl" if gpu else "gloo"
-    dist.init_process_group(kind, store=PrefixStore("training", store), rank=rank, world_size=size)
+    backend = "nccl" if uses_gpu else "gloo"
+    dist.init_process_group(backend, store=PrefixStore("training", store), rank=rank, world_size=size)
     side = dist.new_group(backend="gloo")
-    assert not isinstance(side, int)  # noqa: S101 - that stands for a group without this process
+    if isinstance(side, int):  # torch's sign for a group without this process
+        raise RuntimeError("this process is not in the group of all processes")
     return ProcessGroup(world, PrefixStore("tutelage", store), side)
 
 
-def as_torchrun(world: World, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the variables by which torchrun tells a process who it is; where they are set, an address is kept."""
+def torchrun_environment(world: World, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables by which torchrun gives a process its rank; an address that is set already is kept."""
     values = (world.rank, world.size, world.local_rank, world.local_size, world.node)
-    told = dict(zip(TORCHRUN, map(str, values), strict=True))
+    variables = dict(zip(TORCHRUN, map(str, values), strict=True))
     if world.started_by == "srun":
         job, step = int(environment["SLURM_JOB_ID"]), int(environment.get("SLURM_STEP_ID", 0))
-        told["MASTER_ADDR"] = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
-        told["MASTER_PORT"] = environment.get("MASTER_PORT") or str(FIRST_PORT + (10 * job + step) % PORTS)
-    return told
+        variables["MASTER_ADDR"] = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
+        variables["MASTER_PORT"] = environment.get("MASTER_PORT") or str(FIRST_PORT + (10 * job + step) % PORTS)
+    return variables
 
 
 def first_host(nodes: str) -> str:
-    """Return the first of SLURM's list of nodes: ``gpu[03-05,7],big1`` begins with gpu03."""
+    """Return the first host in SLURM's list of nodes: gpu03 of ``gpu[03-05,7],big1``."""
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
     return str(SLURMEnvironment.resolve_root_node_address(nodes))

@@ -1,4 +1,4 @@
-"""One job, as a command or a sweep asks for it: train a run, go on with it, or show what it gave."""
+"""One job: from a config to an exit code. Trains a run, goes on with it, or shows the result of a finished one."""
 
 import os
 import shlex
@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tutelage.config.targets import ALLOW_FLAG, by_flag
 from tutelage.errors import UserError
@@ -16,172 +16,180 @@ if TYPE_CHECKING:  # at run time they are imported when they are needed
     from tutelage.process_group import ProcessGroup, World
     from tutelage.runs import RunFolder
 
-LAUNCHED = "TUTELAGE_LAUNCHED"
+LAUNCHED = "TUTELAGE_LAUNCHED"  # environment variable of a process that app.launch has started: its parent's pid
 
 
-def execute(
+class RunLocation(NamedTuple):
+    """The folder of a config's run, and the fingerprint of the data, which the folder's name depends on."""
+
+    folder: "RunFolder"
+    fingerprint: str
+
+
+def run_job(
     config: "Config",
     arguments: Sequence[str] = (),
-    line_only: bool = False,
-    place: "tuple[RunFolder, str] | None" = None,
+    one_line: bool = False,
+    location: RunLocation | None = None,
 ) -> int:
-    """Train a run, go on with it, or show what it gave; return the exit code.
+    """Train a run, go on with it, or show its result; return the exit code.
 
-    On several devices each has a process: those that torchrun or srun started, each of which calls this, or those that
-    are started here.
+    A run on several devices has a process for each: torchrun or srun starts them, and each calls this; or this starts
+    them.
 
     Args:
-        config: what to run.
-        arguments: what was typed, to be recorded.
-        line_only: show a finished run by one line, not by its table.
-        place: what ``place_of`` returns, where it is known.
+        config: the whole config.
+        arguments: the command line, for the record.
+        one_line: show the result in one line, not as a table.
+        location: what ``locate_run`` returns, where it is known.
 
     Raises:
-        UserError: what the user got wrong.
+        UserError: a mistake of the user's.
     """
-    from tutelage.process_group import ALONE, world
-    from tutelage.runs import is_done
-    from tutelage.runs.cluster.process_checks import check_batches, processes_of
+    from tutelage.process_group import ALONE, read_world
+    from tutelage.runs import is_complete
+    from tutelage.runs.cluster.process_checks import check_batches, count_processes
     from tutelage.runs.cluster.slurm import leave_to_slurm
 
-    whole = world()
-    if whole.size > 1:
-        check_batches(config, processes_of(config.trainer, whole))
-        return leave_to_slurm(_execute_with_others(config, arguments, line_only, place, whole))
-    place = place or place_of(config)
-    if not is_done(place[0], config):
-        count = processes_of(config.trainer, whole)
-        check_batches(config, count)
-        if count > 1:
-            from tutelage.app.launch import launch
+    world = read_world()
+    if world.size > 1:
+        check_batches(config, count_processes(config.trainer, world))
+        return leave_to_slurm(_run_in_group(config, arguments, one_line, location, world))
+    location = location or locate_run(config)
+    if not is_complete(location.folder, config):
+        processes = count_processes(config.trainer, world)
+        check_batches(config, processes)
+        if processes > 1:
+            from tutelage.app.launch import launch_processes
 
-            code = launch(config, arguments, count)
+            code = launch_processes(config, arguments, processes)
         else:
-            code = leave_to_slurm(_run(config, place, arguments, ALONE))
+            code = leave_to_slurm(train_run(config, location, arguments, ALONE))
         if code:
             return code
-    _present(config, place[0], line_only)
+    _show_result(config, location.folder, one_line)
     return 0
 
 
-def _execute_with_others(
+def _run_in_group(
     config: "Config",
     arguments: Sequence[str],
-    line_only: bool,
-    place: "tuple[RunFolder, str] | None",
+    one_line: bool,
+    location: RunLocation | None,
     world: "World",
 ) -> int:
-    """Do as ``execute`` does, as one of several processes: the first one decides, writes and talks."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch starts: each process would warn of the same
+    """Do as ``run_job`` does, as one of several processes: rank 0 decides, writes and prints."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch starts: each process would print warnings
     from tutelage.errors import FIRST_SPEAKS_SECONDS, USER_ERROR
-    from tutelage.process_group import join
-    from tutelage.runs import RunFolder, is_done
+    from tutelage.process_group import join_process_group
+    from tutelage.runs import RunFolder, is_complete
     from tutelage.runs.cluster.process_checks import propagate_failure, uses_gpu
 
-    def where() -> list[str]:
-        folder, what = place or place_of(config)
-        return [str(folder.path), what]
+    def locate() -> list[str]:
+        folder, fingerprint = location or locate_run(config)
+        return [str(folder.path), fingerprint]
 
-    group, code = join(world, uses_gpu(config.trainer)), 0
+    group, code = join_process_group(world, uses_gpu(config.trainer)), 0
     try:
         with propagate_failure(group):
-            path, what = group.broadcast_from_rank0(where)
+            path, fingerprint = group.broadcast_from_rank0(locate)
             folder = RunFolder(Path(path))
-            if not group.broadcast_from_rank0(lambda: is_done(folder, config)):
-                code = _run(config, (folder, what), arguments, group)
+            if not group.broadcast_from_rank0(lambda: is_complete(folder, config)):
+                code = train_run(config, RunLocation(folder, fingerprint), arguments, group)
     except UserError:
-        if group.first:
+        if group.is_rank0:
             raise
         code = USER_ERROR
     finally:
-        group.leave()
+        group.close()
     if code == USER_ERROR and world.started_by == "srun":
         time.sleep(FIRST_SPEAKS_SECONDS)
-    if not code and group.first and not is_launched():
-        _present(config, folder, line_only)
+    if not code and group.is_rank0 and not is_launched():
+        _show_result(config, folder, one_line)
     return code
 
 
 def is_launched() -> bool:
-    """Return whether ``tutelage.app.launch`` has started this process; who started that one shows the result."""
+    """Return whether ``app.launch`` has started this process; the process that started it shows the result."""
     return LAUNCHED in os.environ
 
 
-def _run(config: "Config", place: "tuple[RunFolder, str]", arguments: Sequence[str], group: "ProcessGroup") -> int:
-    """Train a run, or go on with it; return 0, or 128 + the signal that stopped it."""
-    from tutelage.runs import identity, is_done
-    from tutelage.runs.cluster.slurm import patience
-    from tutelage.storage import locked
-
-    folder, what = place
-    with locked(folder.lock_file, f"run {folder.path}", patience()) if group.first else nullcontext():
-        if group.broadcast_from_rank0(
-            lambda: is_done(folder, config)
-        ):  # by another process, between the first look and the lock
-            return 0
-        return _train(config, folder, identity(config, what), arguments, group)
-
-
-def _present(config: "Config", folder: "RunFolder", line_only: bool) -> None:
-    """Show a finished run; write its report where it is missing."""
-    from tutelage.runs import read_record
-
-    record = read_record(folder) or {}
-    _write_missing_report(config, folder, record)
-    if line_only:
-        print(f"  {_in_a_line(record, config.evaluate_test)}", flush=True)
-    else:
-        _show(folder, record)
-
-
-def place_of(config: "Config") -> tuple["RunFolder", str]:
-    """Return the folder that belongs to a config, and the fingerprint of its data."""
+def locate_run(config: "Config") -> RunLocation:
+    """Return the folder of a config's run, and the fingerprint of its data."""
     from tutelage.data import fingerprint
     from tutelage.runs import RunFolder, run_path
     from tutelage.terminal.display import display
 
     observer = display(config.callbacks.display)
     try:
-        what = fingerprint(config.data, observer.reading)
+        data_fingerprint = fingerprint(config.data, observer.reading)
     finally:
         observer.end()
-    return RunFolder(run_path(config, what)), what
+    return RunLocation(RunFolder(run_path(config, data_fingerprint)), data_fingerprint)
 
 
-def _train(
-    config: "Config", folder: "RunFolder", identity: dict[str, Any], arguments: Sequence[str], group: "ProcessGroup"
-) -> int:
-    """Run the stages that are left; return 0, or 128 + the signal that stopped them."""
+def train_run(config: "Config", location: RunLocation, arguments: Sequence[str], group: "ProcessGroup") -> int:
+    """Run the stages that are left, under the run's lock; return 0, or 128 + the signal that stopped them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before torch starts, or cuBLAS is not deterministic
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    from tutelage.runs import is_complete, run_identity
     from tutelage.runs.cluster.process_checks import propagate_failure
     from tutelage.runs.cluster.signals import Stopped
+    from tutelage.runs.cluster.slurm import lock_patience
     from tutelage.runs.observer import SilentObserver
+    from tutelage.storage import locked
     from tutelage.terminal.display import display
 
-    observer = display(config.callbacks.display) if group.first else SilentObserver()
-    observer.loading()
-    try:
-        from tutelage.runs.runner import run
+    folder, fingerprint = location
+    is_rank0 = group.is_rank0
+    with locked(folder.lock_file, f"run {folder.path}", lock_patience()) if is_rank0 else nullcontext():
+        if group.broadcast_from_rank0(lambda: is_complete(folder, config)):  # another process was here since
+            return 0
+        identity = run_identity(config, fingerprint)
+        observer = display(config.callbacks.display) if is_rank0 else SilentObserver()
+        observer.loading()
+        try:
+            from tutelage.runs.runner import run_stages
+            from tutelage.runs.start import started_run
 
-        with propagate_failure(group):
-            run(config, folder, identity, as_typed(arguments), observer, group)
-    except Stopped as stopped:
-        observer.say(f"{stopped}; saved. The same command goes on from here.")
-        return stopped.exit_code
-    finally:
-        observer.end()
+            with (
+                propagate_failure(group),
+                started_run(config, folder, identity, command_line(arguments), observer, group) as context,
+            ):
+                run_stages(context)
+        except Stopped as stopped:
+            observer.say(f"{stopped}; saved. The same command goes on from here.")
+            return stopped.exit_code
+        finally:
+            observer.end()
     return 0
 
 
-def as_typed(arguments: Sequence[str]) -> str:
-    """Return the command that would do the same again."""
+def command_line(arguments: Sequence[str]) -> str:
+    """Return the command that does the same again."""
     flags = [f"{ALLOW_FLAG}={package}" for package in by_flag()]
     return shlex.join(["tutelage", "train", *flags, *arguments])
 
 
+def _show_result(config: "Config", folder: "RunFolder", one_line: bool) -> None:
+    """Show the result of a finished run; write its report where it is missing."""
+    from tutelage.runs import read_record
+
+    record = read_record(folder) or {}
+    _write_missing_report(config, folder, record)
+    if one_line:
+        print(f"  {_accuracy_line(record, config.evaluate_test)}", flush=True)
+        return
+    from tutelage.terminal.table import print_table
+
+    print_table(record)
+    page = folder.report / "index.html"
+    if page.exists():
+        print(f"report: {page}")
+
+
 def _write_missing_report(config: "Config", folder: "RunFolder", record: dict[str, Any]) -> None:
-    """Measure the shifts that the config asks for and write the report, where these are missing and the test is met."""
+    """Measure shifts that the config asks for and write the report, where these are missing and the run is tested."""
     from tutelage.report.curves import read_curve
     from tutelage.runs import is_tested
 
@@ -201,18 +209,8 @@ def _write_missing_report(config: "Config", folder: "RunFolder", record: dict[st
         write_report(folder, config)
 
 
-def _in_a_line(record: dict[str, Any], tested: bool) -> str:
-    """Return the accuracy that a finished run is told by: the test's, where that is asked for."""
+def _accuracy_line(record: dict[str, Any], tested: bool) -> str:
+    """Return the accuracy of a finished run in words: on the test set, where the config asks for that."""
     tested = tested and "test/accuracy" in record["result"]
     accuracy = record["result"].get("test/accuracy" if tested else "val/accuracy")
     return "finished" if accuracy is None else f"{'test' if tested else 'val'} {100 * accuracy:.1f} %"
-
-
-def _show(folder: "RunFolder", record: dict[str, Any]) -> None:
-    """Print the table, and the way to the report."""
-    from tutelage.terminal.table import print_table
-
-    print_table(record)
-    page = folder.report / "index.html"
-    if page.exists():
-        print(f"report: {page}")

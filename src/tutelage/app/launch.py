@@ -1,7 +1,8 @@
 """Starts the processes of a run on this machine, one for each device, and ends with them.
 
-They are told who they are as torchrun tells it, and what to run by their input: the checked config itself, so that they
-cannot come to different ones.
+Each is a ``python -m tutelage.app.launched``. Its rank is in the variables that torchrun would set; the checked config
+is its input, so that the processes cannot come to different ones. Lightning would start processes by the command line
+again, and torchrun restarts all of them where one fails.
 """
 
 import json
@@ -11,39 +12,38 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tutelage.app.job import LAUNCHED, execute
-from tutelage.errors import BY_SIGNAL, USER_ERROR, UserError, complain
-from tutelage.process_group import World, as_torchrun
-from tutelage.runs.cluster.process_checks import Abandoned
-from tutelage.runs.cluster.signals import SAVE, SAVE_AND_GO_ON, Signals
+from tutelage.app.job import LAUNCHED
+from tutelage.errors import BY_SIGNAL
+from tutelage.process_group import World, torchrun_environment
+from tutelage.runs.cluster.signals import SAVE, SAVE_AND_CONTINUE, Signals
 
 if TYPE_CHECKING:
     from tutelage.config import Config
 
+MODULE = "tutelage.app.launched"
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-LOOK = 0.05  # seconds between two looks whether a process has ended
-GRACE, LAST_GRACE = 30.0, 10.0  # seconds that the others have when one has failed: until they are told, and killed
+POLL_SECONDS = 0.05  # between two looks whether a process has ended
+GRACE, LAST_GRACE = 30.0, 10.0  # seconds that the others have where one has failed, until SIGTERM and until SIGKILL
 THIS_MACHINE = "127.0.0.1"
-PARENT_DIES = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
-def launch(config: "Config", arguments: Sequence[str], count: int) -> int:
+def launch_processes(config: "Config", arguments: Sequence[str], count: int) -> int:
     """Run a config by ``count`` processes on this machine; return 0, or the exit code of the first one that failed.
 
-    Signals are handed on, those too that came before. A process that fails ends the others: they are left some time to
+    Signals are forwarded, those that came before too. A process that fails ends the others; they have some seconds to
     end by themselves.
     """
     order = json.dumps({"config": config.model_dump(mode="json"), "arguments": list(arguments)})
     port = _free_port()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # for the processes too, until they can note signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # in the processes too, until they install handlers
     try:
         processes = [_start(World(rank, count, rank, count), port, order) for rank in range(count)]
-        with _handed_on(processes):
+        with _forwarded_signals(processes):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return _wait(processes)
     finally:
@@ -51,16 +51,20 @@ def launch(config: "Config", arguments: Sequence[str], count: int) -> int:
 
 
 def _start(world: World, port: int, order: str) -> "subprocess.Popen[str]":
-    """Start one of the processes, in a process group of its own: what a terminal sends comes by way of this one."""
+    """Start one of the processes, in a process group of its own: a terminal's signals reach it only forwarded."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
-    who = {**as_torchrun(world), "MASTER_ADDR": THIS_MACHINE, "MASTER_PORT": str(port), LAUNCHED: str(os.getpid())}
-    command = [sys.executable, "-m", "tutelage.app.launch"]
+    rank = {
+        **torchrun_environment(world),
+        "MASTER_ADDR": THIS_MACHINE,
+        "MASTER_PORT": str(port),
+        LAUNCHED: str(os.getpid()),
+    }
     process = subprocess.Popen(  # noqa: S603 - our own module
-        command, stdin=subprocess.PIPE, text=True, env={**inherited, **who}, process_group=0
+        [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, text=True, env={**inherited, **rank}, process_group=0
     )
-    assert process.stdin is not None  # noqa: S101 - it was asked for
-    with suppress(BrokenPipeError), process.stdin:
-        process.stdin.write(order)
+    if process.stdin is not None:
+        with suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(order)
     return process
 
 
@@ -71,16 +75,16 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _handed_on(processes: Sequence["subprocess.Popen[str]"]) -> Iterator[None]:
-    """Hand signals on to processes while the block runs, and what has been asked for before it."""
+def _forwarded_signals(processes: Sequence["subprocess.Popen[str]"]) -> Iterator[None]:
+    """Forward signals to processes while the block runs, and a request that came before it."""
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         _send(processes, number)
 
-    before = {number: signal.signal(number, hand_on) for number in FORWARDED}
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
     earlier = getattr(before[SAVE], "__self__", None)
-    if isinstance(earlier, Signals) and earlier.asked > SAVE_AND_GO_ON:
-        _send(processes, earlier.asked)
+    if isinstance(earlier, Signals) and earlier.requested > SAVE_AND_CONTINUE:
+        _send(processes, earlier.requested)
     try:
         yield
     finally:
@@ -96,57 +100,27 @@ def _send(processes: Sequence["subprocess.Popen[str]"], number: int) -> None:
 
 def _wait(processes: Sequence["subprocess.Popen[str]"]) -> int:
     """Wait for all processes; return the exit code of the first one that failed, 0 where none did."""
-    first, since, measures = None, 0.0, [(GRACE, signal.SIGTERM), (GRACE + LAST_GRACE, signal.SIGKILL)]
-    while None in (codes := [process.poll() for process in processes]):
-        if first is None:
-            first, since = _failed(codes), time.monotonic()
-        elif measures and time.monotonic() - since > measures[0][0]:
+    failed, failed_at, measures = None, 0.0, [(GRACE, signal.SIGTERM), (GRACE + LAST_GRACE, signal.SIGKILL)]
+    while any(process.poll() is None for process in processes):
+        if failed is None:
+            failed, failed_at = _find_failed([process.poll() for process in processes]), time.monotonic()
+        elif measures and time.monotonic() - failed_at > measures[0][0]:
             _send(processes, measures.pop(0)[1])
-        time.sleep(LOOK)
-    first = _failed(codes) if first is None else first
-    code = codes[first] if first is not None else 0
-    assert code is not None  # noqa: S101 - all have ended
+        time.sleep(POLL_SECONDS)
+    codes = [process.wait() for process in processes]
+    failed = _find_failed(codes) if failed is None else failed
+    code = 0 if failed is None else codes[failed]
     if code >= 0:
         return code
     print(
-        f"tutelage: process {first} of {len(codes)} was ended by {signal.Signals(-code).name}, and the others with it: "
-        "the same command goes on from the last checkpoint",
+        f"tutelage: process {failed} of {len(codes)} was ended by {signal.Signals(-code).name}, and the others with it: the "
+        "same command goes on from the last checkpoint",
         file=sys.stderr,
     )
     return BY_SIGNAL - code
 
 
-def _failed(codes: Sequence[int | None]) -> int | None:
-    """Return the number of a process that has failed, by a signal before all others; None where none has."""
+def _find_failed(codes: Sequence[int | None]) -> int | None:
+    """Return the rank of a process that has failed, one that a signal killed before others; None where none has."""
     failed = [rank for rank, code in enumerate(codes) if code]
     return min(failed, key=lambda rank: ((codes[rank] or 0) > 0, rank), default=None)
-
-
-def main() -> None:
-    """Be one of the processes, which notes signals from the start: one that died of them would leave the others."""
-    from tutelage.config import Config
-
-    Signals().install()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
-    _end_with_parent(int(os.environ[LAUNCHED]))
-    order: Mapping[str, Any] = json.load(sys.stdin)
-    try:
-        sys.exit(execute(Config.model_validate(order["config"]), order["arguments"]))
-    except Abandoned:  # who started this process saw how the other one ended, and says it
-        sys.exit(USER_ERROR)
-    except UserError as error:
-        sys.exit(complain(error))
-
-
-def _end_with_parent(parent: int) -> None:
-    """Be told to save and stop when the process that started this one is gone (where the system can do that)."""
-    import ctypes
-
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PARENT_DIES, signal.SIGTERM)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    main()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tutelage.app.job import as_typed, execute, place_of
 from tutelage.app.workers import WITH_WORKERS, worker
 from tutelage.errors import BY_SIGNAL, UserError, complain
-from tutelage.process_group import world
+from tutelage.process_group import read_world
 from tutelage.sweeps.overrides import sweeps_itself
 from tutelage.sweeps.search import ONE_PROCESS_EACH, checked_sweep
 
@@ -124,7 +124,7 @@ def _done(
     from tutelage.runs import is_done
     from tutelage.sweeps.folder import Outcome
 
-    path, reason, first = None, "", world().first
+    path, reason, first = None, "", read_world().is_rank0
     announce = functools.cache(lambda: print(folder.title(task), flush=True) if first else None)
     try:
         config = make()

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 from tutelage.config import DataConfig
 from tutelage.data.balance import class_weights
 from tutelage.data.cached_logits import (
-    ANSWERS,
     CLASSES,
+    LOGITS_FILE,
     CachedLogits,
     CachedLogitsWriter,
-    mapped,
-    packed,
+    count_views,
+    map_rows,
+    pack_rows,
     row_dtype,
-    unpacked,
-    views_shown,
+    unpack_rows,
 )
 from tutelage.data.datasets import emoji, huggingface, image_files
-from tutelage.data.datasets.download import OnProgress, silent
+from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.datasets.image_files import LISTINGS
 from tutelage.data.files.listing import abbreviate
 from tutelage.data.loading.streams import Stream, StreamSampler
@@ -25,20 +25,21 @@ from tutelage.data.pseudo_labels.labels import Labels, read_labels, read_metadat
 from tutelage.data.pseudo_labels.selection import Rules, Selection, Targets, select
 from tutelage.data.pseudo_labels.store import LabelStore
 from tutelage.data.pseudo_labels.summary import ROUND, TABLE, write_summary, write_table
-from tutelage.data.shards.pools import placed
+from tutelage.data.shards.pools import absolute_pool
 from tutelage.data.source import UNKNOWN, Source
 from tutelage.data.splits import Splits, split
 from tutelage.data.stratify import stratified
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
-    from tutelage.data.loading.batches import EvalBatch, Share, StageData, StreamBatch
+    from tutelage.data.loading.batches import BatchShard, EvalBatch, StageData, StreamBatch
     from tutelage.data.modules import (
         CIFAR10,
         CIFAR100,
         MNIST,
         STL10,
         SVHN,
+        DataRuntime,
         Digits,
         Emoji,
         FashionMNIST,
@@ -51,8 +52,10 @@ if TYPE_CHECKING:
     )
 
 _WITH_TORCH = {
+    "BatchShard",
     "CIFAR10",
     "CIFAR100",
+    "DataRuntime",
     "Digits",
     "Emoji",
     "FashionMNIST",
@@ -64,7 +67,6 @@ _WITH_TORCH = {
     "EvalBatch",
     "STL10",
     "SVHN",
-    "Share",
     "StreamBatch",
     "Table",
     "StageData",
@@ -73,18 +75,20 @@ _WITH_TORCH = {
 _NAMED_DATA = {"CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "MNIST", "STL10", "SVHN"}  # the name says all
 
 __all__ = [
-    "ANSWERS",
     "CIFAR10",
     "CIFAR100",
     "CLASSES",
+    "LOGITS_FILE",
     "MNIST",
     "ROUND",
     "STL10",
     "SVHN",
     "TABLE",
     "UNKNOWN",
+    "BatchShard",
     "CachedLogits",
     "CachedLogitsWriter",
+    "DataRuntime",
     "Digits",
     "Emoji",
     "EvalBatch",
@@ -97,7 +101,6 @@ __all__ = [
     "Labels",
     "Rules",
     "Selection",
-    "Share",
     "Source",
     "Splits",
     "StageData",
@@ -107,12 +110,13 @@ __all__ = [
     "Table",
     "Targets",
     "abbreviate",
+    "absolute_pool",
     "class_weights",
+    "count_views",
     "data_module",
     "fingerprint",
-    "mapped",
-    "packed",
-    "placed",
+    "map_rows",
+    "pack_rows",
     "read_labels",
     "read_metadata",
     "row_dtype",
@@ -120,21 +124,20 @@ __all__ = [
     "shard_files",
     "split",
     "stratified",
-    "unpacked",
-    "views_shown",
+    "unpack_rows",
     "write_summary",
     "write_table",
 ]
 
 
-def fingerprint(config: DataConfig, tell: OnProgress = silent) -> str:
-    """Return what the data is beyond its config: of files, their names, sizes and labels.
+def fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -> str:
+    """Return a digest of the data beyond its config: of files, their names, sizes and labels.
 
-    Our own datasets are answered without torch; of others their DataModule is asked.
+    Our own datasets need no torch for it; for others their DataModule computes it.
 
     Args:
         config: the data.
-        tell: is told of long reads.
+        on_progress: called during long reads.
 
     Raises:
         UserError: the data is not there.
@@ -147,7 +150,7 @@ def fingerprint(config: DataConfig, tell: OnProgress = silent) -> str:
     if module == "tutelage.data" and name == "Emoji":
         return emoji.versions(config.root)
     if module == "tutelage.data" and name in LISTINGS:
-        return image_files.fingerprint(LISTINGS[name](config), config, tell)
+        return image_files.fingerprint(LISTINGS[name](config), config, on_progress)
     if module == "tutelage.data" and name == "HuggingFace":
         return huggingface.saved_as(config)
     from tutelage.data.modules import data_module

@@ -1,9 +1,10 @@
-"""The DataModules: a dataset read once, split, and served by the loaders of the stage under way."""
+"""The DataModules: a dataset read once, split, and served by the loaders of the current stage."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytorch_lightning as pl
@@ -14,7 +15,7 @@ from tutelage.config import DataConfig
 from tutelage.config.targets import resolve
 from tutelage.data.datasets.cifar import cifar10, cifar100
 from tutelage.data.datasets.digits import digits
-from tutelage.data.datasets.download import OnProgress, silent
+from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.datasets.emoji import emoji, versions
 from tutelage.data.datasets.fashion_mnist import fashion_mnist
 from tutelage.data.datasets.huggingface import hugging_face, saved_as
@@ -23,48 +24,63 @@ from tutelage.data.datasets.mnist import mnist
 from tutelage.data.datasets.stl10 import stl10
 from tutelage.data.datasets.svhn import svhn
 from tutelage.data.loading.batches import (
-    WHOLE,
+    WHOLE_BATCH,
+    BatchShard,
     EvalBatch,
     EvalDataset,
     PendingMix,
-    Share,
+    RemainingSteps,
     StageData,
-    Steps,
     StreamBatch,
     TrainDataset,
     apply_mix,
-    worker_init,
+    ignore_signals,
 )
 from tutelage.data.loading.prefetch import PrefetchLoader, map_tensors
 from tutelage.data.loading.shared_memory import cores
 from tutelage.data.source import Images, Source, WholeImages, is_ready
 from tutelage.data.splits import Splits, split
 
-MOST_WORKERS = 8  # that are started unasked
+CPU = torch.device("cpu")
+MOST_WORKERS = 8  # worker processes of a loader under num_workers=auto
+
+
+@dataclass(frozen=True)
+class DataRuntime:
+    """Where and how a DataModule runs.
+
+    Attributes:
+        device: the device that the network computes on.
+        shard: the part of each batch that this process trains on.
+        on_progress: called during long reads; may raise to stop.
+        neighbours: processes of the run on this machine, which share its cores.
+    """
+
+    device: torch.device = CPU
+    shard: BatchShard = WHOLE_BATCH
+    on_progress: OnProgress = ignore_progress
+    neighbours: int = 1
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """A dataset with its splits, and the loaders of the stage under way.
+    """A dataset with its splits, and the loaders of the current stage.
 
     A stage is one long epoch to Lightning: the loader's length is the stage's steps, and a resumed stage starts its
     sampler at the global step. Nothing about the position in the data needs saving.
     """
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, runtime: DataRuntime | None = None) -> None:
         super().__init__()
         self.config = config
-        self.training: StageData | None = None
-        self.tell: OnProgress = silent  # is told of long reads
-        self.device = torch.device("cpu")  # where batches are computed with
-        self.share = WHOLE  # of each batch, that this process trains on
-        self.neighbours = 1  # processes of the run on this machine
+        self.runtime = runtime or DataRuntime()
+        self._stage_data: StageData | None = None
 
     @abstractmethod
     def read(self) -> Source:
         """Return the dataset. Raises UserError where it cannot be read."""
 
     def fingerprint(self) -> str:
-        """Return what the data is beyond its config; empty for a dataset that its name says all about."""
+        """Return a digest of the data beyond its config; empty for a dataset that its name identifies."""
         return ""
 
     @cached_property
@@ -75,8 +91,8 @@ class ImageDataModule(pl.LightningDataModule):
     @cached_property
     def images(self) -> Images:
         """The dataset's images."""
-        found = self.source.images
-        return WholeImages(found) if isinstance(found, np.ndarray) else found
+        images = self.source.images
+        return WholeImages(images) if isinstance(images, np.ndarray) else images
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -85,52 +101,71 @@ class ImageDataModule(pl.LightningDataModule):
 
     @cached_property
     def splits(self) -> Splits:
-        """Who may see which image."""
+        """The indices of labelled, validation, test and pool images."""
         return split(self.source, self.config)
 
+    def at_image_size(self, image_size: int) -> Self:
+        """Return a DataModule of the same images and splits at another size.
+
+        Raises:
+            ValueError: the dataset has other images at that size.
+        """
+        other = type(self)(self.config.model_copy(update={"image_size": image_size}), self.runtime)
+        if not np.array_equal(other.source.labels, self.source.labels):
+            raise ValueError(f"other images at {image_size} pixels")
+        other.splits = self.splits
+        return other
+
+    def begin_stage(self, stage_data: StageData) -> None:
+        """Let ``train_dataloader`` return the batches of a stage from now on."""
+        self._stage_data = stage_data
+
     def train_dataloader(self) -> DataLoader[dict[str, StreamBatch | PendingMix]]:
-        """Return the loader of the stage that ``training`` describes."""
-        training, trainer = self.training, self.trainer
-        if training is None or trainer is None:
-            raise RuntimeError("set .training and attach a Trainer first")
-        workers = 0 if all(kept.instead for kept in training.kept.values()) and training.kept else self._workers()
-        pieces = self.share.pieces
-        steps = Steps(training.steps * pieces, lambda: trainer.global_step * pieces)
-        return self._shown(training, workers, steps, self.share)
+        """Return the loader of the current stage's remaining batches."""
+        stage_data, trainer = self._stage_data, self.trainer
+        if stage_data is None or trainer is None:
+            raise RuntimeError("call begin_stage and attach a Trainer first")
+        cached, accumulate = stage_data.cached.values(), self.runtime.shard.accumulate
+        needs_no_images = bool(cached) and all(logits.replaces_images for logits in cached)
+        steps = RemainingSteps(stage_data.steps * accumulate, lambda: trainer.global_step * accumulate)
+        workers = 0 if needs_no_images else self._count_workers()
+        return self._train_loader(stage_data, workers, steps, self.runtime.shard)
 
-    def shown(self, training: StageData, steps: Sequence[int]) -> Iterator[dict[str, StreamBatch]]:
-        """Yield all that a stage is shown at some steps, on the device and mixed, outside of its training."""
-        workers = min(self._workers(), len(steps))
-        for batch in self._shown(training, workers, steps):
-            sent = map_tensors(batch, lambda tensor: tensor.to(self.device, non_blocking=True))
-            yield self.on_after_batch_transfer(sent, 0)
+    def train_batches(self, stage_data: StageData, steps: Sequence[int]) -> Iterator[dict[str, StreamBatch]]:
+        """Yield the whole training batches of some steps, on the device and mixed, without a Trainer."""
+        workers = min(self._count_workers(), len(steps))
+        for batch in self._train_loader(stage_data, workers, steps, WHOLE_BATCH):
+            on_device = map_tensors(batch, lambda tensor: tensor.to(self.runtime.device, non_blocking=True))
+            yield self.on_after_batch_transfer(on_device, 0)
 
-    def _shown(
-        self, training: StageData, workers: int, steps: Iterable[int], share: Share = WHOLE
+    def _train_loader(
+        self, stage_data: StageData, workers: int, steps: Iterable[int], shard: BatchShard
     ) -> DataLoader[dict[str, StreamBatch | PendingMix]]:
         shape = (self.config.image_size, self.config.image_size, self.config.channels)
-        return self._loader(TrainDataset(self.images, training, shape, share), workers, sampler=steps)
+        return self._loader(TrainDataset(self.images, stage_data, shape, shard), workers, sampler=steps)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Return a batch whose streams are mixed, each within itself, where it came with a plan for that."""
+        """Return a batch whose streams are mixed, each within itself, where mixing is pending."""
         if not isinstance(batch, dict):
             return batch
         classes = len(self.source.classes)
-        return {name: apply_mix(one, classes) if isinstance(one, PendingMix) else one for name, one in batch.items()}
+        return {
+            name: apply_mix(part, classes) if isinstance(part, PendingMix) else part for name, part in batch.items()
+        }
 
     def val_dataloader(self) -> DataLoader[EvalBatch] | list[Any]:
         """Return this process's part of the validation images, or an empty list where there are none."""
         if not len(self.splits.validation):
             return []
-        own, known = self.share.of_all(self.splits.validation)
-        return self.plain(own, again=True, known=known)
+        own, counted = self.runtime.shard.split_indices(self.splits.validation)
+        return self.eval_dataloader(own, keep_workers=True, counted=counted)
 
-    def plain(
+    def eval_dataloader(
         self,
         indices: np.ndarray,
-        again: bool = False,
-        chosen: Iterable[int] | None = None,
-        known: int | None = None,
+        keep_workers: bool = False,
+        batches: Iterable[int] | None = None,
+        counted: int | None = None,
     ) -> DataLoader[EvalBatch]:
         """Return a loader of un-augmented images in the order of ``indices``.
 
@@ -138,34 +173,34 @@ class ImageDataModule(pl.LightningDataModule):
 
         Args:
             indices: (n,) of the images.
-            again: workers stay from one pass to the next, until the Trainer, or who else holds the loader, is done.
-            chosen: the numbers of the batches to show; all where they are not given.
-            known: how many of the images count; the label of those behind them is shown as unknown.
+            keep_workers: workers stay from one pass to the next, as long as the loader exists.
+            batches: the numbers of the batches to load; all where they are not given.
+            counted: how many of the images count; the label of those behind them is unknown.
         """
-        batches = EvalDataset(self.images, self.source.labels, indices, known)
-        workers = 0 if is_ready(self.images) or len(batches) == 1 else min(self._workers(), len(batches))
-        return self._loader(batches, workers, persistent_workers=again and workers > 0, sampler=chosen)
+        dataset = EvalDataset(self.images, self.source.labels, indices, counted)
+        workers = 0 if is_ready(self.images) or len(dataset) == 1 else min(self._count_workers(), len(dataset))
+        return self._loader(dataset, workers, persistent_workers=keep_workers and workers > 0, sampler=batches)
 
-    def _workers(self) -> int:
-        """Return how many processes prepare batches.
+    def _count_workers(self) -> int:
+        """Return the number of processes that prepare batches.
 
-        For images that need no decoding and a network on the CPU, where preparing them is little beside a step, none.
+        There are none for images that need no decoding and a network on the CPU: preparing them takes little time
+        beside a step.
         """
         if self.config.num_workers != "auto":
             return self.config.num_workers
-        return (
-            0
-            if is_ready(self.images) and self.device.type == "cpu"
-            else min(MOST_WORKERS, max(1, cores() // self.neighbours))
-        )
+        if is_ready(self.images) and self.runtime.device.type == "cpu":
+            return 0
+        return min(MOST_WORKERS, max(1, cores() // self.runtime.neighbours))
 
     def _loader(self, dataset: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
-        kind = DataLoader if self.device.type == "cpu" else partial(PrefetchLoader, device=self.device)
-        return kind(
+        device = self.runtime.device
+        make_loader = DataLoader if device.type == "cpu" else partial(PrefetchLoader, device=device)
+        return make_loader(
             dataset,
             batch_size=None,
             num_workers=workers,
-            worker_init_fn=worker_init,
+            worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # of its own: a loader must not draw from the training's
             **options,
         )
@@ -184,7 +219,7 @@ class MNIST(ImageDataModule):
 
     def read(self) -> Source:
         """Return MNIST at the config's size."""
-        return mnist(self.config.root, self.config.image_size, self.config.channels, self.tell)
+        return mnist(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
 
 
 class FashionMNIST(ImageDataModule):
@@ -192,7 +227,7 @@ class FashionMNIST(ImageDataModule):
 
     def read(self) -> Source:
         """Return Fashion-MNIST at the config's size."""
-        return fashion_mnist(self.config.root, self.config.image_size, self.config.channels, self.tell)
+        return fashion_mnist(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
 
 
 class CIFAR10(ImageDataModule):
@@ -200,7 +235,7 @@ class CIFAR10(ImageDataModule):
 
     def read(self) -> Source:
         """Return CIFAR-10 at the config's size."""
-        return cifar10(self.config.root, self.config.image_size, self.config.channels, self.tell)
+        return cifar10(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
 
 
 class CIFAR100(ImageDataModule):
@@ -208,7 +243,7 @@ class CIFAR100(ImageDataModule):
 
     def read(self) -> Source:
         """Return CIFAR-100 at the config's size."""
-        return cifar100(self.config.root, self.config.image_size, self.config.channels, self.tell)
+        return cifar100(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
 
 
 class SVHN(ImageDataModule):
@@ -216,7 +251,7 @@ class SVHN(ImageDataModule):
 
     def read(self) -> Source:
         """Return SVHN at the config's size."""
-        return svhn(self.config.root, self.config.image_size, self.config.channels, self.tell)
+        return svhn(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
 
 
 class STL10(ImageDataModule):
@@ -224,7 +259,7 @@ class STL10(ImageDataModule):
 
     def read(self) -> Source:
         """Return STL-10 at the config's size."""
-        return stl10(self.config.root, self.config.image_size, self.config.channels, self.tell)
+        return stl10(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
 
 
 class Emoji(ImageDataModule):
@@ -246,7 +281,7 @@ class ImageFolder(ImageDataModule):
 
     def read(self) -> Source:
         """Return the images at the config's size, once each file has proved to be readable."""
-        return image_files(LISTINGS[self.listed_as](self.config), self.config, self.tell)
+        return image_files(LISTINGS[self.listed_as](self.config), self.config, self.runtime.on_progress)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -255,7 +290,7 @@ class ImageFolder(ImageDataModule):
 
     def fingerprint(self) -> str:
         """Return a digest of names, sizes and labels."""
-        return fingerprint(LISTINGS[self.listed_as](self.config), self.config, self.tell)
+        return fingerprint(LISTINGS[self.listed_as](self.config), self.config, self.runtime.on_progress)
 
 
 class ImageNet(ImageFolder):
@@ -275,17 +310,18 @@ class HuggingFace(ImageDataModule):
 
     def read(self) -> Source:
         """Return the dataset's images at the config's size."""
-        return hugging_face(self.config, self.tell)
+        return hugging_face(self.config, self.runtime.on_progress)
 
     def fingerprint(self) -> str:
         """Return the fingerprint that the library keeps."""
         return saved_as(self.config)
 
 
-def data_module(config: DataConfig) -> ImageDataModule:
-    """Return the DataModule that ``data._target_`` names.
+def data_module(config: DataConfig, runtime: DataRuntime | None = None) -> ImageDataModule:
+    """Return the DataModule that a config's ``_target_`` names.
 
     Raises:
         UserError: it names none.
     """
-    return resolve(config.target, ImageDataModule, "data._target_")(config)  # type: ignore[no-any-return]
+    module: ImageDataModule = resolve(config.target, ImageDataModule, "data._target_")(config, runtime)
+    return module

@@ -1,36 +1,34 @@
-"""Runs: identity, folder, ledger, checkpoints, resume."""
+"""Runs: identity, folder, context, and the loop over stages. What is named here needs no torch."""
 
 from tutelage.runs.folder import (
     FINISHED,
     RunFolder,
-    finished_run,
-    is_done,
-    is_finished,
     is_tested,
-    last_fit,
+    main_stage,
+    read_config,
     read_record,
     stage_folders,
-    state,
-    stored_config,
-    tested_run,
-    trained,
+    train_entries,
+    weights_files,
 )
-from tutelage.runs.identity import identity, run_path
+from tutelage.runs.identity import run_identity, run_path
+from tutelage.runs.integrity import Health, inspect_run, is_complete, open_finished_run, open_tested_run
 
 __all__ = [
     "FINISHED",
+    "Health",
     "RunFolder",
-    "finished_run",
-    "identity",
-    "is_done",
-    "is_finished",
+    "inspect_run",
+    "is_complete",
     "is_tested",
-    "last_fit",
+    "main_stage",
+    "open_finished_run",
+    "open_tested_run",
+    "read_config",
     "read_record",
+    "run_identity",
     "run_path",
     "stage_folders",
-    "state",
-    "stored_config",
-    "tested_run",
-    "trained",
+    "train_entries",
+    "weights_files",
 ]

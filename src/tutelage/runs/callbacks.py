@@ -1,4 +1,8 @@
-"""What happens around each step: keyed randomness, the means of an epoch, the best network so far."""
+"""Callbacks around each training step: keyed randomness, an epoch's means, the best network so far, progress.
+
+``EpochTable`` stands in for ``self.log`` and Lightning's loggers: its sums live in the checkpoint, so that the mean of
+an epoch is exact after a resume in its middle, and no value is read from the device before the epoch ends.
+"""
 
 import csv
 import io
@@ -18,18 +22,19 @@ from tutelage.errors import UserError
 from tutelage.models import accuracy, cross_entropy
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.randomness import Key
+from tutelage.runs.observer import Observer
 from tutelage.storage import write_text
 
 
 def ends_step(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Return whether an optimizer step has been made with a batch: it is the last of those that are accumulated."""
+    """Return whether an optimizer step follows a batch: it is the last of those that are accumulated."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 class StepRandomness(pl.Callback):
-    """Makes what a step draws (dropout, stochastic depth) a function of the step, so that no state needs saving.
+    """Seeds the draws of a step (dropout, stochastic depth) by the step, so that no generator's state is saved.
 
-    Each part of its batch has draws of its own.
+    Each accumulated part of a batch has draws of its own.
 
     Setting a generator's seed takes a microsecond; ``torch.manual_seed`` would take a hundred.
     """
@@ -41,28 +46,28 @@ class StepRandomness(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Seed torch's generators for this step and part of its batch."""
-        pieces = trainer.accumulate_grad_batches
-        part = trainer.global_rank * pieces + batch_idx % pieces
+        accumulate = trainer.accumulate_grad_batches
+        part = trainer.global_rank * accumulate + batch_idx % accumulate
         seed = self._key.torch_seed("step", trainer.global_step, part)
         torch.default_generator.manual_seed(seed)
         if pl_module.device.type == "cuda":
             torch.cuda.default_generators[pl_module.device.index or 0].manual_seed(seed)
 
 
-def _wide(value: Tensor) -> Tensor:
-    """Return a value of a step in float64, whose sums do not depend on who adds them up (Apple's GPUs have float32)."""
+def _to_float64(value: Tensor) -> Tensor:
+    """Return a step's value in float64, whose sums do not depend on the order (float32 on Apple's GPUs)."""
     return value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)
 
 
 class EpochTable(pl.Callback):
     """Means over each epoch, in ``metrics.csv`` and the loggers, and the best validation accuracy so far.
 
-    The rows and the sums of the epoch under way live in the checkpoint: a resumed run writes the table from there, so
+    The rows and the sums of the current epoch live in the checkpoint: a resumed run writes the table from there, so
     that rows past the checkpoint vanish and a mean in the middle of an epoch goes on. Values stay on the device until
     the epoch ends.
 
-    Of several processes each adds up what it trains on and validates its part of the images; rows, best and saved sums
-    are of all of them, so that a checkpoint says the same on any number of devices. The first one writes.
+    Each of several processes adds up its own batches and validates its part of the images; rows, best and saved sums
+    are those of all processes, so that a checkpoint is the same on any number of devices. Rank 0 writes.
     """
 
     def __init__(
@@ -87,34 +92,34 @@ class EpochTable(pl.Callback):
         self._resumed_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows, the sums of the epoch under way and the best so far, as plain containers; in lockstep."""
+        """Return the rows, the sums of the current epoch and the best so far, as plain containers; in lockstep."""
         return {
             "rows": self.rows,
             "best": self.best,
-            "sums": self._of_all(),
+            "sums": self._mean_sums(),
             "steps": self._steps,
             "seconds": self._seconds(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what ``state_dict`` gave."""
+        """Restore the state that ``state_dict`` returned."""
         self.rows, self.best = state_dict["rows"], state_dict["best"]
         self._sums, self._steps = state_dict["sums"], state_dict["steps"]
         self._seconds_before = state_dict["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the table as the checkpoint knew it."""
+        """Write the table as it was at the checkpoint."""
         self._resumed_at = time.monotonic()
-        self._sums = {name: _wide(value.to(pl_module.device)) for name, value in self._sums.items()}
-        self._write()
+        self._sums = {name: _to_float64(value.to(pl_module.device)) for name, value in self._sums.items()}
+        self.write()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the values of the step, or of a part of it; end the epoch where one ends and no validation does so."""
-        pieces = trainer.accumulate_grad_batches
+        """Add the values of a batch; end the epoch after its last step, unless a validation follows."""
+        accumulate = trainer.accumulate_grad_batches
         for name, value in outputs.items():
-            added = _wide(value) / (1 if name == "loss" else pieces)  # the loss Lightning has divided
+            added = _to_float64(value) / (1 if name == "loss" else accumulate)  # Lightning has divided the loss
             self._sums[name] = self._sums[name] + added if name in self._sums else added
         if not ends_step(trainer, batch_idx):
             return
@@ -136,28 +141,29 @@ class EpochTable(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep a batch's answers."""
+        """Keep a batch's logits and labels."""
         self._validation.append((outputs["logits"].float(), outputs["labels"]))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End the epoch with its validation; keep the network where it is the best so far."""
+        """Compute validation metrics, save the network where it is the best so far, and end the epoch."""
         logits, labels = (torch.cat(each) for each in zip(*self._validation, strict=True))
-        known = labels != UNKNOWN  # the others only fill up a process's part
-        logits, labels = self._group.rows(logits[known]), self._group.rows(labels[known])
+        is_labelled = labels != UNKNOWN  # the others only fill up a process's part
+        logits = self._group.all_gather_rows(logits[is_labelled])
+        labels = self._group.all_gather_rows(labels[is_labelled])
         self._validation = []
-        found = self._group.broadcast_from_rank0(  # the same to the last bit, or processes would not agree on the best
+        metrics = self._group.broadcast_from_rank0(  # equal to the last bit, or processes would not agree on the best
             lambda: {"val/loss": float(cross_entropy(logits, labels)), "val/accuracy": float(accuracy(logits, labels))}
         )
-        if self.best is None or found["val/accuracy"] > self.best["val/accuracy"]:
-            self.best = {"step": trainer.global_step, **found}
+        if self.best is None or metrics["val/accuracy"] > self.best["val/accuracy"]:
+            self.best = {"step": trainer.global_step, **metrics}
             self._on_best()
-        self._end_epoch(trainer, found)
+        self._end_epoch(trainer, metrics)
 
     def _end_epoch(self, trainer: pl.Trainer, validation: dict[str, float]) -> None:
         step = trainer.global_step
         row: dict[str, float] = {"epoch": math.ceil(step / self._epoch_steps), "step": step}
         row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
-        row |= {f"train/{name}": float(total) / self._steps for name, total in self._of_all().items()}
+        row |= {f"train/{name}": float(total) / self._steps for name, total in self._mean_sums().items()}
         if not math.isfinite(row["train/loss"]):
             raise UserError(
                 f"the loss is {row['train/loss']} in epoch {row['epoch']} (steps to {step}): training has diverged; "
@@ -168,20 +174,21 @@ class EpochTable(pl.Callback):
             logger.log_metrics(row, step)
         self.rows.append({**row, "seconds": round(self._seconds(), 3)})
         self._sums, self._steps = {}, 0
-        self._write()
+        self.write()
 
-    def _of_all(self) -> dict[str, Tensor]:
-        """Return the sums of the epoch under way as the mean of all processes'; in lockstep."""
+    def _mean_sums(self) -> dict[str, Tensor]:
+        """Return the sums of the current epoch as means over all processes; in lockstep."""
         if self._group.size == 1 or not self._sums:
             return self._sums
-        means = self._group.mean(torch.stack([total.cpu() for total in self._sums.values()]))
+        means = self._group.all_reduce_mean(torch.stack([total.cpu() for total in self._sums.values()]))
         return dict(zip(self._sums, means, strict=True))
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._resumed_at
 
-    def _write(self) -> None:
-        if not self._group.first:
+    def write(self) -> None:
+        """Write the table."""
+        if not self._group.is_rank0:
             return
         text = io.StringIO()
         if self.rows:
@@ -189,3 +196,21 @@ class EpochTable(pl.Callback):
             table.writeheader()
             table.writerows(self.rows)
         write_text(self._file, text.getvalue())
+
+
+class ProgressReport(pl.Callback):
+    """Reports each step's values to an observer."""
+
+    def __init__(self, observer: Observer, epoch_steps: int) -> None:
+        self._observer = observer
+        self._epoch_steps = epoch_steps
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Report the step."""
+        if not ends_step(trainer, batch_idx):
+            return
+        step, steps = trainer.global_step, trainer.max_steps
+        epoch, epochs = (-(-count // self._epoch_steps) for count in (step, steps))
+        self._observer.progress(step / steps, {"epoch": f"{epoch}/{epochs}", **outputs})

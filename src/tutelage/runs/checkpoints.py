@@ -1,4 +1,8 @@
-"""Checkpoints that are whole, flushed to the disk and checked when read."""
+"""Checkpoints that are written whole or not at all, flushed to the disk, and checked by a digest when read.
+
+``Checkpoints`` stands in for Lightning's ``ModelCheckpoint``, which writes in place and neither on a signal nor by
+agreement of several processes.
+"""
 
 import time
 from collections.abc import Callable
@@ -16,12 +20,12 @@ from tutelage.storage import is_sound, write_checked
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 SECONDS_BETWEEN_EPOCH_ENDS = 10.0
-NOT_YET, AT_AN_END, AT_ONCE = range(3)  # when a checkpoint is due
-COUNTERS = "epoch_loop.batch_progress"  # of the batches that Lightning has shown
+NOT_DUE, DUE_AT_EPOCH_END, DUE_NOW = range(3)  # whether a checkpoint is due
+BATCH_COUNTERS = "epoch_loop.batch_progress"  # Lightning's, in a checkpoint
 
 
 class WholeCheckpointIO(CheckpointIO):
-    """Writes beside the target, with a checksum, flushes, renames; the last before stays as ``previous.ckpt``."""
+    """Writes a temporary file with a checksum, flushes and renames it; the file before it is ``previous.ckpt`` then."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path``, whole or absent."""
@@ -30,7 +34,7 @@ class WholeCheckpointIO(CheckpointIO):
         write_checked(path, lambda file: torch.save(checkpoint, file), keep)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint by torch's restricted loader, whatever the caller would allow."""
+        """Read a checkpoint with torch's restricted loader, whatever the caller would allow."""
         content: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
         return content
 
@@ -40,7 +44,7 @@ class WholeCheckpointIO(CheckpointIO):
 
 
 def newest_sound(folder: Path) -> tuple[Path | None, list[Path]]:
-    """Return the newest checkpoint in ``folder`` that is sound, and the damaged ones that were passed over."""
+    """Return the newest checkpoint in ``folder`` whose checksum is right, and the damaged ones."""
     damaged: list[Path] = []
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.exists():
@@ -52,13 +56,13 @@ def newest_sound(folder: Path) -> tuple[Path | None, list[Path]]:
 
 
 class Checkpoints(pl.Callback):
-    """Saves ``last.ckpt`` every so many minutes, at ends of epochs, at the end, and when a signal asks for it.
+    """Saves ``last.ckpt`` every few minutes, at ends of epochs, after the last step, and when a signal asks for it.
 
-    A step after which a validation is due is saved when that is done, so that a checkpoint never lies between the two.
+    Where a validation follows a step, the checkpoint is saved after the validation, never between the two.
 
-    Several processes save together, when the first one's clock or any one's signals say so. They tell one another at
-    the end of a step and hear it at the end of the next, so that neither they nor their devices wait. What is saved is
-    the same for any number of devices and of accumulated parts.
+    Several processes save together, when the clock of rank 0 or a signal to any process asks for it. They send their
+    requests at the end of a step and read the others' at the end of the next, so that no process and no device waits.
+    The file is the same for any number of devices and of accumulated parts.
     """
 
     def __init__(
@@ -70,12 +74,12 @@ class Checkpoints(pl.Callback):
         self._signals = signals
         self._group = group
         self._saved_at = time.monotonic()
-        self._heard: Callable[[], list[int]] = lambda: [NOT_YET, 0]
+        self._read_requests: Callable[[], list[int]] = lambda: [NOT_DUE, 0]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save where it is time and no validation is due."""
+        """Save where a checkpoint is due and no validation follows."""
         if not ends_step(trainer, batch_idx):
             return
         step = trainer.global_step
@@ -90,43 +94,45 @@ class Checkpoints(pl.Callback):
         self._save_if_due(trainer, ends_epoch=True, last=trainer.global_step == trainer.max_steps)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Hear what was said last, so that nothing is under way any more."""
-        self._heard()
+        """Read the last requests, so that no collective operation is left open."""
+        self._read_requests()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Count batches by optimizer steps, whatever is accumulated for one."""
+        """Count batches by optimizer steps, whatever the number of accumulated parts."""
         _recount(checkpoint, lambda batches: batches // trainer.accumulate_grad_batches)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Count batches as they are accumulated from now on."""
+        """Count batches by the present number of accumulated parts."""
         _recount(checkpoint, lambda steps: steps * trainer.accumulate_grad_batches)
 
     def _save_if_due(self, trainer: pl.Trainer, ends_epoch: bool, last: bool) -> None:
         if self._group.size == 1:
-            self._heard = self._say()
-        due, asked = self._heard()
-        if last or asked or due == AT_ONCE or (ends_epoch and due == AT_AN_END):
+            self._read_requests = self._send_request()
+        due, requested = self._read_requests()
+        if last or requested or due == DUE_NOW or (ends_epoch and due == DUE_AT_EPOCH_END):
             trainer.save_checkpoint(self._file)
             self._saved_at = time.monotonic()
-            self._signals.answer(asked)
+            self._signals.check(requested)
         if self._group.size > 1:
-            self._heard = self._say()
+            self._read_requests = self._send_request()
 
-    def _say(self) -> Callable[[], list[int]]:
-        """Tell the other processes whether a checkpoint is due and what is asked for; return what hears all of them."""
+    def _send_request(self) -> Callable[[], list[int]]:
+        """Send the other processes this one's request; return a function that reads the requests of all."""
         since = time.monotonic() - self._saved_at
-        due = AT_ONCE if since >= self._seconds else AT_AN_END if since >= SECONDS_BETWEEN_EPOCH_ENDS else NOT_YET
-        return self._group.largest([due if self._group.first else NOT_YET, self._signals.asked])
+        due = (
+            DUE_NOW if since >= self._seconds else DUE_AT_EPOCH_END if since >= SECONDS_BETWEEN_EPOCH_ENDS else NOT_DUE
+        )
+        return self._group.all_reduce_max([due if self._group.is_rank0 else NOT_DUE, self._signals.requested])
 
 
-def _recount(checkpoint: dict[str, Any], change: Callable[[int], int]) -> None:
-    """Change the numbers of batches in a checkpoint; a batch that is not completed yet stays so."""
-    for counter in checkpoint["loops"]["fit_loop"][COUNTERS].values():
+def _recount(checkpoint: dict[str, Any], convert: Callable[[int], int]) -> None:
+    """Convert the batch counters in a checkpoint; a batch that is not completed yet stays so."""
+    for counter in checkpoint["loops"]["fit_loop"][BATCH_COUNTERS].values():
         if isinstance(counter, dict):
-            under_way = counter["processed"] - counter["completed"]
-            counter |= {name: change(counter[name]) for name in ("ready", "started", "processed")}
-            counter["completed"] = counter["processed"] - under_way
+            incomplete = counter["processed"] - counter["completed"]
+            counter |= {name: convert(counter[name]) for name in ("ready", "started", "processed")}
+            counter["completed"] = counter["processed"] - incomplete

@@ -1,69 +1,89 @@
-"""A run under way: its config, its data, its folder, its plan, and what its stages left so far."""
+"""The context of a run: its config, data, folder and stages, and the outputs of the stages that are finished."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from tutelage.config import AugmentationConfig, Config, DataConfig
 from tutelage.data import (
+    BatchShard,
     ImageDataModule,
     Selection,
-    Share,
     StageData,
-    data_module,
     read_labels,
     read_metadata,
     shard_files,
 )
 from tutelage.errors import UserError
-from tutelage.models import BANK_FILES, ImageClassifier, ImageSpec, Teacher, grown, load_classifier, weight_hash
+from tutelage.models import (
+    BANK_FILES,
+    ImageClassifier,
+    ImageSpec,
+    Teacher,
+    load_classifier,
+    weight_hash,
+    with_added_task,
+)
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.randomness import Key
-from tutelage.runs.cluster.signals import NOTHING, SAVE_AND_GO_ON, Signals
-from tutelage.runs.cost import Size, size_of
-from tutelage.runs.folder import Record, RunFolder, results_of
+from tutelage.runs.cluster.signals import NO_REQUEST, SAVE_AND_CONTINUE, Signals
+from tutelage.runs.folder import Record, RunFolder, stage_results
+from tutelage.runs.network_size import NetworkSize, measure_network
 from tutelage.runs.observer import Observer
-from tutelage.runs.previous_run import PreviousRun, older
+from tutelage.runs.previous_run import PreviousRun, find_previous_run
 from tutelage.storage import is_sound
 from tutelage.strategies import PseudoLabelStage, Stage, TrainStage, stages
 
 
-def spec_of(data: DataConfig, classes: Sequence[str]) -> ImageSpec:
-    """Return what networks see and tell apart on some data."""
+def make_image_spec(data: DataConfig, classes: Sequence[str]) -> ImageSpec:
+    """Return the images and classes of a dataset, as networks are built for them."""
     return ImageSpec(data.channels, data.image_size, tuple(classes), tuple(data.mean), tuple(data.std))
 
 
 class Selections(Mapping[str, Selection]):
-    """What Label stages selected of their stored labels, made when it is asked for; only the newest stays in memory."""
+    """The selections of pseudo-labelling stages, by stage name; read from the store when used, only the newest kept."""
 
     def __init__(self, context: "RunContext") -> None:
-        self._run = context
+        self._context = context
         self._newest: tuple[str, Selection] | None = None
 
     def __getitem__(self, name: str) -> Selection:
-        """Return what the stage ``name`` selected."""
+        """Return the selection of the stage ``name``."""
         if self._newest is None or self._newest[0] != name:
-            stage = next(one for one in self._labels() if one.name == name)
-            self._newest = name, stage.select(read_labels(self._run.place(stage).path))
+            stage = next(stage for stage in self._stages() if stage.name == name)
+            self._newest = name, stage.select(read_labels(self._context.stage_folder(stage).path))
         return self._newest[1]
 
     def __iter__(self) -> Iterator[str]:
-        return iter([stage.name for stage in self._labels()])
+        return iter([stage.name for stage in self._stages()])
 
     def __len__(self) -> int:
-        return len(self._labels())
+        return len(self._stages())
 
-    def _labels(self) -> list[PseudoLabelStage]:
-        return [stage for stage in self._run.plan if isinstance(stage, PseudoLabelStage)]
+    def _stages(self) -> list[PseudoLabelStage]:
+        return [stage for stage in self._context.stages if isinstance(stage, PseudoLabelStage)]
 
 
 @dataclass
 class RunContext:
-    """A run under way: its config, data, folder and what its stages left so far, as one of its processes has it."""
+    """A run in progress, as one of its processes has it.
+
+    Attributes:
+        config: the whole config.
+        folder: the run's folder.
+        record: the content of ``run.json``.
+        data: the DataModule at ``data.image_size``.
+        signals: the request that signals have made.
+        observer: shows progress.
+        group: the processes of the run.
+        evaluates_test: whether the run ends with an evaluation on the test set.
+        stages: the stages, as far as they follow from those that are finished.
+        parts: names of the parts of the work, in the order that the observer counts them.
+        weightless_teachers: teachers on the meta device, by stage name or weight files.
+    """
 
     config: Config
     folder: RunFolder
@@ -72,108 +92,56 @@ class RunContext:
     signals: Signals
     observer: Observer
     group: ProcessGroup = ALONE
-    plan: Sequence[Stage] = ()
-    parts: Sequence[str] = ()  # of the work, as the observer counts it
-    outlines: dict[str | Sequence[Path], Teacher] = field(default_factory=dict)  # teachers without their weights
-    sizes: dict[str, Size] = field(default_factory=dict)  # of the stages' networks, by stage
-    at_sizes: dict[int, ImageDataModule] = field(default_factory=dict)  # the data once more, at other sizes
+    evaluates_test: bool = True
+    stages: Sequence[Stage] = ()
+    parts: Sequence[str] = ()
+    weightless_teachers: dict[str | Sequence[Path], Teacher] = field(default_factory=dict)
+    _data_at_size: dict[int, ImageDataModule] = field(default_factory=dict)
+    _network_sizes: dict[str, NetworkSize] = field(default_factory=dict)
 
     @property
-    def spec(self) -> ImageSpec:
-        """What the networks see and tell apart."""
-        spec = spec_of(self.config.data, self.data.source.classes)
-        if self.older is not None:
-            return grown(spec, self.older.network.spec)
+    def image_spec(self) -> ImageSpec:
+        """The images and classes that the networks are built for."""
+        spec = make_image_spec(self.config.data, self.data.source.classes)
+        if self.previous_run is not None:
+            return with_added_task(spec, self.previous_run.network.spec)
         return replace(spec, tasks=tuple(map(tuple, getattr(self.config.strategy, "tasks", ()))))
 
-    def sees(self, stage: TrainStage) -> ImageSpec:
-        """Return what a stage's network sees and tells apart."""
-        return replace(self.spec, image_size=stage.image_size or self.spec.image_size)
+    def stage_image_spec(self, stage: TrainStage) -> ImageSpec:
+        """Return the images and classes that a stage's network is built for."""
+        return replace(self.image_spec, image_size=stage.image_size or self.image_spec.image_size)
 
-    def size(self, stage: TrainStage) -> Size:
-        """Return how large a stage's network is.
+    def network_size(self, stage: TrainStage) -> NetworkSize:
+        """Return the size of a stage's network.
 
         Raises:
             UserError: it cannot be built.
         """
-        if stage.name not in self.sizes:
-            self.sizes[stage.name] = size_of(stage.model.arguments(), self.sees(stage))
-        return self.sizes[stage.name]
+        if stage.name not in self._network_sizes:
+            size = measure_network(stage.model.arguments(), self.stage_image_spec(stage))
+            self._network_sizes[stage.name] = size
+        return self._network_sizes[stage.name]
 
-    def data_of(self, stage: TrainStage) -> ImageDataModule:
-        """Return the data as a stage sees it: the run's own, or the same once more, at the stage's own size.
+    def data_for(self, stage: TrainStage) -> ImageDataModule:
+        """Return the DataModule at a stage's image size.
 
         Raises:
-            UserError: at that size it has other images.
+            UserError: the dataset has other images at that size.
         """
         size = stage.image_size or self.config.data.image_size
         if size == self.config.data.image_size:
             return self.data
-        if size not in self.at_sizes:
-            data = data_module(self.config.data.model_copy(update={"image_size": size}))
-            data.tell, data.device, data.share = self.data.tell, self.data.device, self.data.share
-            data.neighbours = self.data.neighbours
-            if not np.array_equal(data.source.labels, self.data.source.labels):
-                raise UserError(f"stage {stage.name}: at {size} pixels the data has other images; image_size=null")
-            data.splits = self.data.splits
-            self.at_sizes[size] = data
-        return self.at_sizes[size]
+        if size not in self._data_at_size:
+            try:
+                self._data_at_size[size] = self.data.at_image_size(size)
+            except ValueError:
+                raise UserError(
+                    f"stage {stage.name}: at {size} pixels the data has other images; image_size=null"
+                ) from None
+        return self._data_at_size[size]
 
-    def planned(self) -> Sequence[Stage]:
-        """Return the stages, as far as they follow from those that are finished."""
-        return stages(self.config, self.data.source, self.data.splits, results_of(self.record.content))
-
-    @cached_property
-    def older(self) -> PreviousRun | None:
-        """The run whose network comes with the first task, where the config does not give it."""
-        return older(self.config, self.data.tell)
-
-    @cached_property
-    def selections(self) -> "Selections":
-        """What the finished PseudoLabelStage stages selected, by stage."""
-        return Selections(self)
-
-    @property
-    def validated(self) -> bool:
-        """Whether there are validation images."""
-        return len(self.data.splits.validation) > 0
-
-    @property
-    def device(self) -> torch.device:
-        """Where to compute."""
-        gpu = self.config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-        return torch.device("cuda", self.group.world.local_rank) if gpu else torch.device("cpu")
-
-    @property
-    def share(self) -> Share:
-        """Which part of each batch this process trains on."""
-        return Share(self.group.world.rank, self.group.size, self.config.trainer.accumulate)
-
-    def answer(self) -> None:
-        """Stop where this or another process is told to; outside of training, where nothing is lost.
-
-        Raises:
-            Stopped: one is.
-        """
-        asked = self.signals.asked
-        self.signals.answer(self.group.told(asked if asked > SAVE_AND_GO_ON else NOTHING))
-
-    def place(self, stage: Stage) -> RunFolder:
-        """Return the folder of a stage."""
-        names = [one.name for one in self.plan]
-        return self.folder.stage(names.index(stage.name) + 1, stage.name, len(names))
-
-    def judged(self, stage: TrainStage) -> bool:
-        """Whether validation chooses which weights of a stage are kept."""
-        return self.validated and stage.judged
-
-    def show(self, part: str) -> None:
-        """OnProgress the observer which part of the work begins or goes on."""
-        if part in self.parts:
-            self.observer.stage(self.parts.index(part) + 1)
-
-    def training(self, stage: TrainStage) -> StageData:
-        """Return what a stage trains on."""
+    def stage_data(self, stage: TrainStage) -> StageData:
+        """Return the streams, augmentation and draws that a stage trains with."""
         augmentation = self.config.augmentation if stage.augmented else AugmentationConfig()
         return StageData(
             streams=stage.streams(self.selections),
@@ -184,40 +152,131 @@ class RunContext:
             mix=augmentation.mix,
         )
 
-    def weights(self, stage: TrainStage) -> Path:
-        """Return the file with the network that a stage ends with."""
-        return self.place(stage).weights(self.judged(stage))
+    def follow_results(self) -> bool:
+        """List the stages anew, as they follow from the finished ones; return whether the list has changed."""
+        before = [stage.name for stage in self.stages]
+        self.stages = stages(self.config, self.data.source, self.data.splits, stage_results(self.record.content))
+        return before != [stage.name for stage in self.stages]
 
-    def left_by(self, stage: Stage) -> list[Path]:
-        """Return the files that a finished stage leaves for those after it."""
+    @property
+    def train_stages(self) -> list[TrainStage]:
+        """The stages that train a network."""
+        return [stage for stage in self.stages if isinstance(stage, TrainStage)]
+
+    @property
+    def main_stage(self) -> TrainStage:
+        """The stage that trains the run's network: the last one that is no control nor rejected."""
+        return [stage for stage in self.train_stages if not stage.control and not stage.rejected][-1]
+
+    @cached_property
+    def previous_run(self) -> PreviousRun | None:
+        """The run whose network brings the first task, where the config does not list it."""
+        return find_previous_run(self.config, self.data.runtime)
+
+    @cached_property
+    def selections(self) -> Selections:
+        """The selections of finished pseudo-labelling stages, by stage name."""
+        return Selections(self)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation images."""
+        return len(self.data.splits.validation) > 0
+
+    def selects_best(self, stage: TrainStage) -> bool:
+        """Return whether validation selects which weights of a stage are kept; else the final ones are."""
+        return self.has_validation and stage.select_best
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.data.runtime.device
+
+    def check_signals(self) -> None:
+        """Stop the run where a signal asks any process for it; for use outside of training, where nothing is lost.
+
+        Raises:
+            Stopped: a signal asks for it.
+        """
+        requested = self.signals.requested
+        self.signals.check(self.group.agree_on_request(requested if requested > SAVE_AND_CONTINUE else NO_REQUEST))
+
+    def on_images(self, count: int, scale: Callable[[float], float] = float) -> Callable[[int], None]:
+        """Return a function to call with the number of images of each batch: shows progress and checks signals.
+
+        Args:
+            count: images in all.
+            scale: maps the fraction of them that is done to the fraction of the part of the work.
+        """
+        done = 0
+
+        def on_batch(batch_size: int) -> None:
+            nonlocal done
+            done += batch_size
+            self.observer.progress(scale(done / count), {"images": f"{done}/{count}"})
+            self.check_signals()
+
+        return on_batch
+
+    def show_part(self, name: str) -> None:
+        """Show that a part of the work begins or goes on."""
+        if name in self.parts:
+            self.observer.part(self.parts.index(name) + 1)
+
+    def stage_folder(self, stage: Stage) -> RunFolder:
+        """Return the folder of a stage."""
+        names = [other.name for other in self.stages]
+        return self.folder.stage_folder(names.index(stage.name) + 1, stage.name, len(names))
+
+    def weights_file(self, stage: TrainStage) -> Path:
+        """Return the file of the network that a stage ends with."""
+        return self.stage_folder(stage).weights_file(self.selects_best(stage))
+
+    def load_network(self, name: str) -> ImageClassifier:
+        """Return the network that the training stage ``name`` ended with."""
+        return load_classifier(next(self.weights_file(stage) for stage in self.train_stages if stage.name == name))
+
+    def stage_outputs(self, stage: Stage) -> list[Path]:
+        """Return the files with checksums that a finished stage leaves for later stages."""
+        folder = self.stage_folder(stage)
         if isinstance(stage, PseudoLabelStage):
-            return shard_files(self.place(stage).path, len(self.data.splits.pool))
-        bank = [self.place(stage).checkpoints / name for name in BANK_FILES] if stage.one_pass else []
-        return [self.weights(stage), *bank]
+            return shard_files(folder.path, len(self.data.splits.pool))
+        bank = [folder.checkpoints / name for name in BANK_FILES] if stage.one_pass else []
+        return [self.weights_file(stage), *bank]
 
-    def network(self, name: str) -> ImageClassifier:
-        """Return the network that the Fit stage ``name`` ended with."""
-        return load_classifier(next(self.weights(s) for s in self.plan if isinstance(s, TrainStage) and s.name == name))
+    def is_stage_complete(self, stage: Stage) -> bool:
+        """Return whether a stage is finished and its outputs are intact; else prepare for running it again."""
+        if self.record.stage_entry(stage.name) is None:
+            return False
+        folder = self.stage_folder(stage)
+        damaged = [file for file in self.stage_outputs(stage) if not is_sound(file)]
+        lacks_metrics = isinstance(stage, TrainStage) and not stage.one_pass and not folder.metrics_file.is_file()
+        if not damaged and not lacks_metrics and (isinstance(stage, TrainStage) or self._is_of_its_teacher(stage)):
+            return True
+        if damaged:
+            reason = f"{damaged[0]} is damaged or missing"
+        elif lacks_metrics:
+            reason = f"{folder.metrics_file} is missing"
+        else:
+            reason = f"{folder.path} has pseudo-labels of another teacher"
+        self.observer.say(f"warning: {reason}: stage {stage.name} is run again")
+        if damaged and isinstance(stage, TrainStage) and self.selects_best(stage):
+            for file in folder.checkpoints.glob("*"):  # no checkpoint holds the best weights: only training finds them
+                file.unlink()
+        return False
+
+    def _is_of_its_teacher(self, stage: PseudoLabelStage) -> bool:
+        """Return whether pseudo-labels are those of the teacher's present weights: it may have been trained again."""
+        metadata = read_metadata(self.stage_folder(stage).path)
+        return metadata is not None and metadata.get("weights") == weight_hash(self.load_network(stage.teacher))
 
 
-def is_intact(context: RunContext, stage: Stage) -> bool:
-    """Return whether what a finished stage left is still there and sound; say it and clear the way where it is not."""
-    damaged = [file for file in context.left_by(stage) if not is_sound(file)]
-    if not damaged and (isinstance(stage, TrainStage) or _is_of_its_teacher(context, stage)):
-        return True
-    what = (
-        f"{damaged[0]} is damaged or gone" if damaged else f"{context.place(stage).path} has another teacher's labels"
-    )
-    context.observer.say(f"warning: {what}: stage {stage.name} is done again")
-    if isinstance(stage, TrainStage) and context.judged(
-        stage
-    ):  # the best weights are in no checkpoint: only training finds them
-        for file in context.place(stage).checkpoints.glob("*"):
-            file.unlink()
-    return False
+def batch_shard(config: Config, group: ProcessGroup) -> BatchShard:
+    """Return the part of each batch that this process trains on."""
+    return BatchShard(group.world.rank, group.size, config.trainer.accumulate)
 
 
-def _is_of_its_teacher(context: RunContext, stage: PseudoLabelStage) -> bool:
-    """Return whether a stage's labels are those of its teacher as it is now: it may have been trained again."""
-    about = read_metadata(context.place(stage).path)
-    return about is not None and about.get("weights") == weight_hash(context.network(stage.teacher))
+def choose_device(config: Config, local_rank: int) -> torch.device:
+    """Return the device of the process ``local_rank`` of this machine."""
+    uses_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", local_rank) if uses_gpu else torch.device("cpu")

@@ -1,62 +1,62 @@
-"""What stages cost, for the estimate of the time left."""
+"""Estimated costs of the parts of a run, from which the display computes the time left."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from tutelage.models import VIEW_COUNTS
+from tutelage.runs.context import RunContext
+from tutelage.runs.network_size import count_flops
+from tutelage.runs.observer import PartCost
+from tutelage.runs.teacher_cache import caching_part, count_logits
+from tutelage.runs.teachers import teacher_without_weights
+from tutelage.strategies import PseudoLabelStage, TrainStage
 
-from tutelage.errors import UserError
-from tutelage.models import ImageSpec, make_classifier
-
-LOADING_FLOPS = 1.5e7  # what reading and augmenting an image weighs beside arithmetic, measured on small images
-FORWARD_SHARE = 1 / 3  # of a training step: a backward costs two forwards
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a network is: floating-point operations of an image's forward, and parameters."""
-
-    flops: float
-    parameters: int
+LOADING_FLOPS = 1.5e7  # reading and augmenting an image, measured on small images
+FORWARD_FRACTION = 1 / 3  # of a training step's operations: a backward costs two forwards
+TEST_PART = "test"  # the part of the work after the last stage
 
 
-def size_of(model: dict[str, Any], spec: ImageSpec) -> Size:
-    """Return the size of a network, from one image's way through it on the meta device.
-
-    Raises:
-        UserError: the network cannot be built, or does not take images of this size.
-    """
-    with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network = make_classifier(model, spec).eval()
-        try:
-            network(torch.empty(1, spec.channels, spec.image_size, spec.image_size, dtype=torch.uint8))
-        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-            reason = " ".join(str(error).split())[:200]
-            name = model.get("name", model["_target_"])
-            raise UserError(f"model {name} does not take data.image_size={spec.image_size}: {reason}") from None
-    return Size(float(counter.get_total_flops()), sum(p.numel() for p in network.parameters()))
+def training_cost(images: int, flops: float) -> float:
+    """Return the cost of training on a number of images."""
+    return images * (flops / FORWARD_FRACTION + LOADING_FLOPS)
 
 
-def flops_of(ask: Callable[[Tensor], Tensor], spec: ImageSpec) -> float:
-    """Return the operations of asking networks that lie on the meta device about an image."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        ask(torch.empty(1, spec.channels, spec.image_size, spec.image_size, dtype=torch.uint8))
-    return float(counter.get_total_flops())
-
-
-def training(images: int, flops: float) -> float:
-    """Return the work of training on ``images`` images."""
-    return images * (flops / FORWARD_SHARE + LOADING_FLOPS)
-
-
-def answering(images: int, flops: float) -> float:
-    """Return the work of answering on ``images`` images."""
+def inference_cost(images: int, flops: float) -> float:
+    """Return the cost of a forward of a number of images."""
     return images * flops
 
 
-def comparing(images: int, spec: ImageSpec) -> float:
-    """Return the work of comparing one image with ``images`` others."""
-    return 2.0 * images * spec.channels * spec.image_size**2
+def stage_costs(context: RunContext) -> Sequence[PartCost]:
+    """Return the costs of the stages and of the evaluation on the test set."""
+    flops = {stage.name: context.network_size(stage).flops for stage in context.train_stages}
+    splits, parts = context.data.splits, []
+    for stage in context.stages:
+        if isinstance(stage, PseudoLabelStage):
+            images = VIEW_COUNTS[stage.tta_views] * len(splits.pool)
+            parts.append(PartCost(stage.name, inference_cost(images, flops[stage.teacher])))
+        elif stage.one_pass:
+            parts.append(PartCost(stage.name, inference_cost(len(splits.labelled), flops[stage.name])))
+            spec = context.image_spec  # each image is compared with each labelled one
+            flops[stage.name] += 2.0 * len(splits.labelled) * spec.channels * spec.image_size**2
+        else:
+            images = stage.steps * stage.images_per_step
+            cached_parts, live_flops = _teacher_costs(context, stage, flops)
+            cost = training_cost(images, flops[stage.name]) + inference_cost(images, live_flops)
+            parts += [*cached_parts, PartCost(stage.name, cost)]
+    if context.evaluates_test:
+        cost = sum(inference_cost(len(splits.test), network_flops) for network_flops in flops.values())
+        parts.append(PartCost(TEST_PART, cost))
+    return parts
+
+
+def _teacher_costs(context: RunContext, stage: TrainStage, flops: dict[str, float]) -> tuple[Sequence[PartCost], float]:
+    """Return the cost of caching a stage's teacher logits, and the operations of a live teacher for an image."""
+    spec = stage.teacher
+    if spec is None:
+        return [], 0.0
+    if spec.features:
+        cost = flops[stage.name]
+    else:
+        cost = count_flops(teacher_without_weights(context, spec), context.image_spec)
+    if spec.live:
+        return [], cost
+    return [PartCost(caching_part(stage), inference_cost(count_logits(context, stage), cost))], 0.0

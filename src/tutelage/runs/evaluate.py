@@ -1,4 +1,4 @@
-"""How good networks are: asked about images, with progress shown and signals heeded; the test at the end."""
+"""The evaluation of a run's networks on the test sets, once, after the last stage."""
 
 import time
 from collections.abc import Callable
@@ -7,82 +7,74 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data import ImageDataModule
-from tutelage.models import ImageClassifier, Predictions, answers, compute_metrics, compute_task_metrics
+from tutelage.models import ImageClassifier, Predictions, compute_metrics, compute_task_metrics, predict
 from tutelage.runs.context import RunContext
+from tutelage.runs.integrity import list_files
 from tutelage.storage import write_whole
 from tutelage.strategies import TrainStage
 
 
-def test(context: RunContext) -> None:
-    """Measure every network on the test sets, once, after the last stage, and finish the record."""
-    result: dict[str, float] = {}
-    fits, splits = [stage for stage in context.plan if isinstance(stage, TrainStage)], context.data.splits
-    others = {f"test-{name}": indices for name, indices in splits.others.items()}
-    for number, stage in enumerate(fits):
-        entry = context.record.stage(stage.name)
-        assert entry is not None  # noqa: S101 - every stage was finished before
-        network, started = context.network(stage.name), time.monotonic()
-        data = context.data_of(stage)
-        found = answers_of(context, network, data, splits.test, lambda share, done=number: (done + share) / len(fits))  # type: ignore[misc]
-        entry["answer_seconds"] = round(time.monotonic() - started, 3)
-        _write_answers(context.place(stage).test_file, found)
-        entry["result"] |= compute_metrics(found, network.spec.classes, "test") | compute_task_metrics(
-            found, network, "test"
-        )
-        if context.older is not None and len(context.older.test):
-            images = context.older.images(len(context.data.source.classes))
-            found = answers(network, images, context.device, lambda count: context.answer())
-            entry["result"] |= compute_task_metrics(found, network, "test")
-        for name, indices in others.items():
-            found = answers_of(context, network, data, indices, lambda share, done=number: (done + 1) / len(fits))  # type: ignore[misc]
-            entry["result"] |= compute_metrics(found, network.spec.classes, name) | compute_task_metrics(
-                found, network, name
-            )
-        context.record.finish_stage(entry)
-        if not stage.control and not stage.rejected:
-            result = entry["result"]
-    context.record.finish(result, [stage.name for stage in context.plan])
+def evaluate_networks(context: RunContext) -> None:
+    """Evaluate every network on the test sets and finish the record."""
+    stages = context.train_stages
+    for number, stage in enumerate(stages):
+        _evaluate_stage(context, stage, lambda fraction, number=number: (number + fraction) / len(stages))  # type: ignore[misc]
+    _finish(context, context.record.finished_entry(context.main_stage.name)["result"])
 
 
-def leave_untested(context: RunContext) -> None:
-    """Finish the record with what validation says; the test set stays untouched."""
-    last = [
-        stage for stage in context.plan if isinstance(stage, TrainStage) and not stage.control and not stage.rejected
-    ][-1]
-    entry = context.record.stage(last.name)
-    assert entry is not None  # noqa: S101 - every stage was finished before
-    seen = {key: value for key, value in entry["result"].items() if not key.startswith("test")}
-    context.record.finish(seen, [stage.name for stage in context.plan])
+def finish_untested(context: RunContext) -> None:
+    """Finish the record with the validation metrics; the test set stays untouched."""
+    result = context.record.finished_entry(context.main_stage.name)["result"]
+    _finish(context, {key: value for key, value in result.items() if not key.startswith("test")})
 
 
-def answers_of(
+def _finish(context: RunContext, result: dict[str, float]) -> None:
+    names = [stage.name for stage in context.stages]
+    context.record.finish(result, names, list_files(context.folder))
+
+
+def _evaluate_stage(context: RunContext, stage: TrainStage, scale: Callable[[float], float]) -> None:
+    """Evaluate a stage's network on the test sets, and add the metrics to the stage's entry in the ledger."""
+    entry, splits = context.record.finished_entry(stage.name), context.data.splits
+    network, data, started = context.load_network(stage.name), context.data_for(stage), time.monotonic()
+    predictions = _predict_split(context, network, data, splits.test, scale)
+    entry["test_seconds"] = round(time.monotonic() - started, 3)
+    _write_predictions(context.stage_folder(stage).test_file, predictions)
+    entry["result"] |= _all_metrics(predictions, network, "test")
+    if context.previous_run is not None and len(context.previous_run.test):
+        images = context.previous_run.test_batches(first_label=len(context.data.source.classes))
+        predictions = predict(network, images, context.device, lambda count: context.check_signals())
+        entry["result"] |= compute_task_metrics(predictions, network, "test")
+    for name, indices in splits.others.items():
+        predictions = _predict_split(context, network, data, indices, lambda fraction: scale(1.0))
+        entry["result"] |= _all_metrics(predictions, network, f"test-{name}")
+    context.record.finish_stage(entry)
+
+
+def _all_metrics(predictions: Predictions, network: ImageClassifier, prefix: str) -> dict[str, float]:
+    metrics = compute_metrics(predictions, network.spec.classes, prefix)
+    return metrics | compute_task_metrics(predictions, network, prefix)
+
+
+def _predict_split(
     context: RunContext,
     network: ImageClassifier,
     data: ImageDataModule,
     indices: np.ndarray,
-    of_stage: Callable[[float], float],
+    scale: Callable[[float], float],
 ) -> Predictions:
-    """Return a network's answers; progress is shown, signals are heeded."""
-    return answers(network, data.plain(indices), context.device, heed(context, len(indices), of_stage))
+    """Return a network's predictions on some images; show progress and check signals."""
+    batches = data.eval_dataloader(indices)
+    return predict(network, batches, context.device, context.on_images(len(indices), scale))
 
 
-def heed(context: RunContext, images: int, of_stage: Callable[[float], float]) -> Callable[[int], None]:
-    """Return what to call after each batch of images: shows progress, heeds signals."""
-    done = 0
-
-    def after_batch(just_done: int) -> None:
-        nonlocal done
-        done += just_done
-        context.observer.progress(of_stage(done / images), {"images": f"{done}/{images}"})
-        context.answer()
-
-    return after_batch
-
-
-def _write_answers(file: Path, found: Predictions) -> None:
+def _write_predictions(file: Path, predictions: Predictions) -> None:
     write_whole(
         file,
         lambda out: np.savez(
-            out, probabilities=found.probabilities.astype(np.float16), labels=found.labels, indices=found.indices
+            out,
+            probabilities=predictions.probabilities.astype(np.float16),
+            labels=predictions.labels,
+            indices=predictions.indices,
         ),
     )

@@ -1,4 +1,4 @@
-"""A run's folder: what lies where, and ``run.json``, the ledger of what is done. Needs no torch."""
+"""A run's folder: the paths in it, and ``run.json``, the ledger of finished stages. Needs no torch."""
 
 import json
 import platform
@@ -14,9 +14,12 @@ from tutelage import __version__
 from tutelage.config import Config
 from tutelage.errors import UserError
 from tutelage.process_group import ALONE, ProcessGroup
-from tutelage.storage import is_held, write_json, write_text
+from tutelage.storage import write_json, write_text
 
+SCHEMA_VERSION = 2  # of config.yaml and run.json; version 1 had no number. Rises where keys or files change
+VERSION_KEY = "schema_version"
 RUNNING, FINISHED, FAILED = "running", "finished", "failed"
+TRAIN, PSEUDO_LABEL = "train", "pseudo_label"  # kinds of stages in the ledger
 RECORDED_PACKAGES = ("torch", "pytorch-lightning", "albumentations", "numpy", "opencv-python-headless")
 
 
@@ -38,22 +41,22 @@ class RunFolder:
 
     @property
     def metrics_file(self) -> Path:
-        """A row an epoch."""
+        """The table of metrics, a row an epoch."""
         return self.path / "metrics.csv"
 
     @property
     def checkpoints(self) -> Path:
-        """Checkpoints and final weights."""
+        """The folder of checkpoints and final weights."""
         return self.path / "checkpoints"
 
     @property
     def test_file(self) -> Path:
-        """Predictions on the test set."""
+        """The predictions on the test set."""
         return self.path / "test.npz"
 
     @property
     def report(self) -> Path:
-        """The report page and its pictures."""
+        """The folder of the report page and its pictures."""
         return self.path / "report"
 
     @property
@@ -61,17 +64,17 @@ class RunFolder:
         """The lock; beside the folder, so that it can be taken before the folder exists."""
         return self.path.parent / ".locks" / f"{self.path.name}.lock"
 
-    def weights(self, validated: bool) -> Path:
-        """The network that a stage ends with: the best on validation, or the final one where there is none."""
-        return self.checkpoints / ("best.ckpt" if validated else "final.ckpt")
+    def weights_file(self, is_best: bool) -> Path:
+        """The network that a stage ends with: the best on validation, or the final one without validation."""
+        return self.checkpoints / ("best.ckpt" if is_best else "final.ckpt")
 
-    def stage(self, number: int, name: str, count: int) -> "RunFolder":
-        """The folder of stage ``number`` (from 1) of ``count``; a lone stage has the run's own."""
+    def stage_folder(self, number: int, name: str, count: int) -> "RunFolder":
+        """The folder of stage ``number`` (from 1) of ``count``; a single stage has the run's own folder."""
         return self if count == 1 else RunFolder(self.path / "stages" / f"{number}-{name}")
 
 
 class Record:
-    """``run.json``: read when made, written whole at each change by the first process of a run."""
+    """The content of ``run.json``: read once, written whole at each change by rank 0."""
 
     def __init__(self, folder: RunFolder, group: ProcessGroup = ALONE) -> None:
         self._group = group
@@ -81,9 +84,10 @@ class Record:
     def begin(
         self, identity: dict[str, Any], command: str, threads: int, data: dict[str, Any], session: dict[str, Any]
     ) -> None:
-        """Note that the run is under way, or goes on, by which command and code, and what else is told of a session."""
-        code = {"version": __version__, "git": commit()}
+        """Note that the run starts or goes on: by which command and code, with which data, in which session."""
+        code = {"version": __version__, "git": git_commit()}
         self.content = {
+            VERSION_KEY: SCHEMA_VERSION,
             "status": RUNNING,
             "command": command,
             **code,
@@ -103,46 +107,64 @@ class Record:
 
     @property
     def threads(self) -> int | None:
-        """The number of threads that as many processes as now have trained with."""
+        """The number of threads in earlier sessions of as many processes as now."""
         value = self.content.get("threads")
         return int(value) if value is not None and self.content.get("processes", 1) == self._group.size else None
 
-    def stage(self, name: str) -> dict[str, Any] | None:
-        """Return the entry of a finished stage."""
+    def stage_entry(self, name: str) -> dict[str, Any] | None:
+        """Return the entry of a finished stage; None where the stage is not finished."""
         return next((entry for entry in self.content["stages"] if entry["name"] == name), None)
 
+    def finished_entry(self, name: str) -> dict[str, Any]:
+        """Return the entry of a stage that is finished.
+
+        Raises:
+            KeyError: it is not.
+        """
+        entry = self.stage_entry(name)
+        if entry is None:
+            raise KeyError(name)
+        return entry
+
     def finish_stage(self, entry: dict[str, Any]) -> None:
-        """Write a stage down as finished."""
-        self.content["stages"] = [kept for kept in self.content["stages"] if kept["name"] != entry["name"]] + [entry]
+        """Add the entry of a finished stage, in place of an older entry of that stage."""
+        others = [other for other in self.content["stages"] if other["name"] != entry["name"]]
+        self.content["stages"] = [*others, entry]
         self._write()
 
-    def finish(self, result: dict[str, Any], order: Sequence[str]) -> None:
-        """Write the run down as finished, its stages in ``order``; others were not needed after all."""
-        done = {entry["name"]: entry for entry in self.content["stages"]}
-        self.content["stages"] = [done[name] for name in order]
-        self.content |= {"status": FINISHED, "finished": _now(), "result": result}
+    def finish(self, result: dict[str, Any], order: Sequence[str], files: Mapping[str, Any]) -> None:
+        """Note that the run is finished.
+
+        Args:
+            result: the metrics of the run's last network.
+            order: the names of the stages; entries of other stages are dropped, as they were not needed after all.
+            files: size and digest of each file of the run (see ``integrity.list_files``).
+        """
+        entries = {entry["name"]: entry for entry in self.content["stages"]}
+        self.content["stages"] = [entries[name] for name in order]
+        self.content |= {"status": FINISHED, "finished": _now(), "result": result, "files": dict(files)}
         self._write()
 
     def stop(self) -> None:
-        """Write down that the session was told to stop, and has saved what it had."""
+        """Note that a signal stopped the session, which has saved its state."""
         self.content["sessions"][-1]["stopped"] = _now()
         self._write()
 
     def fail(self, reason: str) -> None:
-        """Write down why the run ended before its time; the same command goes on from its last checkpoint."""
+        """Note why the run ended early; the same command goes on from its last checkpoint."""
         self.content |= {"status": FAILED, "reason": reason}
         self._write()
 
     def _write(self) -> None:
-        if self._group.first:
+        if self._group.is_rank0:
             write_json(self._file, self.content)
 
 
 def read_record(folder: RunFolder) -> dict[str, Any] | None:
-    """Return ``run.json``, or None where there is none.
+    """Return ``run.json``; None where there is none.
 
     Raises:
-        UserError: there is one that cannot be read.
+        UserError: it cannot be read, or has another schema version.
     """
     try:
         content = json.loads(folder.record_file.read_text())
@@ -154,130 +176,116 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
         raise UserError(
             f"{folder.record_file} cannot be read ({error}); move the folder away, or start beside it with attempt=2"
         ) from None
-    return content if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        return None
+    _check_schema_version(content.get(VERSION_KEY, 1), folder)
+    return content
+
+
+def _check_schema_version(found: Any, folder: RunFolder) -> None:
+    """Raise a UserError unless files of this schema version can be read."""
+    if found == SCHEMA_VERSION:
+        return
+    older = isinstance(found, int) and found < SCHEMA_VERSION
+    remedy = "train it anew by its command" if older else "update tutelage"
+    raise UserError(
+        f"{folder.path}: written in schema version {found}, and tutelage {__version__} reads version {SCHEMA_VERSION}: "
+        f"{remedy}"
+    )
 
 
 def stage_folders(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, RunFolder]:
     """Return the folder of each stage of a finished run, by the stage's name."""
     names = [entry["name"] for entry in record["stages"]]
-    return {name: folder.stage(number, name, len(names)) for number, name in enumerate(names, 1)}
+    return {name: folder.stage_folder(number, name, len(names)) for number, name in enumerate(names, 1)}
 
 
-def trained(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Path]:
+def train_entries(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of the stages that trained a network, in their order; a record may have none yet."""
+    return [entry for entry in record.get("stages", ()) if entry["kind"] == TRAIN]
+
+
+def weights_files(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Path]:
     """Return the weights file of each network that a finished run trained, by the stage's name."""
-    places = stage_folders(folder, record)
-    fits = [entry for entry in record["stages"] if entry["kind"] == "fit"]
-    judged = {entry["name"]: entry["validation_images"] > 0 and entry.get("judged", True) for entry in fits}
-    return {name: places[name].weights(validated) for name, validated in judged.items()}
+    folders = stage_folders(folder, record)
+    is_best = {
+        entry["name"]: entry["validation_images"] > 0 and entry.get("select_best", True)
+        for entry in train_entries(record)
+    }
+    return {name: folders[name].weights_file(best) for name, best in is_best.items()}
 
 
-def last_fit(record: Mapping[str, Any]) -> str:
-    """Return the name of the network that the run is after: the last one trained that is no control nor rejected."""
+def main_stage(record: Mapping[str, Any]) -> str:
+    """Return the name of the stage that trained the run's network: the last one that is no control nor rejected."""
     return next(
         str(entry["name"])
-        for entry in reversed(record["stages"])
-        if entry["kind"] == "fit" and not entry["control"] and not entry.get("rejected", False)
+        for entry in reversed(train_entries(record))
+        if not entry["control"] and not entry.get("rejected", False)
     )
 
 
-def results_of(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the results of the stages that left a network, by name; of a record that may have none yet."""
-    return {entry["name"]: entry["result"] for entry in record.get("stages", ()) if entry["kind"] == "fit"}
+def stage_results(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the results of the training stages that are finished, by name."""
+    return {entry["name"]: entry["result"] for entry in train_entries(record)}
 
 
-def stored_config(folder: RunFolder) -> Config:
-    """Return the config of a run as it was stored."""
+def read_config(folder: RunFolder) -> Config:
+    """Return the stored config of a run.
+
+    Raises:
+        UserError: it is missing, cannot be read, or has another schema version.
+    """
     from omegaconf import OmegaConf
+    from pydantic import ValidationError
 
-    return Config.model_validate(OmegaConf.to_container(OmegaConf.load(folder.config_file)))
-
-
-def finished_run(path: str) -> tuple[RunFolder, dict[str, Any]]:
-    """Return the folder and the record of a finished run that a user names.
-
-    Raises:
-        UserError: it is none.
-    """
-    folder = RunFolder(Path(path))
-    if not is_finished(folder):
-        raise UserError(f"{path}: {state(folder).status}; this needs the folder of a finished run ('tutelage runs')")
-    return folder, read_record(folder) or {}
-
-
-def tested_run(path: str) -> tuple[RunFolder, dict[str, Any]]:
-    """Return the folder and the record of a finished run, as ``finished_run`` does, that has met the test set.
-
-    Raises:
-        UserError: it is none.
-    """
-    folder, record = finished_run(path)
-    if not is_tested(record):
-        raise UserError(f"{path}: has not met the test set; the same command with evaluate_test=true does that")
-    return folder, record
-
-
-def is_finished(folder: RunFolder) -> bool:
-    """Return whether a run is there and finished."""
-    record = read_record(folder)
-    return record is not None and record.get("status") == FINISHED
-
-
-def is_tested(record: Mapping[str, Any]) -> bool:
-    """Return whether a run has met the test set."""
-    return any(key.startswith("test") for key in record.get("result", {}))
-
-
-def is_done(folder: RunFolder, config: Config) -> bool:
-    """Return whether a run is finished, and has met the test set where its config asks for that."""
-    record = read_record(folder)
-    finished = record is not None and record.get("status") == FINISHED
-    return finished and (not config.evaluate_test or is_tested(record or {}))
-
-
-@dataclass(frozen=True)
-class State:
-    """A run in a line: when it was started, how it stands, its test accuracy."""
-
-    started: str
-    status: str
-    test: str
-
-
-def state(folder: RunFolder) -> State:
-    """Return how a run stands; one that was killed is told from one that is running by its lock."""
     try:
-        record = read_record(folder)
-    except UserError:
-        return State("", "unreadable", "")
-    if record is None:
-        return State("", "no run", "")
-    status = str(record.get("status"))
-    if status == RUNNING and not is_held(folder.lock_file):
-        status = "stopped"
-    started = datetime.fromisoformat(record["started"]).astimezone().strftime("%Y-%m-%d %H:%M")
-    accuracy = record.get("result", {}).get("test/accuracy")
-    return State(started, status, "" if accuracy is None else f"{100 * accuracy:.1f} %")
+        content = OmegaConf.to_container(OmegaConf.load(folder.config_file))
+    except FileNotFoundError:
+        raise UserError(f"{folder.config_file}: missing; the run's command writes it again") from None
+    except Exception as error:  # YAML and OmegaConf have many
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{folder.config_file}: cannot be read ({reason}); the run's command writes it again") from None
+    values = content if isinstance(content, dict) else {}
+    _check_schema_version(values.pop(VERSION_KEY, 1), folder)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{folder.config_file}: {key}: {first['msg']}; the run's command writes it again") from None
 
 
 def write_config(folder: RunFolder, resolved: dict[str, Any]) -> None:
     """Write the resolved config."""
     from omegaconf import OmegaConf
 
-    write_text(folder.config_file, OmegaConf.to_yaml(OmegaConf.create(resolved)))
+    content = {VERSION_KEY: SCHEMA_VERSION, **resolved}
+    write_text(folder.config_file, OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def is_finished(folder: RunFolder) -> bool:
+    """Return whether a run exists and is finished."""
+    record = read_record(folder)
+    return record is not None and record.get("status") == FINISHED
+
+
+def is_tested(record: Mapping[str, Any]) -> bool:
+    """Return whether a run was evaluated on the test set."""
+    return any(key.startswith("test") for key in record.get("result", {}))
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def commit() -> str | None:
-    """Return the git commit that the code lies in, with a + where it was changed since."""
-    here = Path(__file__).parents[3]
-    if not (here / ".git").exists():  # installed from a wheel: a repository around it is not ours
+def git_commit() -> str | None:
+    """Return the git commit of the code, with a + where files were changed since; None outside a checkout."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():  # installed from a wheel: a repository around it is not ours
         return None
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)  # noqa: S607
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True)  # noqa: S607
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)  # noqa: S607
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)  # noqa: S607
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -1,4 +1,4 @@
-"""A teacher labels the pool: one process, or several at once, shard by shard."""
+"""A pseudo-labelling stage: a teacher labels the pool, shard by shard, in one process or several at once."""
 
 import hashlib
 import time
@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,101 +17,90 @@ from tutelage.data import ImageDataModule, Labels, LabelStore, abbreviate, read_
 from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH, SHARD
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, tta_probabilities, weight_hash
-from tutelage.runs.teacher_cache import LOWER
+from tutelage.runs.context import RunContext
+from tutelage.runs.folder import PSEUDO_LABEL
+from tutelage.runs.teachers import LOWER_PRECISION
 from tutelage.storage import digest
-from tutelage.strategies import PseudoLabelStage, TrainStage
+from tutelage.strategies import PseudoLabelStage
 
-if TYPE_CHECKING:
-    from tutelage.runs.context import RunContext
-
-WAIT = 0.2  # seconds between two looks at what other processes have done
-AHEAD = 2  # batches that are computed while one is brought to its form in the store
+POLL_SECONDS = 0.2  # between two looks at what other processes have written
+MOST_PENDING = 2  # batches that are computed while an older one is converted to the store's format
 FLOAT32 = "float32"
 
 
-def label(context: "RunContext", stage: PseudoLabelStage) -> dict[str, Any]:
-    """Let a stage's teacher label the pool, without noise, and return the stage's entry in the ledger.
+def label_pool(context: RunContext, stage: PseudoLabelStage) -> dict[str, Any]:
+    """Label the pool with the stage's teacher, without noise, and return the stage's entry in the ledger.
 
-    Of several processes of the run each labels the shards that it comes to first. What other processes label meanwhile
-    (``tutelage label``) is waited for.
+    Of several processes of the run each labels the shards that it claims first. Shards that other processes label
+    meanwhile (``tutelage label``) are waited for.
 
     Raises:
-        Stopped: a signal asked for it; the shards that are done are kept.
-        UserError: the answers are no numbers, or the disk has no room.
+        Stopped: a signal asks for it; finished shards are kept.
+        UserError: probabilities are not finite, or the disk is full.
     """
-    place, pool, source = context.place(stage).path, context.data.splits.pool, context.data.source
-    started = time.monotonic()
-    network = context.network(stage.teacher)
-    its = about(context, stage, network)
-    store = context.group.by_turns(lambda: LabelStore(place, len(pool), len(source.classes), its))
-    told = False
+    folder, pool, source = context.stage_folder(stage).path, context.data.splits.pool, context.data.source
+    started, count = time.monotonic(), len(pool)
+    teacher = context.load_network(stage.teacher)
+    metadata = store_metadata(context, stage, teacher)
+    store = context.group.first_on_each_node(lambda: LabelStore(folder, count, len(source.classes), metadata))
+    has_waited = False
     while not store.complete:
-        answered = 0
-        with closing(fill(store, network, context.data, context.device)) as batches:
-            for answered in batches:
-                context.observer.progress(answered / len(pool), {"images": f"{answered}/{len(pool)}"})
-                context.answer()
-        if not answered:  # other processes are at what is left
-            if not told and context.group.size == 1:
+        labelled = 0
+        with closing(fill_store(store, teacher, context.data, context.device)) as counts:
+            for labelled in counts:
+                context.observer.progress(labelled / count, {"images": f"{labelled}/{count}"})
+                context.check_signals()
+        if not labelled:  # other processes have claimed the shards that are left
+            if not has_waited and context.group.size == 1:
                 context.observer.say(f"note: stage {stage.name}: other processes label what is left; waiting for them")
-            told = True
-            context.answer()
-            time.sleep(WAIT)
-    return context.group.broadcast_from_rank0(lambda: _finished(context, stage, store, started))
+            has_waited = True
+            context.check_signals()
+            time.sleep(POLL_SECONDS)
+    return context.group.broadcast_from_rank0(lambda: _finish(context, stage, store, started))
 
 
-def _finished(context: "RunContext", stage: PseudoLabelStage, store: LabelStore, started: float) -> dict[str, Any]:
-    """Select among the labels of a complete store, write the table, and return the stage's entry in the ledger."""
-    place, pool, source = context.place(stage).path, context.data.splits.pool, context.data.source
+def _finish(context: RunContext, stage: PseudoLabelStage, store: LabelStore, started: float) -> dict[str, Any]:
+    """Select pseudo-labels from a complete store, write the table, and return the stage's entry in the ledger."""
+    folder, pool, source = context.stage_folder(stage).path, context.data.splits.pool, context.data.source
     store.finish()
-    labels = labels_of(context, stage)  # what the student will see, also in a run that resumes here
-    chosen = stage.select(labels)
-    _warn_of_silence(context, stage, labels)
-    write_table(place, source, pool, labels, chosen)
+    labels = read_labels(folder)  # as the student reads them, in a resumed run too
+    selection = stage.select(labels)
+    _warn_of_missing_classes(context, stage, labels)
+    write_table(folder, source, pool, labels, selection)
     return {
         "name": stage.name,
-        "kind": "label",
+        "kind": PSEUDO_LABEL,
         "teacher": stage.teacher,
-        "teacher_sha256": store.about["weights"],
+        "teacher_sha256": store.metadata["weights"],
         "seconds": round(time.monotonic() - started, 3),
-        "result": write_summary(place, source, pool, labels, chosen, _before(context, stage)),
+        "result": write_summary(folder, source, pool, labels, selection, _previous_labels(context, stage)),
     }
 
 
-def _warn_of_silence(context: "RunContext", stage: PseudoLabelStage, labels: Labels) -> None:
-    """Say which classes the teacher answers for no image of the pool: its student sees no pool image of them."""
+def _warn_of_missing_classes(context: RunContext, stage: PseudoLabelStage, labels: Labels) -> None:
+    """Name the classes that the teacher predicts for no image of the pool: its student sees no pool image of them."""
     classes = context.data.source.classes
-    silent = [classes[c] for c in np.flatnonzero(np.bincount(labels.answers, minlength=len(classes)) == 0)]
-    if silent:
-        context.observer.say(f"warning: stage {stage.name}: the teacher calls no pool image {abbreviate(silent)}")
+    counts = np.bincount(labels.predictions, minlength=len(classes))
+    missing = [classes[c] for c in np.flatnonzero(counts == 0)]
+    if missing:
+        context.observer.say(f"warning: stage {stage.name}: the teacher calls no pool image {abbreviate(missing)}")
 
 
-def labels_of(context: "RunContext", stage: PseudoLabelStage) -> Labels:
-    """Return the labels that a finished stage left."""
-    return read_labels(context.place(stage).path)
+def _previous_labels(context: RunContext, stage: PseudoLabelStage) -> Labels | None:
+    """Return the pseudo-labels of the round before; None in the first round."""
+    previous = next((other for other in context.stages if other.name == stage.previous), None)
+    return None if previous is None else read_labels(context.stage_folder(previous).path)
 
 
-def _before(context: "RunContext", stage: PseudoLabelStage) -> Labels | None:
-    """Return the labels of the round before; None in the first."""
-    return next(
-        (
-            labels_of(context, one)
-            for one in context.plan
-            if isinstance(one, PseudoLabelStage) and one.name == stage.before
-        ),
-        None,
-    )
-
-
-def about(context: "RunContext", stage: PseudoLabelStage, network: ImageClassifier) -> dict[str, Any]:
-    """Return what a stage's labels depend on, and where its teacher lies below the run's folder."""
-    lower = LOWER.get(context.config.trainer.precision) if context.device.type == "cuda" else None
-    teacher = next(fit for fit in context.plan if isinstance(fit, TrainStage) and fit.name == stage.teacher)
+def store_metadata(context: RunContext, stage: PseudoLabelStage, teacher: ImageClassifier) -> dict[str, Any]:
+    """Return what a stage's pseudo-labels depend on, and the path of its teacher below the run's folder."""
+    lower = LOWER_PRECISION.get(context.config.trainer.precision) if context.device.type == "cuda" else None
+    teacher_stage = next(other for other in context.train_stages if other.name == stage.teacher)
     return {
-        "teacher": str(context.weights(teacher).relative_to(context.folder.path)),
-        "weights": weight_hash(network),
+        "teacher": str(context.weights_file(teacher_stage).relative_to(context.folder.path)),
+        "weights": weight_hash(teacher),
         "data": data_key(context.record.content, context.data.splits.pool),
-        "views": stage.views,
+        "views": stage.tta_views,
         "device": context.device.type,
         "precision": FLOAT32 if lower is None else str(lower).removeprefix("torch."),
     }
@@ -125,20 +114,20 @@ def data_key(record: dict[str, Any], pool: np.ndarray) -> str:
     return digest([record.get("identity", {}).get("data", {}), indices.hexdigest()])
 
 
-class _Turns:
-    """The numbers of the batches of one claimed shard after another, as a loader asks for them.
+class _ClaimedBatches:
+    """The numbers of the batches of one claimed shard after another, for a loader.
 
-    It ends where every shard is done or somebody else is at it; it never waits: others may wait for this process.
+    It ends where every shard is written or claimed by another process; it never waits: others may wait for this one.
 
     Attributes:
         claims: what to close once a shard is written, by shard.
-        asked: the batches that were asked for and are not answered yet.
+        requested: numbers of the batches that the loader has taken and that are not computed yet.
     """
 
     def __init__(self, store: LabelStore) -> None:
         self._store = store
         self.claims: dict[int, ExitStack] = {}
-        self.asked: deque[int] = deque()
+        self.requested: deque[int] = deque()
 
     def __iter__(self) -> Iterator[int]:
         for shard in self._store.missing:
@@ -149,97 +138,102 @@ class _Turns:
             self.claims[shard] = claim
             first, last = self._store.bounds(shard)
             for number in range(first // EVALUATION_BATCH, -(-last // EVALUATION_BATCH)):
-                self.asked.append(number)
+                self.requested.append(number)
                 yield number
 
     def release(self, shard: int) -> None:
-        """Give up a shard that is written."""
+        """Release a shard that is written."""
         self.claims.pop(shard).close()
 
     def close(self) -> None:
-        """Give up whatever is claimed."""
+        """Release all claims."""
         for claim in self.claims.values():
             claim.close()
 
 
-def fill(store: LabelStore, network: ImageClassifier, data: ImageDataModule, device: torch.device) -> Generator[int]:
-    """Label the shards that nobody else is at; after each batch yield how many pool images are answered by now.
+Pending = deque[tuple[Future[Any], int | None]]  # conversions (None) and writes (their shard), oldest first
 
-    The network answers on the device; meanwhile a thread brings the batches before to their form in the store.
+
+def fill_store(
+    store: LabelStore, network: ImageClassifier, data: ImageDataModule, device: torch.device
+) -> Generator[int]:
+    """Label the shards that no other process has claimed; after each batch yield how many pool images are labelled.
+
+    The network runs on the device; meanwhile a thread converts earlier batches to the store's format and writes them.
 
     Args:
-        store: says by ``about`` which views are averaged, in which precision.
+        store: its ``metadata`` says which views are averaged, in which precision.
         network: is moved to the device and put into eval mode.
         data: has the pool.
         device: where to compute.
 
     Raises:
-        UserError: an answer is no number, or the disk has no room.
+        UserError: a probability is not finite, or the disk is full.
     """
     network.eval().to(device)
-    turns, rows, under_way = _Turns(store), [], 0
-    numbers = iter(turns)
-    first = next(numbers, None)
-    if first is None:  # before a loader is made, and processes for it
+    claimed, rows, unwritten = _ClaimedBatches(store), [], 0
+    numbers = iter(claimed)
+    first_number = next(numbers, None)
+    if first_number is None:  # before a loader is made, and processes for it
         return
-    pending: deque[tuple[Future[Any], int | None]] = deque()
-    with closing(turns), ThreadPoolExecutor(1) as beside:
+    pending: Pending = deque()
+    with closing(claimed), ThreadPoolExecutor(1) as thread:
         try:
-            for batch in data.plain(data.splits.pool, chosen=chain([first], numbers)):
-                number, under_way = turns.asked.popleft(), under_way + len(batch.images)
-                rows.append(beside.submit(_rows, store, *_asked(store, network, batch.images, device)))
+            for batch in data.eval_dataloader(data.splits.pool, batches=chain([first_number], numbers)):
+                number, unwritten = claimed.requested.popleft(), unwritten + len(batch.images)
+                rows.append(thread.submit(_to_rows, store, *_probabilities(store, network, batch.images, device)))
                 pending.append((rows[-1], None))
                 shard = number * EVALUATION_BATCH // store.shard
                 last = min(store.count, (number + 1) * EVALUATION_BATCH)
                 if last == store.bounds(shard)[1]:
-                    pending.append((beside.submit(_write, store, shard, rows), shard))
+                    pending.append((thread.submit(_write_shard, store, shard, rows), shard))
                     rows = []
-                while len(pending) > AHEAD:
-                    under_way -= _settled(pending, turns, store)
-                yield store.present(but=turns.claims) + under_way
+                while len(pending) > MOST_PENDING:
+                    unwritten -= _wait_for_oldest(pending, claimed, store)
+                yield store.present(but=claimed.claims) + unwritten
             while pending:
-                under_way -= _settled(pending, turns, store)
+                unwritten -= _wait_for_oldest(pending, claimed, store)
         finally:
-            beside.shutdown(wait=True, cancel_futures=True)
+            thread.shutdown(wait=True, cancel_futures=True)
 
 
-def _settled(pending: deque[tuple[Future[Any], int | None]], turns: _Turns, store: LabelStore) -> int:
-    """Wait for the oldest of what is pending; return how many images it has written."""
+def _wait_for_oldest(pending: Pending, claimed: _ClaimedBatches, store: LabelStore) -> int:
+    """Wait for the oldest pending work; return how many images it has written."""
     future, shard = pending.popleft()
     future.result()
     if shard is None:
         return 0
-    turns.release(shard)
+    claimed.release(shard)
     first, last = store.bounds(shard)
     return last - first
 
 
-def _asked(
+def _probabilities(
     store: LabelStore, network: ImageClassifier, images: Tensor, device: torch.device
 ) -> tuple[Tensor, "torch.cuda.Event | None"]:
-    """Return probabilities (B, C) on their way from the device, and the event after which they are there."""
-    precision, kind = getattr(torch, store.about["precision"]), device.type
+    """Return probabilities (B, C) on their way from the device, and the event after which they have arrived."""
+    precision, kind = getattr(torch, store.metadata["precision"]), device.type
     lower = torch.autocast(kind, precision, enabled=precision != torch.float32)
     with torch.inference_mode(), lower:
-        found = tta_probabilities(network, images.to(device, non_blocking=True), store.about["views"])
-        found = found.to("cpu", non_blocking=True)
+        probabilities = tta_probabilities(network, images.to(device, non_blocking=True), store.metadata["views"])
+        probabilities = probabilities.to("cpu", non_blocking=True)
     if kind != "cuda":
-        return found, None
-    there = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    there.record()
-    return found, there
+        return probabilities, None
+    arrival = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrival.record()
+    return probabilities, arrival
 
 
-def _rows(store: LabelStore, probabilities: Tensor, there: "torch.cuda.Event | None") -> np.ndarray:
+def _to_rows(store: LabelStore, probabilities: Tensor, arrival: "torch.cuda.Event | None") -> np.ndarray:
     """Return probabilities (B, C) as rows of the store."""
-    if there is not None:
-        there.synchronize()
+    if arrival is not None:
+        arrival.synchronize()
     try:
-        return store.packed(probabilities.numpy())
+        return store.pack(probabilities.numpy())
     except ValueError:
-        teacher = store.about["teacher"]
-        raise UserError(f"{teacher}: its answers to the pool are not finite; its weights are no good") from None
+        teacher = store.metadata["teacher"]
+        raise UserError(f"{teacher}: its logits for the pool are not finite; its weights are unusable") from None
 
 
-def _write(store: LabelStore, shard: int, rows: list[Future[np.ndarray]]) -> None:
-    store.write(shard, np.concatenate([each.result() for each in rows]))
+def _write_shard(store: LabelStore, shard: int, rows: list[Future[np.ndarray]]) -> None:
+    store.write(shard, np.concatenate([future.result() for future in rows]))

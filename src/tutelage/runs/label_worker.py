@@ -1,4 +1,4 @@
-"""Further processes that help a run to label its pool: ``tutelage label RUN``."""
+"""A further process that helps a run to label its pool: ``tutelage label RUN``."""
 
 from collections.abc import Mapping
 from contextlib import closing
@@ -6,113 +6,112 @@ from pathlib import Path
 
 import torch
 
-from tutelage.config import Config, DataConfig
-from tutelage.data import ImageDataModule, LabelStore, data_module, fingerprint, read_metadata, shard_files
-from tutelage.data.datasets.download import OnProgress
+from tutelage.config import Config
+from tutelage.data import (
+    DataRuntime,
+    ImageDataModule,
+    LabelStore,
+    data_module,
+    fingerprint,
+    read_metadata,
+    shard_files,
+)
 from tutelage.errors import UserError
 from tutelage.models import load_classifier, weight_hash
 from tutelage.runs.cluster.signals import Signals
-from tutelage.runs.folder import RunFolder, read_record, stored_config
-from tutelage.runs.label import data_key, fill
-from tutelage.runs.observer import Observer, StageWork
-from tutelage.runs.runner import prepare_torch
+from tutelage.runs.context import choose_device
+from tutelage.runs.folder import RunFolder, read_config, read_record
+from tutelage.runs.label import data_key, fill_store
+from tutelage.runs.observer import Observer, PartCost
+from tutelage.runs.torch_setup import set_up_torch
 from tutelage.storage import is_sound
 
 
-def join(path: Path, lies: Mapping[str, str], observer: Observer) -> int:
-    """Label what nobody else is at, in every labelling stage of a run that is under way; return how many images.
+def help_to_label(path: Path, locations: Mapping[str, str], observer: Observer) -> int:
+    """Label unclaimed shards in every pseudo-labelling stage that has begun in a run; return how many images.
 
-    No lock of the run is taken, and nothing is waited for: what other processes are at is left to them, and what they
-    leave half done to whoever comes next.
+    The run's lock is not taken, and nothing is waited for: shards that other processes have claimed are left to them,
+    and shards that they leave unfinished to the next process.
 
     Args:
         path: the run's folder.
-        lies: where the data lies here, by root or unlabelled; else where it lay when the run was begun.
-        observer: is told what goes on.
+        locations: of the data on this machine, by ``root`` or ``unlabelled``; else those of the run's config.
+        observer: shows progress.
 
     Raises:
-        UserError: the run's data is not here, or this machine cannot compute as it does.
-        Stopped: a signal asked for it; the shards that are done are kept.
+        UserError: the run's data is not here, or this machine rounds otherwise than the run's.
+        Stopped: a signal asks for it; finished shards are kept.
     """
     folder = RunFolder(path)
     record = read_record(folder) or {}
-    places = [place for place in sorted(path.glob("stages/*")) if _lacks_shards(place)]
-    begun = {place.name: LabelStore.under_way(place) for place in places}
-    under_way = {name: store for name, store in begun.items() if store is not None}
-    stores = [store for store in under_way.values() if is_sound(path / store.about["teacher"])]
+    stage_paths = [stage_path for stage_path in sorted(path.glob("stages/*")) if _lacks_shards(stage_path)]
+    begun = {stage_path.name: LabelStore.under_way(stage_path) for stage_path in stage_paths}
+    stores = {
+        name: store for name, store in begun.items() if store is not None and is_sound(path / store.metadata["teacher"])
+    }
     if not stores:
         return 0
-    config = stored_config(folder)
-    config = config.model_copy(update={"data": config.data.model_copy(update=dict(lies))})
-    prepare_torch(record.get("threads") or config.trainer.threads or 1)
-    device = _device(config, stores)
-    with Signals().watched() as signals:
+    config = read_config(folder)
+    config = config.model_copy(update={"data": config.data.model_copy(update=dict(locations))})
+    set_up_torch(record.get("threads") or config.trainer.threads or 1)
+    device = choose_device(config, local_rank=0)
+    _check_device(device, stores)
+    with Signals().installed() as signals:
 
-        def tell(what: str, share: float) -> None:
-            observer.reading(what, share)
-            signals.answer()
+        def on_progress(what: str, fraction: float) -> None:
+            observer.reading(what, fraction)
+            signals.check()
 
-        data = _data(config.data, record, stores, tell)
-        data.device = device
-        observer.begin([StageWork(name, len(store.missing)) for name, store in under_way.items() if store in stores])
+        data = data_module(config.data, DataRuntime(device=device, on_progress=on_progress))
+        _check_data(config, data, record, stores)
+        observer.begin([PartCost(name, len(store.missing)) for name, store in stores.items()])
         labelled = 0
-        for number, store in enumerate(stores, 1):
-            observer.stage(number)
-            labelled += _fill(path, store, data, device, observer, signals)
+        for number, store in enumerate(stores.values(), 1):
+            observer.part(number)
+            labelled += _label_shards(path, store, data, observer, signals)
     return labelled
 
 
-def _lacks_shards(place: Path) -> bool:
-    """Return whether labelling has begun in a stage's folder and some of it is not there; nothing is read for it."""
-    about = read_metadata(place)
-    return about is not None and not all(file.exists() for file in shard_files(place, about["images"]))
+def _lacks_shards(stage_path: Path) -> bool:
+    """Return whether labelling has begun in a stage's folder and shards are missing; no shard is read for it."""
+    metadata = read_metadata(stage_path)
+    return metadata is not None and not all(file.exists() for file in shard_files(stage_path, metadata["images"]))
 
 
-def _fill(
-    path: Path, store: LabelStore, data: ImageDataModule, device: torch.device, observer: Observer, signals: Signals
-) -> int:
-    """Label what is free of a store; return how many images."""
-    network = load_classifier(path / store.about["teacher"])
-    if weight_hash(network) != store.about["weights"]:
+def _label_shards(path: Path, store: LabelStore, data: ImageDataModule, observer: Observer, signals: Signals) -> int:
+    """Label the unclaimed shards of a store; return how many images."""
+    network = load_classifier(path / store.metadata["teacher"])
+    if weight_hash(network) != store.metadata["weights"]:
         return 0  # the teacher was trained again since; its run begins the store anew
-    before = set(store.missing)
-    with closing(fill(store, network, data, device)) as batches:
-        for answered in batches:
-            observer.progress(answered / store.count, {"images": f"{answered}/{store.count}"})
-            signals.answer()
-    return sum(last - first for first, last in map(store.bounds, before & store.written))
+    missing = set(store.missing)
+    with closing(fill_store(store, network, data, data.runtime.device)) as counts:
+        for labelled in counts:
+            observer.progress(labelled / store.count, {"images": f"{labelled}/{store.count}"})
+            signals.check()
+    return sum(last - first for first, last in map(store.bounds, missing & store.written))
 
 
-def _data(config: DataConfig, record: dict[str, object], stores: list[LabelStore], tell: OnProgress) -> ImageDataModule:
-    """Return the run's data.
-
-    Raises:
-        UserError: what lies here is something else.
-    """
-    begun = record.get("identity")
-    known = begun.get("data", {}).get("fingerprint", "") if isinstance(begun, dict) else ""
-    data = data_module(config)
-    data.tell = tell
-    if fingerprint(config, tell) != known or any(
-        store.about["data"] != data_key(record, data.splits.pool) for store in stores
-    ):
-        where = f"data.root={config.root}" + (f" data.unlabelled={config.unlabelled}" if config.unlabelled else "")
+def _check_data(
+    config: Config, data: ImageDataModule, record: Mapping[str, object], stores: Mapping[str, LabelStore]
+) -> None:
+    """Raise a UserError unless the data is the run's."""
+    identity = record.get("identity")
+    recorded = identity.get("data", {}).get("fingerprint", "") if isinstance(identity, dict) else ""
+    same = fingerprint(config.data, data.runtime.on_progress) == recorded and all(
+        store.metadata["data"] == data_key(dict(record), data.splits.pool) for store in stores.values()
+    )
+    if not same:
+        root, unlabelled = config.data.root, config.data.unlabelled
+        where = f"data.root={root}" + (f" data.unlabelled={unlabelled}" if unlabelled else "")
         raise UserError(
             f"{where}: other images than the run has; say where these lie by data.root= or data.unlabelled="
         )
-    return data
 
 
-def _device(config: Config, stores: list[LabelStore]) -> torch.device:
-    """Return where to compute.
-
-    Raises:
-        UserError: the run labels on another kind of device.
-    """
-    gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", 0) if gpu else torch.device("cpu")
-    if other := next((kind for store in stores if (kind := store.about["device"]) != device.type), None):
+def _check_device(device: torch.device, stores: Mapping[str, LabelStore]) -> None:
+    """Raise a UserError unless the run labels on this kind of device."""
+    kinds = (store.metadata["device"] for store in stores.values())
+    if other := next((kind for kind in kinds if kind != device.type), None):
         raise UserError(
             f"the run labels on {other}, here it would be {device.type}, which rounds otherwise: help from {other}"
         )
-    return device

@@ -1,4 +1,4 @@
-"""What a run tells while it is under way, to whoever shows it. Needs no torch."""
+"""The observer of a run: the interface through which a run reports progress. Needs no torch."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -7,41 +7,41 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class StageWork:
-    """What a stage will cost, in units that only compare with each other."""
+class PartCost:
+    """One part of a run's work and its estimated cost, in units that only compare with each other."""
 
     name: str
-    work: float
+    cost: float
 
 
 class Observer:
-    """Shows nothing but warnings; a display overrides what it draws."""
+    """Prints messages and shows nothing else; a display overrides what it draws."""
 
     def loading(self) -> None:
-        """Libraries and data are loaded, which takes seconds."""
+        """Note that libraries and data are being loaded, which takes seconds."""
 
-    def reading(self, what: str, share: float) -> None:
-        """``share`` of a long read is done: files are checked, or a dataset fetched."""
+    def reading(self, what: str, fraction: float) -> None:
+        """Note that ``fraction`` of a long read is done: files are checked, or a dataset is downloaded."""
 
-    def begin(self, plan: Sequence[StageWork]) -> None:
-        """The run starts or goes on; ``plan`` lists all its stages."""
+    def begin(self, parts: Sequence[PartCost]) -> None:
+        """Note that the run starts or goes on; ``parts`` lists all parts of its work in order."""
 
-    def stage(self, number: int) -> None:
-        """Stage ``number`` (from 1) starts or goes on; those before it are finished."""
+    def part(self, number: int) -> None:
+        """Note that part ``number`` (from 1) starts or goes on; the parts before it are finished."""
 
-    def progress(self, share: float, shown: Mapping[str, Any]) -> None:
-        """``share`` of the stage is done; ``shown`` holds what to show (tensors are read only when drawn)."""
+    def progress(self, fraction: float, values: Mapping[str, Any]) -> None:
+        """Note that ``fraction`` of the part is done; ``values`` are to be shown (tensors are read only when drawn)."""
 
     def say(self, line: str) -> None:
-        """OnProgress the user something."""
+        """Print a message to the user."""
         print(line, file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        """The run is over, well or not."""
+        """Note that the run is over, finished or not."""
 
 
 class SilentObserver(Observer):
-    """Says nothing: the first process of a run speaks for all of them."""
+    """Prints nothing: of several processes rank 0 prints for all."""
 
     def say(self, line: str) -> None:
-        """Leave it to the first process."""
+        """Print nothing."""

@@ -1,56 +1,55 @@
-"""An older run that learning without forgetting goes on from: its network, and its test images to measure it on."""
+"""The previous run that learning without forgetting continues: its network, and its test images."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from tutelage.config import Config, LwFConfig
-from tutelage.data import EvalBatch, ImageDataModule, data_module
+from tutelage.data import DataRuntime, EvalBatch, ImageDataModule, data_module
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, load_classifier
 from tutelage.models.weights.sources import pretrained
-from tutelage.runs.weight_sources import first_data, weights
+from tutelage.runs.weight_sources import find_run_data, find_weights
 
 
 @dataclass(frozen=True)
 class PreviousRun:
-    """What is left of an older run.
+    """The network of a previous run, and its data where that is still there.
 
     Attributes:
-        network: what it trained.
-        data: its dataset, where that is at hand still.
-        test: (N,) int64, its test images.
-        told: why its data is not at hand.
+        network: its trained network.
+        data: its dataset; None where it is missing or has changed.
+        test: (N,) int64, indices of its test images.
+        no_data_reason: why there is no dataset.
     """
 
     network: ImageClassifier
     data: ImageDataModule | None
     test: np.ndarray
-    told: str = ""
+    no_data_reason: str = ""
 
-    def images(self, first: int) -> Iterator[EvalBatch]:
-        """Return its test images, labelled from ``first`` on."""
-        for batch in self.data.plain(self.test) if self.data is not None else ():
-            yield batch._replace(labels=batch.labels + first)
+    def test_batches(self, first_label: int) -> Iterator[EvalBatch]:
+        """Yield its test images, with labels counted from ``first_label``."""
+        for batch in self.data.eval_dataloader(self.test) if self.data is not None else ():
+            yield batch._replace(labels=batch.labels + first_label)
 
 
-def older(config: Config, tell: Callable[[str, float], None]) -> PreviousRun | None:
-    """Return the older run whose network comes with the first task; None where the config gives all tasks itself.
+def find_previous_run(config: Config, runtime: DataRuntime) -> PreviousRun | None:
+    """Return the previous run that brings the first task; None where the config lists all tasks.
 
     Raises:
-        UserError: ``init_from`` is no network of ours.
+        UserError: ``init_from`` is no network of a run.
     """
     if not isinstance(config.strategy, LwFConfig) or config.strategy.tasks:
         return None
-    given = config.init_from or ""
-    file = weights(given, "init_from")
+    name, no_images = config.init_from or "", np.empty(0, dtype=np.int64)
+    file = find_weights(name, "init_from")
     if isinstance(file, str) or pretrained(file).classes is None:
-        raise UserError(f"init_from={given}: it is not known what its classes are; give the folder of a finished run")
-    network, nothing = load_classifier(file), np.empty(0, dtype=np.int64)
-    seen, told = first_data(given)
-    if seen is None:
-        return PreviousRun(network, None, nothing, told)
-    data = data_module(seen)
-    data.tell = tell
+        raise UserError(f"init_from={name}: it is not known what its classes are; give the folder of a finished run")
+    network = load_classifier(file)
+    data_config, reason = find_run_data(name)
+    if data_config is None:
+        return PreviousRun(network, None, no_images, reason)
+    data = data_module(data_config, DataRuntime(on_progress=runtime.on_progress))
     return PreviousRun(network, data, data.splits.test)

@@ -1,4 +1,4 @@
-"""Where the weights lie that a config names. Needs no torch."""
+"""Where the weights lie that a config names by ``init_from`` or ``strategy.teachers``. Needs no torch."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,86 +6,92 @@ from pathlib import Path
 from tutelage.config import DataConfig
 from tutelage.data import fingerprint
 from tutelage.errors import UserError
-from tutelage.runs.folder import RunFolder, is_finished, last_fit, read_record, state, stored_config, trained
+from tutelage.runs.folder import FINISHED, RunFolder, main_stage, read_config, read_record, weights_files
+from tutelage.runs.integrity import inspect_run
 from tutelage.storage import file_digest, has_checksum
 
 PACKAGE = "package:"
 TAGS = ("timm:", "torchvision:")
 
 
-def weights(given: str, key: str) -> Path | str:
-    """Return the file of the weights that ``given`` stands for; a tag of timm's or torchvision's as it is.
+def find_weights(name: str, key: str) -> Path | str:
+    """Return the file of the weights that a config names; a tag of timm's or torchvision's as it is.
 
     Args:
-        given: a finished run's folder (its last network), a file, ``package:PACKAGE/FILE`` or a tag.
-        key: the config's, for messages.
+        name: a finished run's folder (its last network), a file, ``package:PACKAGE/FILE`` or a tag.
+        key: the config key, for messages.
 
     Raises:
         UserError: there is no such run or package.
     """
-    return given if given.startswith(TAGS) else weights_file(given, key)
+    return name if name.startswith(TAGS) else _find_file(name, key)
 
 
-def weights_file(given: str, key: str) -> Path:
-    """Return the file of the weights that ``given``, which is no tag, stands for (see ``weights``)."""
-    if given.startswith(PACKAGE):
-        return _in_package(given, key)
-    path = Path(given).expanduser()
+def _find_file(name: str, key: str) -> Path:
+    """Return the file of weights that are no tag (see ``find_weights``)."""
+    if name.startswith(PACKAGE):
+        return _find_package_file(name, key)
+    path = Path(name).expanduser()
     if not path.is_dir():
         return path
     folder = RunFolder(path)
-    if not is_finished(folder):
-        raise UserError(f"{key}={given}: {state(folder).status}; finish the run by its command, or name a file of it")
-    record = read_record(folder) or {}
-    return trained(folder, record)[last_fit(record)]
+    state = inspect_run(folder)
+    if state.status != FINISHED:
+        raise UserError(f"{key}={name}: {state.status}; finish the run by its command, or name a file of it")
+    weights = weights_files(folder, state.record)[main_stage(state.record)]
+    if problem := next((problem for problem in state.problems if path / problem.file == weights), None):
+        raise UserError(
+            f"{key}={name}: {problem.file} is {problem.reason}; the run's command makes it again, by {problem.remedy}"
+        )
+    return weights
 
 
-def network_file(given: str, key: str) -> Path:
-    """Return the file of the network that ``given``, a finished run or a checkpoint that one left, stands for.
+def find_network(name: str, key: str) -> Path:
+    """Return the file of a network that a run trained: of a finished run, or a checkpoint named by its path.
 
     Raises:
         UserError: it is neither.
     """
-    tag = given.startswith(TAGS)
-    file = Path(given) if tag else weights_file(given, key)
-    if tag or not (Path(given).expanduser().is_dir() or has_checksum(file)):
+    is_tag = name.startswith(TAGS)
+    file = Path(name) if is_tag else _find_file(name, key)
+    if is_tag or not (Path(name).expanduser().is_dir() or has_checksum(file)):
         raise UserError(
-            f"{key}={given}: no network that a run left; name a finished run, or a checkpoint of one (weights of "
-            f"others become a run's by strategy=transfer_frozen init_from={given})"
+            f"{key}={name}: no network that a run left; name a finished run, or a checkpoint of one (weights of "
+            f"others become a run's by strategy=transfer_frozen init_from={name})"
         )
     return file
 
 
-def weights_identity(given: str, key: str) -> str:
-    """Return what the weights *are*: the digest of their file, or their tag."""
-    found = weights(given, key)
-    return found if isinstance(found, str) else file_digest(found, key)
+def weights_identity(name: str, key: str) -> str:
+    """Return the digest of the weights' file, or their tag: their part of a run's identity."""
+    source = find_weights(name, key)
+    return source if isinstance(source, str) else file_digest(source, key)
 
 
-def _in_package(given: str, key: str) -> Path:
+def _find_package_file(name: str, key: str) -> Path:
     """Return a file inside an installed package, which is not imported."""
-    name, _, inside = given.removeprefix(PACKAGE).partition("/")
-    if not (name.isidentifier() and inside):
-        raise UserError(f"{key}={given}: write package:PACKAGE/FILE, the package by the name it is imported by")
-    spec = find_spec(name)
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    if not places:
-        raise UserError(f"{key}={given}: no package {name} is installed here; pip install it, or name a file")
-    found = next((path for place in places if (path := Path(place, inside)).is_file()), None)
-    if found is None:
-        raise UserError(f"{key}={given}: {places[0]} has no file {inside}")
-    return found
+    package, _, inside = name.removeprefix(PACKAGE).partition("/")
+    if not (package.isidentifier() and inside):
+        raise UserError(f"{key}={name}: write package:PACKAGE/FILE, the package by the name it is imported by")
+    spec = find_spec(package)
+    locations = list(spec.submodule_search_locations or ()) if spec else []
+    if not locations:
+        raise UserError(f"{key}={name}: no package {package} is installed here; pip install it, or name a file")
+    file = next((path for location in locations if (path := Path(location, inside)).is_file()), None)
+    if file is None:
+        raise UserError(f"{key}={name}: {locations[0]} has no file {inside}")
+    return file
 
 
-def first_data(given: str) -> tuple[DataConfig | None, str]:
-    """Return the data that the run ``given`` learned from, if it is at hand and as it was; else None and why not."""
-    folder = RunFolder(Path(given).expanduser())
+def find_run_data(name: str) -> tuple[DataConfig | None, str]:
+    """Return the data of a run, where it is still there and unchanged; else None and the reason."""
+    folder = RunFolder(Path(name).expanduser())
     if not folder.config_file.is_file():
-        return None, f"{given} is no run's folder"
-    data = stored_config(folder).data
+        return None, f"{name} is no run's folder"
+    data = read_config(folder).data
     recorded = (read_record(folder) or {}).get("identity", {}).get("data", {}).get("fingerprint", "")
     try:
-        changed = recorded != fingerprint(data)
+        has_changed = recorded != fingerprint(data)
     except UserError as error:
         return None, str(error)
-    return (None, "its data has changed since") if changed else (data, "")
+    return (None, "its data has changed since") if has_changed else (data, "")

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tutelage.config import SWEEPERS, Config, OptunaSweeperConfig, SweeperConfig
 from tutelage.errors import UserError
-from tutelage.process_group import world
+from tutelage.process_group import read_world
 from tutelage.storage import digest
 
 HASH_LENGTH = 6
@@ -92,9 +92,9 @@ def _check_launcher(hydra: Any, configs: Sequence[Config]) -> None:
     name = str(hydra.runtime.choices["hydra/launcher"])
     if any(find_spec(module) is None for module in LAUNCHERS.get(name, ())):
         raise UserError(f"hydra/launcher={name}: a package for it is not installed: pip install 'tutelage[{name}]'")
-    if world().size > 1:
+    if read_world().size > 1:
         raise UserError(
-            f"a sweep is begun by one process, not by {world().size} of {world().started_by}: leave that out; "
+            f"a sweep is begun by one process, not by {read_world().size} of {read_world().started_by}: leave that out; "
             "jobs with trainer.devices above 1 begin their own processes, or hydra/launcher=slurm does"
         )
     several = next(

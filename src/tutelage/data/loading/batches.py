@@ -1,4 +1,8 @@
-"""What a stage is shown: the batch of each step, plain ones for evaluation, and the processes that make them."""
+"""Batches: the training batch of each step, un-augmented batches for evaluation, and the sampler of steps.
+
+These stand in for torch's map-style datasets with ``BatchSampler`` and ``collate_fn``: an item is a whole batch, so
+that a batch costs one call and one array, and the position in the data follows from the step alone.
+"""
 
 import atexit
 import math
@@ -22,35 +26,35 @@ from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH
 from tutelage.data.source import UNKNOWN, Images, gathered, is_ready
 from tutelage.randomness import Key
 
-TWIN = "twin"  # of a stream: what the key of its second draws is called
-FILES_AT_ONCE = 32  # read before they are decoded, or decoded before they are cut
+TWIN = "twin"  # suffix of a stream's name in the key of its second draws
+FILES_AT_ONCE = 32  # read before they are decoded, or decoded before they are cropped
 
 
 class StreamBatch(NamedTuple):
-    """What one stream shows in a step: images (B, C, H, W) uint8, targets (B,) int64 or (B, C) float32.
+    """A stream's batch of a step: images (B, C, H, W) uint8, targets (B,) int64 or (B, C) float32.
 
-    ``answers`` (B, K) float32 are those of a frozen network, where they are kept; where they are features, which are
-    shown instead of the images, these are empty (B, 0).
+    ``cached`` (B, K) float32 are a frozen network's cached logits, or features; features replace the images, which are
+    then empty (B, 0).
     """
 
     images: torch.Tensor
     targets: torch.Tensor
-    answers: torch.Tensor | None = None
+    cached: torch.Tensor | None = None
 
 
 class PendingMix(NamedTuple):
-    """What a stream shows once it is mixed as planned: on its way to the device, where that is done.
+    """A batch whose images are yet to be mixed with one another, which happens on its device.
 
     With ``spare`` the last image of each view is there only to be mixed into the one before it.
     """
 
-    shown: StreamBatch
+    batch: StreamBatch
     mixing: Mixing
     spare: bool = False
 
 
 class EvalBatch(NamedTuple):
-    """Images as they are, for evaluation: (B, C, H, W) uint8, labels (B,) int64, indices (B,) int64."""
+    """An un-augmented batch for evaluation: images (B, C, H, W) uint8, labels (B,) int64, indices (B,) int64."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -59,7 +63,17 @@ class EvalBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class StageData:
-    """What one stage trains on: streams, augmentation, the key of its draws, its length in steps, answers by stream."""
+    """The data of one training stage.
+
+    Attributes:
+        streams: the streams of images, each of which gives a part of every step's batch.
+        transforms: the augmentation, as ``_target_`` configs.
+        key: returns the key of the draws of a stream, by the stream's name.
+        steps: optimizer steps.
+        strong: further transforms of a second view.
+        mix: how images of a batch are mixed.
+        cached: cached logits or features, by stream.
+    """
 
     streams: Sequence[Stream]
     transforms: Sequence[dict[str, Any]]
@@ -67,64 +81,66 @@ class StageData:
     steps: int
     strong: Sequence[dict[str, Any]] = ()
     mix: MixConfig | None = None
-    kept: Mapping[str, CachedLogits] = field(default_factory=dict)
+    cached: Mapping[str, CachedLogits] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which part of each step's batch this process takes, and in how many pieces one after another.
+class BatchShard:
+    """The part of each batch that this process trains on, in ``accumulate`` pieces one after another.
 
-    A batch is cut into as many parts as there are processes times pieces; a process has ``pieces`` parts in a row.
+    A batch is cut into ``processes * accumulate`` equal pieces; a process has ``accumulate`` pieces in a row.
 
     Attributes:
-        rank: the number of the process.
-        processes: how many there are.
-        pieces: how many parts each of them takes.
+        rank: the rank of the process.
+        processes: number of processes.
+        accumulate: number of pieces of each process.
     """
 
     rank: int = 0
     processes: int = 1
-    pieces: int = 1
+    accumulate: int = 1
 
     @property
-    def parts(self) -> int:
-        """How many parts a batch is cut into."""
-        return self.processes * self.pieces
+    def pieces(self) -> int:
+        """Number of pieces of a batch."""
+        return self.processes * self.accumulate
 
     def rows(self, batch_size: int, piece: int) -> slice:
-        """Return which rows of a batch one of this process's pieces has.
+        """Return the rows of a batch that form one of this process's pieces.
 
         Raises:
-            ValueError: the batch cannot be cut into equal parts.
+            ValueError: the batch cannot be cut into equal pieces.
         """
-        size, rest = divmod(batch_size, self.parts)
+        size, rest = divmod(batch_size, self.pieces)
         if rest:
-            raise ValueError(f"a batch of {batch_size} images cannot be cut into {self.parts} equal parts")
-        first = (self.rank * self.pieces + piece) * size
+            raise ValueError(f"a batch of {batch_size} images cannot be cut into {self.pieces} equal parts")
+        first = (self.rank * self.accumulate + piece) * size
         return slice(first, first + size)
 
-    def of_all(self, indices: np.ndarray) -> tuple[np.ndarray, int]:
-        """Return this process's part of some images (n,), as many for each process, and how many of its part count.
+    def split_indices(self, indices: np.ndarray) -> tuple[np.ndarray, int]:
+        """Return this process's part of some indices (n,), equally long in all processes, and how many of it count.
 
-        The parts that count, one process after another, are all images in their order; a part that is too short is
-        filled up with one of them again.
+        The parts that count, one process after another, are all indices in their order; a part that is too short is
+        filled up with copies of the first index.
         """
         count = -(-len(indices) // self.processes)
         own = indices[self.rank * count : (self.rank + 1) * count]
         return np.concatenate([own, np.repeat(indices[:1], count - len(own))]), len(own)
 
 
-WHOLE = Share()
+WHOLE_BATCH = BatchShard()
 
 
-def apply_mix(unmixed: PendingMix, classes: int) -> StreamBatch:
-    """Return what a stream shows, mixed on its device as it was planned."""
-    shown, mixing, spare = unmixed
-    images, targets = mixed(shown.images, shown.targets, mixing, classes)
+def apply_mix(pending: PendingMix, classes: int) -> StreamBatch:
+    """Return a batch with its images and targets mixed, on their device."""
+    batch, mixing, spare = pending
+    images, targets = mixed(batch.images, batch.targets, mixing, classes)
     if spare:
         count = len(mixing.own)
-        images, targets = (torch.cat([view[:-1] for view in torch.split(all_, count)]) for all_ in (images, targets))
-    return StreamBatch(images, targets, shown.answers)
+        images, targets = (
+            torch.cat([view[:-1] for view in torch.split(values, count)]) for values in (images, targets)
+        )
+    return StreamBatch(images, targets, batch.cached)
 
 
 def channels_first(images: np.ndarray) -> torch.Tensor:
@@ -133,126 +149,133 @@ def channels_first(images: np.ndarray) -> torch.Tensor:
 
 
 class TrainDataset(Dataset[dict[str, StreamBatch | PendingMix]]):
-    """The batch of each optimizer step, by stream; what this process shows of it at once, a call.
+    """The training batches of a stage, by stream; an item is this process's piece of a step's batch.
 
-    What is drawn for a batch is drawn for all of it, whoever shows which part.
+    Random numbers are drawn for the whole batch, whichever process takes which piece.
 
     Args:
-        images: what the streams' indices point into.
-        training: the stage.
+        images: the images that the streams' indices point into.
+        stage_data: the stage's.
         shape: (H, W, C) of an image of a batch.
-        share: which part of a batch this process shows.
+        shard: the part of a batch of this process.
     """
 
-    def __init__(self, images: Images, training: StageData, shape: tuple[int, int, int], share: Share = WHOLE) -> None:
+    def __init__(
+        self, images: Images, stage_data: StageData, shape: tuple[int, int, int], shard: BatchShard = WHOLE_BATCH
+    ) -> None:
         self._images = images
-        self._training = training
+        self._stage_data = stage_data
         self._shape = shape
-        self._share = share
+        self._shard = shard
 
     def __len__(self) -> int:
-        return self._training.steps * self._share.pieces
+        return self._stage_data.steps * self._shard.accumulate
 
     @cached_property
-    def _views(self) -> list[tuple[Stream, StreamSampler, Pipeline]]:
-        training = self._training
-        keys = [training.key(stream.name) for stream in training.streams]
+    def _pipelines(self) -> list[tuple[Stream, StreamSampler, Pipeline]]:
+        data = self._stage_data
+        keys = [data.key(stream.name) for stream in data.streams]
         return [
-            (stream, StreamSampler(stream, key), Pipeline(training.transforms, key, training.strong))
-            for stream, key in zip(training.streams, keys, strict=True)
+            (stream, StreamSampler(stream, key), Pipeline(data.transforms, key, data.strong))
+            for stream, key in zip(data.streams, keys, strict=True)
         ]
 
     @cached_property
-    def _twins(self) -> dict[str, Pipeline]:
+    def _twin_pipelines(self) -> dict[str, Pipeline]:
         """The pipelines of second draws, by stream."""
-        training = self._training
-        twins = [stream.name for stream in training.streams if stream.beside == "twin"]
-        return {name: Pipeline(training.transforms, training.key(f"{name} {TWIN}")) for name in twins}
+        data = self._stage_data
+        twins = [stream.name for stream in data.streams if stream.beside == "twin"]
+        return {name: Pipeline(data.transforms, data.key(f"{name} {TWIN}")) for name in twins}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in {"_views", "_twins"}}
+        return {name: value for name, value in self.__dict__.items() if name not in {"_pipelines", "_twin_pipelines"}}
 
     def __getitem__(self, number: int) -> dict[str, StreamBatch | PendingMix]:
-        step, piece = divmod(number, self._share.pieces)
-        return {stream.name: self._of(step, piece, stream, draws, view) for stream, draws, view in self._views}
+        step, piece = divmod(number, self._shard.accumulate)
+        return {
+            stream.name: self._stream_batch(step, piece, stream, sampler, pipeline)
+            for stream, sampler, pipeline in self._pipelines
+        }
 
-    def _of(
-        self, step: int, piece: int, stream: Stream, draws: StreamSampler, view: Pipeline
+    def _stream_batch(
+        self, step: int, piece: int, stream: Stream, sampler: StreamSampler, pipeline: Pipeline
     ) -> StreamBatch | PendingMix:
-        """Return a part of a stream's batch, with the kept answers to it where there are any."""
-        rows = np.arange(stream.batch_size)[self._share.rows(stream.batch_size, piece)]
-        shows, kept = draws.at(step), self._training.kept.get(stream.name)
-        if kept is None:
-            return self._to_mix(step, stream, rows, shows, view)
-        shows = kept.repeated(shows)
-        answers = torch.from_numpy(kept.answers(step, shows, stream)[rows])
-        if kept.instead:
-            nothing = torch.empty(len(rows), 0, dtype=torch.uint8)
-            return StreamBatch(nothing, torch.from_numpy(stream.targets_of(shows.entries[rows])), answers)
-        return self._to_mix(step, stream, rows, shows, view, answers)
+        """Return a piece of a stream's batch, with cached logits where there are any."""
+        rows = np.arange(stream.batch_size)[self._shard.rows(stream.batch_size, piece)]
+        samples, cached = sampler.at(step), self._stage_data.cached.get(stream.name)
+        if cached is None:
+            return self._augment_and_draw_mix(step, stream, rows, samples, pipeline)
+        samples = cached.repeat_views(samples)
+        values = torch.from_numpy(cached.read(step, samples, stream)[rows])
+        if cached.replaces_images:
+            no_images = torch.empty(len(rows), 0, dtype=torch.uint8)
+            targets = stream.targets_of(samples.entries[rows])
+            return StreamBatch(no_images, torch.from_numpy(targets), values)
+        return self._augment_and_draw_mix(step, stream, rows, samples, pipeline, values)
 
-    def _to_mix(
+    def _augment_and_draw_mix(
         self,
         step: int,
         stream: Stream,
         rows: np.ndarray,
-        shows: SampleIndices,
-        view: Pipeline,
-        answers: torch.Tensor | None = None,
+        samples: SampleIndices,
+        pipeline: Pipeline,
+        cached: torch.Tensor | None = None,
     ) -> StreamBatch | PendingMix:
-        """Return some rows (n,) of a batch with the plan for mixing them, the same for each view of the images.
+        """Return some rows (n,) of a batch, with the drawn mixing, the same for each view of the images.
 
-        A part comes with one row more, the next of the batch, which the last one may be mixed with.
+        A piece comes with one row more, the next of the batch, which the last one may be mixed with.
         """
-        mix, spare = self._training.mix, self._share.parts > 1
+        mix, spare = self._stage_data.mix, self._shard.pieces > 1
         if mix is not None and spare:
             rows = np.append(rows, (rows[-1] + 1) % stream.batch_size)
-        shown = self._show(SampleIndices(*(each[rows] for each in shows)), stream, view)._replace(answers=answers)
+        own_samples = SampleIndices(*(array[rows] for array in samples))
+        batch = self._augment(own_samples, stream, pipeline)._replace(cached=cached)
         if mix is None:
-            return shown
-        key, (height, width) = self._training.key(stream.name), shown.images.shape[-2:]
-        drawn = plan(mix, key, step, stream.batch_size, height, width)
-        return PendingMix(shown, Mixing(*(each[rows] for each in drawn)).tensors(), spare)
+            return batch
+        key, (height, width) = self._stage_data.key(stream.name), batch.images.shape[-2:]
+        mixing = plan(mix, key, step, stream.batch_size, height, width)
+        return PendingMix(batch, Mixing(*(array[rows] for array in mixing)).tensors(), spare)
 
-    def _show(self, shows: SampleIndices, stream: Stream, view: Pipeline) -> StreamBatch:
-        """Return what is shown: with two views of each image all first ones, then all second ones.
+    def _augment(self, samples: SampleIndices, stream: Stream, pipeline: Pipeline) -> StreamBatch:
+        """Return the augmented images; of several views all first ones come before all second ones.
 
-        What stands beside a stream's view comes first.
+        The view ``stream.beside`` comes before the others.
         """
-        passes, entries, copies = shows
+        passes, entries, copies = samples
         indices = stream.indices[entries]
-        drawn = np.stack([passes, indices, copies], axis=1)
+        draws = np.stack([passes, indices, copies], axis=1)
         beside = int(bool(stream.beside))
-        views = np.empty((beside + view.views, len(indices), *self._shape), dtype=np.uint8)
-        stored = self._images.picture if view.takes_any_size else self._images.__getitem__
+        views = np.empty((beside + pipeline.views, len(indices), *self._shape), dtype=np.uint8)
+        read = self._images.picture if pipeline.takes_any_size else self._images.__getitem__
         at_once = len(indices) if is_ready(self._images) else FILES_AT_ONCE
         for first in range(0, len(indices), at_once):
-            some = slice(first, first + at_once)
-            images = [stored(index) for index in indices[some].tolist()]
-            view.fill(views[beside:, some], images, drawn[some])
+            part = slice(first, first + at_once)
+            images = [read(index) for index in indices[part].tolist()]
+            pipeline.fill(views[beside:, part], images, draws[part])
             if stream.beside == "plain":
-                views[0, some] = gathered(self._images, indices[some])
+                views[0, part] = gathered(self._images, indices[part])
             elif stream.beside:
-                self._twins[stream.name].fill(views[:1, some], images, drawn[some])
+                self._twin_pipelines[stream.name].fill(views[:1, part], images, draws[part])
         targets = stream.targets_of(entries)
         return StreamBatch(channels_first(views), torch.from_numpy(np.concatenate([targets] * len(views))))
 
 
 class EvalDataset(Dataset[EvalBatch]):
-    """Un-augmented images in the order of ``indices``, a whole batch an item.
+    """Un-augmented images in the order of ``indices``; an item is a whole batch.
 
     Args:
-        images: what the indices point into.
+        images: the images that the indices point into.
         labels: (N,) of all images.
-        indices: (n,) of those to show.
-        known: how many of these count, from the first on; the label of the others is shown as unknown.
+        indices: (n,) of the images to show.
+        counted: how many of these count, from the first on; the label of the others is unknown.
     """
 
-    def __init__(self, images: Images, labels: np.ndarray, indices: np.ndarray, known: int | None = None) -> None:
+    def __init__(self, images: Images, labels: np.ndarray, indices: np.ndarray, counted: int | None = None) -> None:
         self._images = images
         self._labels = Shared(labels)
         self._indices = Shared(indices)
-        self._known = len(indices) if known is None else known
+        self._counted = len(indices) if counted is None else counted
 
     def __len__(self) -> int:
         return math.ceil(len(self._indices.array) / EVALUATION_BATCH)
@@ -262,12 +285,12 @@ class EvalDataset(Dataset[EvalBatch]):
         indices = self._indices.array[first : first + EVALUATION_BATCH]
         images = gathered(self._images, indices)
         labels = self._labels.array[indices].astype(np.int64)
-        labels[max(0, self._known - first) :] = UNKNOWN
+        labels[max(0, self._counted - first) :] = UNKNOWN
         return EvalBatch(channels_first(images), torch.from_numpy(labels), torch.from_numpy(indices.astype(np.int64)))
 
 
-class Steps(Sampler[int]):
-    """The steps that are still to do; where to start is asked when iteration begins."""
+class RemainingSteps(Sampler[int]):
+    """The steps that are still to do; the first one is read when iteration begins."""
 
     def __init__(self, total: int, done: Callable[[], int]) -> None:
         self._total = total
@@ -280,15 +303,15 @@ class Steps(Sampler[int]):
         return iter(range(self._done(), self._total))
 
 
-def worker_init(worker: int) -> None:
-    """Let a worker outlive a signal to the whole process group, so that the step under way is finished and saved."""
+def ignore_signals(worker: int) -> None:
+    """Let a worker survive a signal to the whole process group, so that the current step is finished and saved."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 
 @atexit.register
-def _end_workers() -> None:
-    """End workers that an error has left: at its exit Python asks them to end, which they do not heed, and waits."""
+def _kill_workers() -> None:
+    """Kill workers that an error has left: Python would send them SIGTERM at exit, which they ignore, and wait."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error where a worker is killed
     for child in multiprocessing.active_children():
         if child.daemon:

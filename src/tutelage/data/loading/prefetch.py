@@ -1,4 +1,7 @@
-"""A loader whose next batch is on its way to the GPU while the current one is computed with."""
+"""A DataLoader that copies the next batch to the GPU while the network computes on the current one.
+
+torch's ``pin_memory=True`` only pins: the copy would start when the batch is needed.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class PrefetchLoader(DataLoader[Any]):
-    """A DataLoader of pinned batches that gives them on a CUDA device.
+    """A DataLoader of pinned batches that yields them on a CUDA device.
 
-    Batches are copied on a stream of their own, one step ahead. Which batches come, in which order, and how many, is
-    the DataLoader's own business; the one that was fetched ahead when training stops is made again when it goes on.
+    Batches are copied on a CUDA stream of their own, one step ahead. Their order and number are the DataLoader's; the
+    batch that was fetched ahead when training stops is made again when it goes on.
     """
 
     def __init__(self, dataset: Dataset[Any], device: torch.device, **options: Any) -> None:
@@ -20,31 +23,31 @@ class PrefetchLoader(DataLoader[Any]):
         self._device = device
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        device, copies = self._device, torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        device, copy_stream = self._device, torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         batches = super().__iter__()
 
-        def sent() -> Any:
+        def start_copy() -> Any:
             batch = next(batches, None)
-            with torch.cuda.stream(copies):
+            with torch.cuda.stream(copy_stream):
                 return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
-        coming = sent()
-        while coming is not None:
-            computes = torch.cuda.current_stream(device)
-            computes.wait_stream(copies)  # the batch is whole before it is computed with
-            batch = map_tensors(coming, partial(_used_by, computes))
-            coming = sent()
+        next_batch = start_copy()
+        while next_batch is not None:
+            compute_stream = torch.cuda.current_stream(device)
+            compute_stream.wait_stream(copy_stream)  # the batch is whole before the network reads it
+            batch = map_tensors(next_batch, partial(_record_stream, compute_stream))
+            next_batch = start_copy()
             yield batch
 
 
-def _used_by(stream: torch.cuda.Stream, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor whose memory is not given to another batch before the stream is done with it."""
+def _record_stream(stream: torch.cuda.Stream, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor whose memory no other batch gets before the stream is done with it."""
     tensor.record_stream(stream)
     return tensor
 
 
 def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return a batch, of dicts and named tuples of tensors, with each tensor changed."""
+    """Return a batch, made of dicts and named tuples of tensors, with ``change`` applied to each tensor."""
     if isinstance(batch, torch.Tensor):
         return change(batch)
     if isinstance(batch, dict):

@@ -1,4 +1,4 @@
-"""A run by several processes: how many there are, that its batches can be shared out, and that they end as one."""
+"""Several processes of a run: their number, whether batches divide among them, and a failure that ends them all."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,22 +8,22 @@ from tutelage.errors import BY_SIGNAL, USER_ERROR, UserError
 from tutelage.process_group import ERROR, Ended, ProcessGroup, World
 from tutelage.runs.cluster.signals import Stopped
 
-GONE = ("Connection closed by peer", "Connection reset by peer")  # what gloo says where a process is no more
+PEER_GONE = ("Connection closed by peer", "Connection reset by peer")  # gloo's errors where another process has ended
 
 
 class Abandoned(UserError):  # noqa: N818 - as Ended
-    """Another process of the run has ended without a word; who started both may know how."""
+    """Another process of the run has ended without announcing it, as a killed process does."""
 
 
-def processes_of(trainer: TrainerConfig, world: World) -> int:
-    """Return how many processes a run has in all.
+def count_processes(trainer: TrainerConfig, world: World) -> int:
+    """Return the number of processes of a run on all machines.
 
     Args:
-        trainer: asks for them.
-        world: which of those that were started this is; alone, it may start them on this machine.
+        trainer: the trainer's config, which asks for devices and nodes.
+        world: the processes that torchrun or srun started; a process alone may start them on this machine.
 
     Raises:
-        UserError: others were started, or it takes several machines and nobody started any.
+        UserError: another number was started, or several machines are asked for and nothing was started there.
     """
     if world.size == 1:
         if trainer.nodes > 1:
@@ -31,7 +31,7 @@ def processes_of(trainer: TrainerConfig, world: World) -> int:
                 f"trainer.nodes={trainer.nodes}: a command on one machine starts no processes on others; srun and "
                 "torchrun do: 'srun tutelage train ...' in a batch job of a task for each device, see docs/clusters.md"
             )
-        return _devices(trainer)
+        return _count_devices(trainer)
     here = trainer.devices if trainer.devices != "auto" else world.local_size
     if trainer.parallel == "none" or (here, here * trainer.nodes) != (world.local_size, world.size):
         nodes = world.size // world.local_size
@@ -45,8 +45,8 @@ def processes_of(trainer: TrainerConfig, world: World) -> int:
     return world.size
 
 
-def _devices(trainer: TrainerConfig) -> int:
-    """Return how many devices of this machine a run trains on; ``auto`` is all GPUs, where there are none the CPU."""
+def _count_devices(trainer: TrainerConfig) -> int:
+    """Return the number of devices on this machine; ``auto`` means all GPUs, or the CPU where there are none."""
     if trainer.devices != "auto":
         _check_gpus(trainer, trainer.devices)
         return trainer.devices
@@ -56,7 +56,7 @@ def _devices(trainer: TrainerConfig) -> int:
 
 
 def _check_gpus(trainer: TrainerConfig, needed: int) -> None:
-    """Raise a UserError where a run is to train on more GPUs than this process sees, if it sees any."""
+    """Raise a UserError where the run needs more GPUs than this process sees, if it sees any."""
     if trainer.parallel == "none" or trainer.accelerator == "cpu":
         return
     import torch
@@ -78,66 +78,66 @@ def uses_gpu(trainer: TrainerConfig) -> bool:
 
 
 def check_batches(config: Config, processes: int) -> None:
-    """Raise a UserError unless each batch of a step can be cut into equal parts, one for each device and turn."""
+    """Raise a UserError unless each batch of a step divides evenly among processes and accumulated parts."""
     accumulate, batch = config.trainer.accumulate, config.data.batch_size
     parts = processes * accumulate
-    what = f"{processes} processes in {accumulate} turns each" if accumulate > 1 else f"{processes} processes"
+    dividers = f"{processes} processes in {accumulate} turns each" if accumulate > 1 else f"{processes} processes"
     if batch % parts:
         raise UserError(
-            f"data.batch_size={batch} is the batch of all devices together, and {what} cannot share it out evenly: "
-            f"give {_nearest(batch, parts)}"
+            f"data.batch_size={batch} is the batch of all devices together, and {dividers} cannot share it out evenly: "
+            f"give {_nearest_multiples(batch, parts)}"
         )
     ratio = getattr(config.strategy, "unlabelled_ratio", None)
     pool = max(1, round(ratio * batch)) if ratio is not None else 0
     if pool % parts:
         raise UserError(
-            f"strategy.unlabelled_ratio={ratio} makes batches of {pool} unlabelled images, and {what} cannot share "
-            f"them out evenly: give a ratio that makes {_nearest(pool, parts)} of data.batch_size={batch}"
+            f"strategy.unlabelled_ratio={ratio} makes batches of {pool} unlabelled images, and {dividers} cannot share "
+            f"them out evenly: give a ratio that makes {_nearest_multiples(pool, parts)} of data.batch_size={batch}"
         )
 
 
-def _nearest(size: int, parts: int) -> str:
-    """Return the sizes next to one that can be cut into parts."""
+def _nearest_multiples(size: int, parts: int) -> str:
+    """Return the multiples of ``parts`` next to a size."""
     below, above = size // parts * parts, -(-size // parts) * parts
     return f"{below} or {above}" if below else str(above)
 
 
 @contextmanager
 def propagate_failure(group: ProcessGroup) -> Iterator[None]:
-    """Let the processes of a run end as one: what one of them ends with, the others end with.
+    """End all processes of a run where one of them ends within the block.
 
     Raises:
         Stopped: a process was told to stop.
-        UserError: a process met what the user got wrong, or failed; the first process says it.
+        UserError: a process met a mistake of the user's, or failed; rank 0 prints it.
     """
     try:
         yield
     except Exception as error:
-        first = error if isinstance(error, Ended) else group.end(*_told(error))
+        first = error if isinstance(error, Ended) else group.announce_end(*_exit_code_and_message(error))
         if first.rank == group.world.rank:
-            if group.size > 1 and any(words in str(error) for words in GONE):
+            if group.size > 1 and any(words in str(error) for words in PEER_GONE):
                 raise Abandoned(
                     "a process of the run has ended without a word, as one that is killed does; the same command goes "
                     "on from the last checkpoint"
                 ) from None
             raise
-        raise _of_another(first) from None
+        raise _error_of_other_process(first) from None
 
 
-def _told(error: Exception) -> tuple[int, str]:
-    """Return the exit code of a process that ends with an error, and what the first process is to say of it."""
+def _exit_code_and_message(error: Exception) -> tuple[int, str]:
+    """Return the exit code of a process that ends with an error, and the line for rank 0 to print."""
     if isinstance(error, Stopped):
         return error.exit_code, ""
     return (USER_ERROR, str(error)) if isinstance(error, UserError) else (ERROR, "")
 
 
-def _of_another(ended: Ended) -> Exception:
-    """Return what a process raises because another has ended."""
+def _error_of_other_process(ended: Ended) -> Exception:
+    """Return the exception for this process to raise because another process has ended."""
     if ended.code > BY_SIGNAL:
         return Stopped(ended.code - BY_SIGNAL)
-    if ended.told:
-        return UserError(ended.told)
+    if ended.message:
+        return UserError(ended.message)
     return UserError(
-        f"process {ended.rank} of the run has failed; what it said stands above or in its log, and the same command "
-        "goes on from the last checkpoint"
+        f"process {ended.rank} of the run has failed; its error stands above or in its log, and the same command goes "
+        "on from the last checkpoint"
     )

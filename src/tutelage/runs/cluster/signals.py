@@ -1,4 +1,8 @@
-"""Signals become flags that the training loop reads where it can be left."""
+"""Signal handlers that only set a flag, which the training loop reads at points where nothing is lost.
+
+Lightning's own SIGTERM handling is not used: its handler broadcasts inside the handler, and waits for the device in
+each step.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -11,11 +15,11 @@ from tutelage.runs.cluster.slurm import slurm_job
 SAVE = signal.SIGUSR1
 STOP = (signal.SIGTERM, signal.SIGINT)
 FROM_SLURM = (signal.SIGUSR1, signal.SIGTERM)
-NOTHING, SAVE_AND_GO_ON = 0, 1  # what may be asked for; beyond these, the number of the signal that stops
+NO_REQUEST, SAVE_AND_CONTINUE = 0, 1  # requests; a larger one is the number of the signal that stops the run
 
 
 class Stopped(Exception):  # noqa: N818 - an order that was followed, not an error
-    """The run was told to stop and has saved what it had."""
+    """A signal stopped the run, which has saved its state."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -23,62 +27,62 @@ class Stopped(Exception):  # noqa: N818 - an order that was followed, not an err
 
 
 class Signals:
-    """What has been asked for since the run began: SIGUSR1 saves, SIGTERM and SIGINT save and stop.
+    """The request that signals have made since the run began: SIGUSR1 saves, SIGTERM and SIGINT save and stop.
 
     In a batch job of SLURM, SIGUSR1 is the warning before its time limit: it saves and stops too.
     """
 
     def __init__(self) -> None:
-        self._asked = NOTHING
-        self._save = signal.SIGUSR1.value if slurm_job() else SAVE_AND_GO_ON
+        self._requested = NO_REQUEST
+        self._save_request = signal.SIGUSR1.value if slurm_job() else SAVE_AND_CONTINUE
 
     @property
-    def asked(self) -> int:
-        """What is asked for as a number: the largest of several processes' counts for them all."""
-        return self._asked
+    def requested(self) -> int:
+        """The request as a number: of several processes the largest applies to all."""
+        return self._requested
 
-    def answer(self, asked: int | None = None) -> None:
-        """Raise ``Stopped`` where that is asked for; call it where nothing is lost.
+    def check(self, requested: int | None = None) -> None:
+        """Raise ``Stopped`` where the request is to stop; call it where nothing is lost.
 
         Args:
-            asked: what the processes of a run agreed on; None stands for what this one was asked for.
+            requested: the request that the processes of a run agreed on; None stands for this process's own.
         """
-        asked = self._asked if asked is None else asked
-        if asked > SAVE_AND_GO_ON:
-            raise Stopped(asked)
-        if self._asked == SAVE_AND_GO_ON:
-            self._asked = NOTHING
+        requested = self._requested if requested is None else requested
+        if requested > SAVE_AND_CONTINUE:
+            raise Stopped(requested)
+        if self._requested == SAVE_AND_CONTINUE:
+            self._requested = NO_REQUEST
 
     def install(self) -> None:
-        """Become the handler of the signals."""
+        """Install the handlers."""
         for number in (SAVE, *STOP):
-            signal.signal(number, self._note)
+            signal.signal(number, self._handle)
 
     @contextmanager
-    def watched(self) -> Iterator["Signals"]:
-        """Turn signals into flags while the block runs; a second SIGINT ends the process at once."""
+    def installed(self) -> Iterator["Signals"]:
+        """Install the handlers while the block runs; a second SIGINT ends the process at once."""
         before = {number: signal.getsignal(number) for number in (SAVE, *STOP)}
         try:
             self.install()
             earlier = getattr(before[SAVE], "__self__", None)
             if isinstance(earlier, Signals):
-                self._asked = max(self._asked, earlier.asked)
+                self._requested = max(self._requested, earlier.requested)
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        self._asked = max(self._asked, self._save if number == SAVE else number)
+        self._requested = max(self._requested, self._save_request if number == SAVE else number)
 
 
 def defer_slurm_signals() -> None:
-    """In a batch job of SLURM, note its signals from now on, rather than be killed by them before a run begins."""
-    noting = isinstance(getattr(signal.getsignal(SAVE), "__self__", None), Signals)
-    if slurm_job() is not None and not noting:
-        noted = Signals()
+    """In a batch job of SLURM, set flags for its signals from now on, so that they do not kill a process that loads."""
+    is_installed = isinstance(getattr(signal.getsignal(SAVE), "__self__", None), Signals)
+    if slurm_job() is not None and not is_installed:
+        early = Signals()
         for number in FROM_SLURM:
-            signal.signal(number, noted._note)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_SLURM)  # the command that handed over may have held them back
+            signal.signal(number, early._handle)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_SLURM)  # the command that handed over may have blocked them

@@ -1,9 +1,9 @@
-"""What SLURM is told and asked: which job this is, to put it back into the queue, and when to leave things to SLURM.
+"""SLURM: the batch job of this process, its requeue, and when to leave the end of the process to SLURM.
 
-What SLURM does by itself (tried on 22.05): before a time limit it sends the signal of ``--signal``, and the job has to
+Behaviour of SLURM 22.05, as tried: before a time limit it sends the signal of ``--signal``, and the job has to
 requeue itself. ``scontrol requeue``, a preemption and a ``scancel`` all send SIGTERM, then SIGKILL. A job that exits at
-the SIGTERM counts as completed or failed and stays so; one that waits to be killed is started again where that was the
-point, and stays cancelled where it was not.
+the SIGTERM counts as completed or failed and stays so; one that waits to be killed is started again where that was
+intended, and stays cancelled otherwise.
 """
 
 import os
@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tutelage.errors import BY_SIGNAL
-from tutelage.process_group import world
+from tutelage.process_group import read_world
 
-ANSWER_SECONDS = 60.0  # a busy controller takes its time
+SCONTROL_SECONDS = 60.0  # a busy controller needs time
 LOCK_SECONDS = 600.0
-LONGEST_WAIT = 3600.0  # seconds; longer than a grace time, short of holding a node for ever where nobody kills
+LONGEST_WAIT_SECONDS = 3600.0  # longer than a grace time, but a node is not held for ever
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class SlurmJob:
     """The batch job that this process belongs to.
 
     Attributes:
-        name: what ``scontrol`` calls it; a task of an array is ARRAY_TASK.
-        restart: how often SLURM has started it again.
+        name: the id for ``scontrol``; a task of an array is ARRAY_TASK.
+        restart: number of restarts by SLURM.
     """
 
     name: str
@@ -45,8 +45,8 @@ def slurm_job(environment: Mapping[str, str] = os.environ) -> SlurmJob | None:
     return SlurmJob(name, int(environment.get("SLURM_RESTART_COUNT", "0")))
 
 
-def patience() -> float:
-    """Return for how many seconds a run's lock is waited for.
+def lock_patience() -> float:
+    """Return the seconds to wait for a run's lock.
 
     After a node was lost, SLURM may start a job again while the file server still holds the lock for the dead process,
     or while that process still runs.
@@ -55,16 +55,16 @@ def patience() -> float:
     return LOCK_SECONDS if job is not None and job.restart else 0.0
 
 
-def log_of(job: SlurmJob) -> str:
-    """Return where a job's errors go, as far as SLURM tells."""
-    found = re.search(r"StdErr=(\S+)", _scontrol("show", "job", job.name).stdout)
-    return found[1] if found else "its log"
+def error_log(job: SlurmJob) -> str:
+    """Return the path of a job's error log, or the words "its log" where SLURM does not know it."""
+    match = re.search(r"StdErr=(\S+)", _scontrol("show", "job", job.name).stdout)
+    return match[1] if match else "its log"
 
 
 def leave_to_slurm(code: int) -> int:
     """Return the exit code of a process that a signal stopped; in a job of SLURM, let SLURM go on with it instead.
 
-    Call it with nothing held that the job's next start needs: a lock, an unsaved file.
+    The caller holds nothing that the next start of the job needs: no lock, no unsaved file.
 
     Args:
         code: 128 + the number of the signal.
@@ -74,35 +74,35 @@ def leave_to_slurm(code: int) -> int:
         return code
     for number in (signal.SIGUSR1, signal.SIGTERM):  # SLURM repeats them before it kills
         signal.signal(number, signal.SIG_IGN)
-    first = world().first
+    is_rank0 = read_world().is_rank0
     if code == BY_SIGNAL + signal.SIGUSR1:
-        if first and (refusal := _requeue(job)):
-            _say(f"SLURM job {job.name} could not be requeued ({refusal}): sbatch it anew to go on")
+        if is_rank0 and (refusal := _requeue(job)):
+            _print(f"SLURM job {job.name} could not be requeued ({refusal}): sbatch it anew to go on")
             return code
-        told = f"SLURM job {job.name} is requeued; waiting for SLURM to end this start of it"
+        message = f"SLURM job {job.name} is requeued; waiting for SLURM to end this start of it"
     else:
-        told = (
+        message = (
             f"waiting for SLURM to end job {job.name}: requeued or preempted it will start again, cancelled it will not"
         )
-    if first:
-        _say(told)
-    time.sleep(LONGEST_WAIT)
+    if is_rank0:
+        _print(message)
+    time.sleep(LONGEST_WAIT_SECONDS)
     return code
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(f"tutelage: {line}", file=sys.stderr, flush=True)
 
 
 def _requeue(job: SlurmJob) -> str:
-    """Put a job back into the queue; return why SLURM refused, if it did."""
-    done = _scontrol("requeue", job.name)
-    return " ".join(done.stderr.split()) or f"exit code {done.returncode}" if done.returncode else ""
+    """Put a job back into the queue; return the reason where SLURM refuses."""
+    result = _scontrol("requeue", job.name)
+    return " ".join(result.stderr.split()) or f"exit code {result.returncode}" if result.returncode else ""
 
 
 def _scontrol(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = ["scontrol", *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)  # noqa: S603 - ours
+        return subprocess.run(command, capture_output=True, text=True, timeout=SCONTROL_SECONDS, check=False)  # noqa: S603 - ours
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))

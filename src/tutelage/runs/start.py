@@ -1,0 +1,137 @@
+"""The start of a run: torch, data, the checks, then the run's folder and the record of a run in progress."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tutelage import __version__
+from tutelage.config import Config
+from tutelage.data import DataRuntime, ImageDataModule, abbreviate, absolute_pool, data_module
+from tutelage.process_group import ALONE, ProcessGroup
+from tutelage.runs.checks import check_before_data, check_stages
+from tutelage.runs.cluster.crash_guard import new_session
+from tutelage.runs.cluster.process_checks import propagate_failure
+from tutelage.runs.cluster.signals import Signals, Stopped
+from tutelage.runs.context import RunContext, batch_shard, choose_device
+from tutelage.runs.folder import Record, RunFolder, is_tested, write_config
+from tutelage.runs.observer import Observer
+from tutelage.runs.torch_setup import available_threads, lightning_silenced, set_up_torch
+from tutelage.storage import remove_partials
+
+
+@contextmanager
+def started_run(
+    config: Config,
+    folder: RunFolder,
+    identity: dict[str, Any],
+    command: str,
+    observer: Observer,
+    group: ProcessGroup = ALONE,
+) -> Iterator[RunContext]:
+    """Start a run, or go on with it, while the block runs its stages; note in the record how the block ends.
+
+    The caller holds the folder's lock; of several processes rank 0 does.
+
+    Args:
+        config: the whole config.
+        folder: the run's folder; made here, once the config has proved to fit the data.
+        identity: the scientific part of the config, for the record.
+        command: the command line, for the record.
+        observer: shows progress.
+        group: the processes of the run, each of which calls this.
+
+    Raises:
+        UserError: the config does not fit the data.
+        Stopped: a signal asks for it; the state is saved.
+    """
+    record = Record(folder, group)
+    record.content = group.broadcast_from_rank0(lambda: record.content)
+    set_up_torch(config.trainer.threads or record.threads or available_threads(group.world.local_size))
+    if group.size > 1:  # where it is not set, Lightning takes as many threads as there are cores
+        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+    with Signals().installed() as signals, lightning_silenced():
+
+        def check_signals() -> None:
+            context.check_signals()
+
+        def on_progress(what: str, fraction: float) -> None:
+            observer.reading(what, fraction)
+            context.check_signals()
+
+        device = choose_device(config, group.world.local_rank)
+        data = data_module(
+            config.data, DataRuntime(device, batch_shard(config, group), on_progress, group.world.local_size)
+        )
+        evaluates_test = config.evaluate_test or is_tested(record.content)
+        context = RunContext(config, folder, record, data, signals, observer, group, evaluates_test)
+        group.check_signals = check_signals
+        check_before_data(config)
+        group.first_on_each_node(lambda: (data.source, context.previous_run))
+        context.follow_results()
+        check_stages(context)
+        if record.content and record.content["version"] != __version__:
+            observer.say(f"warning: begun by version {record.content['version']}, goes on with {__version__}")
+        record.content = group.broadcast_from_rank0(lambda: _begin_record(context, identity, command))
+        observer.say(f"run: {folder.path}")
+        _say_data_notes(context)
+        try:
+            with propagate_failure(group):
+                yield context
+        except Stopped:
+            record.stop()
+            raise
+        except Exception as error:
+            record.fail(f"{type(error).__name__}: {error}")
+            raise
+
+
+def _begin_record(context: RunContext, identity: dict[str, Any], command: str) -> dict[str, Any]:
+    """Make the run's folder, or remove what a killed process left in it; return the record of a run in progress."""
+    session, folder = new_session(context), context.folder
+    folder.path.mkdir(parents=True, exist_ok=True)
+    remove_partials(folder.path)
+    write_config(folder, _with_absolute_paths(context.config).model_dump(mode="json"))
+    context.record.begin(identity, command, torch.get_num_threads(), _describe_data(context.data), session)
+    return context.record.content
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """Return the config with absolute paths of its data, so that the run can be opened from any folder."""
+    root, unlabelled = config.data.root, config.data.unlabelled
+    paths = {} if unlabelled is None else {"unlabelled": absolute_pool(unlabelled)}
+    if root is not None and (path := Path(root).expanduser()).exists():
+        paths["root"] = str(path.resolve())
+    return config.model_copy(update={"data": config.data.model_copy(update=paths)})
+
+
+def _describe_data(data: ImageDataModule) -> dict[str, Any]:
+    """Return the record's entry on the data: its classes in the order of their labels, and numbers of images."""
+    source = data.source
+    return {
+        "classes": list(source.classes),
+        "images": len(source.labels),
+        "test": len(data.splits.test),
+        "left_out": list(source.left_out),
+        "labelled": np.bincount(source.labels[data.splits.labelled], minlength=len(source.classes)).tolist(),
+    }
+
+
+def _say_data_notes(context: RunContext) -> None:
+    """Print notes on the data: files left out, classes with no labelled image or a single one."""
+    source, labelled = context.data.source, context.data.splits.labelled
+    for note in source.notes:
+        context.observer.say(f"note: {note}")
+    if source.left_out:
+        names = abbreviate(source.left_out)
+        context.observer.say(f"warning: unreadable files are left out ({len(source.left_out):,}): {names}")
+    counts = np.bincount(source.labels[labelled], minlength=len(source.classes))
+    for number, images in ((0, "no labelled image"), (1, "a single labelled image")):
+        classes = [source.classes[c] for c in np.flatnonzero(counts == number)]
+        if classes and (number == 0 or context.config.data.labels_per_class != 1):
+            noun = "class" if len(classes) == 1 else f"{len(classes)} classes"
+            context.observer.say(f"warning: {noun} with {images}: {abbreviate(classes)}")

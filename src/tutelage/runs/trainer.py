@@ -1,0 +1,71 @@
+"""Lightning's Trainer of a training stage, with the callbacks and loggers of a run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.loggers import Logger
+
+from tutelage.randomness import Key
+from tutelage.runs.callbacks import EpochTable, ProgressReport, StepRandomness
+from tutelage.runs.checkpoints import Checkpoints, WholeCheckpointIO
+from tutelage.runs.cluster.parallel import cluster_environment, lightning_strategy
+from tutelage.runs.context import RunContext
+from tutelage.runs.folder import RunFolder
+from tutelage.strategies import TrainStage
+
+
+def make_trainer(context: RunContext, stage: TrainStage, module: pl.LightningModule, table: EpochTable) -> pl.Trainer:
+    """Return the Trainer of a stage, which is one long epoch to Lightning (see ``ImageDataModule``)."""
+    config, group, folder = context.config, context.group, context.stage_folder(stage)
+    settings, accumulate = config.trainer, config.trainer.accumulate
+    averages = config.optimizer.ema_decay > 0 and not stage.averages_weights
+    averaging = [EMAWeightAveraging(decay=config.optimizer.ema_decay)] if averages else []
+    checkpoints = Checkpoints(
+        folder.checkpoints, config.callbacks.checkpoint_minutes, stage.epoch_steps, context.signals, group
+    )
+    trainer = pl.Trainer(
+        accelerator=settings.accelerator,
+        devices=group.world.local_size,
+        num_nodes=group.size // group.world.local_size,
+        strategy=lightning_strategy(group, module, settings.parallel),
+        precision=settings.precision,
+        accumulate_grad_batches=accumulate,
+        sync_batchnorm=settings.sync_batchnorm and group.size > 1,
+        max_steps=stage.steps,
+        max_epochs=1,
+        val_check_interval=stage.epoch_steps * accumulate,
+        check_val_every_n_epoch=None,
+        limit_val_batches=1.0 if context.selects_best(stage) else 0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder.path,
+        plugins=[WholeCheckpointIO(), cluster_environment(group)],
+        # The order matters: the table sees averaged weights in a validation, a checkpoint sees all that the others did.
+        callbacks=[
+            StepRandomness(Key(config.seed, stage.name)),
+            table,
+            *averaging,
+            ProgressReport(context.observer, stage.epoch_steps),
+            checkpoints,
+        ],
+    )
+    # Our own handlers are installed. Lightning's would stop without saving, and synchronise processes in each step.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def make_loggers(context: RunContext, folder: RunFolder, checkpoint: Mapping[str, Any] | None) -> list[Logger]:
+    """Return the loggers of a stage, which go on behind the step of a checkpoint."""
+    if not (context.config.logger.tensorboard and context.group.is_rank0):
+        return []
+    from pytorch_lightning.loggers import TensorBoardLogger
+
+    purge_step = checkpoint["global_step"] + 1 if checkpoint else 0
+    return [TensorBoardLogger(folder.path / "tensorboard", name="", version="", purge_step=purge_step)]
