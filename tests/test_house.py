@@ -1,6 +1,8 @@
-"""Imports go down the floors of the house only, and nobody reaches into another room's private names."""
+"""Imports go down the floors of the house, in no circle, and nobody reaches into another room's private names."""
 
 import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,10 @@ FLOORS = {
     "train": 11,
 }
 FILES = sorted(SOURCE.rglob("*.py"))
+MODULES = {
+    ".".join(file.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): file for file in FILES
+}
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
 def room(module: str) -> str:
@@ -61,4 +67,62 @@ def test_imports_go_down(file):
         if there != here:
             assert not [name for name in names if name.startswith("_") and name != "__version__"], (
                 f"{relative}: {module}"
+            )
+
+
+def import_statements(tree: ast.AST, functions: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Yield the imports that run: those in functions where asked for, never those for type checkers alone."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            yield from import_statements(ast.Module(node.orelse, []), functions)
+        elif functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from import_statements(node, functions)
+
+
+def imported_modules(module: str, functions: bool) -> set[str]:
+    """Return the modules of ours that a module imports, with the packages that Python imports on the way there."""
+    targets = set()
+    for node in import_statements(ast.parse(MODULES[module].read_text()), functions):
+        if isinstance(node, ast.Import):
+            targets |= {alias.name for alias in node.names}
+        else:
+            assert not node.level, f"{module}: a relative import, which this test does not follow"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            targets |= {name if name in MODULES else node.module for name in names}
+    parents = {parent for target in targets for parent in parents_of(target)} - parents_of(module) - {module}
+    return (targets | parents) & set(MODULES)
+
+
+def parents_of(module: str) -> set[str]:
+    parts = module.split(".")
+    return {".".join(parts[:length]) for length in range(1, len(parts))}
+
+
+def assert_no_circle(imports: dict[str, set[str]]) -> None:
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        pytest.fail(f"imports in a circle: {' imports '.join(reversed(error.args[1]))}")
+
+
+def test_no_circle_leads_through_the_wings_of_the_house():
+    wings = {room(module): set() for module in MODULES if room(module)}
+    for module in MODULES:
+        if room(module):
+            wings[room(module)] |= {room(other) for other in imported_modules(module, functions=True)}
+    assert_no_circle({wing: others - {wing, ""} for wing, others in wings.items()})
+
+
+def test_no_circle_leads_through_the_modules_that_an_import_loads():
+    assert_no_circle({module: imported_modules(module, functions=False) for module in MODULES})
+
+
+@pytest.mark.parametrize("file", TESTS, ids=lambda file: str(file.relative_to(ROOT / "tests")))
+def test_tests_share_helpers_and_import_no_other_test(file):
+    for node in import_statements(ast.parse(file.read_text()), functions=True):
+        for name in [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]:
+            assert not (name or "").startswith(("test_", "conftest")), (
+                f"line {node.lineno}: {name}; move it to tests/helpers"
             )
