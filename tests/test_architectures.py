@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models
 
-from test_models import spec_of, weights
+from helpers.networks import count_parameters, make_spec
 from tutelage.config.compose import compose
 from tutelage.errors import UserError
 from tutelage.explain.summary import Layer, print_summary, summary
@@ -62,24 +62,24 @@ def compare_gradients(ours: nn.Module, theirs: Tensor, logits: Tensor, parameter
 @pytest.mark.parametrize(
     ("network", "parameters"),
     [
-        (lambda: LeNet5(spec_of(1, 32)), 61_706),
-        (lambda: AlexNet(spec_of(3, 227, 1000)), 60_965_224),
-        (lambda: VGG(spec_of(3, 224, 1000), depth=11), 132_863_336),
-        (lambda: VGG(spec_of(3, 224, 1000), depth=13), 133_047_848),
-        (lambda: VGG(spec_of(3, 224, 1000), depth=16), 138_357_544),
-        (lambda: VGG(spec_of(3, 224, 1000), depth=19), 143_667_240),
-        (lambda: Perceptron(spec_of(1, 28)), 7_850),
+        (lambda: LeNet5(make_spec(1, 32)), 61_706),
+        (lambda: AlexNet(make_spec(3, 227, 1000)), 60_965_224),
+        (lambda: VGG(make_spec(3, 224, 1000), depth=11), 132_863_336),
+        (lambda: VGG(make_spec(3, 224, 1000), depth=13), 133_047_848),
+        (lambda: VGG(make_spec(3, 224, 1000), depth=16), 138_357_544),
+        (lambda: VGG(make_spec(3, 224, 1000), depth=19), 143_667_240),
+        (lambda: Perceptron(make_spec(1, 28)), 7_850),
     ],
 )
 def test_the_architectures_have_their_papers_parameters(network, parameters):
     with torch.device("meta"):
-        assert weights(network()) == parameters
+        assert count_parameters(network()) == parameters
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("depth", [11, 13, 16, 19])
 def test_vggs_tensors_stand_in_torchvisions_order(depth, batch_norm):
-    ours = on_meta(VGG, spec_of(3, 224, 1000), depth=depth, batch_norm=batch_norm).state_dict()
+    ours = on_meta(VGG, make_spec(3, 224, 1000), depth=depth, batch_norm=batch_norm).state_dict()
     with torch.device("meta"):
         theirs = models.get_model(f"vgg{depth}{'_bn' if batch_norm else ''}").state_dict()
     assert [(k.rpartition(".")[2], v.shape) for k, v in ours.items()] == [
@@ -92,7 +92,7 @@ def test_vggs_tensors_stand_in_torchvisions_order(depth, batch_norm):
 @pytest.mark.parametrize("norm", ["lrn", "batch", "none"])
 @pytest.mark.parametrize("pool", ["flatten", "average"])
 def test_alexnet_takes_any_image_from_67_pixels_on(pool, norm, size, channels):
-    network = AlexNet(spec_of(channels, size, 4), width=0.03, norm=norm, pool=pool).eval()
+    network = AlexNet(make_spec(channels, size, 4), width=0.03, norm=norm, pool=pool).eval()
     assert network.backbone(images_of(channels, size).float()).shape == (2, network.head.in_features)
     assert network(images_of(channels, size)).shape == (2, 4)
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
@@ -105,14 +105,14 @@ def test_alexnet_takes_any_image_from_67_pixels_on(pool, norm, size, channels):
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("pool", ["flatten", "average"])
 def test_vgg_takes_any_image_from_32_pixels_on(pool, batch_norm, size, channels):
-    network = VGG(spec_of(channels, size, 4), depth=13, width=0.05, batch_norm=batch_norm, pool=pool).eval()
+    network = VGG(make_spec(channels, size, 4), depth=13, width=0.05, batch_norm=batch_norm, pool=pool).eval()
     assert network.backbone(images_of(channels, size).float()).shape == (2, network.head.in_features)
     assert network(images_of(channels, size)).shape == (2, 4)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 1), (1, 8), (3, 7)])
 def test_a_perceptron_is_one_matrix_product(channels, size):
-    network = Perceptron(spec_of(channels, size, 4))
+    network = Perceptron(make_spec(channels, size, 4))
     images = images_of(channels, size)
     expected = normalised(images).reshape(2, -1) @ network.head.weight.T + network.head.bias
     torch.testing.assert_close(network(images), expected, **CLOSE)
@@ -122,13 +122,13 @@ def test_a_perceptron_is_one_matrix_product(channels, size):
 def test_too_small_an_image_is_an_error(kind, size, name):
     message = f"model={name} needs images of {size + 1} pixels or more, not data.image_size={size}"
     with pytest.raises(UserError, match=message):
-        kind(spec_of(3, size))
+        kind(make_spec(3, size))
 
 
 @pytest.mark.parametrize("option", ["perceptron", "alexnet", "vgg", "torchvision"])
 def test_the_configs_build_what_they_name(option):
     config = compose([f"model={option}", "data.image_size=67"]).model
-    network = make_classifier(config.arguments(), spec_of(1, 67))
+    network = make_classifier(config.arguments(), make_spec(1, 67))
     assert network(images_of(1, 67)).shape == (2, 10)
     assert type(network).__name__.lower() == option
 
@@ -138,7 +138,7 @@ def test_the_configs_build_what_they_name(option):
 
 def test_lenet5_learns_as_its_layers_written_out():
     torch.manual_seed(0)
-    network, images = LeNet5(spec_of(1, 32)), images_of(1, 32)
+    network, images = LeNet5(make_spec(1, 32)), images_of(1, 32)
     p = [each.detach().clone().requires_grad_() for each in network.parameters()]
     x = functional.max_pool2d(functional.conv2d(normalised(images), p[0], p[1]).relu(), 2)
     x = functional.max_pool2d(functional.conv2d(x, p[2], p[3]).relu(), 2).flatten(1)
@@ -150,7 +150,7 @@ def test_lenet5_learns_as_its_layers_written_out():
 
 def test_alexnet_learns_as_its_layers_written_out():
     torch.manual_seed(0)
-    network, images = AlexNet(spec_of(3, 227)).eval(), images_of(3, 227)
+    network, images = AlexNet(make_spec(3, 227)).eval(), images_of(3, 227)
     p = [each.detach().clone().requires_grad_() for each in network.parameters()]
 
     def responded(x: Tensor) -> Tensor:  # section 3.3, over channels one by one
@@ -183,7 +183,7 @@ def test_alexnets_response_norm_is_torchs():
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
 def test_vgg_with_torchvisions_weights_learns_as_torchvisions(name, tmp_path):
     torch.manual_seed(0)
-    network = VGG(spec_of(3, 224), depth=11, batch_norm=name.endswith("bn")).eval()
+    network = VGG(make_spec(3, 224), depth=11, batch_norm=name.endswith("bn")).eval()
     reference = models.get_model(name, num_classes=10).eval()
     for module in reference.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -202,7 +202,7 @@ def test_vgg_with_torchvisions_weights_learns_as_torchvisions(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("network", "size"),
-    [(lambda: VGG(spec_of(3, 32), depth=19, width=0.25), 32), (lambda: AlexNet(spec_of(3, 67), width=0.25), 67)],
+    [(lambda: VGG(make_spec(3, 32), depth=19, width=0.25), 32), (lambda: AlexNet(make_spec(3, 67), width=0.25), 67)],
 )
 def test_a_signal_neither_dies_nor_explodes_in_a_deep_plain_network(network, size):
     torch.manual_seed(0)
@@ -212,7 +212,7 @@ def test_a_signal_neither_dies_nor_explodes_in_a_deep_plain_network(network, siz
 
 def test_plain_networks_start_from_he_initialisation():
     torch.manual_seed(0)
-    network = VGG(spec_of(3, 32), depth=11, width=0.5, batch_norm=True)
+    network = VGG(make_spec(3, 32), depth=11, width=0.5, batch_norm=True)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             assert float(module.weight.detach().std()) == pytest.approx(
@@ -242,13 +242,13 @@ def test_the_quick_tests_have_a_network_of_each_of_torchvisions_files():
 def test_every_classifier_of_torchvision_is_built_and_summarised(name):
     size = 299 if name == "inception_v3" else 224
     for channels in (1, 3):
-        network = on_meta(Torchvision, spec_of(channels, size), name=name)
+        network = on_meta(Torchvision, make_spec(channels, size), name=name)
         images = torch.empty(2, channels, size, size, dtype=torch.uint8, device="meta")
         features = network.backbone(images.float())
         assert features.ndim == 2
         assert network.head(features).shape == network(images).shape == (2, 10)
     rows = summary(network)
-    assert sum(each.parameters for each in rows) == weights(network)
+    assert sum(each.parameters for each in rows) == count_parameters(network)
     assert sum(each.multiply_adds for each in rows) > 0
     assert rows[-1].output == (10,)
     assert rows[-1].receptive_field is None
@@ -263,7 +263,7 @@ def test_torchvisions_tensors_keep_their_order_and_logits(name):
     size = 96 if name not in {"maxvit_t", "vit_b_16"} else 224
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     reference = models.get_model(name, num_classes=10, **options).eval()
-    network = Torchvision(spec_of(3, size), name=name, dropout=0.3).eval()
+    network = Torchvision(make_spec(3, size), name=name, dropout=0.3).eval()
     theirs = reference.state_dict()
     assert [(k.rpartition(".")[2], v.shape) for k, v in network.state_dict().items()] == [
         (k.rpartition(".")[2], v.shape) for k, v in theirs.items()
@@ -274,7 +274,7 @@ def test_torchvisions_tensors_keep_their_order_and_logits(name):
 
 
 def test_torchvisions_extra_dropout_is_on_in_training_alone():
-    network, images = Torchvision(spec_of(1, 32), name="squeezenet1_1", dropout=0.9), images_of(1, 32, 4)
+    network, images = Torchvision(make_spec(1, 32), name="squeezenet1_1", dropout=0.9), images_of(1, 32, 4)
     network.backbone[0].eval()
     assert not torch.equal(network.backbone(images.float()), network.backbone(images.float()))
     network.eval()
@@ -283,9 +283,9 @@ def test_torchvisions_extra_dropout_is_on_in_training_alone():
 
 def test_a_misspelt_torchvision_name_is_an_error_with_a_hint():
     with pytest.raises(UserError, match=r"model.name=resnet_18: torchvision has no such .* did you mean .*resnet18"):
-        Torchvision(spec_of(3, 32), name="resnet_18")
+        Torchvision(make_spec(3, 32), name="resnet_18")
     with pytest.raises(UserError, match=r"torchvision has no such architecture; .*list_models\(\) lists them"):
-        Torchvision(spec_of(3, 32), name="xyz")
+        Torchvision(make_spec(3, 32), name="xyz")
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_a_misspelt_torchvision_name_is_an_error_with_a_hint():
 def test_a_size_that_a_torchvision_network_does_not_take_is_one_line(name, size, message):
     config = compose(["model=torchvision", f"model.name={name}"]).model
     with pytest.raises(UserError, match=message) as refused:
-        size_of(config.arguments(), spec_of(3, size))
+        size_of(config.arguments(), make_spec(3, size))
     assert "\n" not in str(refused.value)
 
 
@@ -313,7 +313,7 @@ def layer(network: ImageClassifier, name: str) -> Layer:
 
 
 def test_lenet5s_summary_is_what_one_computes_by_hand():
-    rows = [each for each in summary(LeNet5(spec_of(1, 32))) if each.kind not in {"ReLU", "Dropout", "Flatten"}]
+    rows = [each for each in summary(LeNet5(make_spec(1, 32))) if each.kind not in {"ReLU", "Dropout", "Flatten"}]
     assert rows == [
         Layer("backbone.0", "Conv2d", (6, 28, 28), 5, 1, 28 * 28 * 6 * 25, 156),
         Layer("backbone.2", "MaxPool2d", (6, 14, 14), 6, 2, 0, 0),
@@ -326,11 +326,11 @@ def test_lenet5s_summary_is_what_one_computes_by_hand():
 
 
 def test_the_papers_layers_see_what_is_published():
-    assert layer(on_meta(AlexNet, spec_of(3, 227)), "backbone.14").receptive_field == 195
-    vgg = [each for each in summary(on_meta(VGG, spec_of(3, 224), depth=16)) if each.kind == "MaxPool2d"]
+    assert layer(on_meta(AlexNet, make_spec(3, 227)), "backbone.14").receptive_field == 195
+    vgg = [each for each in summary(on_meta(VGG, make_spec(3, 224), depth=16)) if each.kind == "MaxPool2d"]
     assert [each.receptive_field for each in vgg] == [6, 16, 44, 100, 212]
     assert [each.stride for each in vgg] == [2, 4, 8, 16, 32]
-    resnet = on_meta(Torchvision, spec_of(3, 224), name="resnet50")
+    resnet = on_meta(Torchvision, make_spec(3, 224), name="resnet50")
     assert layer(resnet, "backbone.0.layer4.2.conv3").receptive_field == 427  # 483 where conv1 has the stride
 
 
@@ -344,13 +344,13 @@ def test_a_convolution_then_pooling_sees_their_sizes_less_one(kernel, pool):
 @pytest.mark.parametrize(
     ("network", "multiply_adds"),
     [
-        (lambda: LeNet5(spec_of(1, 32)), 416_520),
-        (lambda: AlexNet(spec_of(3, 227, 1000)), 724_406_816),
-        (lambda: VGG(spec_of(3, 224, 1000), depth=16), 15_470_264_320),
-        (lambda: Torchvision(spec_of(3, 224, 1000), name="resnet18"), 1_814_073_344),
-        (lambda: Torchvision(spec_of(3, 224, 1000), name="vit_b_16"), 17_564_000_000),
-        (lambda: Torchvision(spec_of(3, 224, 1000), name="swin_t"), 4_491_000_000),
-        (lambda: Torchvision(spec_of(3, 224, 1000), name="shufflenet_v2_x1_0"), 145_000_000),
+        (lambda: LeNet5(make_spec(1, 32)), 416_520),
+        (lambda: AlexNet(make_spec(3, 227, 1000)), 724_406_816),
+        (lambda: VGG(make_spec(3, 224, 1000), depth=16), 15_470_264_320),
+        (lambda: Torchvision(make_spec(3, 224, 1000), name="resnet18"), 1_814_073_344),
+        (lambda: Torchvision(make_spec(3, 224, 1000), name="vit_b_16"), 17_564_000_000),
+        (lambda: Torchvision(make_spec(3, 224, 1000), name="swin_t"), 4_491_000_000),
+        (lambda: Torchvision(make_spec(3, 224, 1000), name="shufflenet_v2_x1_0"), 145_000_000),
     ],
 )
 def test_the_multiply_adds_are_the_published_ones(network, multiply_adds):
@@ -360,14 +360,14 @@ def test_the_multiply_adds_are_the_published_ones(network, multiply_adds):
     assert sum(each.multiply_adds for each in rows) == pytest.approx(
         multiply_adds, abs=0 if multiply_adds % 1000 else 5e5
     )
-    assert sum(each.parameters for each in rows) == weights(built)
+    assert sum(each.parameters for each in rows) == count_parameters(built)
 
 
 class Small(ImageClassifier):
     """Some layers under a head, for images of 3x32x32."""
 
     def __init__(self, *layers: nn.Module) -> None:
-        super().__init__(spec_of(3, 32))
+        super().__init__(make_spec(3, 32))
         self.backbone = nn.Sequential(*layers, nn.Flatten())
         with torch.no_grad():
             features = self.backbone(torch.zeros(1, 3, 32, 32)).shape[1]
@@ -465,14 +465,14 @@ def open_paths(network: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("network", "shape"),
     [
-        (lambda: LeNet5(spec_of(1, 32)), (1, 32, 32)),
-        (lambda: AlexNet(spec_of(3, 227), width=0.05), (3, 67, 451)),
-        (lambda: VGG(spec_of(3, 224), depth=11, width=0.1), (3, 32, 320)),
-        (lambda: ResNet(spec_of(3, 32), width=4, depth=2), (3, 96, 96)),
-        (lambda: Torchvision(spec_of(3, 224), name="resnet18"), (3, 1, 640)),
-        (lambda: Torchvision(spec_of(3, 224), name="googlenet"), (3, 33, 512)),
-        (lambda: Torchvision(spec_of(3, 224), name="squeezenet1_1"), (3, 33, 320)),
-        (lambda: Torchvision(spec_of(3, 224), name="shufflenet_v2_x0_5"), (3, 1, 640)),
+        (lambda: LeNet5(make_spec(1, 32)), (1, 32, 32)),
+        (lambda: AlexNet(make_spec(3, 227), width=0.05), (3, 67, 451)),
+        (lambda: VGG(make_spec(3, 224), depth=11, width=0.1), (3, 32, 320)),
+        (lambda: ResNet(make_spec(3, 32), width=4, depth=2), (3, 96, 96)),
+        (lambda: Torchvision(make_spec(3, 224), name="resnet18"), (3, 1, 640)),
+        (lambda: Torchvision(make_spec(3, 224), name="googlenet"), (3, 33, 512)),
+        (lambda: Torchvision(make_spec(3, 224), name="squeezenet1_1"), (3, 33, 320)),
+        (lambda: Torchvision(make_spec(3, 224), name="shufflenet_v2_x0_5"), (3, 1, 640)),
         (
             lambda: Small(nn.Conv2d(3, 4, 3, padding=1), Branches(), nn.Conv2d(6, 6, 3, padding=1, groups=3)),
             (3, 64, 64),
@@ -495,7 +495,7 @@ def test_a_unit_sees_the_pixels_where_its_gradient_is_not_zero(network, shape):
 
 def test_windows_of_attention_are_followed_too():
     torch.manual_seed(0)
-    network = Torchvision(spec_of(3, 224), name="swin_t").eval()
+    network = Torchvision(make_spec(3, 224), name="swin_t").eval()
     image = torch.rand(1, 3, 224, 224)
     # in windows, in shifted windows, four patches as one where two windows meet
     for name, at, side in (("1.0.attn", 28, 28), ("1.1.attn", 28, 56), ("2.reduction", 8, 84)):
@@ -509,36 +509,36 @@ def test_what_joins_all_places_sees_the_whole_image():
     assert layer(Small(patches, Tokens(mixed=True)), "backbone.1.layer").receptive_field is None
     assert layer(Small(patches, Squeezed(), nn.Conv2d(64, 8, 3)), "backbone.2").receptive_field is None
     assert layer(Small(patches, ChannelNorm(), nn.Conv2d(64, 8, 3)), "backbone.2").receptive_field == 12
-    vit = summary(on_meta(Torchvision, spec_of(3, 224), name="vit_b_16"))
+    vit = summary(on_meta(Torchvision, make_spec(3, 224), name="vit_b_16"))
     first = next(number for number, each in enumerate(vit) if each.kind == "MultiheadAttention")
     assert {each.receptive_field for each in vit[:first]} == {16}
     assert {each.receptive_field for each in vit[first:]} == {None}
 
 
 def test_a_summary_leaves_the_network_as_it_was():
-    network = LeNet5(spec_of(1, 32), dropout=0.5)
+    network = LeNet5(make_spec(1, 32), dropout=0.5)
     network.backbone[0].eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     modes = [module.training for module in network.modules()]
-    assert summary(network) == summary(on_meta(LeNet5, spec_of(1, 32), dropout=0.5))
+    assert summary(network) == summary(on_meta(LeNet5, make_spec(1, 32), dropout=0.5))
     assert modes == [module.training for module in network.modules()]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
 def test_timms_networks_are_summarised():
-    network = on_meta(Timm, spec_of(3, 64), name="efficientnet_b0")
+    network = on_meta(Timm, make_spec(3, 64), name="efficientnet_b0")
     rows = summary(network)
-    assert sum(each.parameters for each in rows) == weights(network)
+    assert sum(each.parameters for each in rows) == count_parameters(network)
     assert next(each for each in rows if each.kind == "BatchNormAct2d").receptive_field == 3
 
 
 @pytest.mark.parametrize(
     "network",
     [
-        lambda: LeNet5(spec_of(1, 32)),
-        lambda: VGG(spec_of(3, 224, 1000), depth=19),
-        lambda: Torchvision(spec_of(3, 224, 1000), name="resnet18"),
+        lambda: LeNet5(make_spec(1, 32)),
+        lambda: VGG(make_spec(3, 224, 1000), depth=19),
+        lambda: Torchvision(make_spec(3, 224, 1000), name="resnet18"),
     ],
 )
 def test_the_printed_summary_is_whole_in_100_columns(network, capsys):
@@ -553,7 +553,7 @@ def test_the_printed_summary_is_whole_in_100_columns(network, capsys):
     assert lines[-1].split() == [
         "total",
         f"{sum(each.multiply_adds for each in rows):,}",
-        f"{weights(built):,}",
+        f"{count_parameters(built):,}",
     ]
     for line, row in zip(lines[1:], rows, strict=False):
         assert line.split()[:2] == [row.name.removeprefix("backbone."), row.kind]

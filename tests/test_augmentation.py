@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from test_operations import picture
+from helpers.images import smooth_image
 from tutelage.augmentation import AugMix, Pipeline, RandAugment, RandomResizedCrop, ThreePoints, TrivialAugment
 from tutelage.augmentation.crop import NUMBERS, cut, draw_boxes
 from tutelage.augmentation.operations import OPERATIONS, SIGNED, operate
@@ -84,7 +84,7 @@ def test_arguments_out_of_range_are_an_error(arguments, told):
 @settings(max_examples=40)
 @given(shape=st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3, 4])), seed=st.integers(0, 1000))
 def test_transforms_keep_shape_and_type_follow_their_seed_and_never_write_to_the_image(name, shape, seed):
-    image = picture(shape)
+    image = smooth_image(shape)
     before, views = image.copy(), []
     for _ in range(2):
         transform = OURS[name]()
@@ -97,7 +97,7 @@ def test_transforms_keep_shape_and_type_follow_their_seed_and_never_write_to_the
 
 @pytest.mark.parametrize("name", OURS)
 def test_alpha_passes_through_and_colours_change_as_without_it(name):
-    image = picture((20, 24, 4))
+    image = smooth_image((20, 24, 4))
     with_alpha, without = OURS[name](), OURS[name]()
     for seed in range(5):
         with_alpha.set_random_seed(seed)
@@ -108,7 +108,7 @@ def test_alpha_passes_through_and_colours_change_as_without_it(name):
 
 
 def test_an_image_without_an_axis_of_channels_is_grey():
-    image = picture((20, 24, 1))
+    image = smooth_image((20, 24, 1))
     transform = RandAugment(num_ops=3)
     for seed in range(5):
         views = []
@@ -139,18 +139,18 @@ def test_transforms_are_stored_and_restored_as_others_are(transform, tmp_path):
             views = []
             for one in (pipeline, restored):
                 one.set_random_seed(seed)
-                views.append(one(image=picture((24, 24, 3)))["image"])
+                views.append(one(image=smooth_image((24, 24, 3)))["image"])
             assert (views[0] == views[1]).all()
 
 
 def test_an_example_is_one_operation_at_a_magnitude():
-    image = picture((20, 20, 3))
+    image = smooth_image((20, 20, 3))
     assert (RandAugment().example(image, "Rotate", 15) == operate(image, [("Rotate", 0.5)])).all()
 
 
 def test_augmix_mixes_as_its_algorithm_says():
     """Algorithm 1: (1 - m) x + m (w_1 chain_1(x) + ... ), by hand in float64."""
-    image, transform = picture((20, 20, 3)), AugMix()
+    image, transform = smooth_image((20, 20, 3)), AugMix()
     for seed in range(20):
         transform.set_random_seed(seed)
         drawn = transform.get_params()
@@ -192,7 +192,7 @@ class Replayed:
 def test_crops_are_albumentations_own_to_the_bit(shape, scale):
     """The same numbers give the same box and the same pixels as Albumentations' calls, without their bookkeeping."""
     transform = albumentations.RandomResizedCrop(size=(24, 24), scale=scale)
-    image, numbers = picture(shape), np.random.default_rng(0).random((300, NUMBERS))
+    image, numbers = smooth_image(shape), np.random.default_rng(0).random((300, NUMBERS))
     boxes = draw_boxes(transform, [shape] * 300, numbers)
     for box, own in zip(boxes, numbers.tolist(), strict=True):
         transform.py_random = Replayed(own)
@@ -203,7 +203,7 @@ def test_crops_are_albumentations_own_to_the_bit(shape, scale):
 
 def test_every_second_image_is_mirrored():
     pipeline = Pipeline([{"_target_": "albumentations.HorizontalFlip", "p": 0.5}], Key(0, "s"))
-    image = picture((9, 9, 3))
+    image = smooth_image((9, 9, 3))
     views = [pipeline(image, 0, index) for index in range(1000)]
     mirrored = [bool((view == image[:, ::-1]).all()) for view in views]
     assert all((view == image).all() for view, m in zip(views, mirrored, strict=True) if not m)
@@ -212,13 +212,13 @@ def test_every_second_image_is_mirrored():
 
 def test_no_operations_leave_an_image_as_it_is():
     pipeline = Pipeline([{"_target_": "tutelage.augmentation.RandAugment", "num_ops": 0}], Key(0, "s"))
-    assert (pipeline(picture((9, 9, 3)), 0, 0) == picture((9, 9, 3))).all()
+    assert (pipeline(smooth_image((9, 9, 3)), 0, 0) == smooth_image((9, 9, 3))).all()
 
 
 @pytest.mark.parametrize(("shape", "ratio"), [((9, 1, 3), (3, 4)), ((1, 1, 1), (0.1, 0.3)), ((1, 1, 1), (3, 4))])
 def test_a_ratio_that_an_image_cannot_have_gives_a_crop_all_the_same(shape, ratio):
     crop = {"_target_": "albumentations.RandomResizedCrop", "size": [8, 8], "ratio": ratio}
-    assert Pipeline([crop], Key(0, "s"))(picture(shape), 0, 0).shape == (8, 8, shape[-1])
+    assert Pipeline([crop], Key(0, "s"))(smooth_image(shape), 0, 0).shape == (8, 8, shape[-1])
 
 
 def test_a_transform_fires_as_often_as_it_is_told():
@@ -229,7 +229,7 @@ def test_a_transform_fires_as_often_as_it_is_told():
         "num_ops": 1,
     }
     pipeline = Pipeline([{**always, "p": 0.3}], Key(0, "s"))
-    image = picture((9, 9, 3))
+    image = smooth_image((9, 9, 3))
     fired = [bool((pipeline(image, 0, index) == 255 - image).all()) for index in range(1000)]
     assert 228 < sum(fired) < 372  # five standard deviations
 
@@ -238,7 +238,7 @@ def test_a_transform_fires_as_often_as_it_is_told():
 def test_a_view_is_the_same_alone_and_in_a_batch_of_any_size(option):
     given = compose(["data=cifar10", f"augmentation={option}"]).augmentation
     pipeline = Pipeline(given.transforms, Key(0, "s"), given.strong)
-    images = [picture((32, 32, 3), seed) for seed in range(200)]
+    images = [smooth_image((32, 32, 3), seed) for seed in range(200)]
     draws = np.array([(index % 3, index, index % 2) for index in range(200)])
     batch = np.empty((pipeline.views, 200, 32, 32, 3), dtype=np.uint8)
     pipeline.fill(batch, images, draws)
@@ -254,7 +254,7 @@ def test_a_view_is_the_same_alone_and_in_a_batch_of_any_size(option):
 @pytest.mark.parametrize("shape", [(300, 300, 3), (90, 211, 1), (33, 64, 3)])
 def test_antialiased_crops_are_pils_and_torchvisions(shape):
     """PIL rounds after each axis, torch's filter weights have 15 bits: a level at most."""
-    image, transform = picture(shape), RandomResizedCrop(size=(24, 24))
+    image, transform = smooth_image(shape), RandomResizedCrop(size=(24, 24))
     for box in ((0, 0, shape[1], shape[0]), (3, 5, 60, 33)):
         found = transform.apply(image, box)
         left, top, right, bottom = box
@@ -270,7 +270,7 @@ def test_antialiased_crops_are_pils_and_torchvisions(shape):
 
 
 def test_without_antialiasing_a_small_crop_is_opencvs():
-    image = picture((60, 60, 3))
+    image = smooth_image((60, 60, 3))
     found = RandomResizedCrop(size=(24, 24), antialias=False).apply(image, (2, 3, 50, 55))
     assert (found == cv2.resize(image[3:55, 2:50], (24, 24))).all()
 
@@ -313,7 +313,7 @@ def test_three_points_go_where_they_were_drawn():
     transform.set_random_seed(1)
     targets = transform.get_params()["targets"]
     assert (np.abs(targets - [(0, 0), (1, 0), (0, 1)]) <= 0.2).all()
-    still = picture((9, 9, 3))
+    still = smooth_image((9, 9, 3))
     assert (ThreePoints(shift=0).apply(still, np.array([(0, 0), (1, 0), (0, 1)])) == still).all()
     inner = np.array([(0.25, 0.25), (0.7, 0.3), (0.4, 0.8)])
     matrix = np.linalg.solve(np.array([(0, 0, 1), (1, 0, 1), (0, 1, 1)], dtype=float), targets)  # (x, y, 1) to targets
@@ -328,7 +328,7 @@ def test_three_points_go_where_they_were_drawn():
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 7, 3), (6, 1, 3)])
 def test_three_points_of_a_line_or_a_point_are_no_error(shape):
     transform = ThreePoints()
-    assert transform(image=picture(shape))["image"].shape == shape
+    assert transform(image=smooth_image(shape))["image"].shape == shape
 
 
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist", "cifar10"])
@@ -336,7 +336,7 @@ def test_three_points_of_a_line_or_a_point_are_no_error(shape):
 def test_every_pipeline_is_a_function_of_the_draw(option, data):
     config = compose([f"data={data}", f"augmentation={option}"])
     size, channels, given = config.data.image_size, config.data.channels, config.augmentation
-    image = picture((size, size, channels))
+    image = smooth_image((size, size, channels))
 
     def views(pipeline: Pipeline, draw: tuple[int, int, int]) -> np.ndarray:
         out = np.empty((pipeline.views, *image.shape), dtype=np.uint8)
@@ -359,7 +359,7 @@ def test_every_pipeline_is_a_function_of_the_draw(option, data):
 
 def test_the_second_view_is_made_out_of_the_first():
     given = compose(["data=cifar10", "augmentation=weak_strong"]).augmentation
-    image, key = picture((32, 32, 3)), Key(0, "s")
+    image, key = smooth_image((32, 32, 3)), Key(0, "s")
     two, weak = Pipeline(given.transforms, key, given.strong), Pipeline(given.transforms, key)
     out = np.empty((2, 10, 32, 32, 3), dtype=np.uint8)
     draws = np.array([(0, index, 0) for index in range(10)])
@@ -379,7 +379,7 @@ def test_compositions_may_be_nested():
         {"_target_": "albumentations.VerticalFlip", "p": 1.0},
     ]
     pipeline = Pipeline([{"_target_": "albumentations.OneOf", "p": 1.0, "transforms": inner}], Key(0, "s"))
-    image = picture((9, 9, 3))
+    image = smooth_image((9, 9, 3))
     pipeline.check(image)
     views = {pipeline(image, 0, index).tobytes() for index in range(20)}
     assert views == {np.ascontiguousarray(image[:, ::-1]).tobytes(), np.ascontiguousarray(image[::-1]).tobytes()}
@@ -402,13 +402,13 @@ def test_compositions_may_be_nested():
 )
 def test_a_pipeline_that_changes_size_or_type_is_an_error(transform, told, list_):
     lists = {"transforms": [], "strong": []} | {list_: [transform]}
-    image = picture((28, 28, 3 if "Normalize" in transform["_target_"] else 1))
+    image = smooth_image((28, 28, 3 if "Normalize" in transform["_target_"] else 1))
     with pytest.raises(UserError, match=rf"augmentation.{list_}: .*{told}"):
         Pipeline(lists["transforms"], Key(0, "s"), lists["strong"]).check(image)
 
 
 def test_images_that_may_not_be_written_to_are_read_without_a_warning(recwarn):
-    image = picture((60, 60, 3))
+    image = smooth_image((60, 60, 3))
     image.flags.writeable = False
     crop = {"_target_": "tutelage.augmentation.RandomResizedCrop", "size": [24, 24]}
     assert Pipeline([crop], Key(0, "s"))(image, 0, 0).shape == (24, 24, 3)
@@ -426,10 +426,10 @@ def test_a_transform_that_writes_where_it_reads_does_not_change_the_data(monkeyp
     Hole.__module__ = "tutelage.augmentation"
     monkeypatch.setattr(room, "Hole", Hole, raising=False)
     hole = [{"_target_": "tutelage.augmentation.Hole", "p": 1.0}]
-    image, out = picture((9, 9, 3)), np.empty((2, 1, 9, 9, 3), dtype=np.uint8)
+    image, out = smooth_image((9, 9, 3)), np.empty((2, 1, 9, 9, 3), dtype=np.uint8)
     Pipeline([], Key(0, "s"), hole).fill(out, [image], np.array([(0, 0, 0)]))
     Pipeline(hole, Key(0, "s")).check(image)
-    assert (image == picture((9, 9, 3))).all()
+    assert (image == smooth_image((9, 9, 3))).all()
     assert (out[0, 0] == image).all()
     assert (out[1, 0, :4] == 0).all()
 
@@ -467,7 +467,7 @@ def test_a_transform_that_draws_from_elsewhere_is_named(source, list_, monkeypat
     lists[list_].append(restless)
     pipeline = Pipeline(lists["transforms"], Key(0, "s"), lists["strong"])
     if source == "own":
-        pipeline.check(picture((28, 28, 1)))
+        pipeline.check(smooth_image((28, 28, 1)))
     else:
         with pytest.raises(UserError, match=rf"augmentation.{list_}.1.: Restless draws from a source of its own"):
-            pipeline.check(picture((28, 28, 1)))
+            pipeline.check(smooth_image((28, 28, 1)))

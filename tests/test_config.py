@@ -5,7 +5,7 @@ import json
 import pytest
 from omegaconf import OmegaConf
 
-from conftest import command, loaded_packages
+from helpers.commands import command, loaded_packages
 from tutelage.config import Config
 from tutelage.config.compose import compose, conf_dir, options
 from tutelage.errors import UserError
@@ -157,7 +157,7 @@ LATE = [
     ("overrides", "told"), LATE, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
 def test_what_only_the_libraries_know_is_told_before_anything_is_written(overrides, told, outputs):
-    from conftest import QUIET
+    from helpers.overrides import QUIET
     from tutelage.app.job import execute
 
     with pytest.raises(UserError) as refused:

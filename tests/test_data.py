@@ -7,50 +7,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from tutelage.config import DataConfig
-from tutelage.data import UNKNOWN, Source, split, stratified
+from helpers.configs import data_config
+from helpers.images import write_images
+from helpers.sources import make_source
+from tutelage.data import UNKNOWN, split, stratified
 from tutelage.data.datasets.digits import digits
 from tutelage.data.datasets.fashion_mnist import fashion_mnist
 from tutelage.data.datasets.image_files import image_files
 from tutelage.data.files.listing import list_folder
-from tutelage.data.source import Numbered
 from tutelage.errors import UserError
 from tutelage.randomness import Key
 
-
-def data_config(**changes) -> DataConfig:
-    base = dict(
-        _target_="tutelage.data.Digits",
-        image_size=28,
-        channels=1,
-        mean=[0.3],
-        std=[0.3],
-        batch_size=8,
-        validation="none",
-    )
-    return DataConfig(**{**base, **changes})
-
-
-def source_of(labels: np.ndarray, test: int, unlabelled: int) -> Source:
-    count = len(labels)
-    everything = np.arange(count + test + unlabelled)
-    known = np.concatenate([labels, np.resize(labels, test), np.full(unlabelled, UNKNOWN)])
-    return Source(
-        images=[],
-        labels=known,
-        classes=tuple("abcdefgh"[: labels.max() + 1]),
-        train=everything[:count],
-        test=everything[count : count + test],
-        val=everything[:0],
-        unlabelled=everything[count + test :],
-        names=Numbered(len(everything)),
-    )
-
-
 sources = st.builds(
-    lambda sizes, test, unlabelled: source_of(np.repeat(np.arange(len(sizes)), sizes), test, unlabelled),
+    lambda sizes, test, unlabelled: make_source(np.repeat(np.arange(len(sizes)), sizes), test, unlabelled),
     st.lists(st.integers(12, 40), min_size=2, max_size=6),
     st.integers(0, 20),
     st.integers(0, 20),
@@ -185,12 +155,6 @@ def test_fashion_mnist_that_is_nowhere_or_damaged_is_an_error(tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte.gz: cannot be read"):
         fashion_mnist(str(tmp_path), 28, 1)
-
-
-def write_images(folder: Path, count: int, mode: str = "RGB", size: tuple[int, int] = (20, 14)) -> None:
-    folder.mkdir(parents=True)
-    for number in range(count):
-        Image.new(mode, size, color=number * 9 % 255).save(folder / f"{number}.png")
 
 
 def test_an_image_folder_with_parts_is_read_as_they_say(tmp_path):

@@ -13,6 +13,8 @@ import pytest
 import torchvision
 from scipy.io import savemat
 
+from helpers.dataset_files import STL10_CLASSES, TEST, TRAIN, UNLABELLED, make_labels, write_stl10
+from helpers.images import random_images
 from tutelage.data import UNKNOWN, Source
 from tutelage.data.datasets.cifar import CIFAR10, cifar10, cifar100
 from tutelage.data.datasets.download import Remote, cache_folder
@@ -24,39 +26,23 @@ from tutelage.data.datasets.svhn import svhn
 from tutelage.data.source import LARGEST_IN_MEMORY, ArrayImages, from_arrays, with_channels
 from tutelage.errors import UserError
 
-TRAIN, TEST, UNLABELLED = 20, 10, 7  # images
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 CIFAR100_CLASSES = tuple(f"thing_{number}" for number in range(100))
-
-
-def pictures(count: int, side: int, channels: int) -> np.ndarray:
-    """Return images (N, H, W, C) uint8 that are no two alike."""
-    return np.random.default_rng([count, side]).integers(0, 256, (count, side, side, channels), dtype=np.uint8)
-
-
-def labels_of(count: int, classes: int = 10) -> np.ndarray:
-    return (np.arange(count) * 7 + count) % classes
 
 
 def write_idx(folder: Path) -> None:
     """Write what http://yann.lecun.com/exdb/mnist describes."""
     folder.mkdir(parents=True, exist_ok=True)
     for part, count in (("train", TRAIN), ("t10k", TEST)):
-        images = struct.pack(">4i", 2051, count, 28, 28) + pictures(count, 28, 1).tobytes()
+        images = struct.pack(">4i", 2051, count, 28, 28) + random_images(count, 28, 1).tobytes()
         (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
-        labels = struct.pack(">2i", 2049, count) + bytes(labels_of(count).tolist())
+        labels = struct.pack(">2i", 2049, count) + bytes(make_labels(count).tolist())
         (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
 
 
 def planes(image: np.ndarray) -> bytes:
     """Return an image (H, W, C) as its colours one after the other, each row by row."""
     return b"".join(image[..., colour].tobytes() for colour in range(image.shape[2]))
-
-
-def columns(image: np.ndarray) -> bytes:
-    """Return an image (H, W, C) as its colours one after the other, each column by column."""
-    return b"".join(image[..., colour].T.tobytes() for colour in range(image.shape[2]))
 
 
 def write_cifar10(folder: Path) -> None:
@@ -66,7 +52,7 @@ def write_cifar10(folder: Path) -> None:
     for names, count in (([f"data_batch_{n}.bin" for n in range(1, 6)], TRAIN), (["test_batch.bin"], TEST)):
         records = [
             bytes([label]) + planes(image)
-            for image, label in zip(pictures(count, 32, 3), labels_of(count), strict=True)
+            for image, label in zip(random_images(count, 32, 3), make_labels(count), strict=True)
         ]
         for number, name in enumerate(names):
             share = count // len(names)
@@ -80,7 +66,7 @@ def write_cifar100(folder: Path) -> None:
     for part, count in (("train", TRAIN), ("test", TEST)):
         records = [
             bytes([label // 5, label]) + planes(image)
-            for image, label in zip(pictures(count, 32, 3), labels_of(count, 100), strict=True)
+            for image, label in zip(random_images(count, 32, 3), make_labels(count, 100), strict=True)
         ]
         (inner / f"{part}.bin").write_bytes(b"".join(records))
     (inner / "fine_label_names.txt").write_text("\n".join(CIFAR100_CLASSES) + "\n")
@@ -91,21 +77,10 @@ def write_svhn(folder: Path) -> None:
     """Write format 2 of http://ufldl.stanford.edu/housenumbers, where digit 0 has label 10."""
     folder.mkdir(parents=True, exist_ok=True)
     for part, count in (("train", TRAIN), ("test", TEST)):
-        labels = labels_of(count)
+        labels = make_labels(count)
         y = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
-        x = pictures(count, 32, 3).transpose(1, 2, 3, 0)
+        x = random_images(count, 32, 3).transpose(1, 2, 3, 0)
         savemat(folder / f"{part}_32x32.mat", {"X": x, "y": y}, do_compression=True)
-
-
-def write_stl10(folder: Path) -> None:
-    """Write what https://cs.stanford.edu/~acoates/stl10 calls the binary files."""
-    inner = folder / "stl10_binary"
-    inner.mkdir(parents=True)
-    for part, count in (("train", TRAIN), ("test", TEST), ("unlabeled", UNLABELLED)):
-        (inner / f"{part}_X.bin").write_bytes(b"".join(map(columns, pictures(count, 96, 3))))
-        if part != "unlabeled":
-            (inner / f"{part}_y.bin").write_bytes(bytes((labels_of(count) + 1).tolist()))
-    (inner / "class_names.txt").write_text("\n".join(STL10_CLASSES) + "\n")
 
 
 def pack(folder: Path, inner: str, name: str) -> Path:
@@ -151,12 +126,12 @@ def test_every_pixel_and_label_is_what_was_written_and_the_files_say_how_many(na
     read, write, side, channels = WRITERS[name]
     write(tmp_path)
     source = read(str(tmp_path), side, channels)
-    extra = [pictures(UNLABELLED, side, channels)] if name == "stl10" else []
-    written = np.concatenate([pictures(TRAIN, side, channels), pictures(TEST, side, channels), *extra])
+    extra = [random_images(UNLABELLED, side, channels)] if name == "stl10" else []
+    written = np.concatenate([random_images(TRAIN, side, channels), random_images(TEST, side, channels), *extra])
     assert (all_of(source) == written).all()
     classes = 100 if name == "cifar100" else 10
     assert source.labels.dtype == np.int64
-    assert source.labels[: TRAIN + TEST].tolist() == [*labels_of(TRAIN, classes), *labels_of(TEST, classes)]
+    assert source.labels[: TRAIN + TEST].tolist() == [*make_labels(TRAIN, classes), *make_labels(TEST, classes)]
     assert (source.labels[TRAIN + TEST :] == UNKNOWN).all()
     assert source.train.tolist() == list(range(TRAIN))
     assert source.test.tolist() == list(range(TRAIN, TRAIN + TEST))
@@ -407,7 +382,9 @@ def test_every_dataset_serves_grey_and_colour_at_any_size(name, channels, size, 
     assert images.shape[1:] == (size, size, channels)
     assert images.dtype == np.uint8
     how = cv2.INTER_AREA if size < side else cv2.INTER_LINEAR
-    first = cv2.resize(pictures(TRAIN, side, native)[0], (size, size), interpolation=how).reshape(size, size, native)
+    first = cv2.resize(random_images(TRAIN, side, native)[0], (size, size), interpolation=how).reshape(
+        size, size, native
+    )
     if (native, channels) == (3, 1):
         first = cv2.cvtColor(first, cv2.COLOR_RGB2GRAY)[..., None]
     assert (images[0] == np.broadcast_to(first, (size, size, channels))).all()
@@ -423,7 +400,7 @@ def test_grey_is_the_luminance_of_red_green_and_blue():
 
 
 def test_arrays_one_behind_the_other_are_one_sequence():
-    arrays = [pictures(3, 8, 3), pictures(0, 8, 3), pictures(5, 8, 3).transpose(0, 2, 1, 3)]
+    arrays = [random_images(3, 8, 3), random_images(0, 8, 3), random_images(5, 8, 3).transpose(0, 2, 1, 3)]
     images = ArrayImages(arrays, 8, 3)
     assert len(images) == 8
     assert (np.stack([images[index] for index in range(8)]) == np.concatenate(arrays)).all()
@@ -433,7 +410,7 @@ def test_arrays_one_behind_the_other_are_one_sequence():
 
 
 def test_what_is_small_is_kept_in_memory_and_what_is_mapped_or_large_is_not(tmp_path):
-    array = pictures(4, 8, 3)
+    array = random_images(4, 8, 3)
     assert isinstance(from_arrays([array], 6, 1), np.ndarray)
     assert isinstance(from_arrays([np.broadcast_to(array, (4, 8, 8, 3))], 1 << 14, 3), ArrayImages)
     assert LARGEST_IN_MEMORY < 4 * (1 << 28) * 3
@@ -454,7 +431,7 @@ def test_the_unlabelled_images_of_stl10_stay_on_the_disk(tmp_path):
     before = resident()
     source = stl10(str(tmp_path), 96, 3)
     assert len(source.unlabelled) == count
-    assert (source.images[TRAIN + TEST] == pictures(UNLABELLED, 96, 3)[0]).all()
+    assert (source.images[TRAIN + TEST] == random_images(UNLABELLED, 96, 3)[0]).all()
     assert source.images[len(source.images) - 1].max() == 0
     assert resident() - before < 200_000_000
 

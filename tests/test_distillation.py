@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from conftest import only_run, outcome, run
-from test_data import data_config, source_of
-from test_models import spec_of
-from test_resume import killed_after
-from test_teaching import TAUGHT
+from helpers.configs import data_config
+from helpers.networks import make_spec
+from helpers.overrides import DISTILLATION
+from helpers.runs import only_run, outcome, run
+from helpers.sources import make_source
+from helpers.traps import kill_after
 from tutelage.config import Decoupled, DistillationConfig, Hints, OptimizerConfig, SchedulerConfig
 from tutelage.config.compose import compose
 from tutelage.data import StreamBatch, fingerprint, split
@@ -175,9 +176,9 @@ def state_of(network) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("options", [{}, {"labels": "hard"}, {"decoupled": Decoupled()}], ids=["soft", "hard", "dkd"])
 def test_only_the_student_learns_and_the_teacher_stays_as_it_was_to_the_bit(options):
     torch.manual_seed(0)
-    network = SmallVGG(spec_of(), width=0.25, dropout=0.5)  # batch norm and dropout
+    network = SmallVGG(make_spec(), width=0.25, dropout=0.5)  # batch norm and dropout
     teacher = Teacher([network])
-    module = Distillation(ready(LeNet5(spec_of())), teacher, recipe=recipe_of(**options))
+    module = Distillation(ready(LeNet5(make_spec())), teacher, recipe=recipe_of(**options))
     module.train()
     before, of_student = state_of(network), state_of(module.student)
     first = teacher(batch_of()["labelled"].images)
@@ -193,7 +194,7 @@ def test_only_the_student_learns_and_the_teacher_stays_as_it_was_to_the_bit(opti
 
 def test_the_loss_is_alpha_of_the_labels_and_the_rest_of_the_teacher():
     torch.manual_seed(0)
-    student, network, shown = ready(MLP(spec_of(), width=8)), LeNet5(spec_of()), batch_of()["labelled"]
+    student, network, shown = ready(MLP(make_spec(), width=8)), LeNet5(make_spec()), batch_of()["labelled"]
     parts = Distillation(student, Teacher([network]), recipe=recipe_of()).training_step({"labelled": shown}, 0)
     ours, theirs = student(shown.images), network(shown.images)
     on_labels = functional.nll_loss(ours.log_softmax(1), shown.targets)
@@ -208,7 +209,7 @@ def test_the_loss_is_alpha_of_the_labels_and_the_rest_of_the_teacher():
 
 def test_over_a_pass_with_and_without_labels_the_label_loss_is_the_mean_over_the_labelled():
     torch.manual_seed(0)
-    student, network, shown = ready(MLP(spec_of(), width=8)), LeNet5(spec_of()), batch_of()["labelled"]
+    student, network, shown = ready(MLP(make_spec(), width=8)), LeNet5(make_spec()), batch_of()["labelled"]
     targets = torch.tensor([3, -1, -1, 5, -1, -1])  # in batches of 2: one labelled image, one, none
     module = Distillation(student, Teacher([network]), recipe=recipe_of(images="all"), stream="all", known=2 / 6)
     steps = []
@@ -228,11 +229,11 @@ def test_over_a_pass_with_and_without_labels_the_label_loss_is_the_mean_over_the
 
 def test_kept_answers_stand_in_for_the_teacher():
     torch.manual_seed(0)
-    student, network, shown = ready(MLP(spec_of(), width=8)), LeNet5(spec_of()), batch_of()["labelled"]
+    student, network, shown = ready(MLP(make_spec(), width=8)), LeNet5(make_spec()), batch_of()["labelled"]
     live = Distillation(student, Teacher([network]), recipe=recipe_of()).training_step({"labelled": shown}, 0)
     with torch.no_grad():
         kept = shown._replace(answers=network(shown.images) - 3.0)
-    other = Teacher([LeNet5(spec_of())])  # is not asked
+    other = Teacher([LeNet5(make_spec())])  # is not asked
     found = Distillation(student, other, recipe=recipe_of()).training_step({"labelled": kept}, 0)
     for name in ("loss", "kl", "agreement"):
         torch.testing.assert_close(found[name], live[name])
@@ -240,34 +241,34 @@ def test_kept_answers_stand_in_for_the_teacher():
 
 def test_several_teachers_answer_by_the_geometric_mean():
     torch.manual_seed(0)
-    networks, images = [LeNet5(spec_of()), MLP(spec_of(), width=8)], batch_of()["labelled"].images
+    networks, images = [LeNet5(make_spec()), MLP(make_spec(), width=8)], batch_of()["labelled"].images
     found = (Teacher(networks)(images) / 3).softmax(1)
     product = torch.stack([(network(images) / 3).softmax(1) for network in networks]).log().mean(0).exp()
     torch.testing.assert_close(found, product / product.sum(1, keepdim=True))
     with pytest.raises(UserError, match=r"strategy.teachers: they tell other classes apart \(10 and 5"):
-        Teacher([networks[0], LeNet5(spec_of(classes=5))])
+        Teacher([networks[0], LeNet5(make_spec(classes=5))])
 
 
 def test_a_teacher_sees_images_in_its_own_size_and_colours():
     torch.manual_seed(0)
-    teacher, colour = Teacher([ResNet(spec_of(3, 32), width=4, depth=1)]), Teacher([LeNet5(spec_of(1, 20))])
+    teacher, colour = Teacher([ResNet(make_spec(3, 32), width=4, depth=1)]), Teacher([LeNet5(make_spec(1, 20))])
     grey, rgb = (batch_of(channels)["labelled"].images for channels in (1, 3))
     assert teacher(grey).shape == colour(rgb).shape == (6, 10)
-    resized = adapt_images(grey, spec_of(3, 32))
+    resized = adapt_images(grey, make_spec(3, 32))
     expected = functional.interpolate(grey.float(), (32, 32), mode="bilinear", antialias=True)
     assert all(torch.equal(resized[:, channel], expected[:, 0]) for channel in range(3))
-    by_cv2 = adapt_images(rgb, spec_of(1, 28)).round()[:, 0].numpy()
+    by_cv2 = adapt_images(rgb, make_spec(1, 28)).round()[:, 0].numpy()
     import cv2
 
     expected = np.stack([cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY) for image in rgb])
     assert np.abs(by_cv2 - expected).max() <= 1
-    assert adapt_images(grey, spec_of()) is grey
+    assert adapt_images(grey, make_spec()) is grey
 
 
 def test_for_a_teacher_with_other_classes_the_student_grows_a_second_head():
     torch.manual_seed(0)
-    network = LeNet5(spec_of(classes=4))
-    module = Distillation(ready(LeNet5(spec_of())), Teacher([network]), recipe=recipe_of())
+    network = LeNet5(make_spec(classes=4))
+    module = Distillation(ready(LeNet5(make_spec())), Teacher([network]), recipe=recipe_of())
     assert module.second.weight.shape == (4, 84)
     before = state_of(module)
     parts = trained(module, batch_of())
@@ -282,7 +283,7 @@ def test_for_a_teacher_with_other_classes_the_student_grows_a_second_head():
 
 def test_without_labels_the_student_learns_the_divergence_alone():
     torch.manual_seed(0)
-    student, network, shown = ready(LeNet5(spec_of())), MLP(spec_of(), width=8), batch_of()["labelled"]
+    student, network, shown = ready(LeNet5(make_spec())), MLP(make_spec(), width=8), batch_of()["labelled"]
     module = TeacherStudent(student, Teacher([network]), stream="pool", temperature=2.0)
     parts = module.training_step({"pool": shown._replace(targets=shown.targets * 0 - 1)}, 0)
     expected = softened_divergence(student(shown.images), network(shown.images), 2.0)
@@ -292,7 +293,7 @@ def test_without_labels_the_student_learns_the_divergence_alone():
 
 def test_hints_teach_the_layers_up_to_the_guided_one():
     torch.manual_seed(0)
-    network, student = SmallVGG(spec_of(), width=0.25), ready(LeNet5(spec_of()))
+    network, student = SmallVGG(make_spec(), width=0.25), ready(LeNet5(make_spec()))
     module = HintTraining(student, Teacher([network]), hints=Hints(student="backbone.3", teacher="backbone.9"))
     assert module.regressor.map.weight.shape == (16, 16, 1, 1)
     before = state_of(module)
@@ -317,14 +318,14 @@ def test_a_hint_may_go_from_maps_to_vectors_and_layers_that_are_not_there_are_to
     maps, vectors = torch.rand(2, 3, 6, 6), torch.rand(2, 12)
     assert Regressor(maps.shape, vectors.shape)(maps).shape == (2, 12)
     assert Regressor(vectors.shape, maps.shape)(vectors).shape == maps.shape
-    teacher = Teacher([SmallVGG(spec_of(), width=0.25)])
-    student = MLP(spec_of(), width=8)
+    teacher = Teacher([SmallVGG(make_spec(), width=0.25)])
+    student = MLP(make_spec(), width=8)
     module = HintTraining(student, teacher, hints=Hints())
     assert module._layers == ("backbone.1", "backbone.8")
     assert layer_output(student, "backbone.3", batch_of()["labelled"].images).shape == (6, 8)
     with pytest.raises(UserError, match=r"strategy.hints.student=backbone.77: no such layer; .* backbone.2, backbone."):
         HintTraining(student, teacher, hints=Hints(student="backbone.77"))
-    small = MLP(spec_of(), width=8, depth=1)
+    small = MLP(make_spec(), width=8, depth=1)
     with pytest.raises(UserError, match=r"no such layer; there are backbone.0, .*, backbone.3$"):
         HintTraining(small, teacher, hints=Hints(student="backbone.77"))
 
@@ -332,12 +333,12 @@ def test_a_hint_may_go_from_maps_to_vectors_and_layers_that_are_not_there_are_to
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda: LeNet5(spec_of()), "backbone.3"),
-        (lambda: ResNet(spec_of(), width=4, depth=1), "backbone.3"),
-        (lambda: Timm(spec_of(3, 32), name="resnet18"), "backbone.0.layer1"),
-        (lambda: Timm(spec_of(3, 32), name="vit_tiny_patch16_224"), "backbone.0.blocks.5"),
-        (lambda: Torchvision(spec_of(3, 32), name="mobilenet_v2"), "backbone.0.features.9"),
-        (lambda: Torchvision(spec_of(3, 224), name="vgg11"), "backbone.0.features"),
+        (lambda: LeNet5(make_spec()), "backbone.3"),
+        (lambda: ResNet(make_spec(), width=4, depth=1), "backbone.3"),
+        (lambda: Timm(make_spec(3, 32), name="resnet18"), "backbone.0.layer1"),
+        (lambda: Timm(make_spec(3, 32), name="vit_tiny_patch16_224"), "backbone.0.blocks.5"),
+        (lambda: Torchvision(make_spec(3, 32), name="mobilenet_v2"), "backbone.0.features.9"),
+        (lambda: Torchvision(make_spec(3, 224), name="vgg11"), "backbone.0.features"),
     ],
 )
 def test_the_middle_of_a_network_is_that_of_its_layers_however_they_are_wrapped(make, expected):
@@ -349,7 +350,7 @@ def test_the_middle_of_a_network_is_that_of_its_layers_however_they_are_wrapped(
         assert layer_output(network.eval(), expected, images).shape[0] == 2
 
 
-@pytest.mark.parametrize("make", [lambda: Perceptron(spec_of()), lambda: MLP(spec_of(), width=8, depth=1)])
+@pytest.mark.parametrize("make", [lambda: Perceptron(make_spec()), lambda: MLP(make_spec(), width=8, depth=1)])
 def test_a_network_of_fewer_than_two_layers_has_no_middle(make):
     with pytest.raises(UserError, match=r"the backbone of \w+ has [01] layers with weights, and no middle"):
         middle_layer(make())
@@ -357,7 +358,7 @@ def test_a_network_of_fewer_than_two_layers_has_no_middle(make):
 
 def test_the_way_to_a_layer_leaves_what_lies_above_it_as_it_was():
     torch.manual_seed(0)
-    network, images = SmallVGG(spec_of(), width=0.25).train(), batch_of()["labelled"].images
+    network, images = SmallVGG(make_spec(), width=0.25).train(), batch_of()["labelled"].images
     before = state_of(network)
     layer_output(network, "backbone.3", images).sum().backward()
     moved = {name for name, value in network.state_dict().items() if not torch.equal(before[name], value)}
@@ -374,7 +375,7 @@ def test_the_way_to_a_layer_leaves_what_lies_above_it_as_it_was():
 
 def test_a_teacher_answers_in_its_own_precision_whatever_the_step_around_it_computes_in():
     torch.manual_seed(0)
-    teacher, images = Teacher([SmallVGG(spec_of(), width=0.25)]), batch_of()["labelled"].images
+    teacher, images = Teacher([SmallVGG(make_spec(), width=0.25)]), batch_of()["labelled"].images
     expected, hint = teacher(images), teacher.layer_output("backbone.3", images)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(teacher(images), expected)
@@ -383,7 +384,7 @@ def test_a_teacher_answers_in_its_own_precision_whatever_the_step_around_it_comp
 
 def plan_of(*overrides: str, pool: bool = True):
     config = compose(["strategy=distillation", "schedule.epochs=null", "schedule.steps=10", *overrides])
-    source = source_of(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
     splits = split(source, data_config(**({"labels_per_class": 3} if pool else {})))
     return config, stages(config, source, splits), splits
 
@@ -444,16 +445,16 @@ def test_a_student_without_labels_sees_the_pool_or_it_is_said_what_else():
 
 def test_a_run_ends_with_students_that_learned_from_runs_of_any_classes_or_size(tmp_path, capfd):
     """A first run trains two teachers' worth; a second and a third take it, by its folder and by its file."""
-    assert run(tmp_path / "first", *TAUGHT, "data.image_size=20") == 0
+    assert run(tmp_path / "first", *DISTILLATION, "data.image_size=20") == 0
     teacher = only_run(tmp_path / "first")
     given = f"strategy.teachers=[{teacher}]"
-    assert run(tmp_path / "by folder", *TAUGHT, given) == 0
+    assert run(tmp_path / "by folder", *DISTILLATION, given) == 0
     record = read_record(RunFolder(only_run(tmp_path / "by folder")))
     assert [stage["name"] for stage in record["stages"]] == ["student", "control"]
     answered = {stage["name"]: stage for stage in read_record(RunFolder(teacher))["stages"]}["student"]
     assert [stage.get("teacher_sha256") for stage in record["stages"]] == [[answered["weights_sha256"]], None]
     file = teacher / "stages/2-student/checkpoints/final.ckpt"
-    assert run(tmp_path / "by file", *TAUGHT, f"strategy.teachers=[{file}]") == 0
+    assert run(tmp_path / "by file", *DISTILLATION, f"strategy.teachers=[{file}]") == 0
     assert outcome(tmp_path / "by file") == outcome(tmp_path / "by folder")
     assert only_run(tmp_path / "by file").name == only_run(tmp_path / "by folder").name  # it is what it is
     with (only_run(tmp_path / "by file") / "stages/1-student/metrics.csv").open() as lines:
@@ -473,7 +474,7 @@ def test_the_identity_has_the_teachers_weights_and_nothing_of_a_teacher_that_is_
     file.write_bytes(b"weights")
 
     def identity_of(*overrides: str) -> dict:
-        config = compose([*TAUGHT, *overrides])
+        config = compose([*DISTILLATION, *overrides])
         return identity(config, fingerprint(config.data))["strategy"]
 
     given = identity_of(f"strategy.teachers=[{file}]")
@@ -489,16 +490,16 @@ def test_the_identity_has_the_teachers_weights_and_nothing_of_a_teacher_that_is_
 def teacher_of(classes: int, folder: Path) -> Path:
     """Return the file of a network that tells so many classes apart, as a run leaves it."""
     torch.manual_seed(0)
-    network = LeNet5(spec_of(classes=classes))
+    network = LeNet5(make_spec(classes=classes))
     save_classifier(network, {"_target_": "tutelage.models.LeNet5"}, folder / "teacher.ckpt")
     return folder / "teacher.ckpt"
 
 
 def test_a_student_of_a_teacher_with_other_classes_is_killed_and_ends_with_the_same_weights(tmp_path):
-    taught = (*TAUGHT, f"strategy.teachers=[{teacher_of(4, tmp_path)}]", "strategy.control=false", "logger=csv")
+    taught = (*DISTILLATION, f"strategy.teachers=[{teacher_of(4, tmp_path)}]", "strategy.control=false", "logger=csv")
     assert run(tmp_path / "a", *taught) == 0
     for step in (3, 7):
-        assert run(tmp_path / "b", *taught, before=killed_after("student", step)) == -signal.SIGKILL
+        assert run(tmp_path / "b", *taught, before=kill_after("student", step)) == -signal.SIGKILL
     assert run(tmp_path / "b", *taught) == 0
     expected = outcome(tmp_path / "a")
     assert outcome(tmp_path / "b") == expected
@@ -508,7 +509,7 @@ def test_a_student_of_a_teacher_with_other_classes_is_killed_and_ends_with_the_s
 
 def test_hints_are_kept_as_they_end_though_the_run_validates(tmp_path, capfd):
     """No head has learned yet: validation could not tell the best of them."""
-    hinted = (*TAUGHT, "strategy.hints={}", "strategy.control=false", "data.validation=inside")
+    hinted = (*DISTILLATION, "strategy.hints={}", "strategy.control=false", "data.validation=inside")
     assert run(tmp_path / "a", *hinted) == 0
     folder, expected = only_run(tmp_path / "a"), outcome(tmp_path / "a")
     place, record = folder / "stages/2-hints/checkpoints", read_record(RunFolder(folder))
@@ -520,7 +521,7 @@ def test_hints_are_kept_as_they_end_though_the_run_validates(tmp_path, capfd):
     assert "val/accuracy" in record["result"] and "judged" not in record["stages"][2]
     files = {name: file.name for name, file in files_of(RunFolder(folder), record).items()}
     assert files == {"teacher": "best.ckpt", "hints": "final.ckpt", "student": "best.ckpt"}
-    assert run(tmp_path / "b", *hinted, before=killed_after("student", 4)) == -signal.SIGKILL
+    assert run(tmp_path / "b", *hinted, before=kill_after("student", 4)) == -signal.SIGKILL
     (only_run(tmp_path / "b") / "stages/2-hints/checkpoints/final.ckpt").unlink()
     assert run(tmp_path / "b", *hinted) == 0
     assert "stage hints is done again" in capfd.readouterr().err
@@ -540,7 +541,7 @@ def test_hints_are_kept_as_they_end_though_the_run_validates(tmp_path, capfd):
 def test_networks_that_do_not_go_together_are_told_before_anything_is_written(overrides, told, tmp_path, capfd):
     file = str(teacher_of(4, tmp_path))
     given = [word.replace("TEACHER", file) for word in overrides]
-    words = [word for word in TAUGHT if "perceptron" not in str(given) or not word.startswith("model.")]
+    words = [word for word in DISTILLATION if "perceptron" not in str(given) or not word.startswith("model.")]
     assert run(tmp_path / "outputs", *words, *given) == 70
     assert re.search(f"UserError: .*{told}", capfd.readouterr().err)
     written = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
@@ -553,21 +554,21 @@ def test_weights_of_others_are_no_teachers_and_it_is_said_before_data_is_read(tm
 
         runner.stages = None
 
-    torch.save(LeNet5(spec_of()).state_dict(), tmp_path / "weights.pth")
+    torch.save(LeNet5(make_spec()).state_dict(), tmp_path / "weights.pth")
     for named in ("timm:resnet18", str(tmp_path / "weights.pth")):
-        assert run(tmp_path / "outputs", *TAUGHT, f"strategy.teachers=['{named}']", before=no_data) == 70
+        assert run(tmp_path / "outputs", *DISTILLATION, f"strategy.teachers=['{named}']", before=no_data) == 70
         told = capfd.readouterr().err
         assert f"strategy.teachers={named}: no network that a run left; name a finished run, or a checkpoint" in told
         assert f"strategy=transfer_frozen init_from={named}" in told and "damaged" not in told
-    assert run(tmp_path / "first", *TAUGHT) == 0
+    assert run(tmp_path / "first", *DISTILLATION) == 0
     last = only_run(tmp_path / "first") / "stages/2-student/checkpoints/last.ckpt"
-    assert run(tmp_path / "outputs", *TAUGHT, f"strategy.teachers=[{last}]") == 70
+    assert run(tmp_path / "outputs", *DISTILLATION, f"strategy.teachers=[{last}]") == 70
     assert "last.ckpt: holds no network alone; name the run's folder" in capfd.readouterr().err
 
 
 def test_nearest_neighbours_are_no_teacher_that_is_trained():
     with pytest.raises(UserError, match=r"strategy.teacher: nearest neighbours go with strategy=supervised; name a"):
-        compose([*TAUGHT, "model@strategy.teacher=nearest_neighbours"])
+        compose([*DISTILLATION, "model@strategy.teacher=nearest_neighbours"])
 
 
 @pytest.mark.parametrize(
@@ -582,9 +583,9 @@ def test_nearest_neighbours_are_no_teacher_that_is_trained():
     ids=["teacher_student", "hints", "all images", "decoupled, live", "hard, averaged"],
 )
 def test_every_variant_runs_to_its_end_and_again_in_no_time(overrides, outputs):
-    assert run(outputs, *TAUGHT, *overrides) == 0
+    assert run(outputs, *DISTILLATION, *overrides) == 0
     first = (only_run(outputs) / "run.json").read_bytes()
-    assert run(outputs, *TAUGHT, *overrides, before=no_training) == 0
+    assert run(outputs, *DISTILLATION, *overrides, before=no_training) == 0
     assert (only_run(outputs) / "run.json").read_bytes() == first
     record = json.loads(first)
     assert record["status"] == "finished"

@@ -17,8 +17,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import QUIET, ROOT, fork, only_run, outcome, run, tables
 from helpers import fork_server
+from helpers.forks import fork
+from helpers.overrides import QUIET
+from helpers.paths import ROOT
+from helpers.runs import only_run, outcome, run, tables
 from tutelage.process_group import World, torchrun_environment
 from tutelage.runs import RunFolder
 from tutelage.runs.checkpoints import LAST

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from conftest import only_run, run
+from helpers.paths import EMOJI
+from helpers.runs import only_run, run
 from tutelage.config.compose import compose
 from tutelage.data import data_module, fingerprint
 from tutelage.data.datasets.emoji import OTHER, OWN, PACKAGES, _concept
 from tutelage.errors import UserError
 
-REAL = Path.home() / ".cache" / "tutelage" / "emoji"
 CONCEPTS = 22  # of each large class
 
 
@@ -137,9 +137,9 @@ def test_a_run_measures_the_other_vendors_drawings_too(outputs, tmp_path):
 
 
 def test_the_real_packages_are_read_whole():
-    if not os.environ.get("CI") and not REAL.is_dir():
-        pytest.skip(f"needs npm install --prefix {REAL} {' '.join(PACKAGES.values())}")
-    source = data_module(config_of(REAL, "data.labels_per_class=10").data).source
+    if not os.environ.get("CI") and not EMOJI.is_dir():
+        pytest.skip(f"needs npm install --prefix {EMOJI} {' '.join(PACKAGES.values())}")
+    source = data_module(config_of(EMOJI, "data.labels_per_class=10").data).source
     check(source)
     assert len(source.classes) >= 20
     assert {"animal-mammal", "food-fruit", "transport-ground"} <= set(source.classes)

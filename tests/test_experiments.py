@@ -6,10 +6,11 @@ import os
 import numpy as np
 import pytest
 
-from conftest import command, only_run, run
-from test_data import write_images
-from test_datasets import columns, pictures, write_stl10
-from test_emoji import REAL
+from helpers.commands import command
+from helpers.dataset_files import colour_columns, write_stl10
+from helpers.images import random_images, write_images
+from helpers.paths import EMOJI
+from helpers.runs import only_run, run
 from tutelage.config.compose import conf_dir
 
 NEEDING_DATA = ("image_folder_noisy_student", "stl10_noisy_student")
@@ -22,7 +23,7 @@ def write_labelled_stl10(folder):
     write_stl10(folder)
     inner = folder / "stl10_binary"
     for part in ("train", "test"):
-        (inner / f"{part}_X.bin").write_bytes(b"".join(map(columns, pictures(10 * EACH, 96, 3))))
+        (inner / f"{part}_X.bin").write_bytes(b"".join(map(colour_columns, random_images(10 * EACH, 96, 3))))
         (inner / f"{part}_y.bin").write_bytes(bytes((np.arange(10 * EACH) % 10 + 1).tolist()))
 
 
@@ -54,9 +55,9 @@ def test_an_experiment_whose_data_ci_lacks_runs_tiny(name, tmp_path, outputs):
 def test_an_experiment_runs_tiny(name, tmp_path):
     words = [f"experiment={name}", "debug=tiny", "seed=0"]
     if name == "oquab2014_transfer":
-        if not os.environ.get("CI") and not REAL.is_dir():
-            pytest.skip(f"needs the npm packages of emoji in {REAL}")
-        words.append(f"data.root={REAL}")
+        if not os.environ.get("CI") and not EMOJI.is_dir():
+            pytest.skip(f"needs the npm packages of emoji in {EMOJI}")
+        words.append(f"data.root={EMOJI}")
     done = command("tutelage.train", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob(f"outputs/{name}/*/run.json"))

@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from conftest import outcome, run
-from test_data import data_config, source_of
-from test_models import spec_of
-from test_resume import killed_after
+from helpers.configs import data_config
+from helpers.networks import make_spec
+from helpers.overrides import POOL_STRATEGY
+from helpers.runs import outcome, run
+from helpers.sources import make_source
+from helpers.traps import kill_after
 from tutelage.config import FixMatchConfig
 from tutelage.config.compose import compose
 from tutelage.data import UNKNOWN, StageData, StreamBatch, split
@@ -19,17 +21,6 @@ from tutelage.models import LeNet5
 from tutelage.randomness import Key
 from tutelage.strategies import TrainStage, stages
 from tutelage.strategies.fixmatch import FixMatch
-
-SHARED = (  # with every strategy that learns from a pool
-    "schedule.epochs=null",
-    "schedule.steps=6",
-    "data.limit=200",
-    "data.batch_size=8",
-    "data.labels_per_class=2",
-    "strategy.unlabelled_ratio=2",
-    "strategy.control=false",
-    "callbacks.report=false",
-)
 
 
 def recipe(threshold: float = 0.0, weight: float = 1.0) -> FixMatchConfig:
@@ -51,7 +42,7 @@ def batch(views: int = 1, labelled: int = 4, pool: int = 6) -> dict[str, StreamB
 
 def module(config: FixMatchConfig, views: int = 1) -> FixMatch:
     torch.manual_seed(0)
-    return FixMatch(LeNet5(spec_of()), config, views)
+    return FixMatch(LeNet5(make_spec()), config, views)
 
 
 @pytest.mark.parametrize("views", [1, 2])
@@ -93,7 +84,7 @@ def test_no_gradient_comes_by_way_of_the_weak_view():
 
 def plan_of(*overrides: str, **data: int):
     config = compose(["strategy=fixmatch", "schedule.epochs=null", "schedule.steps=10", *overrides])
-    source = source_of(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
     return config, stages(config, source, split(source, data_config(**data)))
 
 
@@ -143,12 +134,12 @@ def test_what_it_cannot_do_is_said_in_a_line():
 
 @pytest.mark.parametrize("strategy", ["noisy_student", "fixmatch", "mean_teacher", "pseudo_label"])
 def test_strategies_with_a_pool_are_one_key_apart(outputs, strategy):
-    assert run(outputs, f"strategy={strategy}", *SHARED) == 0
+    assert run(outputs, f"strategy={strategy}", *POOL_STRATEGY) == 0
 
 
 def test_a_killed_run_ends_with_the_same_weights_and_tables(outputs, tmp_path):
-    overrides = ("strategy=fixmatch", "augmentation=weak_strong", "optimizer.ema_decay=0.9", *SHARED)
+    overrides = ("strategy=fixmatch", "augmentation=weak_strong", "optimizer.ema_decay=0.9", *POOL_STRATEGY)
     assert run(outputs, *overrides) == 0
-    assert run(tmp_path, *overrides, before=killed_after("fixmatch", 3)) == -9
+    assert run(tmp_path, *overrides, before=kill_after("fixmatch", 3)) == -9
     assert run(tmp_path, *overrides) == 0
     assert outcome(tmp_path) == outcome(outputs)

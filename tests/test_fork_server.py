@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from conftest import QUIET, command, fork, fresh_command, only_run
 from helpers import fork_server
+from helpers.commands import command, fresh_command
+from helpers.forks import fork
+from helpers.overrides import QUIET
+from helpers.runs import only_run
 
 
 @pytest.mark.parametrize(

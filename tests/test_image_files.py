@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from test_data import data_config, write_images
+from helpers.configs import rgb_config
+from helpers.images import write_images
 from tutelage.config import DataConfig
 from tutelage.data import UNKNOWN, fingerprint, split
 from tutelage.data import image_files as files_module
@@ -28,10 +29,6 @@ from tutelage.errors import UserError
 
 WHITE, MAGENTA = (255, 255, 255), (255, 0, 255)
 LIMIT = 10_000
-
-
-def rgb_config(**changes):
-    return data_config(**{"image_size": 16, "channels": 3, "mean": [0.3] * 3, "std": [0.3] * 3, **changes})
 
 
 def saved(image: Image.Image, kind: str, **options) -> BytesIO:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import command, only_run, run
+from helpers.commands import command
+from helpers.runs import only_run, run
 from tutelage.errors import UserError
 from tutelage.report import pictures
 from tutelage.report.shifts import STRENGTHS, shifted
@@ -184,7 +185,7 @@ def test_finished_run_takes_finished_runs_only(finished, tmp_path):
 
 
 def test_a_finished_sweep_is_shown_without_torch(finished, tmp_path):
-    from conftest import loaded_packages
+    from helpers.commands import loaded_packages
 
     words = [f"paths.outputs={tmp_path}", "debug=tiny", "callbacks=quiet", "model=perceptron", "-m", "seed=0,1"]
     assert command("tutelage.train", *words).returncode == 0

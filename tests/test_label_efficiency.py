@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from test_data import data_config, source_of
+from helpers.configs import data_config
+from helpers.sources import make_source
 from tutelage.data import split
 from tutelage.report import label_efficiency as efficiency
 from tutelage.report import pictures
@@ -220,7 +221,7 @@ def test_names_that_lie_apart_stay_where_they_are():
 @pytest.mark.parametrize(("asked", "limit", "labelled"), [(4, None, 8), (4, 6, 2), (2, 6, 4), (9, 6, 6), (4, 8, 4)])
 def test_a_small_trial_of_a_label_budget_leaves_a_pool_as_the_whole_would(asked, limit, labelled):
     """Two classes of 9: a limit that swallows the budget leaves half of each class labelled."""
-    source = source_of(np.array([0, 1] * 9), test=2, unlabelled=0)
+    source = make_source(np.array([0, 1] * 9), test=2, unlabelled=0)
     splits = split(source, data_config(labels_per_class=asked, limit=limit, validation="none"))
     assert len(splits.labelled) == labelled
     assert bool(len(splits.pool)) is (asked < 9)

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from conftest import forked, outcome, run
-from test_data import data_config
+from helpers.configs import data_config
+from helpers.forks import call_in_fork
+from helpers.runs import outcome, run
 from tutelage.augmentation import Pipeline
 from tutelage.config.compose import compose
 from tutelage.data import StageData, Stream, data_module
@@ -589,7 +590,7 @@ def test_a_killed_writer_leaves_nothing_to_the_next(cache, root):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "IMAGES_A_TASK", 2)
-        assert forked(die) == -signal.SIGKILL
+        assert call_in_fork(die) == -signal.SIGKILL
     assert not list(cache.glob(f"*/{packing.NAME}"))
     assert list(cache.glob(f"*/{PARTIAL_PREFIX}*"))
     files = source_of(root).images
@@ -716,7 +717,7 @@ def test_cores_are_those_that_the_process_may_use():
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         return cores()
 
-    assert forked(on_one) == 1
+    assert call_in_fork(on_one) == 1
     assert cores() <= len(os.sched_getaffinity(0))
 
 
@@ -809,4 +810,4 @@ def test_batches_arrive_on_the_gpu_one_ahead_whole_and_in_order(workers):
             assert count == 20
         return 0
 
-    assert forked(work) == 0
+    assert call_in_fork(work) == 0

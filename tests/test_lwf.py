@@ -13,10 +13,12 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from conftest import QUIET, only_run, outcome, run
-from test_data import data_config, source_of
-from test_models import spec_of
-from test_resume import killed_after
+from helpers.configs import data_config
+from helpers.networks import make_spec
+from helpers.overrides import QUIET
+from helpers.runs import only_run, outcome, run
+from helpers.sources import make_source
+from helpers.traps import kill_after
 from tutelage.app.job import execute
 from tutelage.config import OptimizerConfig, SchedulerConfig
 from tutelage.config.compose import compose
@@ -54,7 +56,7 @@ TINY = (
 
 def network_of(tasks=TASKS, seed: int = 0) -> ImageClassifier:
     torch.manual_seed(seed)
-    return make_classifier(LENET, replace(spec_of(), tasks=tasks))
+    return make_classifier(LENET, replace(make_spec(), tasks=tasks))
 
 
 def images(count: int, seed: int = 1) -> torch.Tensor:
@@ -104,14 +106,14 @@ def test_a_network_with_heads_is_stored_and_read_again(tmp_path):
 
 
 def test_a_spec_that_was_stored_before_there_were_tasks_has_none():
-    plain = spec_of().plain()
+    plain = make_spec().plain()
     del plain["tasks"]
-    assert ImageSpec.of(plain) == spec_of()
+    assert ImageSpec.of(plain) == make_spec()
 
 
 def test_a_head_that_cannot_be_replaced_is_an_error():
     with pytest.raises(UserError, match="its head is no single linear layer; strategy=lwf needs another model"):
-        make_classifier({"_target_": "tutelage.models.NearestNeighbours"}, replace(spec_of(), tasks=TASKS))
+        make_classifier({"_target_": "tutelage.models.NearestNeighbours"}, replace(make_spec(), tasks=TASKS))
 
 
 def shown(task: int, recorded: torch.Tensor | None = None, count: int = 6) -> dict[str, StreamBatch]:
@@ -221,7 +223,7 @@ def test_a_tasks_accuracy_is_among_its_own_classes():
 def plan_of(*overrides: str):
     tasks = "strategy.tasks=[[0,1],[3],[2]]"
     config = compose(["strategy=lwf", tasks, "schedule.epochs=null", "schedule.steps=10", *overrides])
-    source = source_of(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
     return stages(config, source, split(source, data_config()))
 
 
@@ -316,7 +318,7 @@ def test_what_stood_still_in_a_run_is_the_same_to_the_bit(finished):
 
 @pytest.mark.parametrize(("stage", "step"), [("warm-up-2", 1), ("lwf-3", 2)])
 def test_a_killed_run_ends_with_the_same_weights_and_tables(finished, outputs, stage, step):
-    assert run(outputs, *TINY, before=killed_after(stage, step)) == -9
+    assert run(outputs, *TINY, before=kill_after(stage, step)) == -9
     assert run(outputs, *TINY) == 0
     assert outcome(outputs) == outcome(finished)
 
@@ -355,7 +357,7 @@ def test_averaging_weights_leaves_the_order_of_the_classes_alone():
 
 def test_a_task_without_a_validation_image_is_an_error():
     config = compose(["strategy=lwf", "strategy.tasks=[[0,1],[2,3]]", "data.validation=inside"])
-    source = source_of(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
     splits = split(source, data_config())
     no_second = replace(splits, validation=splits.labelled[source.labels[splits.labelled] < 2])
     with pytest.raises(UserError, match=r"task 2 has no validation image; use data.validation=none"):
@@ -372,7 +374,7 @@ def test_whether_task_1_is_measured_is_part_of_what_a_run_is(old_run):
 def test_linear_heads_of_all_architectures_are_replaced():
     for option in ("lenet5", "mlp", "small_vgg", "resnet"):
         model = compose([f"model={option}"]).model
-        network = make_classifier(model.arguments(), replace(spec_of(size=32), tasks=TASKS))
+        network = make_classifier(model.arguments(), replace(make_spec(size=32), tasks=TASKS))
         assert isinstance(network.head, Heads)
         assert all(isinstance(head, nn.Linear) for head in network.head.each)
 
@@ -427,7 +429,7 @@ def test_a_network_that_does_not_go_on_from_the_old_one_is_an_error(old_run, out
 
 
 def test_weights_whose_classes_nobody_knows_and_none_at_all_are_errors(tmp_path, outputs):
-    torch.save(make_classifier(LENET, spec_of()).state_dict(), tmp_path / "plain.pt")
+    torch.save(make_classifier(LENET, make_spec()).state_dict(), tmp_path / "plain.pt")
     told = refusal(outputs, f"init_from={tmp_path / 'plain.pt'}")
     assert "it is not known what its classes are; give the folder of a finished run" in told
     with pytest.raises(UserError, match=r"strategy.tasks=\[\] goes on from a network that has learned before"):

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from conftest import only_run, outcome, run
-from test_data import data_config, source_of
-from test_fixmatch import SHARED
-from test_models import spec_of
-from test_resume import killed_after
+from helpers.configs import data_config
+from helpers.networks import make_spec
+from helpers.overrides import POOL_STRATEGY
+from helpers.runs import only_run, outcome, run
+from helpers.sources import make_source
+from helpers.traps import kill_after
 from tutelage.config import MeanTeacherConfig
 from tutelage.config.compose import compose
 from tutelage.data import StageData, StreamBatch, split
@@ -26,7 +27,7 @@ from tutelage.randomness import Key
 from tutelage.strategies import TrainStage, stages
 from tutelage.strategies.mean_teacher import MeanTeacher, decay_at, weight_at
 
-MEAN = ("strategy=mean_teacher", "model.dropout=0.3", "augmentation=affine_randaugment", *SHARED)
+MEAN = ("strategy=mean_teacher", "model.dropout=0.3", "augmentation=affine_randaugment", *POOL_STRATEGY)
 
 
 def recipe(weight: float = 100.0, ramp_up: float = 0.25, decay: float = 0.999) -> MeanTeacherConfig:
@@ -64,7 +65,7 @@ def test_the_teacher_is_the_mean_of_the_first_steps_and_then_the_running_average
 
 def module(config: MeanTeacherConfig, dropout: float = 0.0) -> MeanTeacher:
     torch.manual_seed(0)
-    return MeanTeacher(LeNet5(spec_of(), dropout=dropout), config, steps=10)
+    return MeanTeacher(LeNet5(make_spec(), dropout=dropout), config, steps=10)
 
 
 def batch(labelled: int = 4, pool: int = 9) -> dict[str, StreamBatch]:
@@ -109,7 +110,7 @@ def test_the_teacher_is_noised_as_the_student_is_and_only_the_student_learns():
 
 def plan_of(*overrides: str, **data: int):
     config = compose(["strategy=mean_teacher", "schedule.epochs=null", "schedule.steps=10", *overrides])
-    source = source_of(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
     return config, stages(config, source, split(source, data_config(**data)))
 
 
@@ -159,7 +160,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_a_killed_run_ends_with_the_same_weights_and_tables(undisturbed, outputs, step):
-    assert run(outputs, *MEAN, before=killed_after("mean_teacher", step)) == -9
+    assert run(outputs, *MEAN, before=kill_after("mean_teacher", step)) == -9
     assert run(outputs, *MEAN) == 0
     assert outcome(outputs) == outcome(undisturbed)
 

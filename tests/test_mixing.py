@@ -13,8 +13,9 @@ from scipy import stats
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from conftest import forked, only_run, outcome, run, tables
-from test_resume import killed_after
+from helpers.forks import call_in_fork
+from helpers.runs import only_run, outcome, run, tables
+from helpers.traps import kill_after
 from tutelage.augmentation import Mixing, mixed, plan
 from tutelage.config import MixConfig
 from tutelage.config.compose import compose
@@ -289,7 +290,7 @@ def test_a_gpu_gives_the_same_bytes_and_is_not_waited_for():
             assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
         return 0
 
-    assert forked(work) == 0
+    assert call_in_fork(work) == 0
 
 
 def test_by_hand_an_answer_is_as_right_as_its_class_weighs():
@@ -380,7 +381,7 @@ MIXED = (
 def test_a_killed_run_that_mixes_ends_with_the_same_weights_and_tables(outputs):
     assert run(outputs / "a", *MIXED) == 0
     for stage, step in (("teacher", 2), ("student-1", 1), ("student-1", 5)):
-        assert run(outputs / "b", *MIXED, "data.num_workers=2", before=killed_after(stage, step)) == -signal.SIGKILL
+        assert run(outputs / "b", *MIXED, "data.num_workers=2", before=kill_after(stage, step)) == -signal.SIGKILL
     assert run(outputs / "b", *MIXED) == 0
     assert outcome(outputs / "a") == outcome(outputs / "b")
 

@@ -10,12 +10,12 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, top_k_ac
 from torch import nn
 from torch.nn import functional
 
+from helpers.networks import count_parameters, make_spec
 from tutelage.config import OptimizerConfig, SchedulerConfig
 from tutelage.config.compose import compose, options
 from tutelage.errors import UserError
 from tutelage.models import (
     MLP,
-    ImageSpec,
     LeNet5,
     Predictions,
     Recipe,
@@ -34,29 +34,21 @@ from tutelage.models.base import lr_factor, make_optimizer
 from tutelage.storage import write_checked
 
 
-def spec_of(channels: int = 1, size: int = 28, classes: int = 10) -> ImageSpec:
-    return ImageSpec(channels, size, tuple(map(str, range(classes))), (0.3,) * channels, (0.2,) * channels)
-
-
-def weights(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
-
-
 def test_lenet5_has_the_papers_61706_parameters():
-    assert weights(LeNet5(spec_of(size=32))) == 61_706
-    assert weights(LeNet5(spec_of(size=28))) == 61_706  # padded to 32
+    assert count_parameters(LeNet5(make_spec(size=32))) == 61_706
+    assert count_parameters(LeNet5(make_spec(size=28))) == 61_706  # padded to 32
 
 
 def test_resnet_20_has_the_papers_size():
     # He 2016, table 6: 0.27 M. Ours has projection shortcuts: 2 * (16*32 + 2*32) + (32*64 + 2*64), less one each.
-    network = ResNet(spec_of(3, 32), width=16, depth=3)
-    assert weights(network) == 272_474
+    network = ResNet(make_spec(3, 32), width=16, depth=3)
+    assert count_parameters(network) == 272_474
     assert sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in network.modules()) + 1 == 20
 
 
 def test_an_mlp_is_its_matrix_products():
     torch.manual_seed(0)
-    network = MLP(spec_of(size=8), width=5, depth=2).eval()
+    network = MLP(make_spec(size=8), width=5, depth=2).eval()
     images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
     x = ((images / 255 - 0.3) / 0.2).reshape(3, 64)
     first, second = (m for m in network.backbone if isinstance(m, nn.Linear))
@@ -68,7 +60,7 @@ def test_an_mlp_is_its_matrix_products():
 
 def test_lenet5_is_its_layers_written_out():
     torch.manual_seed(0)
-    network = LeNet5(spec_of()).eval()
+    network = LeNet5(make_spec()).eval()
     c1, c3, c5, f6 = (m for m in network.backbone if isinstance(m, nn.Conv2d | nn.Linear))
     images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
     x = functional.pad((images / 255 - 0.3) / 0.2, (2, 2, 2, 2))
@@ -80,7 +72,7 @@ def test_lenet5_is_its_layers_written_out():
 
 
 def test_stochastic_depth_is_off_in_eval_mode_and_on_in_training():
-    network = ResNet(spec_of(3, 16), width=4, depth=2, stochastic_depth=0.9)
+    network = ResNet(make_spec(3, 16), width=4, depth=2, stochastic_depth=0.9)
     images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
     network.eval()
     assert torch.equal(network(images), network(images))
@@ -92,7 +84,7 @@ def test_stochastic_depth_is_off_in_eval_mode_and_on_in_training():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", [MLP, LeNet5, ResNet])
 def test_architectures_take_any_sensible_size(kind, channels, size):
-    network = kind(spec_of(channels, size, classes=4)).eval()
+    network = kind(make_spec(channels, size, classes=4)).eval()
     images = torch.randint(0, 256, (2, channels, size, size), dtype=torch.uint8)
     features = network.backbone(images.float())
     assert features.ndim == 2
@@ -102,17 +94,17 @@ def test_architectures_take_any_sensible_size(kind, channels, size):
 
 def test_an_image_too_small_for_lenet5_is_an_error():
     with pytest.raises(UserError, match="needs images of 12 pixels or more, not data.image_size=8"):
-        LeNet5(spec_of(size=8))
+        LeNet5(make_spec(size=8))
 
 
 def test_a_misspelt_timm_name_is_an_error_with_a_hint():
     with pytest.raises(UserError, match=r"model.name=resnet_18: timm has no such architecture; did you mean .*resnet"):
-        Timm(spec_of(3, 32), name="resnet_18")
+        Timm(make_spec(3, 32), name="resnet_18")
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_100", "vit_tiny_patch16_224"])
 def test_timm_networks_of_odd_widths_and_fixed_sizes_fit(name):
-    spec = spec_of(3, 32)
+    spec = make_spec(3, 32)
     with torch.device("meta"):
         network = Timm(spec, name=name).eval()
         assert network(torch.empty(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 10)
@@ -122,7 +114,7 @@ def test_timms_logits_are_its_features_under_our_head():
     import timm
 
     torch.manual_seed(0)
-    network = Timm(spec_of(3, 32), name="resnet10t", stochastic_depth=0.2).eval()
+    network = Timm(make_spec(3, 32), name="resnet10t", stochastic_depth=0.2).eval()
     reference = timm.create_model("resnet10t", num_classes=0, in_chans=3).eval()
     reference.load_state_dict(network.backbone[0].state_dict())
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
@@ -141,7 +133,7 @@ def test_cross_entropy_of_probabilities_is_the_formula_and_of_classes_its_specia
 
 
 def test_norms_and_biases_are_not_decayed_and_frozen_parts_not_trained():
-    network = ResNet(spec_of(), width=4, depth=1)
+    network = ResNet(make_spec(), width=4, depth=1)
     network.head.weight.requires_grad_(False)
     optimizer = make_optimizer(network, OptimizerConfig(name="adamw", lr=0.1, weight_decay=0.3))
     groups = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
@@ -196,7 +188,7 @@ def test_top5_is_left_out_where_it_says_nothing():
 
 def test_stored_weights_give_the_same_network_and_nothing_is_executed(tmp_path):
     model = compose(["model=resnet", "model.width=4", "model.depth=1"]).model.arguments()
-    network = make_classifier(model, spec_of()).eval()
+    network = make_classifier(model, make_spec()).eval()
     save_classifier(network, model, tmp_path / "final.ckpt")
     again = load_classifier(tmp_path / "final.ckpt").eval()
     images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
@@ -209,7 +201,7 @@ def test_stored_weights_give_the_same_network_and_nothing_is_executed(tmp_path):
 def test_weights_of_which_a_bit_was_flipped_are_refused(tmp_path):
     model = compose(["model=mlp", "model.width=4"]).model.arguments()
     file = tmp_path / "final.ckpt"
-    save_classifier(make_classifier(model, spec_of()), model, file)
+    save_classifier(make_classifier(model, make_spec()), model, file)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -218,7 +210,7 @@ def test_weights_of_which_a_bit_was_flipped_are_refused(tmp_path):
 
 
 def test_weights_that_name_a_function_are_refused(tmp_path):
-    content = {"model": {"_target_": "os.system", "command": "true"}, "spec": spec_of().plain(), "state_dict": {}}
+    content = {"model": {"_target_": "os.system", "command": "true"}, "spec": make_spec().plain(), "state_dict": {}}
     write_checked(tmp_path / "evil.ckpt", lambda file: torch.save(content, file))
     with pytest.raises(UserError, match="outside the allowed packages"):
         load_classifier(tmp_path / "evil.ckpt")
@@ -247,13 +239,13 @@ def test_every_architecture_trains_a_step_stops_and_goes_on(option, device, outp
     """Found by itself: a YAML dropped into conf/model is trained, saved and resumed here."""
     import signal
 
-    from conftest import outcome, run
-    from test_resume import killed_after
+    from helpers.runs import outcome, run
+    from helpers.traps import kill_after
 
     overrides = [f"model={option}", "debug=tiny", f"trainer={'gpu' if device == 'cuda' else 'cpu'}"]
     overrides += SMALL.get(option, [])
     assert run(outputs / "a", *overrides) == 0
-    assert run(outputs / "b", *overrides, before=killed_after("supervised", 2)) == -signal.SIGKILL
+    assert run(outputs / "b", *overrides, before=kill_after("supervised", 2)) == -signal.SIGKILL
     assert run(outputs / "b", *overrides) == 0
     assert outcome(outputs / "a") == outcome(outputs / "b")
 
@@ -294,7 +286,7 @@ def test_timm_starts_from_a_local_weights_file(tmp_path, suffix, classes):
     reference = timm.create_model("resnet10t", num_classes=10, in_chans=3).eval()
     file = tmp_path / f"weights.{suffix}"
     saved_weights(reference, file)
-    network = Timm(spec_of(3, 32, classes), name="resnet10t").eval()
+    network = Timm(make_spec(3, 32, classes), name="resnet10t").eval()
     told = load_pretrained(network, file)
     assert ("starts anew" in told) == (classes == 7)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
@@ -308,7 +300,7 @@ def test_timm_starts_from_a_local_weights_file(tmp_path, suffix, classes):
 
 def test_weights_of_another_naming_fit_by_order(tmp_path):
     torch.manual_seed(0)
-    network, other = LeNet5(spec_of()), LeNet5(spec_of())
+    network, other = LeNet5(make_spec()), LeNet5(make_spec())
     renamed = {f"module.layer{n}": tensor for n, tensor in enumerate(other.state_dict().values())}
     torch.save({"state_dict": renamed}, tmp_path / "w.pth")
     load_pretrained(network, tmp_path / "w.pth")
@@ -317,33 +309,33 @@ def test_weights_of_another_naming_fit_by_order(tmp_path):
 
 def test_our_own_checkpoints_are_weights_files(tmp_path):
     model = compose(["model=mlp", "model.width=4"]).model.arguments()
-    network, other = make_classifier(model, spec_of()), make_classifier(model, spec_of())
+    network, other = make_classifier(model, make_spec()), make_classifier(model, make_spec())
     save_classifier(other, model, tmp_path / "final.ckpt")
     load_pretrained(network, tmp_path / "final.ckpt")
     assert weight_hash(network) == weight_hash(other)
 
 
 def test_weights_that_do_not_fit_are_refused_with_a_list(tmp_path):
-    torch.save(LeNet5(spec_of(), width=2).state_dict(), tmp_path / "wide.pth")
+    torch.save(LeNet5(make_spec(), width=2).state_dict(), tmp_path / "wide.pth")
     with pytest.raises(UserError, match=r"do not fit .* backbone.0.weight 6x1x5x5 against backbone.0.weight 12x1x5x5"):
-        load_pretrained(LeNet5(spec_of()), tmp_path / "wide.pth")
+        load_pretrained(LeNet5(make_spec()), tmp_path / "wide.pth")
     torch.save({"a": 3}, tmp_path / "none.pth")
     with pytest.raises(UserError, match="holds no tensors by name"):
-        load_pretrained(LeNet5(spec_of()), tmp_path / "none.pth")
+        load_pretrained(LeNet5(make_spec()), tmp_path / "none.pth")
     (tmp_path / "junk.pth").write_bytes(b"junk")
     with pytest.raises(UserError, match="cannot be read as weights"):
-        load_pretrained(LeNet5(spec_of()), tmp_path / "junk.pth")
+        load_pretrained(LeNet5(make_spec()), tmp_path / "junk.pth")
     with pytest.raises(UserError, match="no such file"):
-        load_pretrained(LeNet5(spec_of()), tmp_path / "nowhere.pth")
+        load_pretrained(LeNet5(make_spec()), tmp_path / "nowhere.pth")
 
 
 def test_a_run_starts_from_weights_and_its_name_follows_their_content(outputs, tmp_path):
-    from conftest import only_run, run
+    from helpers.runs import only_run, run
 
     model = compose(["model=mlp", "model.width=8"]).model.arguments()
     for name, seed in (("one", 0), ("two", 1)):
         torch.manual_seed(seed)
-        save_classifier(make_classifier(model, spec_of()), model, tmp_path / f"{name}.ckpt")
+        save_classifier(make_classifier(model, make_spec()), model, tmp_path / f"{name}.ckpt")
     (tmp_path / "copy.ckpt").write_bytes((tmp_path / "one.ckpt").read_bytes())
     words = ["model=mlp", "model.width=8", "debug=tiny", "optimizer.lr=1e-9"]
     for name in ("one", "copy"):

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from conftest import forked, only_run, outcome, run
+from helpers.forks import call_in_fork
+from helpers.runs import only_run, outcome, run
 from tutelage.data import EvalBatch
 from tutelage.errors import UserError
 from tutelage.models import ImageSpec, NearestNeighbours, load_classifier, make_classifier, save_classifier
@@ -193,4 +194,4 @@ def peak_growth(side: int, k: int) -> int:
 
 @pytest.mark.parametrize(("side", "k"), [(160, 5), (28, 600)])
 def test_memory_stays_bounded_for_large_images_and_many_neighbours(side, k):
-    assert forked(lambda: peak_growth(side, k) > 400e6) == 0
+    assert call_in_fork(lambda: peak_growth(side, k) > 400e6) == 0

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from conftest import only_run, outcome, run
-from test_data import data_config, source_of
-from test_models import spec_of
-from test_resume import killed_after
+from helpers.configs import data_config
+from helpers.networks import make_spec
+from helpers.runs import only_run, outcome, run
+from helpers.sources import make_source
+from helpers.traps import kill_after
 from tutelage.config import NoisyStudentConfig, StudentConfig
 from tutelage.config.compose import compose
 from tutelage.data import UNKNOWN, Labels, StreamBatch, split
@@ -28,7 +29,7 @@ from tutelage.strategies.noisy_student import LiveNoisyStudent
 
 def test_the_loss_is_the_sum_of_both_cross_entropies_in_one_forward():
     torch.manual_seed(0)
-    student = LeNet5(spec_of())
+    student = LeNet5(make_spec())
     calls = []
     student.backbone.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
     labelled = StreamBatch(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (4,)))
@@ -45,7 +46,7 @@ def test_the_loss_is_the_sum_of_both_cross_entropies_in_one_forward():
 @pytest.mark.parametrize(("soft", "temperature"), [(True, 1.0), (True, 0.5), (False, 1.0)])
 def test_by_hand_live_labels_are_the_teachers_answers_to_the_images_as_they_are(counted, soft, temperature):
     torch.manual_seed(0)
-    student, teacher = LeNet5(spec_of()), LeNet5(spec_of())
+    student, teacher = LeNet5(make_spec()), LeNet5(make_spec())
     plain, views = torch.randint(0, 256, (2, 6, 1, 28, 28), dtype=torch.uint8)
     labelled = StreamBatch(torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8), torch.randint(0, 10, (4,)))
     pool = StreamBatch(torch.cat([plain, views]), torch.full((12,), UNKNOWN))
@@ -70,7 +71,7 @@ def test_by_hand_live_labels_are_the_teachers_answers_to_the_images_as_they_are(
 
 def plan_of(*overrides: str, results=None, **data):
     config = compose(["strategy=noisy_student", "schedule.epochs=null", "schedule.steps=10", *overrides])
-    source = source_of(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
     return config, stages(config, source, split(source, data_config(labels_per_class=3, **data)), results or {})
 
 
@@ -147,7 +148,7 @@ def test_a_plan_until_validation_follows_from_the_results_alone():
 @cache
 def until_validation():
     config = compose(["strategy=noisy_student", "strategy.until=validation"])
-    source = source_of(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
     return config, source, split(source, data_config(labels_per_class=3, validation="outside:20"))
 
 
@@ -241,12 +242,12 @@ def test_until_validation_needs_validation_images():
 
 
 def make_network(fit: TrainStage):
-    return make_classifier(fit.model.arguments(), spec_of())
+    return make_classifier(fit.model.arguments(), make_spec())
 
 
 def test_without_unlabelled_images_it_is_an_error():
     config = compose(["strategy=noisy_student"])
-    source = source_of(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
     with pytest.raises(UserError, match="strategy=noisy_student: no unlabelled images; use fewer labels"):
         stages(config, source, split(source, data_config()))
 
@@ -329,7 +330,7 @@ def test_a_run_goes_on_beyond_the_listed_students_until_validation_no_longer_gai
 def test_a_run_until_validation_that_was_killed_plans_as_if_nothing_had_happened(until, outputs, stage, step):
     def both() -> None:
         told(GAINED)()
-        killed_after(stage, step, "on_validation_end" if step == 4 else "on_train_batch_end")()
+        kill_after(stage, step, "on_validation_end" if step == 4 else "on_train_batch_end")()
 
     assert run(outputs, *UNTIL, before=both) == -signal.SIGKILL
     assert run(outputs, *UNTIL, before=told(GAINED)) == 0
@@ -368,7 +369,7 @@ def test_a_killed_run_with_live_labels_that_starts_from_its_teacher_ends_with_th
     )
     live = (*live, "augmentation=affine_randaugment", "strategy.confidence=0.1", "strategy.control=false")
     assert run(outputs, *live) == 0
-    assert run(tmp_path, *live, before=killed_after("student-1", 2)) == -signal.SIGKILL
+    assert run(tmp_path, *live, before=kill_after("student-1", 2)) == -signal.SIGKILL
     assert run(tmp_path, *live) == 0
     assert outcome(tmp_path) == outcome(outputs)
     teacher, student = record_of(outputs)["stages"]

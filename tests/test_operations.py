@@ -11,6 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
+from helpers.images import smooth_image
 from tutelage.augmentation.geometry import Map, one_map, rotation, shear_x, shear_y, translation
 from tutelage.augmentation.operations import OPERATIONS, RANDAUGMENT, SIGNED, WIDE, Look, operate, operate_all
 
@@ -19,15 +20,6 @@ STRENGTHS = (-1.0, -0.55, -0.1, 0.1, 0.3, 0.5, 0.8, 1.0)
 GEOMETRY = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
 TABLES = ("Brightness", "Contrast", "Posterize", "Solarize", "AutoContrast", "Equalize")
 MODES = {"nearest": InterpolationMode.NEAREST, "bilinear": InterpolationMode.BILINEAR}
-
-
-def picture(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
-    """A smooth image with some noise, so that a wrong shift or factor shows and rounding does not hide it."""
-    height, width, channels = shape
-    rng = np.random.default_rng(seed)
-    y, x, c = np.meshgrid(np.arange(height), np.arange(width), np.arange(channels), indexing="ij")
-    smooth = 120 + 80 * np.sin(x / 5 + c) + 50 * np.cos(y / 7 - c)
-    return np.clip(smooth + rng.normal(0, 6, shape), 0, 255).astype(np.uint8)
 
 
 def pil(image: np.ndarray) -> Image.Image:
@@ -46,7 +38,7 @@ def gap(one: np.ndarray, other: np.ndarray) -> int:
 @pytest.mark.parametrize("name", ["Brightness", "Color", "Contrast", "Sharpness"])
 def test_enhancements_are_pils_at_every_magnitude(name, shape):
     """PIL rounds the grey or smoothed image and then the blend, we the blend alone: one level at most."""
-    image = picture(shape)
+    image = smooth_image(shape)
     for magnitude in range(-30, 31):
         if min(shape[:2]) <= 2 and name == "Sharpness":
             expected = image  # PIL's filter has no room there
@@ -60,7 +52,7 @@ def test_enhancements_are_pils_at_every_magnitude(name, shape):
 @pytest.mark.parametrize("name", ["Brightness", "Color", "Contrast", "Sharpness"])
 def test_enhancements_are_torchvisions(name, strength):
     """Its brightness, contrast and colour cut off where PIL does; its sharpness rounds the smoothed image too."""
-    image = picture((33, 47, 3))
+    image = smooth_image((33, 47, 3))
     calls = {
         "Brightness": functional.adjust_brightness,
         "Color": functional.adjust_saturation,
@@ -75,7 +67,7 @@ def test_enhancements_are_torchvisions(name, strength):
 @pytest.mark.parametrize("shape", [*SIZES, (40, 40, 3)])
 def test_autocontrast_and_equalize_are_pils(shape, seed):
     """Equalize to the bit. Where a stretched value is whole, PIL's float64 may fall short of it: one level."""
-    image = picture(shape, seed) // (seed + 1) + 20 * seed  # not the whole range
+    image = smooth_image(shape, seed) // (seed + 1) + 20 * seed  # not the whole range
     equalized, stretched = (
         np.asarray(f(pil(image))).reshape(shape) for f in (ImageOps.equalize, ImageOps.autocontrast)
     )
@@ -93,7 +85,7 @@ def test_a_constant_channel_has_nothing_to_stretch(name, value):
 @pytest.mark.parametrize("shape", SIZES)
 @pytest.mark.parametrize("strength", (0.0, 0.1, 0.4, 0.7, 1.0))
 def test_posterize_and_solarize_are_pils(strength, shape):
-    image = picture(shape)
+    image = smooth_image(shape)
     bits = 8 - round(4 * strength)
     posterized = np.asarray(ImageOps.posterize(pil(image), bits)).reshape(shape)
     assert (operate(image, [("Posterize", strength)]) == posterized).all()
@@ -111,7 +103,7 @@ def test_geometry_is_torchvisions(name, strength, shape, interpolation):
     Along the edge of what comes from outside, torchvision blends with a mask and OpenCV with the fill: not compared.
     """
     height, width, _ = shape
-    image, mode = picture(shape), MODES[interpolation]
+    image, mode = smooth_image(shape), MODES[interpolation]
     affine = dict(angle=0.0, translate=[0, 0], scale=1.0, shear=[0.0, 0.0], interpolation=mode)
 
     def reference(pixels: torch.Tensor) -> np.ndarray:
@@ -177,7 +169,7 @@ def test_the_ranges_of_randaugment_are_torchvisions():
 
 
 def change(name: str, magnitude: float) -> float:
-    image = picture((32, 32, 3))
+    image = smooth_image((32, 32, 3))
     return float(np.abs(operate(image, [(name, magnitude / 30)]).astype(int) - image).mean())
 
 
@@ -219,7 +211,7 @@ def one_after_the_other(image: np.ndarray, chain: list[tuple[str, float]], *look
 @settings(max_examples=200)
 @given(shapes, st.lists(steps.filter(lambda step: step[0] in TABLES), min_size=2, max_size=5), st.integers(0, 9))
 def test_tables_that_follow_each_other_are_one_to_the_bit(shape, chain, seed):
-    image = picture(shape, seed)
+    image = smooth_image(shape, seed)
     assert (operate(image, chain) == one_after_the_other(image, chain)).all()
 
 
@@ -227,7 +219,7 @@ def test_tables_that_follow_each_other_are_one_to_the_bit(shape, chain, seed):
 @given(shapes, st.lists(steps, min_size=1, max_size=4), st.integers(0, 9))
 def test_bilinear_chains_are_what_single_steps_make_to_the_bit(shape, chain, seed):
     """With bilinear sampling only whole-pixel shifts join each other."""
-    image = picture(shape, seed)
+    image = smooth_image(shape, seed)
     before = image.copy()
     expected = one_after_the_other(image, chain, BILINEAR)
     assert (operate(image, chain, BILINEAR) == expected).all()
@@ -237,7 +229,7 @@ def test_bilinear_chains_are_what_single_steps_make_to_the_bit(shape, chain, see
 @settings(max_examples=60)
 @given(shapes, st.lists(st.lists(steps, max_size=4), min_size=1, max_size=9), st.sampled_from([Look(), BILINEAR]))
 def test_images_together_are_what_they_are_alone(shape, chains, look):
-    images = [picture(shape, seed) for seed in range(len(chains))]
+    images = [smooth_image(shape, seed) for seed in range(len(chains))]
     before = [image.copy() for image in images]
     together = operate_all(images, chains, look)
     for image, was, chain, found in zip(images, before, chains, together, strict=True):
@@ -267,7 +259,7 @@ def test_maps_that_follow_each_other_differ_by_the_rounding_of_a_place(shape, ch
 
 def test_what_has_left_the_image_does_not_come_back():
     """Out to the left by 14 pixels and back: one map would show what is gone."""
-    image = picture((32, 32, 3))
+    image = smooth_image((32, 32, 3))
     gone = operate(image, [("TranslateX", -1.0), ("TranslateX", 1.0)])
     assert (gone[:, :14] == 0).all()
     assert (gone[:, 14:] == image[:, 14:]).all()

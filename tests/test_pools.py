@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from test_data import write_images
-from test_image_files import rgb_config
+from helpers.configs import rgb_config
+from helpers.images import write_images
 from tutelage.data import (
     UNKNOWN,
     StageData,
@@ -500,7 +500,7 @@ def test_ten_million_images_cost_a_few_bytes_each(tmp_path, monkeypatch):
     """What the source, the splits and a student's stream hold of a pool of a million is, tenfold, at most 200 MB."""
     count, each = 1_000_000, 10_000
     (tmp_path / "index.bin").write_bytes(b"")
-    shard = shards.Shard("000.tar", str(tmp_path / "000.tar"), 1, 1)
+    shard = pools.Shard("000.tar", str(tmp_path / "000.tar"), 1, 1)
     number = count // each
     pool = shard_index.Pool((shard,) * number, np.full(number, each), (str(tmp_path / "index.bin"),) * number, ())
     monkeypatch.setattr("tutelage.data.datasets.image_files._pool", lambda config, tell: pool)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import QUIET, ROOT, only_run, outcome, run
-from test_resume import NOISY, killed_after, killed_unsaved, signalled
+from helpers.overrides import NOISY_STUDENT, QUIET
+from helpers.paths import ROOT
+from helpers.runs import only_run, outcome, run
+from helpers.traps import kill_after, kill_before_save, send_signal
 from tutelage.runs.cluster.slurm import SlurmJob, slurm_job
 
 BATCH = {"SLURM_JOB_ID": "12", "ENVIRONMENT": "BATCH"}
@@ -22,7 +24,7 @@ USR1, TERM = signal.SIGUSR1, signal.SIGTERM
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory):
     outputs = tmp_path_factory.mktemp("undisturbed")
-    assert run(outputs, *NOISY) == 0
+    assert run(outputs, *NOISY_STUDENT) == 0
     return outcome(outputs)
 
 
@@ -94,17 +96,17 @@ def signalled_before(part: str, sent: int) -> Callable[[], None]:
 def test_a_signal_in_any_part_of_a_run_is_followed_and_the_next_start_ends_the_same(
     undisturbed, outputs, scontrol, part, sent, capfd
 ):
-    assert run(outputs, *NOISY, before=in_slurm(scontrol, signalled_before(part, sent))) == 128 + sent
+    assert run(outputs, *NOISY_STUDENT, before=in_slurm(scontrol, signalled_before(part, sent))) == 128 + sent
     assert scontrol.calls == (["requeue 12"] if sent == USR1 else [])
     told = capfd.readouterr().err
     assert ("SLURM job 12 is requeued; waiting" if sent == USR1 else "waiting for SLURM to end job 12") in told
-    assert run(outputs, *NOISY, before=in_slurm(scontrol, SLURM_RESTART_COUNT="1")) == 0
+    assert run(outputs, *NOISY_STUDENT, before=in_slurm(scontrol, SLURM_RESTART_COUNT="1")) == 0
     assert outcome(outputs) == undisturbed
 
 
 def test_the_step_of_the_signal_is_saved_and_the_next_session_says_where_it_begins(undisturbed, outputs, scontrol):
-    assert run(outputs, *NOISY, before=in_slurm(scontrol, signalled(USR1, step=4))) == 128 + USR1
-    assert run(outputs, *NOISY, before=in_slurm(scontrol, SLURM_RESTART_COUNT="1")) == 0
+    assert run(outputs, *NOISY_STUDENT, before=in_slurm(scontrol, send_signal(USR1, step=4))) == 128 + USR1
+    assert run(outputs, *NOISY_STUDENT, before=in_slurm(scontrol, SLURM_RESTART_COUNT="1")) == 0
     first, second = json.loads((only_run(outputs) / "run.json").read_text())["sessions"]
     assert (first["slurm"], first["restart"], first["stage"], first["step"]) == ("12", 0, "teacher", 0)
     assert (second["slurm"], second["restart"], second["stage"], second["step"]) == ("12", 1, "teacher", 4)
@@ -118,7 +120,7 @@ def test_a_job_waits_with_the_runs_lock_given_up(outputs, scontrol):
         from tutelage.runs.cluster import slurm
         from tutelage.storage import is_held
 
-        signalled(TERM, step=2)()
+        send_signal(TERM, step=2)()
         locks = outputs / "runs" / ".locks"
 
         def look(seconds: float) -> None:
@@ -126,13 +128,13 @@ def test_a_job_waits_with_the_runs_lock_given_up(outputs, scontrol):
 
         slurm.time = type("Clock", (), {"sleep": staticmethod(look)})
 
-    assert run(outputs, *NOISY, before=in_slurm(scontrol, trap)) == 128 + TERM
+    assert run(outputs, *NOISY_STUDENT, before=in_slurm(scontrol, trap)) == 128 + TERM
     assert json.loads((outputs / "held").read_text()) == [False]
 
 
 def test_a_signal_before_the_run_begins_is_kept_until_it_can_be_followed(outputs, scontrol):
     trap = in_slurm(scontrol, lambda: os.kill(os.getpid(), USR1))
-    assert run(outputs, *NOISY, before=trap) == 128 + USR1
+    assert run(outputs, *NOISY_STUDENT, before=trap) == 128 + USR1
     assert scontrol.calls == ["requeue 12"]
 
 
@@ -140,7 +142,7 @@ def test_a_signal_while_the_command_is_loading_does_not_kill_it(tmp_path, scontr
     """The real command, from its first moment as the app on; the command that hands over holds signals back."""
     scontrol.refuses()
     environment = {**os.environ, **BATCH, "PATH": f"{scontrol.folder}:{os.environ['PATH']}"}
-    words = ["tutelage", "train", *QUIET, *NOISY, f"paths.outputs={tmp_path}"]
+    words = ["tutelage", "train", *QUIET, *NOISY_STUDENT, f"paths.outputs={tmp_path}"]
     command = [sys.executable, "-c", f"import sys; sys.argv = {words!r}; from tutelage.cli import main; main()"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     line = Path(f"/proc/{process.pid}/cmdline")
@@ -152,13 +154,16 @@ def test_a_signal_while_the_command_is_loading_does_not_kill_it(tmp_path, scontr
 
 
 def test_sigint_is_a_plain_stop_in_a_job_too(outputs, scontrol):
-    assert run(outputs, *NOISY, before=in_slurm(scontrol, signalled(signal.SIGINT, step=2))) == 128 + signal.SIGINT
+    assert (
+        run(outputs, *NOISY_STUDENT, before=in_slurm(scontrol, send_signal(signal.SIGINT, step=2)))
+        == 128 + signal.SIGINT
+    )
     assert scontrol.calls == []
 
 
 def test_sigusr1_in_an_interactive_session_saves_and_the_run_goes_on(undisturbed, outputs, scontrol):
-    trap = in_slurm(scontrol, signalled(USR1, step=4), ENVIRONMENT="")
-    assert run(outputs, *NOISY, before=trap) == 0
+    trap = in_slurm(scontrol, send_signal(USR1, step=4), ENVIRONMENT="")
+    assert run(outputs, *NOISY_STUDENT, before=trap) == 0
     assert scontrol.calls == []
     assert outcome(outputs) == undisturbed
 
@@ -180,27 +185,29 @@ def test_a_batch_job_is_known_by_what_sbatch_sets(variables, expected):
 
 def start(outputs: Path, scontrol: Scontrol, restart: int, trap: Callable[[], None], job: str = "12") -> int | str:
     """Start a run as SLURM starts a job, and return its exit code."""
-    return run(outputs, *NOISY, before=in_slurm(scontrol, trap, SLURM_JOB_ID=job, SLURM_RESTART_COUNT=str(restart)))
+    return run(
+        outputs, *NOISY_STUDENT, before=in_slurm(scontrol, trap, SLURM_JOB_ID=job, SLURM_RESTART_COUNT=str(restart))
+    )
 
 
 def test_a_job_that_fails_at_the_same_step_again_and_again_is_refused_and_a_person_may_go_on(
     undisturbed, outputs, scontrol, capfd
 ):
-    assert start(outputs, scontrol, 0, killed_after("teacher", 3)) == -signal.SIGKILL  # saved at step 3
+    assert start(outputs, scontrol, 0, kill_after("teacher", 3)) == -signal.SIGKILL  # saved at step 3
     for restart in (1, 2, 3):
-        assert start(outputs, scontrol, restart, killed_unsaved) == -signal.SIGKILL
-    assert start(outputs, scontrol, 4, killed_unsaved) == 70  # the fork's, for an exception
+        assert start(outputs, scontrol, restart, kill_before_save) == -signal.SIGKILL
+    assert start(outputs, scontrol, 4, kill_before_save) == 70  # the fork's, for an exception
     told = capfd.readouterr().err
     assert "SLURM job 12 has failed 3 times behind step 3 of stage teacher" in told
     assert "/logs/job-12.err may say why" in told
-    assert start(outputs, scontrol, 0, killed_unsaved, job="13") == -signal.SIGKILL  # handed in anew
-    assert run(outputs, *NOISY) == 0  # typed by a person
+    assert start(outputs, scontrol, 0, kill_before_save, job="13") == -signal.SIGKILL  # handed in anew
+    assert run(outputs, *NOISY_STUDENT) == 0  # typed by a person
     assert outcome(outputs) == undisturbed
 
 
 def test_a_job_that_gets_further_or_is_told_to_stop_is_never_refused(undisturbed, outputs, scontrol):
     for restart, step in enumerate((1, 2, 3, 4)):
-        assert start(outputs, scontrol, restart, killed_after("teacher", step)) == -signal.SIGKILL
+        assert start(outputs, scontrol, restart, kill_after("teacher", step)) == -signal.SIGKILL
     for restart in (4, 5, 6, 7):
         assert start(outputs, scontrol, restart, signalled_before("labels-1", TERM)) == 128 + TERM
     assert start(outputs, scontrol, 8, lambda: None) == 0

@@ -10,7 +10,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from conftest import only_run, run
+from helpers.runs import only_run, run
 from tutelage.config.compose import compose
 from tutelage.errors import UserError
 from tutelage.models import (
@@ -254,9 +254,9 @@ def test_a_runs_folder_stands_for_its_last_network(outputs, tmp_path, capfd):
 
 
 def test_a_run_that_is_not_finished_is_refused_in_one_line(outputs, tmp_path):
-    from test_resume import killed_after
+    from helpers.traps import kill_after
 
-    assert run(outputs, "debug=tiny", before=killed_after("supervised", 2)) < 0
+    assert run(outputs, "debug=tiny", before=kill_after("supervised", 2)) < 0
     for folder, status in {only_run(outputs): "stopped", tmp_path: "no run"}.items():
         with pytest.raises(UserError, match=rf"init_from={folder}: {status}; finish the run by its command"):
             weights_file(str(folder), "init_from")

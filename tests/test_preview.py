@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import loaded_packages, run
+from helpers.commands import loaded_packages
+from helpers.runs import run
 from tutelage import cli
 from tutelage.augmentation import RandAugment
 from tutelage.augmentation.mixing import plan

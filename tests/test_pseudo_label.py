@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from conftest import outcome, run
-from test_data import data_config, source_of
-from test_models import spec_of
-from test_resume import killed_after
+from helpers.configs import data_config
+from helpers.networks import make_spec
+from helpers.runs import outcome, run
+from helpers.sources import make_source
+from helpers.traps import kill_after
 from tutelage.config import PseudoLabelConfig
 from tutelage.config.compose import compose
 from tutelage.data import UNKNOWN, StreamBatch, split
@@ -68,7 +69,7 @@ def batch(labelled: int = 4, pool: int = 9) -> dict[str, StreamBatch]:
 
 def module(config: PseudoLabelConfig) -> PseudoLabel:
     torch.manual_seed(0)
-    return PseudoLabel(LeNet5(spec_of()), config, steps=10)
+    return PseudoLabel(LeNet5(make_spec()), config, steps=10)
 
 
 @pytest.mark.parametrize("counted", [9, 4])
@@ -101,7 +102,7 @@ def test_the_pools_truth_changes_nothing_and_before_t1_the_pool_does_not_either(
 
 def plan_of(*overrides: str, **data: int):
     config = compose(["strategy=pseudo_label", "schedule.epochs=null", "schedule.steps=10", *overrides])
-    source = source_of(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
     return stages(config, source, split(source, data_config(**data)))
 
 
@@ -132,7 +133,7 @@ def test_without_unlabelled_images_it_is_an_error():
 
 def test_a_run_killed_on_the_ramp_ends_with_the_same_weights_and_tables(outputs, tmp_path):
     assert run(outputs, *TINY) == 0
-    assert run(tmp_path, *TINY, before=killed_after("pseudo_label", 3)) == -9
+    assert run(tmp_path, *TINY, before=kill_after("pseudo_label", 3)) == -9
     assert run(tmp_path, *TINY) == 0
     assert outcome(tmp_path) == outcome(outputs)
     (row,) = outcome(outputs)["tables"]["stages/1-pseudo_label/metrics.csv"]

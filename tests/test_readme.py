@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, command
-from test_data import write_images
+from helpers.commands import command
+from helpers.images import write_images
+from helpers.paths import ROOT
 
 
 def commands_of(page: str) -> list[str]:

@@ -18,53 +18,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import QUIET, ROOT, fresh_command, only_run, outcome, run, tables
+from helpers.commands import fresh_command
+from helpers.overrides import NOISY_STUDENT, QUIET
+from helpers.paths import ROOT
+from helpers.runs import only_run, outcome, run, tables
+from helpers.traps import kill_after, kill_before_save, send_signal
 from tutelage.runs.checkpoints import LAST, PREVIOUS, WholeCheckpointIO, newest_sound
 from tutelage.storage import is_sound
 
-# Every state that a resume has to bring back: dropout, averaged weights, validation and its best, several stages.
-NOISY = (
-    "strategy=noisy_student",
-    "strategy.students=[{model:{dropout:0.3,width:1.5},length:1.0}]",
-    "data.labels_per_class=3",
-    "data.limit=120",
-    "data.batch_size=8",
-    "augmentation=affine_randaugment",
-    "optimizer.ema_decay=0.9",
-    "schedule.epochs=null",
-    "schedule.steps=7",
-)
-VALIDATED = (*NOISY, "data.validation=outside:30")
+VALIDATED = (*NOISY_STUDENT, "data.validation=outside:30")
 STAGES = {"teacher": range(1, 8), "student-1": range(1, 8), "control": (1, 7, 8, 13, 14)}
 
 
-def killed_after(stage: str, step: int, when: str = "on_train_batch_end") -> Callable[[], None]:
-    """Return a trap that saves at every step and kills the process with -9 after ``step`` of ``stage``."""
-
-    def trap() -> None:
-        from tutelage.runs import callbacks, checkpoints
-
-        current = {}
-        seeded = callbacks.StepRandomness.__init__
-        hook = getattr(checkpoints.Checkpoints, when)
-
-        def remember(self, key):
-            current["stage"] = key.stage
-            seeded(self, key)
-
-        def save_then_die(self, trainer, *rest):
-            self._seconds = 0.0
-            hook(self, trainer, *rest)
-            if current["stage"] == stage and trainer.global_step == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        callbacks.StepRandomness.__init__ = remember
-        setattr(checkpoints.Checkpoints, when, save_then_die)
-
-    return trap
-
-
-@pytest.fixture(scope="module", params=[NOISY, VALIDATED], ids=["no validation", "validation"])
+@pytest.fixture(scope="module", params=[NOISY_STUDENT, VALIDATED], ids=["no validation", "validation"])
 def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     outputs = tmp_path_factory.mktemp("undisturbed")
     assert run(outputs, *request.param) == 0
@@ -75,7 +41,7 @@ def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 def test_a_run_killed_after_each_step_ends_with_the_same_weights_and_tables(undisturbed, outputs, stage, steps):
     overrides, expected = undisturbed
     for step in steps:
-        assert run(outputs, *overrides, before=killed_after(stage, step)) == -signal.SIGKILL
+        assert run(outputs, *overrides, before=kill_after(stage, step)) == -signal.SIGKILL
     assert run(outputs, *overrides) == 0
     assert outcome(outputs) == expected
 
@@ -83,31 +49,17 @@ def test_a_run_killed_after_each_step_ends_with_the_same_weights_and_tables(undi
 def test_a_run_killed_after_a_validation_ends_with_the_same_weights_and_tables(outputs, tmp_path):
     assert run(tmp_path / "undisturbed", *VALIDATED) == 0
     for step in (4, 7):
-        trap = killed_after("student-1", step, when="on_validation_end")
+        trap = kill_after("student-1", step, when="on_validation_end")
         assert run(outputs, *VALIDATED, before=trap) == -signal.SIGKILL
     assert run(outputs, *VALIDATED) == 0
     assert outcome(outputs) == outcome(tmp_path / "undisturbed")
 
 
-def killed_unsaved() -> None:
-    """Kill the process with -9 at its fifth step, with nothing saved since it began."""
-    from tutelage.runs import callbacks
-
-    hook = callbacks.EpochTable.on_train_batch_end
-
-    def trap(self, trainer, *rest):
-        hook(self, trainer, *rest)
-        if trainer.global_step == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    callbacks.EpochTable.on_train_batch_end = trap
-
-
 def test_a_run_killed_between_checkpoints_goes_back_to_the_last_one(undisturbed, outputs):
     overrides, expected = undisturbed
 
-    assert run(outputs, *overrides, before=killed_after("teacher", 3)) == -signal.SIGKILL
-    assert run(outputs, *overrides, before=killed_unsaved) == -signal.SIGKILL
+    assert run(outputs, *overrides, before=kill_after("teacher", 3)) == -signal.SIGKILL
+    assert run(outputs, *overrides, before=kill_before_save) == -signal.SIGKILL
     assert len(tables(only_run(outputs))["stages/1-teacher/metrics.csv"]) <= 5
     assert run(outputs, *overrides) == 0
     assert outcome(outputs) == expected
@@ -136,7 +88,7 @@ def test_a_run_killed_while_labelling_or_testing_ends_the_same(undisturbed, outp
 def test_the_number_of_workers_changes_nothing_also_when_killed(undisturbed, outputs, workers):
     overrides, expected = undisturbed
     overrides = (*overrides, f"data.num_workers={workers}")
-    assert run(outputs, *overrides, before=killed_after("student-1", 3)) == -signal.SIGKILL
+    assert run(outputs, *overrides, before=kill_after("student-1", 3)) == -signal.SIGKILL
     assert run(outputs, *overrides) == 0
     assert outcome(outputs) == expected
 
@@ -144,30 +96,12 @@ def test_the_number_of_workers_changes_nothing_also_when_killed(undisturbed, out
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops_and_the_same_command_goes_on(undisturbed, outputs, sent, capfd):
     overrides, expected = undisturbed
-    assert run(outputs, *overrides, before=signalled(sent, step=4)) == 128 + sent
+    assert run(outputs, *overrides, before=send_signal(sent, step=4)) == 128 + sent
     assert "The same command goes on from here" in capfd.readouterr().err
     checkpoint = torch.load(only_run(outputs) / "stages/1-teacher/checkpoints" / LAST, weights_only=True)
     assert checkpoint["global_step"] == 4
     assert run(outputs, *overrides) == 0
     assert outcome(outputs) == expected
-
-
-def signalled(sent: int, step: int) -> Callable[[], None]:
-    """Return a trap that sends ``sent`` to the process during ``step`` of the first stage."""
-
-    def trap() -> None:
-        from tutelage.runs import callbacks
-
-        hook = callbacks.EpochTable.on_train_batch_end
-
-        def send(self, trainer, *rest):
-            hook(self, trainer, *rest)
-            if trainer.global_step == step:
-                os.kill(os.getpid(), sent)
-
-        callbacks.EpochTable.on_train_batch_end = send
-
-    return trap
 
 
 def test_sigusr1_saves_and_the_run_goes_on(outputs):
@@ -176,7 +110,7 @@ def test_sigusr1_saves_and_the_run_goes_on(outputs):
     def watch() -> None:
         from tutelage.runs import checkpoints
 
-        signalled(signal.SIGUSR1, step=4)()
+        send_signal(signal.SIGUSR1, step=4)()
         save = checkpoints.WholeCheckpointIO.save_checkpoint
 
         def note(self, checkpoint, path, storage_options=None):
@@ -186,14 +120,14 @@ def test_sigusr1_saves_and_the_run_goes_on(outputs):
 
         checkpoints.WholeCheckpointIO.save_checkpoint = note
 
-    assert run(outputs, *NOISY, before=watch) == 0
+    assert run(outputs, *NOISY_STUDENT, before=watch) == 0
     assert json.loads((outputs / "saved").read_text())[:2] == [4, 7]
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "empty"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(undisturbed, outputs, harm, capfd):
     overrides, expected = undisturbed
-    assert run(outputs, *overrides, before=killed_after("teacher", 5)) == -signal.SIGKILL
+    assert run(outputs, *overrides, before=kill_after("teacher", 5)) == -signal.SIGKILL
     last = only_run(outputs) / "stages/1-teacher/checkpoints" / LAST
     damage(last, harm)
     assert run(outputs, *overrides) == 0
@@ -222,7 +156,7 @@ def test_two_damaged_checkpoints_mean_a_fresh_start_of_the_stage(tmp_path):
 def test_tensorboard_shows_each_epoch_of_a_killed_run_once(outputs):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    overrides = (*NOISY, "logger=tensorboard")
+    overrides = (*NOISY_STUDENT, "logger=tensorboard")
 
     def die_unsaved() -> None:
         from tutelage.runs import callbacks
@@ -238,7 +172,7 @@ def test_tensorboard_shows_each_epoch_of_a_killed_run_once(outputs):
         callbacks.EpochTable.on_train_batch_end = trap
 
     assert run(outputs, *overrides, before=die_unsaved) == -signal.SIGKILL  # before the first checkpoint
-    assert run(outputs, *overrides, before=killed_after("teacher", 5)) == -signal.SIGKILL
+    assert run(outputs, *overrides, before=kill_after("teacher", 5)) == -signal.SIGKILL
     assert run(outputs, *overrides, before=die_unsaved) == -signal.SIGKILL  # past the last one
     assert run(outputs, *overrides) == 0
     teacher = only_run(outputs) / "stages" / "1-teacher"
@@ -281,7 +215,7 @@ def test_the_checkpoint_before_is_kept_until_the_new_one_is_complete(tmp_path):
 @pytest.mark.parametrize("stage", ["1-teacher/checkpoints/WEIGHTS", "2-labels-1/labels/00000.npy"])
 def test_what_a_finished_stage_left_is_made_again_where_it_was_damaged(undisturbed, outputs, stage, capfd):
     overrides, expected = undisturbed
-    assert run(outputs, *overrides, before=killed_after("student-1", 2)) == -signal.SIGKILL
+    assert run(outputs, *overrides, before=kill_after("student-1", 2)) == -signal.SIGKILL
     weights = "best.ckpt" if "data.validation=outside:30" in overrides else "final.ckpt"
     damage(only_run(outputs) / "stages" / stage.replace("WEIGHTS", weights), "truncated")
     assert run(outputs, *overrides) == 0
@@ -292,7 +226,7 @@ def test_what_a_finished_stage_left_is_made_again_where_it_was_damaged(undisturb
 @pytest.mark.parametrize("lost", ["gone", "of another teacher"])
 def test_labels_that_are_not_their_teachers_are_made_again(undisturbed, outputs, lost, capfd):
     overrides, expected = undisturbed
-    assert run(outputs, *overrides, before=killed_after("student-1", 2)) == -signal.SIGKILL
+    assert run(outputs, *overrides, before=kill_after("student-1", 2)) == -signal.SIGKILL
     about = only_run(outputs) / "stages/2-labels-1/labels/about.json"
     if lost == "gone":
         about.unlink()
@@ -305,7 +239,7 @@ def test_labels_that_are_not_their_teachers_are_made_again(undisturbed, outputs,
 
 def test_a_finished_stage_whose_folder_is_gone_is_made_again(undisturbed, outputs):
     overrides, expected = undisturbed
-    assert run(outputs, *overrides, before=killed_after("student-1", 2)) == -signal.SIGKILL
+    assert run(outputs, *overrides, before=kill_after("student-1", 2)) == -signal.SIGKILL
     shutil.rmtree(only_run(outputs) / "stages" / "1-teacher")
     assert run(outputs, *overrides) == 0
     assert outcome(outputs) == expected
@@ -364,7 +298,7 @@ def test_a_second_process_on_the_same_run_is_refused_and_told_who_holds_it(outpu
     from tutelage.runs import RunFolder, run_path
     from tutelage.storage import locked
 
-    config = compose([*QUIET, f"paths.outputs={outputs}", *NOISY])
+    config = compose([*QUIET, f"paths.outputs={outputs}", *NOISY_STUDENT])
     with (
         locked(RunFolder(run_path(config, "")).lock_file, "run"),
         pytest.raises(UserError, match=rf"in use by process {os.getpid()} on \S+ \(since .*wait for it, or stop it"),

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from conftest import QUIET, command, loaded_packages, only_run, outcome, run
-from test_resume import NOISY
+from helpers.commands import command, loaded_packages
+from helpers.overrides import NOISY_STUDENT, QUIET
+from helpers.runs import only_run, outcome, run
 from tutelage.data import read_labels
 from tutelage.runs import RunFolder, read_record
 from tutelage.terminal.table import rows
@@ -21,7 +22,7 @@ from tutelage.terminal.table import rows
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("finished")
-    assert run(outputs, *NOISY, "callbacks.report=true", "logger=tensorboard") == 0
+    assert run(outputs, *NOISY_STUDENT, "callbacks.report=true", "logger=tensorboard") == 0
     return only_run(outputs)
 
 
@@ -115,7 +116,13 @@ def test_the_report_is_one_page_with_its_pictures_beside_it(finished):
 
 def test_a_finished_run_answers_without_torch_and_trains_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
-    again = [*QUIET, *NOISY, "callbacks.report=true", "logger=tensorboard", f"paths.outputs={finished.parents[1]}"]
+    again = [
+        *QUIET,
+        *NOISY_STUDENT,
+        "callbacks.report=true",
+        "logger=tensorboard",
+        f"paths.outputs={finished.parents[1]}",
+    ]
     done, loaded = loaded_packages("tutelage.train", *again)
     assert done.returncode == 0, done.stderr
     assert "student-1" in done.stdout
@@ -214,7 +221,7 @@ def test_validation_picks_the_best_epoch(outputs):
 
 
 def test_an_image_folder_of_files_trains_to_the_end(outputs, tmp_path):
-    from test_data import write_images
+    from helpers.images import write_images
 
     for label in ("cat", "dog"):
         write_images(tmp_path / "images" / "train" / label, 6)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import forked
+from helpers.forks import call_in_fork
 from tutelage.errors import UserError
 from tutelage.storage import PARTIAL_PREFIX, digest, locked, remove_partials, write_json, write_whole
 
@@ -26,7 +26,7 @@ def test_a_write_that_is_killed_leaves_the_old_content(tmp_path):
         write_whole(file, write)
         return 0
 
-    assert forked(die_half_way) == -signal.SIGKILL
+    assert call_in_fork(die_half_way) == -signal.SIGKILL
     assert json.loads(file.read_text()) == {"old": True}
     assert list(tmp_path.glob(f"{PARTIAL_PREFIX}*"))
     remove_partials(tmp_path)
@@ -50,7 +50,7 @@ def test_a_lock_is_free_again_when_its_holder_was_killed(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
-    assert forked(hold_and_die) == -signal.SIGKILL
+    assert call_in_fork(hold_and_die) == -signal.SIGKILL
     with locked(lock, "it"):
         pass
 
@@ -66,7 +66,7 @@ def test_a_held_lock_is_refused_by_another_process(tmp_path):
             return 0 if f"run x is in use by process {os.getppid()} " in str(error) else 2
 
     with locked(lock, "run x"):
-        assert forked(try_it) == 0
+        assert call_in_fork(try_it) == 0
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False) | st.text(), max_size=6))

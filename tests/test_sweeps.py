@@ -18,9 +18,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from scipy import stats
 
-from conftest import QUIET, command, forked, fresh_command, outcome
 from helpers import fork_server
-from test_data import write_images
+from helpers.commands import command, fresh_command
+from helpers.forks import call_in_fork
+from helpers.images import write_images
+from helpers.overrides import QUIET
+from helpers.runs import outcome
 from tutelage.config.compose import compose, conf_dir
 from tutelage.errors import UserError
 from tutelage.report import searches
@@ -52,7 +55,7 @@ def sweep(outputs, *words, before=lambda: None):
             return end.code
         return 0
 
-    return forked(work)
+    return call_in_fork(work)
 
 
 def records(outputs):

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from conftest import only_run, outcome, run
-from test_data import data_config, source_of
-from test_resume import killed_after
+from helpers.configs import data_config
+from helpers.runs import only_run, outcome, run
+from helpers.sources import make_source
+from helpers.traps import kill_after
 from tutelage.config import OptimizerConfig
 from tutelage.config.compose import compose
 from tutelage.data import split
@@ -159,7 +160,7 @@ def test_more_frozen_layers_than_there_are_end_in_one_line():
 
 
 def plan_of(*words: str):
-    source = source_of(np.repeat(np.arange(3), 12), 0, 0)
+    source = make_source(np.repeat(np.arange(3), 12), 0, 0)
     config = compose(["init_from=w.pth", "schedule.epochs=null", "schedule.steps=100", *words])
     return stages(config, source, split(source, data_config()))
 
@@ -226,7 +227,7 @@ def test_a_frozen_run_ends_with_the_backbone_it_began_with_and_resumes_exactly(o
     record = json.loads((only_run(outputs / "a") / "run.json").read_text())
     assert [entry["steps"] for entry in record["stages"]] == [4, 4]
     assert record["result"] == record["stages"][0]["result"]
-    assert run(outputs / "b", *words, before=killed_after("frozen", 2)) == -signal.SIGKILL
+    assert run(outputs / "b", *words, before=kill_after("frozen", 2)) == -signal.SIGKILL
     assert run(outputs / "b", *words) == 0
     assert outcome(outputs / "a") == outcome(outputs / "b")
 

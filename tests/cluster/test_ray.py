@@ -16,7 +16,8 @@ from subprocess import PIPE
 
 import pytest
 
-from conftest import QUIET, fresh_command
+from helpers.commands import fresh_command
+from helpers.overrides import QUIET
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 

@@ -14,7 +14,8 @@ from subprocess import PIPE
 import pytest
 from virtual_slurm import Slurm, virtual_slurm
 
-from conftest import ROOT, only_run, outcome
+from helpers.paths import ROOT
+from helpers.runs import only_run, outcome
 from tutelage.runs.cluster.crash_guard import FAILURES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]

@@ -5,7 +5,7 @@ server imports, once and at the first command, and does nothing else: no paralle
 OpenBLAS has one thread, so that a fork may use as many threads as a process of its own.
 
 A command in a fork differs from ``python -m MODULE`` in what is loaded when it begins. What start-up costs, what is not
-imported, and what a signal does to a process that loads is therefore tested with ``fresh_command`` of conftest.py.
+imported, and what a signal does to a process that loads is therefore tested with ``fresh_command`` of commands.py.
 """
 
 import atexit
@@ -144,7 +144,7 @@ def serve(listener: socket.socket) -> None:
 
 
 def _tell(running: dict[int, socket.socket]) -> None:
-    """OnProgress the clients of the children that have ended their exit codes."""
+    """Tell the clients of the children that have ended their exit codes."""
     for child in list(running):
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:

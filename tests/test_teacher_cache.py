@@ -15,7 +15,8 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import QUIET, outcome, run
+from helpers.overrides import DISTILLATION, QUIET
+from helpers.runs import outcome, run
 from tutelage.config.compose import compose
 from tutelage.data import (
     ANSWERS,
@@ -38,21 +39,6 @@ from tutelage.models import load_classifier
 from tutelage.randomness import Key
 from tutelage.runs import run_path, teacher_cache
 from tutelage.runs.observer import Observer
-
-TAUGHT = (
-    "strategy=distillation",
-    "model@strategy.teacher=lenet5",
-    "model=mlp",
-    "model.width=16",
-    "model.dropout=0.2",
-    "augmentation=affine",
-    "data.limit=60",
-    "data.batch_size=16",
-    "data.validation=none",
-    "schedule.epochs=null",
-    "schedule.steps=9",
-    "strategy.cached_views=2",
-)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -172,13 +158,13 @@ def files(outputs: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def cold(tmp_path_factory: pytest.TempPathFactory):
     outputs = tmp_path_factory.mktemp("cold")
-    assert run(outputs, *TAUGHT) == 0
+    assert run(outputs, *DISTILLATION) == 0
     return outputs
 
 
 def test_what_is_kept_is_what_the_teacher_answers_to_what_is_shown(cold):
     """The module is shown, at every step, the logits of the network of stage 1 for the very images beside them."""
-    config = compose([*QUIET, *TAUGHT, f"paths.outputs={cold}"])
+    config = compose([*QUIET, *DISTILLATION, f"paths.outputs={cold}"])
     data, (folder,) = data_module(config.data), cold.glob("*/*/run.json")
     teacher = load_classifier(folder.parent / "stages/1-teacher/checkpoints/final.ckpt").eval()
     labelled = data.splits.labelled
@@ -238,7 +224,7 @@ def sent_while_asking(number: int, batches: int):
 
 @pytest.mark.parametrize("answers", ["views", "passes"])
 def test_cold_warm_and_killed_runs_end_with_the_same_weights(answers, tmp_path):
-    overrides = (*TAUGHT, f"strategy.teacher_logits={answers}")
+    overrides = (*DISTILLATION, f"strategy.teacher_logits={answers}")
     assert run(tmp_path / "a", *overrides, before=in_small_batches) == 0
     expected, written = outcome(tmp_path / "a"), files(tmp_path / "a")
     shutil.rmtree(tmp_path / "a/runs")  # the answers stay: now it is warm
@@ -256,39 +242,39 @@ def test_cold_warm_and_killed_runs_end_with_the_same_weights(answers, tmp_path):
 
 
 def test_a_student_killed_among_its_steps_ends_with_the_same_weights(cold, tmp_path):
-    from test_resume import killed_after
+    from helpers.traps import kill_after
 
     for step in (3, 7):
-        assert run(tmp_path, *TAUGHT, before=killed_after("student", step)) == -signal.SIGKILL
-    assert run(tmp_path, *TAUGHT) == 0
+        assert run(tmp_path, *DISTILLATION, before=kill_after("student", step)) == -signal.SIGKILL
+    assert run(tmp_path, *DISTILLATION) == 0
     assert outcome(tmp_path) == outcome(cold)
 
 
 def test_workers_change_nothing_in_what_is_kept(cold, tmp_path):
-    assert run(tmp_path, *TAUGHT, "data.num_workers=2") == 0
+    assert run(tmp_path, *DISTILLATION, "data.num_workers=2") == 0
     assert outcome(tmp_path) == outcome(cold)
     assert files(tmp_path) == files(cold)
 
 
 def test_runs_that_only_learn_otherwise_share_the_answers(cold, tmp_path):
     shutil.copytree(cold / ".answers", tmp_path / ".answers")
-    assert run(tmp_path, *TAUGHT, "strategy.alpha=0.5", "strategy.temperature=2", before=no_asking) == 0
+    assert run(tmp_path, *DISTILLATION, "strategy.alpha=0.5", "strategy.temperature=2", before=no_asking) == 0
     for other in ("augmentation=flip", "strategy.cached_views=3", "strategy.teacher_logits=passes", "seed=1"):
         before = len(files(tmp_path))
-        assert run(tmp_path, *TAUGHT, other) == 0
+        assert run(tmp_path, *DISTILLATION, other) == 0
         assert len(files(tmp_path)) == before + 1, other
 
 
 def test_answers_to_images_as_they_are_need_one_view(tmp_path):
-    assert run(tmp_path, *TAUGHT, "augmentation=none") == 0
+    assert run(tmp_path, *DISTILLATION, "augmentation=none") == 0
     (file,) = tmp_path.glob(f".answers/*/{ANSWERS}")
     assert len(np.load(file)) == 60
 
 
 def test_answers_to_images_as_they_are_serve_every_seed(tmp_path):
-    assert run(tmp_path, *TAUGHT, "augmentation=none", "strategy.control=false") == 0
+    assert run(tmp_path, *DISTILLATION, "augmentation=none", "strategy.control=false") == 0
     (teacher,) = tmp_path.glob("runs/*/stages/1-teacher/checkpoints/final.ckpt")
-    given = (*TAUGHT, "augmentation=none", "strategy.control=false", f"strategy.teachers=[{teacher}]")
+    given = (*DISTILLATION, "augmentation=none", "strategy.control=false", f"strategy.teachers=[{teacher}]")
     assert run(tmp_path, *given, before=no_asking) == 0
     assert run(tmp_path, *given, "seed=1", "data.split_seed=0", before=no_asking) == 0
 
@@ -315,7 +301,7 @@ def test_damaged_answers_are_computed_again_and_it_is_said(cold, tmp_path, capfd
     shutil.copytree(cold / ".answers", tmp_path / ".answers")
     (file,) = tmp_path.glob(f".answers/*/{ANSWERS}")
     np.load(file, mmap_mode="r+")["values"][:] = np.float16(0)
-    assert run(tmp_path, *TAUGHT) == 0
+    assert run(tmp_path, *DISTILLATION) == 0
     assert "holds other answers than the teacher of stage student gives: computed again" in capfd.readouterr().err
     assert files(tmp_path) == files(cold)
     assert outcome(tmp_path) == outcome(cold)
@@ -346,7 +332,7 @@ def test_a_second_process_waits_for_the_first_and_says_so(cold, tmp_path, capfd)
 
     first = threading.Thread(target=release, daemon=True)
     first.start()
-    assert run(tmp_path, *TAUGHT, before=tell_that_it_waits) == 0
+    assert run(tmp_path, *DISTILLATION, before=tell_that_it_waits) == 0
     first.join()
     assert capfd.readouterr().err.count("another process computes the same answers; waiting for it") == 1
     assert outcome(tmp_path) == outcome(cold)
@@ -354,7 +340,7 @@ def test_a_second_process_waits_for_the_first_and_says_so(cold, tmp_path, capfd)
 
 def test_mixed_images_are_answered_as_they_are_mixed(tmp_path, capfd):
     """Kept for every step, though views were asked for; the student's loss is the one that a live teacher gives."""
-    mixing = (*TAUGHT, "augmentation=cutmix_mixup", "strategy.alpha=0")
+    mixing = (*DISTILLATION, "augmentation=cutmix_mixup", "strategy.alpha=0")
     assert run(tmp_path / "kept", *mixing) == 0
     assert "the teacher's answers are kept for every step, not for views that repeat" in capfd.readouterr().err
     assert run(tmp_path / "live", *mixing, "strategy.teacher_logits=live") == 0
@@ -397,5 +383,5 @@ def test_answers_that_are_no_numbers_end_in_a_line(outputs, capfd):
         answer = Teacher.__call__
         Teacher.__call__ = lambda self, images: answer(self, images) / 0
 
-    assert run(outputs, *TAUGHT, before=broken) == 70
+    assert run(outputs, *DISTILLATION, before=broken) == 70
     assert "stage student: the teacher's answers are not finite" in capfd.readouterr().err

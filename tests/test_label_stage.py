@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import command, forked, only_run, outcome, run
+from helpers.commands import command
+from helpers.forks import call_in_fork
+from helpers.runs import only_run, outcome, run
 from tutelage.data import LabelStore, read_labels, shard_files
 from tutelage.errors import UserError
 from tutelage.models import load_classifier, tta_probabilities
@@ -242,7 +244,7 @@ def test_a_helper_leaves_a_teacher_that_was_trained_again_alone(copied):
     shutil.copy(
         copied / "stages/3-student-1/checkpoints/final.ckpt", copied / "stages/1-teacher/checkpoints/final.ckpt"
     )
-    assert forked(lambda: join(copied)) == 0
+    assert call_in_fork(lambda: join(copied)) == 0
     assert not (copied / STAGE / "labels/00002.npy").exists()
 
 
@@ -290,5 +292,5 @@ def test_a_teacher_whose_answers_are_no_numbers_is_one_line(outputs, capfd):
         except UserError as error:
             return complain(error)
 
-    assert forked(work) == 2
+    assert call_in_fork(work) == 2
     assert "final.ckpt: its answers to the pool are not finite; its weights are no good" in capfd.readouterr().err

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import forked
-from test_data import source_of
+from helpers.forks import call_in_fork
+from helpers.sources import make_source
 from tutelage.data import ROUND, TABLE, Labels, LabelStore, Rules, read_labels, select, write_summary, write_table
 from tutelage.data.loading.batches import EVALUATION_BATCH
 from tutelage.data.pseudo_labels.labels import SHARD, shard_files, shard_size
@@ -96,11 +96,11 @@ def test_a_shard_is_one_processes_at_a_time(tmp_path):
 
     with store.claim(0) as mine:
         assert mine
-        assert forked(elsewhere) == 1
-    assert forked(elsewhere) == 11
+        assert call_in_fork(elsewhere) == 1
+    assert call_in_fork(elsewhere) == 11
     with store.claim(0):
         store.write(0, drawn()[:512])
-    assert forked(elsewhere) == 1  # it is done
+    assert call_in_fork(elsewhere) == 1  # it is done
 
 
 def test_what_a_killed_process_had_claimed_is_free_again(tmp_path):
@@ -111,7 +111,7 @@ def test_what_a_killed_process_had_claimed_is_free_again(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
-    assert forked(die) == -signal.SIGKILL
+    assert call_in_fork(die) == -signal.SIGKILL
     with store.claim(1) as mine:
         assert mine
 
@@ -259,7 +259,7 @@ def test_few_shards_are_mapped_at_once_and_answers_stay_the_same(tmp_path, monke
 
 @pytest.fixture
 def told(tmp_path):
-    source = source_of(np.repeat(np.arange(4), 300), test=8, unlabelled=0)
+    source = make_source(np.repeat(np.arange(4), 300), test=8, unlabelled=0)
     pool = np.arange(100, 1_100)
     labels = Labels.of(drawn(len(pool), 4))
     return source, pool, labels, select(labels, Rules(confidence=0.6))

@@ -1,0 +1,49 @@
+"""Runs in forks of the test's process, and what they leave."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from helpers import fork_server
+from helpers.forks import call_in_fork
+from helpers.overrides import QUIET
+
+
+def run(outputs: Path, *overrides: str, before: Callable[[], None] = lambda: None) -> int:
+    """Execute a run, quietly and with one thread, in a fork; ``before`` may set traps there."""
+    fork_server.preload()
+    from tutelage.app.job import execute
+    from tutelage.config.compose import compose
+
+    def work() -> int:
+        before()
+        return execute(compose([*QUIET, f"paths.outputs={outputs}", *overrides]))
+
+    return call_in_fork(work)
+
+
+def only_run(outputs: Path) -> Path:
+    """Return the folder of the one run below ``outputs``."""
+    (record,) = outputs.glob("*/*/run.json")
+    return record.parent
+
+
+def outcome(outputs: Path) -> dict[str, Any]:
+    """Return all of a run that must not depend on how often it was stopped: weights, results, tables."""
+    folder = only_run(outputs)
+    record = json.loads((folder / "run.json").read_text())
+    kept = {"name", "result", "weights_sha256", "teacher_sha256", "steps"}
+    stages = [{key: value for key, value in entry.items() if key in kept} for entry in record["stages"]]
+    return {"status": record["status"], "result": record["result"], "stages": stages, "tables": tables(folder)}
+
+
+def tables(folder: Path) -> dict[str, list[dict[str, str]]]:
+    """Return every metrics.csv of a run without its time column."""
+    found = {}
+    for file in sorted(folder.rglob("metrics.csv")):
+        with file.open() as lines:
+            rows: Sequence[dict[str, str]] = list(csv.DictReader(lines))
+        found[str(file.relative_to(folder))] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return found

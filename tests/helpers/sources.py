@@ -1,0 +1,23 @@
+"""Sources: labels and parts, without images."""
+
+import numpy as np
+
+from tutelage.data import UNKNOWN, Source
+from tutelage.data.source import Numbered
+
+
+def make_source(labels: np.ndarray, test: int, unlabelled: int) -> Source:
+    """Return a source: training images with these labels (N,), then test images with the same, then unlabelled ones."""
+    count = len(labels)
+    everything = np.arange(count + test + unlabelled)
+    known = np.concatenate([labels, np.resize(labels, test), np.full(unlabelled, UNKNOWN)])
+    return Source(
+        images=[],
+        labels=known,
+        classes=tuple("abcdefgh"[: labels.max() + 1]),
+        train=everything[:count],
+        test=everything[count : count + test],
+        val=everything[:0],
+        unlabelled=everything[count + test :],
+        names=Numbered(len(everything)),
+    )
