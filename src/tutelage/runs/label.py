@@ -72,7 +72,7 @@ def _finished(context: "RunContext", stage: PseudoLabelStage, store: LabelStore,
         "name": stage.name,
         "kind": "label",
         "teacher": stage.teacher,
-        "teacher_sha256": store.about["weights"],
+        "teacher_sha256": store.metadata["weights"],
         "seconds": round(time.monotonic() - started, 3),
         "result": write_summary(place, source, pool, labels, chosen, _before(context, stage)),
     }
@@ -81,7 +81,7 @@ def _finished(context: "RunContext", stage: PseudoLabelStage, store: LabelStore,
 def _warn_of_silence(context: "RunContext", stage: PseudoLabelStage, labels: Labels) -> None:
     """Say which classes the teacher answers for no image of the pool: its student sees no pool image of them."""
     classes = context.data.source.classes
-    silent = [classes[c] for c in np.flatnonzero(np.bincount(labels.answers, minlength=len(classes)) == 0)]
+    silent = [classes[c] for c in np.flatnonzero(np.bincount(labels.predictions, minlength=len(classes)) == 0)]
     if silent:
         context.observer.say(f"warning: stage {stage.name}: the teacher calls no pool image {abbreviate(silent)}")
 
@@ -168,7 +168,7 @@ def fill(store: LabelStore, network: ImageClassifier, data: ImageDataModule, dev
     The network answers on the device; meanwhile a thread brings the batches before to their form in the store.
 
     Args:
-        store: says by ``about`` which views are averaged, in which precision.
+        store: says by ``metadata`` which views are averaged, in which precision.
         network: is moved to the device and put into eval mode.
         data: has the pool.
         device: where to compute.
@@ -196,7 +196,7 @@ def fill(store: LabelStore, network: ImageClassifier, data: ImageDataModule, dev
                     rows = []
                 while len(pending) > AHEAD:
                     under_way -= _settled(pending, turns, store)
-                yield store.present(but=turns.claims) + under_way
+                yield store.count_present(exclude=turns.claims) + under_way
             while pending:
                 under_way -= _settled(pending, turns, store)
         finally:
@@ -218,10 +218,10 @@ def _asked(
     store: LabelStore, network: ImageClassifier, images: Tensor, device: torch.device
 ) -> tuple[Tensor, "torch.cuda.Event | None"]:
     """Return probabilities (B, C) on their way from the device, and the event after which they are there."""
-    precision, kind = getattr(torch, store.about["precision"]), device.type
+    precision, kind = getattr(torch, store.metadata["precision"]), device.type
     lower = torch.autocast(kind, precision, enabled=precision != torch.float32)
     with torch.inference_mode(), lower:
-        found = tta_probabilities(network, images.to(device, non_blocking=True), store.about["views"])
+        found = tta_probabilities(network, images.to(device, non_blocking=True), store.metadata["views"])
         found = found.to("cpu", non_blocking=True)
     if kind != "cuda":
         return found, None
@@ -235,9 +235,9 @@ def _rows(store: LabelStore, probabilities: Tensor, there: "torch.cuda.Event | N
     if there is not None:
         there.synchronize()
     try:
-        return store.packed(probabilities.numpy())
+        return store.encode_rows(probabilities.numpy())
     except ValueError:
-        teacher = store.about["teacher"]
+        teacher = store.metadata["teacher"]
         raise UserError(f"{teacher}: its answers to the pool are not finite; its weights are no good") from None
 
 

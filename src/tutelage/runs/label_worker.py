@@ -37,9 +37,9 @@ def join(path: Path, lies: Mapping[str, str], observer: Observer) -> int:
     folder = RunFolder(path)
     record = read_record(folder) or {}
     places = [place for place in sorted(path.glob("stages/*")) if _lacks_shards(place)]
-    begun = {place.name: LabelStore.under_way(place) for place in places}
+    begun = {place.name: LabelStore.open_existing(place) for place in places}
     under_way = {name: store for name, store in begun.items() if store is not None}
-    stores = [store for store in under_way.values() if is_sound(path / store.about["teacher"])]
+    stores = [store for store in under_way.values() if is_sound(path / store.metadata["teacher"])]
     if not stores:
         return 0
     config = stored_config(folder)
@@ -72,8 +72,8 @@ def _fill(
     path: Path, store: LabelStore, data: ImageDataModule, device: torch.device, observer: Observer, signals: Signals
 ) -> int:
     """Label what is free of a store; return how many images."""
-    network = load_classifier(path / store.about["teacher"])
-    if weight_hash(network) != store.about["weights"]:
+    network = load_classifier(path / store.metadata["teacher"])
+    if weight_hash(network) != store.metadata["weights"]:
         return 0  # the teacher was trained again since; its run begins the store anew
     before = set(store.missing)
     with closing(fill(store, network, data, device)) as batches:
@@ -94,7 +94,7 @@ def _data(config: DataConfig, record: dict[str, object], stores: list[LabelStore
     data = data_module(config)
     data.tell = tell
     if fingerprint(config, tell) != known or any(
-        store.about["data"] != data_key(record, data.splits.pool) for store in stores
+        store.metadata["data"] != data_key(record, data.splits.pool) for store in stores
     ):
         where = f"data.root={config.root}" + (f" data.unlabelled={config.unlabelled}" if config.unlabelled else "")
         raise UserError(
@@ -111,7 +111,7 @@ def _device(config: Config, stores: list[LabelStore]) -> torch.device:
     """
     gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
-    if other := next((kind for store in stores if (kind := store.about["device"]) != device.type), None):
+    if other := next((kind for store in stores if (kind := store.metadata["device"]) != device.type), None):
         raise UserError(
             f"the run labels on {other}, here it would be {device.type}, which rounds otherwise: help from {other}"
         )
