@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tutelage.config import DataConfig
-from tutelage.data import UNKNOWN, Source, split, stratified
+from tutelage.data import UNKNOWN, Source, draw_stratified, split
 from tutelage.data.datasets.digits import digits
 from tutelage.data.datasets.fashion_mnist import fashion_mnist
 from tutelage.data.datasets.image_files import image_files
 from tutelage.data.files.listing import list_folder
-from tutelage.data.source import Numbered
+from tutelage.data.source import IndexNames
 from tutelage.errors import UserError
 from tutelage.randomness import Key
 
@@ -45,7 +45,7 @@ def source_of(labels: np.ndarray, test: int, unlabelled: int) -> Source:
         test=everything[count : count + test],
         val=everything[:0],
         unlabelled=everything[count + test :],
-        names=Numbered(len(everything)),
+        names=IndexNames(len(everything)),
     )
 
 
@@ -93,7 +93,7 @@ def test_smaller_shares_lie_within_larger_ones(source, one, other):
 
 @given(sources, st.integers(1, 30), st.integers(0, 9))
 def test_a_stratified_draw_keeps_the_proportions(source, count, seed):
-    drawn = stratified(source.train, source.labels, count, Key(seed, "x"))
+    drawn = draw_stratified(source.train, source.labels, count, Key(seed, "x"))
     assert len(drawn) == min(count, len(source.train))
     exact = np.bincount(source.labels[source.train]) * len(drawn) / len(source.train)
     got = np.bincount(source.labels[drawn], minlength=len(source.classes))

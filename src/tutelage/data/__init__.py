@@ -17,7 +17,7 @@ from tutelage.data.cached_logits import (
     views_shown,
 )
 from tutelage.data.datasets import emoji, huggingface, image_files
-from tutelage.data.datasets.download import OnProgress, silent
+from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.datasets.image_files import LISTINGS
 from tutelage.data.files.listing import abbreviate
 from tutelage.data.loading.streams import Stream, StreamSampler
@@ -25,10 +25,10 @@ from tutelage.data.pseudo_labels.labels import Labels, read_labels, read_metadat
 from tutelage.data.pseudo_labels.selection import Rules, Selection, Targets, select
 from tutelage.data.pseudo_labels.store import LabelStore
 from tutelage.data.pseudo_labels.summary import ROUND, TABLE, write_summary, write_table
-from tutelage.data.shards.pools import placed
+from tutelage.data.shards.pools import absolute_pool
 from tutelage.data.source import UNKNOWN, Source
 from tutelage.data.splits import Splits, split
-from tutelage.data.stratify import stratified
+from tutelage.data.stratify import draw_stratified
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,19 +107,19 @@ __all__ = [
     "Table",
     "Targets",
     "abbreviate",
+    "absolute_pool",
     "class_weights",
     "data_module",
+    "draw_stratified",
     "fingerprint",
     "mapped",
     "packed",
-    "placed",
     "read_labels",
     "read_metadata",
     "row_dtype",
     "select",
     "shard_files",
     "split",
-    "stratified",
     "unpacked",
     "views_shown",
     "write_summary",
@@ -127,14 +127,14 @@ __all__ = [
 ]
 
 
-def fingerprint(config: DataConfig, tell: OnProgress = silent) -> str:
+def fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -> str:
     """Return what the data is beyond its config: of files, their names, sizes and labels.
 
     Our own datasets are answered without torch; of others their DataModule is asked.
 
     Args:
         config: the data.
-        tell: is told of long reads.
+        on_progress: receives the progress of long reads.
 
     Raises:
         UserError: the data is not there.
@@ -147,9 +147,9 @@ def fingerprint(config: DataConfig, tell: OnProgress = silent) -> str:
     if module == "tutelage.data" and name == "Emoji":
         return emoji.versions(config.root)
     if module == "tutelage.data" and name in LISTINGS:
-        return image_files.fingerprint(LISTINGS[name](config), config, tell)
+        return image_files.fingerprint(LISTINGS[name](config), config, on_progress)
     if module == "tutelage.data" and name == "HuggingFace":
-        return huggingface.saved_as(config)
+        return huggingface.library_fingerprint(config)
     from tutelage.data.modules import data_module
 
     return data_module(config).fingerprint()

@@ -14,10 +14,10 @@ from tutelage.config import DataConfig
 from tutelage.config.targets import resolve
 from tutelage.data.datasets.cifar import cifar10, cifar100
 from tutelage.data.datasets.digits import digits
-from tutelage.data.datasets.download import OnProgress, silent
+from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.datasets.emoji import emoji, versions
 from tutelage.data.datasets.fashion_mnist import fashion_mnist
-from tutelage.data.datasets.huggingface import hugging_face, saved_as
+from tutelage.data.datasets.huggingface import hugging_face, library_fingerprint
 from tutelage.data.datasets.image_files import LISTINGS, fingerprint, image_files
 from tutelage.data.datasets.mnist import mnist
 from tutelage.data.datasets.stl10 import stl10
@@ -54,7 +54,7 @@ class ImageDataModule(pl.LightningDataModule):
         super().__init__()
         self.config = config
         self.training: StageData | None = None
-        self.tell: OnProgress = silent  # is told of long reads
+        self.tell: OnProgress = ignore_progress  # is told of long reads
         self.device = torch.device("cpu")  # where batches are computed with
         self.share = WHOLE  # of each batch, that this process trains on
         self.neighbours = 1  # processes of the run on this machine
@@ -279,7 +279,7 @@ class HuggingFace(ImageDataModule):
 
     def fingerprint(self) -> str:
         """Return the fingerprint that the library keeps."""
-        return saved_as(self.config)
+        return library_fingerprint(self.config)
 
 
 def data_module(config: DataConfig) -> ImageDataModule:

@@ -17,7 +17,7 @@ def test(context: RunContext) -> None:
     """Measure every network on the test sets, once, after the last stage, and finish the record."""
     result: dict[str, float] = {}
     fits, splits = [stage for stage in context.plan if isinstance(stage, TrainStage)], context.data.splits
-    others = {f"test-{name}": indices for name, indices in splits.others.items()}
+    others = {f"test-{name}": indices for name, indices in splits.further_tests.items()}
     for number, stage in enumerate(fits):
         entry = context.record.stage(stage.name)
         assert entry is not None  # noqa: S101 - every stage was finished before

@@ -14,7 +14,7 @@ import torch
 from tutelage import __version__
 from tutelage.augmentation import Pipeline
 from tutelage.config import Config, NearestNeighboursConfig
-from tutelage.data import ImageDataModule, abbreviate, data_module, placed
+from tutelage.data import ImageDataModule, abbreviate, absolute_pool, data_module
 from tutelage.errors import UserError
 from tutelage.models import VIEW_COUNTS, freeze, load_first_task, load_pretrained, make_classifier
 from tutelage.process_group import ALONE, ProcessGroup
@@ -121,7 +121,7 @@ def _begin(context: RunContext, identity: dict[str, Any], command: str) -> dict[
 def _placed(config: Config) -> Config:
     """Return the config with whole paths of its data, so that the run can be looked at from anywhere."""
     root, unlabelled = config.data.root, config.data.unlabelled
-    whole = {} if unlabelled is None else {"unlabelled": placed(unlabelled)}
+    whole = {} if unlabelled is None else {"unlabelled": absolute_pool(unlabelled)}
     if root is not None and (path := Path(root).expanduser()).exists():
         whole["root"] = str(path.resolve())
     return config.model_copy(update={"data": config.data.model_copy(update=whole)})

@@ -19,7 +19,7 @@ from tutelage.data.cached_logits import CachedLogits
 from tutelage.data.loading.shared_memory import Shared
 from tutelage.data.loading.streams import SampleIndices, Stream, StreamSampler
 from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH
-from tutelage.data.source import UNKNOWN, Images, gathered, is_ready
+from tutelage.data.source import UNKNOWN, Images, is_ready, stack_images
 from tutelage.randomness import Key
 
 TWIN = "twin"  # of a stream: what the key of its second draws is called
@@ -231,7 +231,7 @@ class TrainDataset(Dataset[dict[str, StreamBatch | PendingMix]]):
             images = [stored(index) for index in indices[some].tolist()]
             view.fill(views[beside:, some], images, drawn[some])
             if stream.beside == "plain":
-                views[0, some] = gathered(self._images, indices[some])
+                views[0, some] = stack_images(self._images, indices[some])
             elif stream.beside:
                 self._twins[stream.name].fill(views[:1, some], images, drawn[some])
         targets = stream.targets_of(entries)
@@ -260,7 +260,7 @@ class EvalDataset(Dataset[EvalBatch]):
     def __getitem__(self, batch: int) -> EvalBatch:
         first = batch * EVALUATION_BATCH
         indices = self._indices.array[first : first + EVALUATION_BATCH]
-        images = gathered(self._images, indices)
+        images = stack_images(self._images, indices)
         labels = self._labels.array[indices].astype(np.int64)
         labels[max(0, self._known - first) :] = UNKNOWN
         return EvalBatch(channels_first(images), torch.from_numpy(labels), torch.from_numpy(indices.astype(np.int64)))
