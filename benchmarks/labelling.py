@@ -27,7 +27,7 @@ from overhead import seconds_of
 from tutelage.config.compose import compose
 from tutelage.data import ImageDataModule, LabelStore, Source
 from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH
-from tutelage.data.source import Numbered
+from tutelage.data.source import IndexNames
 from tutelage.models import ImageClassifier, ImageSpec, make_classifier
 from tutelage.runs.label import fill
 from tutelage.runs.observer import StageWork
@@ -81,7 +81,7 @@ class Pool(ImageDataModule):
         labels = np.concatenate([np.full(count, -1), np.arange(classes)])
         train, names = np.arange(count, count + classes), tuple(map(str, range(classes)))
         none = np.empty(0, dtype=np.int64)
-        return Source(images, labels, names, train, train, none, np.arange(count), Numbered(count + classes))
+        return Source(images, labels, names, train, train, none, np.arange(count), IndexNames(count + classes))
 
 
 def network_of(case: Case) -> ImageClassifier:

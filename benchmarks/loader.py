@@ -31,10 +31,10 @@ from tutelage.config import Config
 from tutelage.config.compose import compose
 from tutelage.data import StageData, Stream
 from tutelage.data.datasets.image_files import FileImages
-from tutelage.data.files.packing import packed
+from tutelage.data.files.packing import pack_images
 from tutelage.data.loading.batches import EvalDataset, TrainDataset, worker_init
 from tutelage.data.shards.images import ShardImages
-from tutelage.data.shards.index import indexed
+from tutelage.data.shards.index import index_shards
 from tutelage.data.shards.pools import find_shards
 from tutelage.data.source import Images, WholeImages
 from tutelage.randomness import Key
@@ -81,7 +81,9 @@ def shards(top: Path, paths: list[str], config: Config) -> tuple[dict[str, Image
             tar.add(path, arcname=Path(path).name)
     pq.write_table(pa.table({"image": [Path(path).read_bytes() for path in paths]}), top / "files.parquet")
     started = time.perf_counter()
-    pools = [indexed(find_shards(str(top / f"files.{kind}")) or (), config.data, kind) for kind in ("tar", "parquet")]
+    pools = [
+        index_shards(find_shards(str(top / f"files.{kind}")) or (), config.data, kind) for kind in ("tar", "parquet")
+    ]
     tried = 2 * len(paths) / (time.perf_counter() - started)
     return {kind: ShardImages(pool, config.data) for kind, pool in zip(("tar", "Parquet"), pools, strict=True)}, tried
 
@@ -91,7 +93,7 @@ def rates(top: Path) -> dict[str, float]:
     config = compose(["data=imagenet", f"data.root={top}", "data.num_workers=1"])
     paths = files_in(top, FILES, HEIGHT, WIDTH)
     files = FileImages(paths, config.data)
-    squares = WholeImages(packed(files, [str(number) for number in range(FILES)], config.data))
+    squares = WholeImages(pack_images(files, [str(number) for number in range(FILES)], config.data))
     sharded, tried = shards(top, paths, config)
     stored: dict[str, Images] = {"JPEG files": files, **sharded, "their pack": squares}
     sides = {kind: batches(images, config, ROUNDS * STEPS) for kind, images in stored.items()}
@@ -158,7 +160,7 @@ def main() -> None:
             return FileImages([f"{deep}{number % len(paths)}.jpg" for number in range(count)], config.data)
 
         def pack(count: int) -> Images:
-            return WholeImages(packed(arrays(count), [str(number) for number in range(count)], config.data))
+            return WholeImages(pack_images(arrays(count), [str(number) for number in range(count)], config.data))
 
         grown = {make.__name__: growth(make, config) for make in (arrays, files, pack)}
         for kind, by in grown.items():

@@ -26,7 +26,7 @@ import numpy as np
 
 from lengths import length
 from tutelage.data import LabelStore, Source, StageData, read_labels, shard_files, write_summary, write_table
-from tutelage.data.source import Numbered
+from tutelage.data.source import IndexNames
 
 POOLS = (10_000, length(10_000_000, 1_000_000))
 CLASSES, LABELLED, STEPS = 10, 1_000, 200
@@ -70,7 +70,7 @@ def source_of(pool: int) -> Source:
         test=np.arange(LABELLED, 2 * LABELLED),
         val=np.empty(0, dtype=np.int64),
         unlabelled=np.arange(2 * LABELLED, len(labels), dtype=np.int32),
-        names=Numbered(len(labels)),
+        names=IndexNames(len(labels)),
     )
 
 

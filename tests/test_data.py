@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from helpers.configs import data_config
 from helpers.images import write_images
 from helpers.sources import make_source
-from tutelage.data import UNKNOWN, split, stratified
+from tutelage.data import UNKNOWN, draw_stratified, split
 from tutelage.data.datasets.digits import digits
 from tutelage.data.datasets.fashion_mnist import fashion_mnist
 from tutelage.data.datasets.image_files import image_files
@@ -63,7 +63,7 @@ def test_smaller_shares_lie_within_larger_ones(source, one, other):
 
 @given(sources, st.integers(1, 30), st.integers(0, 9))
 def test_a_stratified_draw_keeps_the_proportions(source, count, seed):
-    drawn = stratified(source.train, source.labels, count, Key(seed, "x"))
+    drawn = draw_stratified(source.train, source.labels, count, Key(seed, "x"))
     assert len(drawn) == min(count, len(source.train))
     exact = np.bincount(source.labels[source.train]) * len(drawn) / len(source.train)
     got = np.bincount(source.labels[drawn], minlength=len(source.classes))

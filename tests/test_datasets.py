@@ -23,7 +23,7 @@ from tutelage.data.datasets.idx import read_idx
 from tutelage.data.datasets.mnist import MNIST, mnist
 from tutelage.data.datasets.stl10 import stl10
 from tutelage.data.datasets.svhn import svhn
-from tutelage.data.source import LARGEST_IN_MEMORY, ArrayImages, from_arrays, with_channels
+from tutelage.data.source import LARGEST_IN_MEMORY, ArrayImages, convert_channels, join_arrays
 from tutelage.errors import UserError
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -182,7 +182,7 @@ def test_torchvision_reads_the_same_from_the_same_files(name, tmp_path, monkeypa
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_idx_files_may_lie_as_torchvision_leaves_them_packed_or_not(name, tmp_path):
     read = WRITERS[name][0]
-    inner = {"mnist": MNIST, "fashion_mnist": FASHION_MNIST}[name].inner
+    inner = {"mnist": MNIST, "fashion_mnist": FASHION_MNIST}[name].torchvision_folder
     write_idx(tmp_path / "here")
     write_idx(tmp_path / "there" / inner)
     here = read(str(tmp_path / "here"), 28, 1)
@@ -369,7 +369,7 @@ def test_a_damaged_archive_is_an_error_and_nothing_is_left_of_it(tmp_path):
     (tmp_path / CIFAR10.remote.name).write_bytes(b"<html>")
     with pytest.raises(UserError, match=r"cifar-10-binary.tar.gz: cannot be unpacked"):
         cifar10(str(tmp_path), 32, 3)
-    assert not (tmp_path / CIFAR10.inner).exists()
+    assert not (tmp_path / CIFAR10.top_folder).exists()
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -392,11 +392,11 @@ def test_every_dataset_serves_grey_and_colour_at_any_size(name, channels, size, 
 
 def test_grey_is_the_luminance_of_red_green_and_blue():
     colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0]]], dtype=np.uint8)
-    assert with_channels(colours, 1)[0, :, 0].tolist() == [76, 150, 29, 255, 0]  # 0.299, 0.587 and 0.114 of 255
-    assert with_channels(colours, 3) is colours
+    assert convert_channels(colours, 1)[0, :, 0].tolist() == [76, 150, 29, 255, 0]  # 0.299, 0.587 and 0.114 of 255
+    assert convert_channels(colours, 3) is colours
     many = np.stack([colours, colours[:, ::-1]])
-    assert with_channels(many, 1)[1, 0, :, 0].tolist() == [0, 255, 29, 150, 76]
-    assert with_channels(colours[..., :1], 3).tolist() == [[[v] * 3 for v in (255, 0, 0, 255, 0)]]
+    assert convert_channels(many, 1)[1, 0, :, 0].tolist() == [0, 255, 29, 150, 76]
+    assert convert_channels(colours[..., :1], 3).tolist() == [[[v] * 3 for v in (255, 0, 0, 255, 0)]]
 
 
 def test_arrays_one_behind_the_other_are_one_sequence():
@@ -411,14 +411,14 @@ def test_arrays_one_behind_the_other_are_one_sequence():
 
 def test_what_is_small_is_kept_in_memory_and_what_is_mapped_or_large_is_not(tmp_path):
     array = random_images(4, 8, 3)
-    assert isinstance(from_arrays([array], 6, 1), np.ndarray)
-    assert isinstance(from_arrays([np.broadcast_to(array, (4, 8, 8, 3))], 1 << 14, 3), ArrayImages)
+    assert isinstance(join_arrays([array], 6, 1), np.ndarray)
+    assert isinstance(join_arrays([np.broadcast_to(array, (4, 8, 8, 3))], 1 << 14, 3), ArrayImages)
     assert LARGEST_IN_MEMORY < 4 * (1 << 28) * 3
     array.tofile(tmp_path / "mapped")
     mapped = np.memmap(tmp_path / "mapped", dtype=np.uint8, mode="r", shape=array.shape).transpose(0, 2, 1, 3)
-    lazy = from_arrays([array, mapped], 6, 1)
+    lazy = join_arrays([array, mapped], 6, 1)
     assert isinstance(lazy, ArrayImages)
-    eager = from_arrays([array, np.array(mapped)], 6, 1)
+    eager = join_arrays([array, np.array(mapped)], 6, 1)
     assert (np.stack([lazy[index] for index in range(8)]) == eager).all()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tutelage.data.datasets.download import Remote, cache_folder, fetch, silent, unpack
+from tutelage.data.datasets.download import Remote, cache_folder, fetch, ignore_progress, unpack
 from tutelage.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(5_000_000)
@@ -104,7 +104,7 @@ def test_a_file_is_fetched_once_with_a_line_that_says_so_and_progress_that_grows
     assert shares == sorted(shares)
     assert shares[-1] == 1
     assert {what for what, _ in told} == {"fetching Things"}
-    assert fetch(things(server), tmp_path / "new", "Things", silent) == path
+    assert fetch(things(server), tmp_path / "new", "Things", ignore_progress) == path
     assert server.served == [[0, len(CONTENT)]]
     assert capsys.readouterr().err == ""
     assert not list(path.parent.glob("*.part"))
@@ -180,7 +180,7 @@ def test_what_came_damaged_is_removed_and_never_takes_the_name(server, tmp_path,
     server.content = b"y" + CONTENT[1:]
     (tmp_path / "things.bin.part").write_bytes(stored)
     with pytest.raises(
-        UserError, match=r"Things: .* came damaged \(its MD5 is \w+, not \w+\) and was removed"
+        UserError, match=r"Things: .* arrived damaged \(its MD5 is \w+, not \w+\) and was removed"
     ) as wrong:
         fetch(things(server), tmp_path, "Things")
     assert "\n" not in str(wrong.value)

@@ -59,7 +59,7 @@ def concepts(source, indices: np.ndarray) -> set[str]:
 
 def check(source) -> None:
     """What is true of any packages."""
-    test, train, others = source.test, source.train, source.others[OTHER]
+    test, train, others = source.test, source.train, source.further_tests[OTHER]
     assert [source.names[i].removeprefix(f"{OWN}/") for i in test] == [
         source.names[i].removeprefix(f"{OTHER}/") for i in others
     ]
@@ -87,7 +87,7 @@ def test_drawings_lie_on_the_background_at_the_configs_size(tmp_path):
     first = source.test[0]
     number = [one["image"] for one in listed()].index(source.names[first].removeprefix(f"{OWN}/"))
     assert source.images[first, 16, 16].tolist() == [0, number // 200, number % 200]  # red, green and blue
-    assert (source.images[source.others[OTHER], 16, 16, 0] == 90).all()  # the other vendor's colour
+    assert (source.images[source.further_tests[OTHER], 16, 16, 0] == 90).all()  # the other vendor's colour
 
 
 def test_the_split_is_the_same_for_every_seed_and_another_class_changes_no_other(tmp_path):
@@ -143,5 +143,5 @@ def test_the_real_packages_are_read_whole():
     check(source)
     assert len(source.classes) >= 20
     assert {"animal-mammal", "food-fruit", "transport-ground"} <= set(source.classes)
-    own, other = source.images[source.test], source.images[source.others[OTHER]]
+    own, other = source.images[source.test], source.images[source.further_tests[OTHER]]
     assert (own != other).any(axis=(1, 2, 3)).mean() > 0.99  # two hands

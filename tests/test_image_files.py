@@ -20,10 +20,10 @@ from helpers.images import write_images
 from tutelage.config import DataConfig
 from tutelage.data import UNKNOWN, fingerprint, split
 from tutelage.data import image_files as files_module
-from tutelage.data.datasets.huggingface import hugging_face, saved_as
+from tutelage.data.datasets.huggingface import hugging_face, library_fingerprint
 from tutelage.data.datasets.image_files import image_files
 from tutelage.data.files import scan as scan_module
-from tutelage.data.files.decoding import BadImage, complaint, read_pixels
+from tutelage.data.files.decoding import BadImage, check_image, read_pixels
 from tutelage.data.files.listing import list_folder, list_table
 from tutelage.errors import UserError
 
@@ -176,7 +176,7 @@ def test_interlaced_files_are_read_whole():
 def test_what_gives_no_pixels_says_why(content, told):
     with pytest.raises(BadImage, match=told):
         rgb(BytesIO(content))
-    assert re.search(told, complaint(BytesIO(content), LIMIT))
+    assert re.search(told, check_image(BytesIO(content), LIMIT))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF"])
@@ -255,8 +255,8 @@ def test_a_class_whose_files_are_all_bad_is_an_error(tmp_path):
 def test_a_second_scan_tries_only_what_changed(tmp_path, monkeypatch):
     folder_with_bad_files(tmp_path)
     tried = []
-    complaint = files_module.complaint
-    monkeypatch.setattr(files_module, "complaint", lambda path, limit: tried.append(path) or complaint(path, limit))
+    check_image = files_module.check_image
+    monkeypatch.setattr(files_module, "check_image", lambda path, limit: tried.append(path) or check_image(path, limit))
 
     def scan(limit=LIMIT):
         tried.clear()
@@ -330,12 +330,12 @@ def test_folders_beside_the_test_set_are_further_ones(tmp_path):
         for label in ("cat", "dog"):
             write_images(tmp_path / part / label, count)
     source = image_files(list_folder(str(tmp_path)), rgb_config())
-    assert {name: len(part) for name, part in source.others.items()} == {"night": 6, "sketch": 2}
+    assert {name: len(part) for name, part in source.further_tests.items()} == {"night": 6, "sketch": 2}
     assert (len(source.train), len(source.test)) == (10, 4)
-    assert all(source.names[i].startswith("test-night/") for i in source.others["night"])
+    assert all(source.names[i].startswith("test-night/") for i in source.further_tests["night"])
     found = split(source, rgb_config(limit=4))
-    assert {name: len(part) for name, part in found.others.items()} == {"night": 4, "sketch": 2}
-    assert not set(found.pool) & set(np.concatenate(list(source.others.values())))
+    assert {name: len(part) for name, part in found.further_tests.items()} == {"night": 4, "sketch": 2}
+    assert not set(found.pool) & set(np.concatenate(list(source.further_tests.values())))
 
 
 def table(top: Path, rows: list[tuple], columns=("path", "label", "split"), kind: str = "csv") -> str:
@@ -375,7 +375,7 @@ def test_numbers_as_labels_keep_their_order_and_a_fifth_is_set_aside(tmp_path):
     [
         (("file", "label"), [("a.png", "x")], "no column 'path' .there are file, label"),
         (("path", "class"), [("a.png", "x")], "no column 'label'"),
-        (("path", "label"), [("a.png", "x"), ("a.png", "y")], "paths that stand in it twice: a.png"),
+        (("path", "label"), [("a.png", "x"), ("a.png", "y")], "paths that are listed twice: a.png"),
         (("path", "label"), [("a.png", "x"), ("b.png", "x")], "found 1 class .x. to learn from"),
         (("path", "label", "split"), [("a.png", "x", "fold1"), ("b.png", "y", "train")], "split 'fold1'; allowed are"),
         (
@@ -393,7 +393,7 @@ def test_a_table_that_cannot_serve_is_an_error(tmp_path, columns, rows, told):
 def test_files_that_a_table_names_in_vain_are_told(tmp_path):
     file = table(tmp_path, [("a.png", "x"), ("b.png", "y")], ("path", "label"))
     (tmp_path / "b.png").unlink()
-    with pytest.raises(UserError, match=r"1 files are not there, taken from .*: b.png"):
+    with pytest.raises(UserError, match=r"1 files do not exist .paths are relative to .*: b.png"):
         list_table(file)
     (tmp_path / "list.csv").write_bytes(b"\xff\xfe\0,\0\n")
     with pytest.raises(UserError, match=r"list.csv: (cannot be read as a table|no column)"):
@@ -427,7 +427,7 @@ def test_images_that_are_labelled_or_tested_on_do_not_enter_the_pool(tmp_path):
             write_images(tmp_path / part / label, 3)
     listing = list_folder(str(tmp_path), str(tmp_path / "test"))
     assert not [entry for entry in listing.entries if entry.part == "unlabelled"]
-    assert "6 of its images stand elsewhere" in listing.notes[0]
+    assert "6 of its images are elsewhere" in listing.notes[0]
 
 
 def test_a_dataset_of_hugging_face_is_read_from_disk(tmp_path):
@@ -447,8 +447,8 @@ def test_a_dataset_of_hugging_face_is_read_from_disk(tmp_path):
     assert source.images[4][8, 8].tolist() == [0, 255, 0]
     assert source.images[5][8, 8].tolist() == [50, 0, 0]
     assert source.labels[:4].tolist() == [0, 1, 2, 0]
-    assert saved_as(config) == saved_as(config)
-    with pytest.raises(UserError, match="is no folder, and the hub gives no such dataset"):
+    assert library_fingerprint(config) == library_fingerprint(config)
+    with pytest.raises(UserError, match="is no folder, and the hub has no such dataset"):
         hugging_face(rgb_config(root=str(tmp_path / "none")))
 
 
@@ -474,7 +474,7 @@ def test_a_label_of_a_pool_image_only_measures(tmp_path):
 
 def test_one_path_written_in_two_ways_is_one_image(tmp_path):
     file = table(tmp_path, [("a.png", "x"), ("b.png", "y"), ("./a.png", "x")], ("path", "label"))
-    with pytest.raises(UserError, match=r"stand in it twice: .*a.png"):
+    with pytest.raises(UserError, match=r"listed twice: .*a.png"):
         list_table(file)
 
 
@@ -485,7 +485,7 @@ def test_one_path_written_in_two_ways_is_one_image(tmp_path):
         (lambda top: (top / "test").symlink_to(top / "train"), "two of train/, val/ and test/ are the same folder"),
         (
             lambda top: (top / "train" / "cat" / "x.png").symlink_to("nowhere"),
-            "x.png: cannot be read .a link that leads",
+            "x.png: cannot be read .a link to nothing",
         ),
     ],
 )

@@ -109,7 +109,7 @@ def test_the_second_round_says_how_many_labels_changed(finished):
     entries = {entry["name"]: entry for entry in json.loads((folder / "run.json").read_text())["stages"]}
     assert "pool/changed" not in entries["labels-1"]["result"]
     places = sorted(folder.glob("stages/*-labels-*"))
-    first, second = (read_labels(place).answers for place in places)
+    first, second = (read_labels(place).predictions for place in places)
     assert entries["labels-2"]["result"]["pool/changed"] == pytest.approx((first != second).mean(), abs=1e-6)
     assert json.loads((places[1] / "round.json").read_text())["changed"] == (first != second).sum()
 
@@ -221,7 +221,7 @@ def test_progress_counts_each_image_once_also_those_of_others(copied):
 
     (copied / STAGE / "labels/00000.npy").unlink()
     (copied / STAGE / "labels/00002.npy").unlink()
-    store = LabelStore.under_way(copied / STAGE)
+    store = LabelStore.open_existing(copied / STAGE)
     data = data_module(stored_config(RunFolder(copied)).data)
     teacher = load_classifier(copied / "stages/1-teacher/checkpoints/final.ckpt")
     assert list(fill(store, teacher, data, torch.device("cpu"))) == [1024, POOL]

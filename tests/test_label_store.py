@@ -21,15 +21,15 @@ from tutelage.data.pseudo_labels.labels import SHARD, shard_files, shard_size
 from tutelage.errors import UserError
 
 COUNT, CLASSES = 1_200, 10
-ABOUT = {"weights": "of a teacher", "data": "a pool"}
+METADATA = {"weights": "of a teacher", "data": "a pool"}
 
 
 def drawn(count: int = COUNT, classes: int = CLASSES, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).dirichlet(np.full(classes, 0.3), count).astype(np.float32)
 
 
-def filled(folder: Path, probabilities: np.ndarray, about: dict = ABOUT) -> LabelStore:
-    store = LabelStore(folder, *probabilities.shape, about)
+def filled(folder: Path, probabilities: np.ndarray, metadata: dict = METADATA) -> LabelStore:
+    store = LabelStore(folder, *probabilities.shape, metadata)
     for shard in store.missing:
         with store.claim(shard) as mine:
             assert mine
@@ -42,7 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def everything(labels: Labels) -> np.ndarray:
-    return np.concatenate([part for _, part in labels.parts()])
+    return np.concatenate([part for _, part in labels.chunks()])
 
 
 def test_labels_come_back_as_they_were_given(tmp_path):
@@ -51,8 +51,8 @@ def test_labels_come_back_as_they_were_given(tmp_path):
     labels = read_labels(tmp_path)
     assert everything(labels) == pytest.approx(probabilities, abs=5e-4)
     assert everything(labels).sum(axis=1) == pytest.approx(np.ones(COUNT), abs=1e-6)
-    assert (labels.answers == probabilities.argmax(axis=1)).all()
-    assert labels.certainty == pytest.approx(probabilities.max(axis=1), abs=5e-4)
+    assert (labels.predictions == probabilities.argmax(axis=1)).all()
+    assert labels.confidence == pytest.approx(probabilities.max(axis=1), abs=5e-4)
     some = np.array([1_199, 0, 511, 512, 0])
     assert (labels[some] == everything(labels)[some]).all()
 
@@ -70,7 +70,7 @@ def test_above_128_classes_the_largest_stay_and_the_others_share_the_rest(tmp_pa
     np.put_along_axis(rest, top, np.nan, axis=1)
     assert np.nansum(rest, axis=1) == pytest.approx(1 - expected.sum(axis=1), abs=2e-3)
     assert np.nanmax(rest, axis=1) == pytest.approx(np.nanmin(rest, axis=1))
-    assert (read_labels(tmp_path).answers == probabilities.argmax(axis=1)).all()
+    assert (read_labels(tmp_path).predictions == probabilities.argmax(axis=1)).all()
 
 
 def test_a_certain_answer_can_be_stored(tmp_path):
@@ -88,7 +88,7 @@ def test_shards_are_whole_batches_and_a_small_pool_has_several(count):
 
 
 def test_a_shard_is_one_processes_at_a_time(tmp_path):
-    store, other = (LabelStore(tmp_path, COUNT, CLASSES, ABOUT) for _ in range(2))
+    store, other = (LabelStore(tmp_path, COUNT, CLASSES, METADATA) for _ in range(2))
 
     def elsewhere() -> int:
         with other.claim(0) as mine, other.claim(1) as free:
@@ -104,7 +104,7 @@ def test_a_shard_is_one_processes_at_a_time(tmp_path):
 
 
 def test_what_a_killed_process_had_claimed_is_free_again(tmp_path):
-    store = LabelStore(tmp_path, COUNT, CLASSES, ABOUT)
+    store = LabelStore(tmp_path, COUNT, CLASSES, METADATA)
 
     def die() -> int:
         with store.claim(1):
@@ -125,7 +125,7 @@ def test_a_damaged_shard_alone_is_labelled_again(tmp_path, damage):
     content = bytearray(file.read_bytes())
     content[200] ^= 1
     file.write_bytes({"cut": content[:-10], "changed": content, "empty": b""}[damage])
-    store = LabelStore(tmp_path, COUNT, CLASSES, ABOUT)
+    store = LabelStore(tmp_path, COUNT, CLASSES, METADATA)
     assert store.missing == [1]
     filled(tmp_path, probabilities)
     assert contents(tmp_path) == before
@@ -134,17 +134,17 @@ def test_a_damaged_shard_alone_is_labelled_again(tmp_path, damage):
 @pytest.mark.parametrize("other", [{"weights": "of another"}, {"data": "another"}, {"views": "mirrored"}])
 def test_what_belongs_to_another_teacher_or_other_data_is_labelled_again(tmp_path, other):
     filled(tmp_path, drawn())
-    assert LabelStore(tmp_path, COUNT, CLASSES, ABOUT).complete
-    store = LabelStore(tmp_path, COUNT, CLASSES, ABOUT | other)
+    assert LabelStore(tmp_path, COUNT, CLASSES, METADATA).complete
+    store = LabelStore(tmp_path, COUNT, CLASSES, METADATA | other)
     assert store.missing == [0, 1, 2]
     assert not contents(tmp_path)
 
 
 def test_who_still_labels_for_the_teacher_before_is_not_believed(tmp_path):
-    late = LabelStore(tmp_path, COUNT, CLASSES, ABOUT)
+    late = LabelStore(tmp_path, COUNT, CLASSES, METADATA)
     with late.claim(0) as mine:
         assert mine
-        store = LabelStore(tmp_path, COUNT, CLASSES, ABOUT | {"weights": "trained again"})
+        store = LabelStore(tmp_path, COUNT, CLASSES, METADATA | {"weights": "trained again"})
         late.write(0, drawn()[:512])
         assert store.missing == [0, 1, 2]
     with late.claim(1) as mine:
@@ -153,7 +153,7 @@ def test_who_still_labels_for_the_teacher_before_is_not_believed(tmp_path):
 
 
 def test_a_shard_of_the_wrong_length_and_a_number_that_is_none_are_refused(tmp_path):
-    store = LabelStore(tmp_path, COUNT, CLASSES, ABOUT)
+    store = LabelStore(tmp_path, COUNT, CLASSES, METADATA)
     with pytest.raises(ValueError, match="shard 2 has 176 images, not 512"):
         store.write(2, drawn()[:512])
     with pytest.raises(ValueError, match="not finite"):
@@ -164,7 +164,7 @@ def test_a_shard_of_the_wrong_length_and_a_number_that_is_none_are_refused(tmp_p
 def test_a_file_that_is_cleared_away_while_it_is_written_is_written_again(tmp_path, monkeypatch):
     from tutelage import storage
 
-    store, flushed = LabelStore(tmp_path, COUNT, CLASSES, ABOUT), []
+    store, flushed = LabelStore(tmp_path, COUNT, CLASSES, METADATA), []
 
     def clearing(descriptor: int) -> None:
         if not flushed:
@@ -173,7 +173,7 @@ def test_a_file_that_is_cleared_away_while_it_is_written_is_written_again(tmp_pa
 
     monkeypatch.setattr(storage.os, "fsync", clearing)
     store.write(0, drawn()[:512])
-    assert 0 not in LabelStore(tmp_path, COUNT, CLASSES, ABOUT).missing
+    assert 0 not in LabelStore(tmp_path, COUNT, CLASSES, METADATA).missing
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
@@ -182,7 +182,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    store = LabelStore(tmp_path, COUNT, CLASSES, ABOUT)
+    store = LabelStore(tmp_path, COUNT, CLASSES, METADATA)
     monkeypatch.setattr(label_store, "write_checked", full)
     with pytest.raises(UserError, match=r"00000.npy: cannot be written \(No space left on device\); free some room"):
         store.write(0, drawn()[:512])
@@ -194,7 +194,7 @@ def test_no_labels_are_one_line(tmp_path):
 
 
 def _work(folder: Path, slow: float) -> None:
-    store = LabelStore(folder, COUNT * 10, CLASSES, ABOUT)
+    store = LabelStore(folder, COUNT * 10, CLASSES, METADATA)
     probabilities = drawn(COUNT * 10)
     while not store.complete:
         for shard in store.missing:
@@ -236,7 +236,7 @@ def test_reading_at_random_holds_a_small_part_of_the_store(tmp_path, monkeypatch
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
         return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Rss"))
 
-    monkeypatch.setattr(labels_module, "MOST_TOUCHED", 64)
+    monkeypatch.setattr(labels_module, "MAX_TOUCHED_ROWS", 64)
     labels, generator = read_labels(tmp_path), np.random.default_rng(0)
     labels[generator.integers(0, count, 64)]
     before = mapped()
@@ -250,7 +250,7 @@ def test_few_shards_are_mapped_at_once_and_answers_stay_the_same(tmp_path, monke
 
     filled(tmp_path, drawn(COUNT * 10))
     expected, labels = everything(read_labels(tmp_path)), read_labels(tmp_path)
-    monkeypatch.setattr(labels_module, "MOST_MAPS", 3)
+    monkeypatch.setattr(labels_module, "MAX_MAPPED_SHARDS", 3)
     files = len(list(Path("/proc/self/fd").iterdir()))
     some = np.random.default_rng(0).integers(0, COUNT * 10, 400)
     assert (labels[some] == expected[some]).all()
@@ -261,7 +261,7 @@ def test_few_shards_are_mapped_at_once_and_answers_stay_the_same(tmp_path, monke
 def told(tmp_path):
     source = make_source(np.repeat(np.arange(4), 300), test=8, unlabelled=0)
     pool = np.arange(100, 1_100)
-    labels = Labels.of(drawn(len(pool), 4))
+    labels = Labels.from_array(drawn(len(pool), 4))
     return source, pool, labels, select(labels, Rules(confidence=0.6))
 
 
@@ -270,7 +270,7 @@ def test_the_table_says_of_each_image_what_it_was_given(tmp_path, told, monkeypa
 
     source, pool, labels, chosen = told
     monkeypatch.setattr(rounds, "GROUP", 300)
-    monkeypatch.setattr(labels, "parts", lambda: ((i, drawn(1000, 4)[i : i + 100]) for i in range(0, 1000, 100)))
+    monkeypatch.setattr(labels, "chunks", lambda: ((i, drawn(1000, 4)[i : i + 100]) for i in range(0, 1000, 100)))
     write_table(tmp_path, source, pool, labels, chosen)
     assert pq.ParquetFile(tmp_path / TABLE).num_row_groups == 4
     rows = pq.read_table(tmp_path / TABLE).to_pylist()
@@ -290,35 +290,35 @@ def test_the_table_says_of_each_image_what_it_was_given(tmp_path, told, monkeypa
 def test_a_round_counts_what_the_table_holds(tmp_path, told, monkeypatch):
     from tutelage.data.pseudo_labels import selection
 
-    monkeypatch.setattr(selection, "AT_ONCE", 90)
+    monkeypatch.setattr(selection, "CHUNK_SIZE", 90)
     source, pool, labels, chosen = told
-    before = Labels.of(np.roll(drawn(1000, 4), 1, axis=0))
+    before = Labels.from_array(np.roll(drawn(1000, 4), 1, axis=0))
     result = write_summary(tmp_path, source, pool, labels, chosen, before)
     found = json.loads((tmp_path / ROUND).read_text())
-    answers, truth, certainty = labels.answers, source.labels[pool], labels.certainty
+    predictions, truth, confidence = labels.predictions, source.labels[pool], labels.confidence
     times = np.bincount(chosen.entries, minlength=1000)
     assert found["classes"] == list(source.classes)
     assert found["images"] == result["pool/images"] == 1000
-    assert found["answered_per_class"] == [int((answers == c).sum()) for c in range(4)]
-    assert found["kept_per_class"] == [int(((answers == c) & (times > 0)).sum()) for c in range(4)]
-    assert found["shown_per_class"] == [int(times[answers == c].sum()) for c in range(4)]
+    assert found["answered_per_class"] == [int((predictions == c).sum()) for c in range(4)]
+    assert found["kept_per_class"] == [int(((predictions == c) & (times > 0)).sum()) for c in range(4)]
+    assert found["shown_per_class"] == [int(times[predictions == c].sum()) for c in range(4)]
     assert found["edges"] == pytest.approx(np.linspace(0, 1, 21))
-    assert found["histogram"] == np.histogram(certainty, found["edges"])[0].tolist()
+    assert found["histogram"] == np.histogram(confidence, found["edges"])[0].tolist()
     assert found["known"] == found["histogram"]
-    assert found["right"] == np.histogram(certainty[answers == truth], found["edges"])[0].tolist()
-    changed = before.answers != answers
+    assert found["right"] == np.histogram(confidence[predictions == truth], found["edges"])[0].tolist()
+    changed = before.predictions != predictions
     assert found["changed"] == changed.sum()
     assert result["pool/changed"] == changed.mean()
     kept = times > 0
     assert result["pool/kept"] == kept.sum()
     assert result["pool/shown"] == len(chosen.entries)
-    assert result["pool/right"] == pytest.approx((answers == truth)[kept].mean(), abs=1e-6)
-    surest = np.flatnonzero(changed)[np.argsort(-certainty[changed], kind="stable")[:24]]
+    assert result["pool/right"] == pytest.approx((predictions == truth)[kept].mean(), abs=1e-6)
+    surest = np.flatnonzero(changed)[np.argsort(-confidence[changed], kind="stable")[:24]]
     assert [example["index"] for example in found["changed_examples"]] == pool[surest].tolist()
-    assert [example["before"] for example in found["changed_examples"]] == before.answers[surest].tolist()
-    assert [example["after"] for example in found["changed_examples"]] == answers[surest].tolist()
-    wrong = np.flatnonzero(answers != truth)
-    wrong = wrong[np.argsort(-certainty[wrong], kind="stable")[:24]]
+    assert [example["before"] for example in found["changed_examples"]] == before.predictions[surest].tolist()
+    assert [example["after"] for example in found["changed_examples"]] == predictions[surest].tolist()
+    wrong = np.flatnonzero(predictions != truth)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")[:24]]
     assert [error["index"] for error in found["confident_errors"]] == pool[wrong].tolist()
     assert [error["truth"] for error in found["confident_errors"]] == truth[wrong].tolist()
 

@@ -31,14 +31,14 @@ from tutelage.config.compose import compose
 from tutelage.data import StageData, Stream, data_module
 from tutelage.data.datasets.image_files import FileImages, image_files
 from tutelage.data.files import decoding, packing
-from tutelage.data.files.decoding import BadImage, picture, read_pixels
+from tutelage.data.files.decoding import BadImage, open_picture, read_pixels
 from tutelage.data.files.listing import list_folder
-from tutelage.data.files.packing import packed
+from tutelage.data.files.packing import pack_images
 from tutelage.data.loading import streams
 from tutelage.data.loading.batches import EVALUATION_BATCH, EvalDataset, TrainDataset, worker_init
 from tutelage.data.loading.prefetch import PrefetchLoader, map_tensors
 from tutelage.data.loading.shared_memory import Shared, Texts, cores
-from tutelage.data.source import ArrayImages, WholeImages, resized
+from tutelage.data.source import ArrayImages, WholeImages, resize_center_crop
 from tutelage.errors import UserError, complain
 from tutelage.models import ImageSpec, make_classifier
 from tutelage.randomness import Key
@@ -322,13 +322,13 @@ def turned(image: np.ndarray, orientation: int) -> bytes:
 @pytest.mark.parametrize("size", [(50, 75), (33, 17), (8, 8), (1, 3)])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}], ids=str)
 def test_a_jpegs_pixels_are_pillows_to_the_bit(size, options, monkeypatch):
-    monkeypatch.delattr(decoding, "_by_pillow")
+    monkeypatch.delattr(decoding, "_decode_by_pillow")
     image = photograph(*size)
     contents = [jpeg(image, quality=quality, subsampling=s, **options) for quality in (50, 95) for s in (0, 1, 2)]
     contents += [jpeg(image[..., 0], **options), jpeg(image, keep_rgb=True, **options)]
     for content in contents:
         for channels, mode in ((1, "L"), (3, "RGB")):
-            found = picture(io.BytesIO(content), "x", channels, WHITE, LIMIT)
+            found = open_picture(io.BytesIO(content), "x", channels, WHITE, LIMIT)
             theirs = np.asarray(Image.open(io.BytesIO(content)).convert(mode)).reshape(*size, channels)
             assert (found.read() == theirs).all()
             assert found.shape == theirs.shape
@@ -340,7 +340,7 @@ def test_a_jpeg_is_decoded_at_a_reduced_size_as_pillow_does(reduce):
         content = jpeg(photograph(80, 120) if channels == 3 else photograph(80, 120)[..., 0])
         theirs = Image.open(io.BytesIO(content))
         theirs.draft(mode, (120 // reduce, 80 // reduce))
-        found = picture(io.BytesIO(content), "x", channels, WHITE, LIMIT).read(reduce)
+        found = open_picture(io.BytesIO(content), "x", channels, WHITE, LIMIT).read(reduce)
         assert found.shape == (80 // reduce, 120 // reduce, channels)
         assert (found == np.asarray(theirs).reshape(found.shape)).all()
 
@@ -351,7 +351,7 @@ def test_a_jpeg_is_turned_upright_once_also_when_reduced(orientation):
 
     content = turned(photograph(48, 80), orientation)
     theirs = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
-    found = picture(io.BytesIO(content), "x", 3, WHITE, LIMIT)
+    found = open_picture(io.BytesIO(content), "x", 3, WHITE, LIMIT)
     assert found.shape == theirs.shape
     assert (found.read() == theirs).all()
     half = found.read(2)
@@ -369,9 +369,9 @@ def test_a_jpegs_shape_is_known_and_too_large_ones_are_refused_before_anything_i
     content = turned(photograph(48, 80), 6)
     monkeypatch.setattr(ImageFile.ImageFile, "load", explode)
     monkeypatch.setattr(cv2, "imdecode", explode)
-    assert picture(io.BytesIO(content), "x", 3, WHITE, LIMIT).shape == (80, 48, 3)
+    assert open_picture(io.BytesIO(content), "x", 3, WHITE, LIMIT).shape == (80, 48, 3)
     with pytest.raises(UserError, match=r"^the file: cannot be read as an image \(80 x 48 are more than"):
-        picture(io.BytesIO(content), "the file", 3, WHITE, 1000)
+        open_picture(io.BytesIO(content), "the file", 3, WHITE, 1000)
 
 
 def test_a_cmyk_jpeg_is_left_to_pillow():
@@ -436,7 +436,7 @@ def test_random_crops_are_cut_from_the_whole_image_of_a_file_and_evaluation_sees
     entries = streams.StreamSampler(training(len(images), batch=len(images)).streams[0], KEY).at(0).entries
     for place, index in enumerate(entries):
         assert (shown[place] == view(whole[index], 0, index)).all()
-        assert (images[index] == resized(whole[index], SIDE)).all()
+        assert (images[index] == resize_center_crop(whole[index], SIDE)).all()
     squares = step_batches(images, batch=len(images), transforms=[FLIP])[0]["labelled"].images
     for place, index in enumerate(entries):
         square = squares[place].permute(1, 2, 0).numpy()
@@ -449,7 +449,7 @@ def test_the_shape_of_a_picture_is_that_of_its_pixels(kind, orientation):
     exif, file = Image.Exif(), io.BytesIO()
     exif[decoding.ORIENTATION] = orientation
     Image.fromarray(photograph(20, 30)).save(file, kind, exif=exif)
-    found = picture(file, "x", 3, WHITE, LIMIT)
+    found = open_picture(file, "x", 3, WHITE, LIMIT)
     sideways = orientation > 4 and kind not in {"BMP", "GIF"}  # these know no EXIF
     assert found.shape == found.read().shape == ((30, 20, 3) if sideways else (20, 30, 3))
 
@@ -465,9 +465,9 @@ def test_an_orientation_at_the_end_of_a_png_counts_and_the_rest_is_not_decoded_f
     length = 12 + int.from_bytes(content[place : place + 4], "big")
     plain, end = content[:place] + content[place + length :], -12  # of the chunk that ends the file
     last = plain[:end] + content[place : place + length] + plain[end:]
-    assert picture(io.BytesIO(last), "x", 3, WHITE, LIMIT).shape == (30, 20, 3)
+    assert open_picture(io.BytesIO(last), "x", 3, WHITE, LIMIT).shape == (30, 20, 3)
     monkeypatch.delattr(ImageFile.ImageFile, "load")
-    assert picture(io.BytesIO(plain), "x", 3, WHITE, LIMIT).shape == (20, 30, 3)
+    assert open_picture(io.BytesIO(plain), "x", 3, WHITE, LIMIT).shape == (20, 30, 3)
 
 
 def test_a_file_that_is_damaged_after_it_was_tried_ends_a_run_in_one_line(tmp_path, capsys):
@@ -506,7 +506,7 @@ def source_of(root: str, tell=lambda what, share: None, **changes):
 
 
 def the_file(cache: Path) -> Path:
-    (file,) = cache.glob(f"*/{packing.NAME}")
+    (file,) = cache.glob(f"*/{packing.PACK_FILE}")
     return file
 
 
@@ -546,14 +546,14 @@ def test_other_files_sizes_or_backgrounds_have_a_pack_of_their_own(cache, root):
     grown = {"image_size": 12}, {"background": [0, 0, 0]}, {"channels": 1, "mean": [0.3], "std": [0.3]}
     for number, changes in enumerate(grown, start=2):
         source_of(root, pack=True, **changes)
-        assert len(list(cache.glob(f"*/{packing.NAME}"))) == number
+        assert len(list(cache.glob(f"*/{packing.PACK_FILE}"))) == number
     file = Path(root) / "train" / "cat" / "1.jpg"
     file.write_bytes(jpeg(np.zeros((30, 30, 3), dtype=np.uint8)))
     index = list(source_of(root).names).index("train/cat/1.jpg")
     assert source_of(root, pack=True).images[index].max() == 0
     os.utime(file, ns=(1, 1))
     source_of(root, pack=True)
-    assert len(list(cache.glob(f"*/{packing.NAME}"))) == 6
+    assert len(list(cache.glob(f"*/{packing.PACK_FILE}"))) == 6
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "trailer"])
@@ -571,12 +571,12 @@ def test_a_damaged_pack_is_written_again(cache, root, damage):
 
 def test_a_pack_whose_check_was_forgotten_is_checked_not_written_again(cache, root, monkeypatch):
     first = np.array(source_of(root, pack=True).images)
-    (the_file(cache).parent / packing.CHECKED).unlink()
+    (the_file(cache).parent / packing.CHECKED_FILE).unlink()
     refuse(monkeypatch)
     told = []
     assert (source_of(root, lambda what, share: told.append(what), pack=True).images == first).all()
     assert told == ["checking the packed images"]
-    assert json.loads((the_file(cache).parent / packing.CHECKED).read_text())["bytes"] > first.size
+    assert json.loads((the_file(cache).parent / packing.CHECKED_FILE).read_text())["bytes"] > first.size
 
 
 def test_a_killed_writer_leaves_nothing_to_the_next(cache, root):
@@ -591,7 +591,7 @@ def test_a_killed_writer_leaves_nothing_to_the_next(cache, root):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "IMAGES_A_TASK", 2)
         assert call_in_fork(die) == -signal.SIGKILL
-    assert not list(cache.glob(f"*/{packing.NAME}"))
+    assert not list(cache.glob(f"*/{packing.PACK_FILE}"))
     assert list(cache.glob(f"*/{PARTIAL_PREFIX}*"))
     files = source_of(root).images
     found = source_of(root, pack=True).images
@@ -606,7 +606,7 @@ def test_a_writer_that_is_told_to_stop_leaves_nothing(cache, root):
 
     with pytest.raises(KeyboardInterrupt):
         source_of(root, stop, pack=True)
-    assert not list(cache.glob(f"*/{packing.NAME}"))
+    assert not list(cache.glob(f"*/{packing.PACK_FILE}"))
     assert not list(cache.glob(f"*/{PARTIAL_PREFIX}*"))
 
 
@@ -630,7 +630,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(cache, root, monkeyp
     ) as caught:
         source_of(root, pack=True)
     assert "\n" not in str(caught.value)
-    assert not list(cache.glob(f"*/{packing.NAME}"))
+    assert not list(cache.glob(f"*/{packing.PACK_FILE}"))
     assert not list(cache.glob(f"*/{PARTIAL_PREFIX}*"))
 
 
@@ -668,8 +668,8 @@ def test_an_unreadable_file_ends_the_packing(cache, root, monkeypatch):
     path = Path(root) / "train" / "dog" / "0.png"
     path.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"dog/0.png: cannot be read as an image"):
-        packed(source.images, ["states"], folder_config(root, pack=True))
-    assert not list(cache.glob(f"*/{packing.NAME}"))
+        pack_images(source.images, ["states"], folder_config(root, pack=True))
+    assert not list(cache.glob(f"*/{packing.PACK_FILE}"))
 
 
 def test_packing_is_for_datasets_of_files_and_part_of_what_a_run_is():

@@ -256,7 +256,7 @@ def test_a_confidence_that_nothing_reaches_is_an_error():
     _, plan = plan_of("strategy.confidence=0.99")
     _, labels, student, *_ = plan
     with pytest.raises(UserError, match=r"strategy.confidence=0.99: no pool image reaches it"):
-        student.streams({"labels-1": labels.select(Labels.of(np.full((108, 4), 0.25, dtype=np.float32)))})
+        student.streams({"labels-1": labels.select(Labels.from_array(np.full((108, 4), 0.25, dtype=np.float32)))})
 
 
 TINY = (

@@ -27,8 +27,8 @@ from tutelage.data import (
     StageData,
     Stream,
     StreamSampler,
+    absolute_pool,
     fingerprint,
-    placed,
 )
 from tutelage.data.datasets.image_files import LISTINGS, image_files
 from tutelage.data.loading.batches import EvalDataset, TrainDataset
@@ -179,9 +179,9 @@ def test_a_pack_of_the_files_goes_with_a_pool_of_shards(tmp_path):
 
 def test_where_a_pool_lies_is_found_again_from_any_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert placed("pool/{000..002}.tar") == f"{tmp_path}/pool/{{000..002}}.tar"
+    assert absolute_pool("pool/{000..002}.tar") == f"{tmp_path}/pool/{{000..002}}.tar"
     for elsewhere in ("https://host/{000..002}.tar", "pipe:cat 000.tar", "/pool/*.tar"):
-        assert placed(elsewhere) == elsewhere
+        assert absolute_pool(elsewhere) == elsewhere
 
 
 def test_a_parquet_list_of_paths_is_no_shard(tmp_path):
@@ -206,7 +206,7 @@ def test_commands_run_only_where_they_are_allowed(tmp_path, monkeypatch):
 
 
 def test_a_streamed_pool_needs_room_for_a_few_shards_only(tmp_path, monkeypatch, cache):
-    monkeypatch.setattr(shard_cache, "KEPT", 2)
+    monkeypatch.setattr(shard_cache, "MAX_CACHED", 2)
     log = tmp_path / "log"
     source = source_with(tmp_path, piped(tars(tmp_path / "pool"), log, monkeypatch))
     assert colours(source) == ALL_COLOURS
@@ -214,8 +214,8 @@ def test_a_streamed_pool_needs_room_for_a_few_shards_only(tmp_path, monkeypatch,
 
 
 def test_evaluation_reads_each_shard_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_cache, "KEPT", 1)
-    monkeypatch.setattr(shard_index, "AT_ONCE", 1)
+    monkeypatch.setattr(shard_cache, "MAX_CACHED", 1)
+    monkeypatch.setattr(shard_index, "MAX_THREADS", 1)
     log = tmp_path / "log"
     source = source_with(tmp_path, piped(tars(tmp_path / "pool"), log, monkeypatch))
     for file in (tmp_path / "cache" / "tutelage" / "shards").iterdir():
@@ -307,8 +307,8 @@ def test_images_that_cannot_be_read_are_named_by_shard_and_place(tmp_path, capsy
 
 def test_a_shard_is_read_and_tried_once_and_never_again(tmp_path, monkeypatch):
     tried = Counter()
-    real = shard_index.complaint
-    monkeypatch.setattr(shard_index, "complaint", lambda *args: tried.update(n=1) or real(*args))
+    real = shard_index.check_image
+    monkeypatch.setattr(shard_index, "check_image", lambda *args: tried.update(n=1) or real(*args))
     tars(tmp_path / "pool", 2)
     source_with(tmp_path, tmp_path / "pool")
     assert tried["n"] == 2 * EACH
@@ -324,7 +324,7 @@ def test_a_shard_is_read_and_tried_once_and_never_again(tmp_path, monkeypatch):
 
 
 def test_an_index_that_was_stopped_goes_on_with_the_other_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_index, "AT_ONCE", 1)
+    monkeypatch.setattr(shard_index, "MAX_THREADS", 1)
     config = config_of(tmp_path, tars(tmp_path / "pool"))
     found = find_shards(config.unlabelled)
 
@@ -336,28 +336,28 @@ def test_an_index_that_was_stopped_goes_on_with_the_other_shards(tmp_path, monke
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        shard_index.indexed(found, config, "here", stop)
+        shard_index.index_shards(found, config, "here", stop)
     shares = []
-    shard_index.indexed(found, config, "here", lambda what, share: shares.append((what, share)))
+    shard_index.index_shards(found, config, "here", lambda what, share: shares.append((what, share)))
     assert 1 <= len(shares) <= SHARDS - 2
     assert shares[-1][1] == 1.0
 
 
 def test_processes_that_index_one_pool_share_the_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_index, "AT_ONCE", 1)
+    monkeypatch.setattr(shard_index, "MAX_THREADS", 1)
     config = config_of(tmp_path, tars(tmp_path / "pool"))
-    found, tried, real = find_shards(config.unlabelled), Counter(), shard_index.complaint
+    found, tried, real = find_shards(config.unlabelled), Counter(), shard_index.check_image
     other: list[int] = []
 
-    def complaint(*args) -> str:
+    def check_image(*args) -> str:
         tried.update(images=1)
         if not other:  # a second process begins while the first is in its first shard, and ends before it
             other.append(1)
-            shard_index.indexed(found, config, "here")
+            shard_index.index_shards(found, config, "here")
         return real(*args)
 
-    monkeypatch.setattr(shard_index, "complaint", complaint)
-    assert shard_index.indexed(found, config, "here").counts.tolist() == [EACH] * SHARDS
+    monkeypatch.setattr(shard_index, "check_image", check_image)
+    assert shard_index.index_shards(found, config, "here").counts.tolist() == [EACH] * SHARDS
     assert tried["images"] == EACH * (SHARDS + 1)  # the shard under way was tried by both
 
 
@@ -473,14 +473,14 @@ def batches_of(source, steps: int) -> TrainDataset:
 
 
 def test_a_resumed_run_reads_the_shards_under_way_and_decodes_nothing_of_what_came_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_cache, "KEPT", 2)
+    monkeypatch.setattr(shard_cache, "MAX_CACHED", 2)
     log = tmp_path / "log"
     pool = piped(tars(tmp_path / "pool"), log, monkeypatch)
     source = source_with(tmp_path, pool)
     steps = 2 * SHARDS * EACH // 4
     whole = [batch["pool"].images for batch in map(batches_of(source, steps).__getitem__, range(steps))]
-    decoded, real = [], shard_images.picture
-    monkeypatch.setattr(shard_images, "picture", lambda *args: decoded.append(args[1]) or real(*args))
+    decoded, real = [], shard_images.open_picture
+    monkeypatch.setattr(shard_images, "open_picture", lambda *args: decoded.append(args[1]) or real(*args))
     for step in range(steps):
         for file in (tmp_path / "cache" / "tutelage" / "shards").iterdir():
             file.unlink()
@@ -503,7 +503,7 @@ def test_ten_million_images_cost_a_few_bytes_each(tmp_path, monkeypatch):
     shard = pools.Shard("000.tar", str(tmp_path / "000.tar"), 1, 1)
     number = count // each
     pool = shard_index.Pool((shard,) * number, np.full(number, each), (str(tmp_path / "index.bin"),) * number, ())
-    monkeypatch.setattr("tutelage.data.datasets.image_files._pool", lambda config, tell: pool)
+    monkeypatch.setattr("tutelage.data.datasets.image_files._index_pool", lambda config, tell: pool)
     monkeypatch.setattr("tutelage.data.datasets.image_files.find_shards", lambda given: ())
     source = source_with(tmp_path, "anything")
     assert len(source.unlabelled) == count

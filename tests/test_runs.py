@@ -70,7 +70,7 @@ def test_the_control_has_the_last_students_network_and_all_the_steps(finished):
 def test_pseudo_labels_are_the_teachers_answers_and_their_truth_only_measures(finished):
     table = pq.read_table(finished / "stages/2-labels-1/pseudo_labels.parquet").to_pydict()
     stored = read_labels(finished / "stages/2-labels-1")
-    assert [int(label) for label in table["label"]] == stored.answers.tolist()
+    assert [int(label) for label in table["label"]] == stored.predictions.tolist()
     result = record_of(finished)["stages"][1]["result"]
     kept = np.array(table["kept"])
     right = np.array(table["label"])[kept] == np.array(table["truth"])[kept]

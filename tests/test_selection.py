@@ -14,7 +14,7 @@ PROBABILITIES = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3], [0.55,
 
 
 def chosen_by(**rules) -> Selection:
-    return select(Labels.of(PROBABILITIES), Rules(**rules))
+    return select(Labels.from_array(PROBABILITIES), Rules(**rules))
 
 
 def test_by_hand_balance_keeps_the_most_confident_and_duplicates_the_rare():
@@ -49,7 +49,7 @@ def test_by_hand_entries_in_order_are_the_same_ones():
 
 
 def test_among_equals_the_earlier_image_is_kept():
-    chosen = select(Labels.of(np.tile(np.float32([0.5, 0.25, 0.25]), (9, 1))), Rules(per_class=4))
+    chosen = select(Labels.from_array(np.tile(np.float32([0.5, 0.25, 0.25]), (9, 1))), Rules(per_class=4))
     assert chosen.entries.tolist() == [0, 1, 2, 3]
 
 
@@ -102,9 +102,9 @@ def test_a_selection_follows_the_rules_and_only_them(
     probabilities = np.round(probabilities, 1)  # so that there are equals
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     rules = Rules(confidence, balance, per_class, hard, temperature)
-    labels = Labels.of(probabilities)
+    labels = Labels.from_array(probabilities)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "AT_ONCE", at_once)
+        patch.setattr(selection, "CHUNK_SIZE", at_once)
         chosen, again = select(labels, rules), select(labels, rules)
         in_order = select(labels, Rules(confidence, balance, per_class, hard, temperature, in_order=True))
     assert (chosen.entries == again.entries).all()
@@ -114,7 +114,7 @@ def test_a_selection_follows_the_rules_and_only_them(
     assert sorted(pairs) == expected
     assert len(set(pairs)) == len(pairs)  # no draw twice
     assert list(zip(in_order.entries.tolist(), in_order.copies.tolist(), strict=True)) == expected
-    assert chosen.times(count).tolist() == np.bincount(chosen.entries, minlength=count).tolist()
+    assert chosen.count_uses(count).tolist() == np.bincount(chosen.entries, minlength=count).tolist()
     targets = chosen.targets[np.arange(len(pairs))]
     assert targets.dtype == np.float32
     assert targets.shape == chosen.targets.shape == (len(pairs), classes)
@@ -136,7 +136,7 @@ def test_targets_travel_by_the_path_of_their_labels(tmp_path):
         first, last = store.bounds(shard)
         store.write(shard, probabilities[first:last])
     labels = read_labels(tmp_path)
-    assert len(labels.answers) == count
+    assert len(labels.predictions) == count
     targets = select(labels, Rules(confidence=0.6)).targets
     sent = pickle.dumps(targets)
     assert len(sent) < 4_000  # neither the probabilities nor what was noted of all of them
@@ -149,6 +149,6 @@ def test_positions_take_four_bytes_and_copies_one():
     chosen = chosen_by()
     assert chosen.entries.dtype == np.int32
     assert chosen.copies.dtype == np.uint8
-    many = select(Labels.of(PROBABILITIES), Rules(per_class=300))
+    many = select(Labels.from_array(PROBABILITIES), Rules(per_class=300))
     assert many.copies.dtype == np.uint16
     assert many.copies.max() == 299

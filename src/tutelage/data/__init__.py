@@ -28,7 +28,7 @@ from tutelage.data.pseudo_labels.summary import ROUND, TABLE, write_summary, wri
 from tutelage.data.shards.pools import absolute_pool
 from tutelage.data.source import UNKNOWN, Source
 from tutelage.data.splits import Splits, split
-from tutelage.data.stratify import stratified
+from tutelage.data.stratify import draw_stratified
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ __all__ = [
     "select",
     "shard_files",
     "split",
-    "stratified",
+    "draw_stratified",
     "unpack_rows",
     "write_summary",
     "write_table",
@@ -152,7 +152,7 @@ def fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -
     if module == "tutelage.data" and name in LISTINGS:
         return image_files.fingerprint(LISTINGS[name](config), config, on_progress)
     if module == "tutelage.data" and name == "HuggingFace":
-        return huggingface.saved_as(config)
+        return huggingface.library_fingerprint(config)
     from tutelage.data.modules import data_module
 
     return data_module(config).fingerprint()

@@ -1,4 +1,7 @@
-"""Weights of the loss for uneven classes."""
+"""Class weights of the loss for classes of unequal size.
+
+They are those of scikit-learn's ``compute_class_weight("balanced")``, except that a class may have no images.
+"""
 
 import numpy as np
 

@@ -18,7 +18,7 @@ from tutelage.data.datasets.digits import digits
 from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.datasets.emoji import emoji, versions
 from tutelage.data.datasets.fashion_mnist import fashion_mnist
-from tutelage.data.datasets.huggingface import hugging_face, saved_as
+from tutelage.data.datasets.huggingface import hugging_face, library_fingerprint
 from tutelage.data.datasets.image_files import LISTINGS, fingerprint, image_files
 from tutelage.data.datasets.mnist import mnist
 from tutelage.data.datasets.stl10 import stl10
@@ -314,7 +314,7 @@ class HuggingFace(ImageDataModule):
 
     def fingerprint(self) -> str:
         """Return the fingerprint that the library keeps."""
-        return saved_as(self.config)
+        return library_fingerprint(self.config)
 
 
 def data_module(config: DataConfig, runtime: DataRuntime | None = None) -> ImageDataModule:

@@ -1,4 +1,4 @@
-"""What a dataset is before any split: images, labels and its makers' parts, in one index space."""
+"""A dataset before any split: its images, labels and published parts, in one index space."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,40 +20,40 @@ LARGEST_IN_MEMORY = 1 << 30  # bytes of all images of a dataset
 
 
 class Images(Protocol):
-    """A sequence of images as evaluation sees them, uint8 (H, W, C), all of one size."""
+    """A sequence of images at evaluation size, uint8 (H, W, C)."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> np.ndarray: ...
 
     def picture(self, index: int) -> "Picture | np.ndarray":
-        """Return the image for training that takes any size: whole, as it is stored, where it is stored larger."""
+        """Return the image for a transform that takes any size: whole, if it is stored larger than evaluation size."""
         ...
 
 
-def no_images() -> np.ndarray:
-    """Return the indices of an empty part."""
+def empty_indices() -> np.ndarray:
+    """Return the indices (0,) int64 of an empty part."""
     return np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset before any split: images, what is known of them, and the parts its makers gave it.
+    """A dataset before any split: images, labels, names, and the parts its makers gave it.
 
     Attributes:
         images: all images, or an array (N, H, W, C) uint8 of them; the index arrays below point into them.
-        labels: (N,) int64, or a smaller integer where there are many images; ``UNKNOWN`` where there is none.
+        labels: (N,) int64, or a smaller integer if there are many images; ``UNKNOWN`` for an image without a label.
         classes: the classes' names, in the order of their labels.
         train: indices of labelled images to learn from.
         test: indices of the test set.
-        val: indices of a validation set of its own, empty where there is none.
-        unlabelled: indices of images without labels, of the smallest type that fits where there are many.
+        val: indices of the dataset's own validation set; empty if it has none.
+        unlabelled: indices of images without labels, of the smallest integer type that fits if there are many.
         names: a name for each image (a path, or its number).
-        left_out: names of files that could not be read and are not among the images.
+        left_out: names of files that cannot be decoded and are not among the images.
         notes: what the user should know about the data.
-        others: indices of further test sets, by their names: the same classes, seen otherwise.
-        blocks: (S,) the first image of each shard, ascending; the images from the first one on lie in shards, which
-            are best read one after another. Empty without shards.
+        further_tests: indices of further test sets, by their names: images of the same classes under other conditions.
+        blocks: (S,) the index of the first image of each shard, ascending. All images from the first of these on are in
+            shards, which are best read one after another. Empty without shards.
     """
 
     images: Images | np.ndarray
@@ -66,12 +66,12 @@ class Source:
     names: Sequence[str]
     left_out: Sequence[str] = ()
     notes: Sequence[str] = ()
-    others: Mapping[str, np.ndarray] = field(default_factory=dict)
-    blocks: np.ndarray = field(default_factory=no_images)
+    further_tests: Mapping[str, np.ndarray] = field(default_factory=dict)
+    blocks: np.ndarray = field(default_factory=empty_indices)
 
 
-class Numbered(Sequence[str]):
-    """The names of images that have no file: their numbers."""
+class IndexNames(Sequence[str]):
+    """The names of images that have no file: their indices."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -83,8 +83,8 @@ class Numbered(Sequence[str]):
         return str(range(self._count)[index])
 
 
-def resized(image: np.ndarray, size: int) -> np.ndarray:
-    """Return the central square of ``image`` (H, W, C), its side at ``size``."""
+def resize_center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Return the largest central square of ``image`` (H, W, C), resized to (``size``, ``size``, C)."""
     import cv2
 
     height, width, channels = image.shape
@@ -93,24 +93,24 @@ def resized(image: np.ndarray, size: int) -> np.ndarray:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = image[top : top + side, left : left + side]
-    how = cv2.INTER_AREA if size < side else cv2.INTER_LINEAR
-    return cv2.resize(square, (size, size), interpolation=how).reshape(size, size, channels)
+    interpolation = cv2.INTER_AREA if size < side else cv2.INTER_LINEAR
+    return cv2.resize(square, (size, size), interpolation=interpolation).reshape(size, size, channels)
 
 
-def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
+def convert_channels(images: np.ndarray, channels: int) -> np.ndarray:
     """Return images (..., W, 1 or 3) with ``channels`` channels: grey is repeated, RGB becomes grey by ITU-R 601."""
     if channels == images.shape[-1]:
         return images
     if channels == GREY:
         import cv2
 
-        rows = np.ascontiguousarray(images).reshape(-1, *images.shape[-2:])  # cv2 knows no axis of images
+        rows = np.ascontiguousarray(images).reshape(-1, *images.shape[-2:])  # cv2 takes one image, so all rows are one
         return cv2.cvtColor(rows, cv2.COLOR_RGB2GRAY).reshape(*images.shape[:-1], GREY)
     return np.repeat(images, channels, axis=-1)
 
 
 class WholeImages:
-    """An array of uint8 images (N, H, W, C) at the size that evaluation sees, in memory or memory-mapped."""
+    """An array of uint8 images (N, H, W, C) at evaluation size, in memory or memory-mapped."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._shared = Shared(array)
@@ -120,10 +120,10 @@ class WholeImages:
 
     def __getitem__(self, index: int) -> np.ndarray:
         image: np.ndarray = self._shared.array[index]
-        return image if image.flags.writeable else np.array(image)  # no view of a read-only file
+        return image if image.flags.writeable else np.array(image)  # a copy, not a view of a read-only file
 
     def picture(self, index: int) -> np.ndarray:
-        """Return the image: more of it is not stored."""
+        """Return the image at evaluation size: nothing larger is stored."""
         return self[index]
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
@@ -132,9 +132,9 @@ class WholeImages:
 
 
 class ArrayImages:
-    """Arrays of uint8 images (N, H, W, C) one behind the other, each image brought to size when it is asked for.
+    """Several arrays of uint8 images (N, H, W, C) as one sequence; each image is resized when it is read.
 
-    The arrays may be memory-mapped and views in any order: no image is read before its turn.
+    The arrays may be memory-mapped, and views with any order of axes: only the images that are used are read.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray], image_size: int, channels: int) -> None:
@@ -149,18 +149,18 @@ class ArrayImages:
     def __getitem__(self, index: int) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        place = int(np.searchsorted(self._starts, index, side="right")) - 1
-        stored = self._arrays[place].array[index - self._starts[place]]
-        image = np.array(stored, order="C")  # no view of a read-only file
-        return with_channels(resized(image, self._size), self._channels)
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        stored = self._arrays[number].array[index - self._starts[number]]
+        image = np.array(stored, order="C")  # a copy, not a view of a read-only file
+        return convert_channels(resize_center_crop(image, self._size), self._channels)
 
     def picture(self, index: int) -> np.ndarray:
-        """Return the image at its size: what is stored has about that size."""
+        """Return the image at evaluation size: the stored one is about as large."""
         return self[index]
 
 
-class Joined:
-    """Images of several kinds, one behind the other."""
+class JoinedImages:
+    """Several sequences of images as one."""
 
     def __init__(self, parts: Sequence[Images]) -> None:
         self._parts = parts
@@ -170,15 +170,16 @@ class Joined:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> np.ndarray:
-        part, within = self._find(index)
-        return part[within]
+        part, position = self._find(index)
+        return part[position]
 
     def picture(self, index: int) -> "Picture | np.ndarray":
-        """Return the whole image as its kind has it."""
-        part, within = self._find(index)
-        return part.picture(within)
+        """Return the whole image as it is stored."""
+        part, position = self._find(index)
+        return part.picture(position)
 
     def _find(self, index: int) -> tuple[Images, int]:
+        """Return the sequence that has an image, and the image's position in it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = int(np.searchsorted(self._ends, index, side="right"))
@@ -186,7 +187,7 @@ class Joined:
 
 
 class JoinedNames(Sequence[str]):
-    """Names of images of two kinds, one behind the other."""
+    """Two sequences of names as one."""
 
     def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
         self._first = first
@@ -196,26 +197,26 @@ class JoinedNames(Sequence[str]):
         return len(self._first) + len(self._second)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
-        behind = int(index) - len(self._first)
-        return self._first[int(index)] if behind < 0 else self._second[behind]
+        position = int(index) - len(self._first)
+        return self._first[int(index)] if position < 0 else self._second[position]
 
 
 def is_ready(images: Images) -> bool:
-    """Return whether images are pixels already, in memory or memory-mapped, and not files to be decoded."""
+    """Return whether images need no decoding: they are pixels in memory or memory-mapped, not files."""
     return isinstance(images, WholeImages | ArrayImages)
 
 
-def gathered(images: Images, indices: np.ndarray) -> np.ndarray:
+def stack_images(images: Images, indices: np.ndarray) -> np.ndarray:
     """Return the images (B, H, W, C) at ``indices`` (B,)."""
     if isinstance(images, WholeImages):
         return images.gather(indices)
     return np.stack([images[index] for index in indices.tolist()])
 
 
-def from_arrays(arrays: Sequence[np.ndarray], image_size: int, channels: int) -> Images | np.ndarray:
-    """Return arrays of uint8 images (N, H, W, C), one behind the other, at a size: in memory where they fit well.
+def join_arrays(arrays: Sequence[np.ndarray], image_size: int, channels: int) -> Images | np.ndarray:
+    """Return several arrays of uint8 images (N, H, W, C) as one sequence at a size: an array in memory if it fits well.
 
-    Memory-mapped arrays, and what would become larger than ``LARGEST_IN_MEMORY``, are brought to size image by image.
+    Memory-mapped arrays, and those that would become larger than ``LARGEST_IN_MEMORY``, are resized image by image.
     """
     lazy = ArrayImages(arrays, image_size, channels)
     if any(isinstance(array, np.memmap) for array in arrays):
@@ -223,21 +224,21 @@ def from_arrays(arrays: Sequence[np.ndarray], image_size: int, channels: int) ->
     shape = (len(lazy), image_size, image_size, channels)
     if math.prod(shape) > LARGEST_IN_MEMORY:
         return lazy
-    whole = np.empty(shape, dtype=np.uint8)
+    images = np.empty(shape, dtype=np.uint8)
     for index in range(len(lazy)):
-        whole[index] = lazy[index]
-    return whole
+        images[index] = lazy[index]
+    return images
 
 
 class Part(NamedTuple):
-    """What a dataset's makers labelled: images (N, H, W, C) uint8 and labels (N,) of any integers."""
+    """A labelled part of a dataset: images (N, H, W, C) uint8 and labels (N,) of any integer type."""
 
     images: np.ndarray
     labels: np.ndarray
 
 
-def from_parts(
-    place: Path,
+def build_source(
+    path: Path,
     train: Part,
     test: Part,
     classes: tuple[str, ...],
@@ -248,34 +249,35 @@ def from_parts(
     """Return a source of a training set, a test set and perhaps unlabelled images (N, H, W, C) uint8, in this order.
 
     Raises:
-        UserError: a part, read from ``place``, has no images, another number of labels or labels beyond the classes.
+        UserError: a part has no images, another number of labels than of images, or a label that no class has. The
+            message names ``path``, from which the parts were read.
     """
     for name, (images, labels) in {"train": train, "test": test}.items():
         if len(images) != len(labels) or not len(images):
-            raise UserError(f"{place}: {name} has {len(images)} images and {len(labels)} labels; fetch the files again")
-        wrong = labels[(labels < 0) | (labels >= len(classes))]
-        if len(wrong):
+            raise UserError(f"{path}: {name} has {len(images)} images and {len(labels)} labels; fetch the files again")
+        invalid = labels[(labels < 0) | (labels >= len(classes))]
+        if len(invalid):
             raise UserError(
-                f"{place}: {name} has label {wrong[0]}, but there are {len(classes)} classes; fetch the files again"
+                f"{path}: {name} has label {invalid[0]}, but there are {len(classes)} classes; fetch the files again"
             )
     arrays = [train.images, test.images] + ([] if unlabelled is None else [unlabelled])
     ends = np.cumsum([0, *map(len, arrays)])
     labels = np.full(ends[-1], UNKNOWN, dtype=np.int64)
     labels[: ends[2]] = np.concatenate([train.labels, test.labels])
     return Source(
-        images=from_arrays(arrays, image_size, channels),
+        images=join_arrays(arrays, image_size, channels),
         labels=labels,
         classes=classes,
         train=np.arange(ends[1]),
         test=np.arange(ends[1], ends[2]),
-        val=no_images(),
+        val=empty_indices(),
         unlabelled=np.arange(ends[2], ends[-1]),
-        names=Numbered(len(labels)),
+        names=IndexNames(len(labels)),
     )
 
 
-def class_names(file: Path) -> tuple[str, ...]:
-    """Return the lines of a text file that are not empty.
+def read_class_names(file: Path) -> tuple[str, ...]:
+    """Return the classes' names in a text file: its lines that are not empty.
 
     Raises:
         UserError: it cannot be read.

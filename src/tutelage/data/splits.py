@@ -1,33 +1,32 @@
-"""Who may see which image: label budgets, validation and the unlabelled pool, without overlap."""
+"""The splits of a dataset: labelled, validation, test and unlabelled pool, under a label budget, without overlap."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from tutelage.config import DataConfig
-from tutelage.data.source import Source, no_images
-from tutelage.data.stratify import order_within_class, stratified
+from tutelage.data.source import Source, empty_indices
+from tutelage.data.stratify import draw_stratified, shuffle_within_class
 from tutelage.errors import UserError
 from tutelage.randomness import Key
 
-FEW_LABELS = 50  # a class; below it, images held out for validation cost more than they tell
+FEW_LABELS = 50  # a class; with fewer, holding labels out for validation costs more than validation is worth
 INSIDE_SHARE = 0.1  # of the labelled images, held out by validation=inside
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Index arrays into a source; no index stands in two of them.
+    """Index arrays into a source; no index is in two of them.
 
     Attributes:
         labelled: images to learn from, with labels.
-        validation: images that pick the best epoch; empty where there is no validation.
-        test: images touched once, after the last stage.
-        pool: images to learn from without labels. Where the source knows their labels, these only measure
-            pseudo-labels.
-        validation_kind: none, inside, outside or own, as resolved.
-        others: further test sets, by their names; touched when ``test`` is.
-        blocks: where the source's shards begin in its index space (see ``Source``).
+        validation: images on which the best epoch is selected; empty if there is no validation.
+        test: images that are evaluated once, after the last stage.
+        pool: images to learn from without labels. If the source knows their labels, these only measure pseudo-labels.
+        validation_kind: none, inside, outside or own; never auto.
+        further_tests: further test sets, by their names; evaluated when ``test`` is.
+        blocks: the first index of each of the source's shards (see ``Source``).
     """
 
     labelled: np.ndarray
@@ -35,76 +34,92 @@ class Splits:
     test: np.ndarray
     pool: np.ndarray
     validation_kind: str
-    others: Mapping[str, np.ndarray] = field(default_factory=dict)
-    blocks: np.ndarray = field(default_factory=no_images)
+    further_tests: Mapping[str, np.ndarray] = field(default_factory=dict)
+    blocks: np.ndarray = field(default_factory=empty_indices)
 
 
 def split(source: Source, config: DataConfig) -> Splits:
-    """Return who sees which image.
+    """Return the splits of a source.
 
     The budget's images are the first of a fixed order within each class, so that the 10 labels a class of one run are
     among the 25 of another with the same ``data.split_seed``.
 
     Raises:
-        UserError: a class has too few images for the budget, or nothing is left to validate on.
+        UserError: a class has too few images for the budget, or none are left for validation.
     """
-    labels, train, test, own, unlabelled = source.labels, source.train, source.test, source.val, source.unlabelled
-    others = source.others
-    if config.limit is not None:
-        key = Key(config.split_seed, "limit")
-        train, test = (stratified(part, labels, config.limit, key) for part in (train, test))
-        others = {name: stratified(part, labels, config.limit, key) for name, part in others.items()}
-        own, unlabelled = (
-            np.sort(key.generator("parts").permutation(part)[: config.limit]) for part in (own, unlabelled)
-        )
-    orders = order_within_class(train, labels, Key(config.split_seed, "budget"))
-    whole = np.bincount(labels[source.train], minlength=len(source.classes))
-    budgets = {c: _budget(config, order, source, c, int(whole[c])) for c, order in orders.items()}
+    source_sizes = np.bincount(source.labels[source.train], minlength=len(source.classes))
+    source = _limit(source, config)
+    labels, train = source.labels, source.train
+    orders = shuffle_within_class(train, labels, Key(config.split_seed, "budget"))
+    budgets = {c: _label_count(config, order, source, c, int(source_sizes[c])) for c, order in orders.items()}
     labelled = np.sort(np.concatenate([order[: budgets[c]] for c, order in orders.items()]))
     rest = np.setdiff1d(train, labelled)
-
-    kind, count = _validation(config, labelled, len(orders), len(own))
-    validation = np.empty(0, dtype=np.int64)
+    kind, count = _resolve_validation(config, labelled, len(orders), len(source.val))
+    validation = empty_indices()
     key = Key(config.split_seed, "validation")
     if kind == "own":
-        validation = own
+        validation = source.val
     elif kind == "inside":
-        held = max(len(orders), round(INSIDE_SHARE * len(labelled)))
-        if held >= len(labelled):
+        count = max(len(orders), round(INSIDE_SHARE * len(labelled)))
+        if count >= len(labelled):
             raise UserError(f"data.validation=inside: {len(labelled)} labels are too few to hold some out; use none")
-        validation = stratified(labelled, labels, held, key)
+        validation = draw_stratified(labelled, labels, count, key)
         labelled = np.setdiff1d(labelled, validation)
     elif kind == "outside":
         if config.limit is not None:
             count = min(count, len(rest) // 2)
         if not 0 < count <= len(rest):
-            told = f"only {len(rest)} images lie outside the label budget; lower it by data.labels_per_class"
-            raise UserError(f"data.validation={config.validation}: {told}")
-        validation = stratified(rest, labels, count, key)
+            reason = f"only {len(rest)} images are outside the label budget; lower it by data.labels_per_class"
+            raise UserError(f"data.validation={config.validation}: {reason}")
+        validation = draw_stratified(rest, labels, count, key)
         rest = np.setdiff1d(rest, validation)
+    unlabelled = source.unlabelled
     return Splits(
         labelled=labelled,
         validation=validation,
-        test=test,
+        test=source.test,
         pool=np.concatenate([rest.astype(unlabelled.dtype), unlabelled]) if len(rest) else unlabelled,
         validation_kind=kind,
-        others=others,
+        further_tests=source.further_tests,
         blocks=source.blocks,
     )
 
 
-def _budget(config: DataConfig, order: np.ndarray, source: Source, c: int, whole: int) -> int:
-    """Return how many labels of class ``c`` may be used, of those in ``order``; ``whole`` is its size without a limit.
+def _limit(source: Source, config: DataConfig) -> Source:
+    """Return the source with at most ``data.limit`` images in each part; unchanged if there is no limit."""
+    limit = config.limit
+    if limit is None:
+        return source
+    key = Key(config.split_seed, "limit")
 
-    Where ``data.limit`` leaves no more images than the budget, half of them keep their labels: a strategy that needs
-    images without labels finds some in a small trial too.
+    def draw_labelled(part: np.ndarray) -> np.ndarray:
+        return draw_stratified(part, source.labels, limit, key)
+
+    def draw(part: np.ndarray) -> np.ndarray:
+        return np.sort(key.generator("parts").permutation(part)[:limit])
+
+    return replace(
+        source,
+        train=draw_labelled(source.train),
+        test=draw_labelled(source.test),
+        val=draw(source.val),
+        unlabelled=draw(source.unlabelled),
+        further_tests={name: draw_labelled(part) for name, part in source.further_tests.items()},
+    )
+
+
+def _label_count(config: DataConfig, order: np.ndarray, source: Source, c: int, unlimited: int) -> int:
+    """Return how many images of class ``c`` keep their labels, of those in ``order``.
+
+    If ``data.limit`` leaves no more images than the budget, half of them keep their labels, so that a strategy that
+    needs unlabelled images finds some in a small trial too. ``unlimited`` is the size of the class without the limit.
     """
     if config.labels_per_class is not None:
         if config.limit is None and config.labels_per_class > len(order):
             raise UserError(
                 f"data.labels_per_class={config.labels_per_class}: class {source.classes[c]!r} has {len(order)} images"
             )
-        if config.labels_per_class < len(order) or config.labels_per_class >= whole:
+        if config.labels_per_class < len(order) or config.labels_per_class >= unlimited:
             return min(config.labels_per_class, len(order))
         return max(1, len(order) // 2)
     if config.labels is not None:
@@ -112,8 +127,8 @@ def _budget(config: DataConfig, order: np.ndarray, source: Source, c: int, whole
     return len(order)
 
 
-def _validation(config: DataConfig, labelled: np.ndarray, classes: int, own: int) -> tuple[str, int]:
-    """Return the kind of validation and, for outside, how many images."""
+def _resolve_validation(config: DataConfig, labelled: np.ndarray, classes: int, own: int) -> tuple[str, int]:
+    """Return the kind of validation (none, inside, outside or own) and, for outside, the number of images."""
     if config.validation == "auto":
         if own:
             return "own", own

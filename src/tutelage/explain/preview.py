@@ -9,7 +9,7 @@ import numpy as np
 
 from tutelage.config import Config
 from tutelage.config.targets import build
-from tutelage.data.datasets.download import OnProgress, silent
+from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.errors import UserError
 from tutelage.explain.scene import Mixture, Scene, chosen, magnitudes, mixtures, operations, scene_of, speed, views
 from tutelage.explain.sheet import Grid, Section, draw, save
@@ -173,7 +173,7 @@ def file_name(scene: Scene) -> str:
     return f"{readable}-{told[:HASH_LENGTH]}.png"
 
 
-def write_preview(config: Config, arm: str = "", tell: OnProgress = silent) -> tuple[Path, list[str]]:
+def write_preview(config: Config, arm: str = "", tell: OnProgress = ignore_progress) -> tuple[Path, list[str]]:
     """Write the picture of what a config shows to a network, and return its file and what to say of it.
 
     Args:

@@ -15,7 +15,7 @@ import torch
 from tutelage.augmentation import Mixing, Picture, Pipeline, mixed, plan
 from tutelage.config import AugmentationConfig, Config
 from tutelage.data import ImageDataModule, Stream, StreamSampler, data_module
-from tutelage.data.datasets.download import OnProgress, silent
+from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.randomness import Key
 from tutelage.strategies import TrainStage, stages
 
@@ -67,7 +67,7 @@ class Scene:
         return stored if isinstance(stored, np.ndarray) else stored.read()
 
 
-def scene_of(config: Config, tell: OnProgress = silent) -> Scene:
+def scene_of(config: Config, tell: OnProgress = ignore_progress) -> Scene:
     """Return what a config shows.
 
     Args:

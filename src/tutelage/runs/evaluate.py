@@ -45,7 +45,7 @@ def _evaluate_stage(context: RunContext, stage: TrainStage, scale: Callable[[flo
         images = context.previous_run.test_batches(first_label=len(context.data.source.classes))
         predictions = predict(network, images, context.device, lambda count: context.check_signals())
         entry["result"] |= compute_task_metrics(predictions, network, "test")
-    for name, indices in splits.others.items():
+    for name, indices in splits.further_tests.items():
         predictions = _predict_split(context, network, data, indices, lambda fraction: scale(1.0))
         entry["result"] |= _all_metrics(predictions, network, f"test-{name}")
     context.record.finish_stage(entry)

@@ -190,7 +190,7 @@ def fill_store(
                     rows = []
                 while len(pending) > MOST_PENDING:
                     unwritten -= _wait_for_oldest(pending, claimed, store)
-                yield store.present(but=claimed.claims) + unwritten
+                yield store.count_present(exclude=claimed.claims) + unwritten
             while pending:
                 unwritten -= _wait_for_oldest(pending, claimed, store)
         finally:
@@ -229,7 +229,7 @@ def _to_rows(store: LabelStore, probabilities: Tensor, arrival: "torch.cuda.Even
     if arrival is not None:
         arrival.synchronize()
     try:
-        return store.pack(probabilities.numpy())
+        return store.encode_rows(probabilities.numpy())
     except ValueError:
         teacher = store.metadata["teacher"]
         raise UserError(f"{teacher}: its logits for the pool are not finite; its weights are unusable") from None

@@ -45,7 +45,7 @@ def help_to_label(path: Path, locations: Mapping[str, str], observer: Observer) 
     folder = RunFolder(path)
     record = read_record(folder) or {}
     stage_paths = [stage_path for stage_path in sorted(path.glob("stages/*")) if _lacks_shards(stage_path)]
-    begun = {stage_path.name: LabelStore.under_way(stage_path) for stage_path in stage_paths}
+    begun = {stage_path.name: LabelStore.open_existing(stage_path) for stage_path in stage_paths}
     stores = {
         name: store for name, store in begun.items() if store is not None and is_sound(path / store.metadata["teacher"])
     }

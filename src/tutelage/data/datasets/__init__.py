@@ -1,1 +1,1 @@
-"""One file for each dataset."""
+"""Public datasets and image files, one module for each."""

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tutelage.data.source import Numbered, Source, no_images, resized, with_channels
-from tutelage.data.stratify import stratified
+from tutelage.data.source import IndexNames, Source, convert_channels, empty_indices, resize_center_crop
+from tutelage.data.stratify import draw_stratified
 from tutelage.randomness import Key
 
 TEST_IMAGES = 450
@@ -16,19 +16,19 @@ def digits(image_size: int, channels: int) -> Source:
     """
     from sklearn.datasets import load_digits
 
-    loaded = load_digits()
-    grey = np.round(loaded.images * (255 / 16)).astype(np.uint8)[..., None]
-    images = np.stack([resized(image, image_size) for image in grey])
-    labels = loaded.target.astype(np.int64)
-    everything = np.arange(len(labels))
-    test = stratified(everything, labels, TEST_IMAGES, Key(0, "digits", "test"))
+    dataset = load_digits()
+    grey = np.round(dataset.images * (255 / 16)).astype(np.uint8)[..., None]
+    images = np.stack([resize_center_crop(image, image_size) for image in grey])
+    labels = dataset.target.astype(np.int64)
+    indices = np.arange(len(labels))
+    test = draw_stratified(indices, labels, TEST_IMAGES, Key(0, "digits", "test"))
     return Source(
-        images=with_channels(images, channels),
+        images=convert_channels(images, channels),
         labels=labels,
         classes=tuple(map(str, range(10))),
-        train=np.setdiff1d(everything, test),
+        train=np.setdiff1d(indices, test),
         test=test,
-        val=no_images(),
-        unlabelled=no_images(),
-        names=Numbered(len(labels)),
+        val=empty_indices(),
+        unlabelled=empty_indices(),
+        names=IndexNames(len(labels)),
     )

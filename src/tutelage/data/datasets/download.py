@@ -1,4 +1,8 @@
-"""Public datasets are fetched once: resumed where they stopped, checked, and unpacked whole or not at all."""
+"""Download of public datasets: each file once, resumed where it stopped, checked, and unpacked whole or not at all.
+
+torchvision.datasets.utils downloads and unpacks too. It starts again from the first byte after a broken connection, and
+knows nothing of other processes that download the same file; ours resumes, and lets one process work while others wait.
+"""
 
 import gzip
 import hashlib
@@ -18,22 +22,22 @@ from tutelage.storage import BLOCK, PARTIAL_PREFIX, flush_folder
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
-SECONDS_BETWEEN_LOOKS = 1.0
-STALLED_SECONDS = 60.0  # a server that is silent for so long is given up
-SHOWN_REASON = 160  # characters of a library's own message
+LOCK_POLL_SECONDS = 1.0
+STALLED_SECONDS = 60.0  # a download from a server that sends nothing for so long fails
+MAX_REASON_LENGTH = 160  # characters of a library's own message that ours quotes
 KILO, MEGA = 1_000, 1_000_000
-ELSEWHERE = "let XDG_CACHE_HOME name a folder that can, or set data.root=FOLDER with the dataset's files"
+OTHER_FOLDER_HINT = "let XDG_CACHE_HOME name a folder that can, or set data.root=FOLDER with the dataset's files"
 
-OnProgress = Callable[[str, float], None]  # is told what goes on and the share of it that is done, 0 to 1
+OnProgress = Callable[[str, float], None]  # receives what is being done and the fraction of it that is done, 0 to 1
 
 
-def silent(what: str, share: float) -> None:
-    """OnProgress nobody."""
+def ignore_progress(message: str, fraction: float) -> None:
+    """Do nothing; the default ``OnProgress``."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file on the network: where it is, the MD5 of its content and its size in bytes."""
+    """A file on the network: its URL, the MD5 of its content and its size in bytes."""
 
     url: str
     md5: str
@@ -54,137 +58,137 @@ class Archive:
     """A dataset that is published as one .tar.gz.
 
     Attributes:
-        what: its name, for messages.
-        name: its folder in the cache.
+        title: its name in messages.
+        cache_name: its folder in the cache.
         remote: the archive.
-        inner: the folder at its top.
-        marker: a file in that folder, by which it is known.
+        top_folder: the folder at the top of the archive.
+        marker: a file in that folder, by which the folder is recognised.
     """
 
-    what: str
-    name: str
+    title: str
+    cache_name: str
     remote: Remote
-    inner: str
+    top_folder: str
     marker: str
 
 
 def cache_folder(name: str) -> Path:
-    """Return where downloads of the name lie: below ``$XDG_CACHE_HOME``, else ``~/.cache``. It may not exist yet."""
+    """Return the folder ``name`` of our cache: below ``$XDG_CACHE_HOME``, else ``~/.cache``. It may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tutelage" / name
 
 
-def fetch(remote: Remote, folder: Path, what: str, tell: OnProgress = silent) -> Path:
-    """Return the path of ``remote`` in ``folder``, where it is downloaded to unless it is there.
+def fetch(remote: Remote, folder: Path, title: str, on_progress: OnProgress = ignore_progress) -> Path:
+    """Return the path of ``remote`` in ``folder``; download it there if it is missing.
 
-    What has come is kept as ``NAME.part``, and the next call asks the server for the rest. The whole file's MD5 is
-    checked before the file takes its name. Of several processes one downloads, and the others wait for it.
+    An unfinished download is kept as ``NAME.part``, and the next call asks the server for the rest. The MD5 of the
+    whole file is checked before the file gets its name. Of several processes one downloads and the others wait.
 
     Args:
         remote: the file.
-        folder: made if need be.
-        what: the dataset's name, for messages.
-        tell: is told of the progress.
+        folder: created if it does not exist.
+        title: the dataset's name in messages.
+        on_progress: receives the progress.
 
     Raises:
-        UserError: the download failed, came damaged, or cannot be stored.
+        UserError: the download failed, the file is damaged, or it cannot be stored.
     """
     target = folder / remote.name
     if target.is_file():
         return target
-    with alone(folder, remote.name, f"{what}: another process is fetching {remote.name}", tell):
+    with hold_lock(folder, remote.name, f"{title}: another process is fetching {remote.name}", on_progress):
         if not target.is_file():
-            part = folder / f"{remote.name}.part"
-            _transfer(remote, part, what, tell)
-            _verify(remote, part, what)
-            part.replace(target)
+            partial = folder / f"{remote.name}.part"
+            _download(remote, partial, title, on_progress)
+            _verify(remote, partial, title)
+            partial.replace(target)
             flush_folder(folder)
     return target
 
 
-def unpack(archive: Path, folder: Path, inner: str, tell: OnProgress = silent) -> Path:
-    """Return ``folder/inner``, unpacked from a .tar.gz unless it is there; it is whole or absent.
+def unpack(archive: Path, folder: Path, top_folder: str, on_progress: OnProgress = ignore_progress) -> Path:
+    """Return ``folder/top_folder``; unpack it from a .tar.gz if it is missing. It is whole or absent.
 
     Args:
         archive: the .tar.gz.
-        folder: made if need be.
-        inner: the folder at the top of the archive.
-        tell: is told where another process is waited for.
+        folder: created if it does not exist.
+        top_folder: the folder at the top of the archive.
+        on_progress: called while another process unpacks.
 
     Raises:
-        UserError: the archive is damaged or another one, or the files cannot be stored.
+        UserError: the archive is damaged or is another one, or the files cannot be stored.
     """
-    target = folder / inner
+    target = folder / top_folder
     if target.is_dir():
         return target
-    with alone(folder, inner, f"another process is unpacking {archive}", tell):
+    with hold_lock(folder, top_folder, f"another process is unpacking {archive}", on_progress):
         if not target.is_dir():
-            partial = folder / f"{PARTIAL_PREFIX}{inner}"
-            shutil.rmtree(partial, ignore_errors=True)  # what a killed process left
+            partial = folder / f"{PARTIAL_PREFIX}{top_folder}"
+            shutil.rmtree(partial, ignore_errors=True)  # from a killed process
             try:
                 _extract(archive, partial)
-                if not (partial / inner).is_dir():
-                    raise UserError(f"{archive}: holds no folder {inner}; it is another archive: remove it")
-                (partial / inner).replace(target)
+                if not (partial / top_folder).is_dir():
+                    raise UserError(f"{archive}: holds no folder {top_folder}; it is another archive: remove it")
+                (partial / top_folder).replace(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
             flush_folder(folder)
     return target
 
 
-def unpacked(archive: Archive, root: str | None, tell: OnProgress = silent) -> Path:
-    """Return the folder with the files of a dataset that is published as one archive.
+def fetch_and_unpack(archive: Archive, root: str | None, on_progress: OnProgress = ignore_progress) -> Path:
+    """Return the folder with the files of a dataset that is published as one archive; download and unpack if needed.
 
     Args:
         archive: the dataset.
-        root: the folder with the archive, the unpacked folder or its parent; None: our cache, which it is fetched to.
-            An archive in a folder that cannot be written is unpacked into our cache.
-        tell: is told of the progress.
+        root: the folder with the archive, the unpacked folder or its parent; None for our cache, into which the archive
+            is downloaded. An archive in a folder without write permission is unpacked into our cache.
+        on_progress: receives the progress.
 
     Raises:
-        UserError: it is not at ``root``, cannot be downloaded, or cannot be unpacked.
+        UserError: the dataset is not at ``root``, cannot be downloaded, or cannot be unpacked.
     """
-    folder = cache_folder(archive.name) if root is None else Path(root).expanduser()
-    place = folder if root is None or os.access(folder, os.W_OK) else cache_folder(archive.name)
-    for candidate in (folder, folder / archive.inner, place / archive.inner):
+    folder = cache_folder(archive.cache_name) if root is None else Path(root).expanduser()
+    writable = folder if root is None or os.access(folder, os.W_OK) else cache_folder(archive.cache_name)
+    for candidate in (folder, folder / archive.top_folder, writable / archive.top_folder):
         if (candidate / archive.marker).is_file():
             return candidate
     if root is not None and not (folder / archive.remote.name).is_file():
-        looked_for = f"{archive.inner}/{archive.marker} and {archive.remote.name}"
-        raise UserError(f"data.root={root}: no {archive.what} there (looked for {looked_for})")
-    file = fetch(archive.remote, folder, archive.what, tell)
-    tell(f"unpacking {archive.what}", 0.0)
-    return unpack(file, place, archive.inner, tell)
+        names = f"{archive.top_folder}/{archive.marker} and {archive.remote.name}"
+        raise UserError(f"data.root={root}: no {archive.title} there (looked for {names})")
+    file = fetch(archive.remote, folder, archive.title, on_progress)
+    on_progress(f"unpacking {archive.title}", 0.0)
+    return unpack(file, writable, archive.top_folder, on_progress)
 
 
-def _transfer(remote: Remote, part: Path, what: str, tell: OnProgress) -> None:
-    """Bring ``part`` to its full length, from where it stands."""
+def _download(remote: Remote, partial: Path, title: str, on_progress: OnProgress) -> None:
+    """Download the bytes that ``partial`` still lacks."""
     from http.client import HTTPException
 
-    done = part.stat().st_size if part.is_file() else 0
+    done = partial.stat().st_size if partial.is_file() else 0
     if done == remote.bytes:
         return
     try:
         with _request(remote, done) as response:
-            if response.status != HTTPStatus.PARTIAL_CONTENT:  # a server that sends all or nothing
+            if response.status != HTTPStatus.PARTIAL_CONTENT:  # the server sends the whole file
                 done = 0
             total = done + int(response.headers.get("Content-Length") or remote.bytes - done)
-            _announce(remote, part.parent, what, done)
-            with part.open("ab" if done else "wb") as file:
+            _announce(remote, partial.parent, title, done)
+            with partial.open("ab" if done else "wb") as file:
                 while block := response.read(BLOCK):
                     file.write(block)
                     done += len(block)
-                    tell(f"fetching {what}", min(1.0, done / total))
-        if done < total:  # of this http.client says nothing
-            raise ConnectionError(f"the connection broke off at {size_told(done)} of {size_told(total)}")
+                    on_progress(f"fetching {title}", min(1.0, done / total))
+        if done < total:  # http.client does not report this
+            raise ConnectionError(f"the connection broke off at {format_size(done)} of {format_size(total)}")
     except (OSError, HTTPException) as error:
         raise UserError(
-            f"{what}: {remote.url} cannot be fetched ({_reason(error)}): the same command goes on from where it "
+            f"{title}: {remote.url} cannot be fetched ({_reason(error)}): the same command goes on from where it "
             f"stopped, or get {remote.name} by hand and set data.root=FOLDER"
         ) from None
 
 
 def _request(remote: Remote, start: int) -> "HTTPResponse":
-    """Return the server's answer to a request for the bytes from ``start`` on; for all where it has none there."""
+    """Return the server's response to a request for the bytes from ``start`` on; for the whole file if it refuses."""
     from urllib.error import HTTPError
     from urllib.request import Request, urlopen
 
@@ -198,16 +202,16 @@ def _request(remote: Remote, start: int) -> "HTTPResponse":
         raise
 
 
-def _verify(remote: Remote, part: Path, what: str) -> None:
-    """Flush ``part`` to the disk and compare its MD5; one that is wrong is removed."""
-    with part.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+def _verify(remote: Remote, partial: Path, title: str) -> None:
+    """Flush ``partial`` to the disk and compare its MD5; remove a file whose MD5 is wrong."""
+    with partial.open("rb") as file:
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
         os.fsync(file.fileno())
-    if found != remote.md5:
-        part.unlink()
+    if md5 != remote.md5:
+        partial.unlink()
         raise UserError(
-            f"{what}: {remote.url} came damaged (its MD5 is {found}, not {remote.md5}) and was removed: type the same "
-            f"command again, or get {remote.name} elsewhere and set data.root=FOLDER"
+            f"{title}: {remote.url} arrived damaged (its MD5 is {md5}, not {remote.md5}) and was removed: "
+            f"type the same command again, or get {remote.name} elsewhere and set data.root=FOLDER"
         )
 
 
@@ -219,7 +223,7 @@ def _extract(archive: Path, partial: Path) -> None:
     try:
         with gzip.open(archive) as stream, tarfile.open(fileobj=stream) as tar:
             tar.extractall(partial, filter="data")
-            while stream.read(BLOCK):  # the checksum stands at the end
+            while stream.read(BLOCK):  # gzip's checksum is at the end
                 pass
         for path in partial.rglob("*"):
             if path.is_file():
@@ -237,15 +241,17 @@ def _extract(archive: Path, partial: Path) -> None:
 
 
 @contextmanager
-def alone(folder: Path, name: str, other: str, tell: OnProgress, way_out: str = ELSEWHERE) -> Iterator[None]:
-    """Hold the lock of ``folder/name``; where another process holds it, say so and wait.
+def hold_lock(
+    folder: Path, name: str, wait_message: str, on_progress: OnProgress, hint: str = OTHER_FOLDER_HINT
+) -> Iterator[None]:
+    """Hold the lock of ``folder/name``; if another process holds it, say so and wait.
 
     Args:
-        folder: made if need be.
-        name: what is to be written there.
-        other: what is said where another process holds the lock.
-        tell: is told of the waiting; may raise to stop.
-        way_out: what is advised where the folder cannot be written.
+        folder: created if it does not exist.
+        name: the file or folder to be written there.
+        wait_message: printed if another process holds the lock.
+        on_progress: called while waiting; may raise to stop.
+        hint: what the user can do if the folder cannot be written.
 
     Raises:
         UserError: the folder cannot be written.
@@ -258,32 +264,36 @@ def alone(folder: Path, name: str, other: str, tell: OnProgress, way_out: str = 
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(f"{other}; waiting for it", file=sys.stderr, flush=True)
+            print(f"{wait_message}; waiting for it", file=sys.stderr, flush=True)
             while not lock.is_locked:
-                tell(other, 0.0)  # may stop the run
+                on_progress(wait_message, 0.0)  # may stop the run
                 with suppress(Timeout):
-                    lock.acquire(timeout=SECONDS_BETWEEN_LOOKS)
+                    lock.acquire(timeout=LOCK_POLL_SECONDS)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({_reason(error)}): {way_out}") from None
+        raise UserError(f"{folder}: cannot be written ({_reason(error)}): {hint}") from None
     try:
         yield
     finally:
         lock.release()
 
 
-def _announce(remote: Remote, folder: Path, what: str, done: int) -> None:
+def _announce(remote: Remote, folder: Path, title: str, done: int) -> None:
+    """Print what is downloaded from where to where."""
     home = str(Path("~").expanduser())
-    shown = f"~{str(folder).removeprefix(home)}" if folder.is_relative_to(home) else str(folder)
-    again = f" (going on at {size_told(done)})" if done else ""
+    short_folder = f"~{str(folder).removeprefix(home)}" if folder.is_relative_to(home) else str(folder)
+    resumed = f" (going on at {format_size(done)})" if done else ""
     print(
-        f"{what}: fetching {size_told(remote.bytes)} from {remote.url} to {shown}{again}", file=sys.stderr, flush=True
+        f"{title}: fetching {format_size(remote.bytes)} from {remote.url} to {short_folder}{resumed}",
+        file=sys.stderr,
+        flush=True,
     )
 
 
-def size_told(count: int) -> str:
-    """Return a number of bytes as people write it."""
+def format_size(count: int) -> str:
+    """Return a number of bytes in MB or kB, as text."""
     return f"{count / MEGA:,.0f} MB" if count >= MEGA else f"{count / KILO:.1f} kB"
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()).strip("<>")[:SHOWN_REASON] or type(error).__name__
+    """Return an error's message on one line, at most ``MAX_REASON_LENGTH`` characters."""
+    return " ".join(str(error).split()).strip("<>")[:MAX_REASON_LENGTH] or type(error).__name__

@@ -14,7 +14,7 @@ import numpy as np
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import cache_folder
 from tutelage.data.files.decoding import BadImage, read_pixels
-from tutelage.data.source import Source, no_images, resized
+from tutelage.data.source import Source, empty_indices, resize_center_crop
 from tutelage.errors import UserError
 from tutelage.randomness import Key
 
@@ -66,10 +66,10 @@ def emoji(config: DataConfig) -> Source:
         classes=classes,
         train=np.flatnonzero(~is_test),
         test=np.flatnonzero(is_test),
-        val=no_images(),
-        unlabelled=no_images(),
+        val=empty_indices(),
+        unlabelled=empty_indices(),
         names=[f"{OWN}/{one.image}" for one in drawn] + [f"{OTHER}/{one.image}" for one in tested],
-        others={OTHER: np.arange(len(drawn), len(everything))},
+        further_tests={OTHER: np.arange(len(drawn), len(everything))},
     )
 
 
@@ -135,7 +135,7 @@ def _read(folder: Path, drawn: Sequence[Emoji], config: DataConfig) -> list[np.n
             pixels = read_pixels(file, config.channels, config.background, config.max_pixels)
         except BadImage as error:
             raise UserError(f"{file}: {error}; npm install its package again") from None
-        found.append(resized(pixels, config.image_size))
+        found.append(resize_center_crop(pixels, config.image_size))
     return found
 
 

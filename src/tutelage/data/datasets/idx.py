@@ -1,4 +1,7 @@
-"""LeCun's IDX files, and datasets that are four of them."""
+"""LeCun's IDX files, and datasets of four such files.
+
+torchvision.datasets.MNIST reads them too, but only unpacked and in a folder of its own naming.
+"""
 
 import gzip
 import math
@@ -9,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.datasets.download import OnProgress, Remote, cache_folder, fetch, silent
-from tutelage.data.source import Part, Source, from_parts
+from tutelage.data.datasets.download import OnProgress, Remote, cache_folder, fetch, ignore_progress
+from tutelage.data.source import Part, Source, build_source
 from tutelage.errors import UserError
 
-UNSIGNED_BYTES = 0x0800  # the magic number's type, to which the number of axes is added
+UNSIGNED_BYTES = 0x0800  # the data type in the magic number, to which the number of axes is added
 IMAGE_AXES, LABEL_AXES = 3, 1
-TRAIN, TEST = "train", "t10k"  # how the files' names begin
+TRAIN, TEST = "train", "t10k"  # prefixes of the files' names
 
 
 @dataclass(frozen=True)
@@ -23,39 +26,39 @@ class IdxDataset:
     """A dataset of four IDX files with the names that MNIST gave them.
 
     Attributes:
-        what: its name, for messages.
-        name: its folder in the cache.
-        inner: its folder below a root, where torchvision has put it.
+        title: its name in messages.
+        cache_name: its folder in the cache.
+        torchvision_folder: the folder below a root in which torchvision stores it.
         files: the gzipped files on the network.
         classes: the classes' names.
     """
 
-    what: str
-    name: str
-    inner: str
+    title: str
+    cache_name: str
+    torchvision_folder: str
     files: tuple[Remote, ...]
     classes: tuple[str, ...]
 
 
-def idx_folder(dataset: IdxDataset, root: str | None, tell: OnProgress = silent) -> Path:
-    """Return the folder with a dataset's files: at ``root``, or in our cache, where they are downloaded to.
+def fetch_idx_files(dataset: IdxDataset, root: str | None, on_progress: OnProgress = ignore_progress) -> Path:
+    """Return the folder with a dataset's files: at ``root``, or in our cache, into which missing files are downloaded.
 
     Raises:
-        UserError: they are not at ``root``, or cannot be downloaded.
+        UserError: the files are not at ``root``, or cannot be downloaded.
     """
     if root is None:
-        folder = cache_folder(dataset.name)
+        folder = cache_folder(dataset.cache_name)
         for remote in dataset.files:
-            fetch(remote, folder, dataset.what, tell)
+            fetch(remote, folder, dataset.title, on_progress)
         return folder
     folder = Path(root).expanduser()
-    for candidate in (folder, folder / dataset.inner):
+    for candidate in (folder, folder / dataset.torchvision_folder):
         if next(candidate.glob(f"{TRAIN}-images-idx3-ubyte*"), None):
             return candidate
-    raise UserError(f"data.root={root}: no {dataset.what} there (looked for {TRAIN}-images-idx3-ubyte.gz)")
+    raise UserError(f"data.root={root}: no {dataset.title} there (looked for {TRAIN}-images-idx3-ubyte.gz)")
 
 
-def idx_source(folder: Path, classes: tuple[str, ...], image_size: int, channels: int) -> Source:
+def read_idx_source(folder: Path, classes: tuple[str, ...], image_size: int, channels: int) -> Source:
     """Return the dataset in the four IDX files of ``folder``.
 
     Raises:
@@ -68,17 +71,17 @@ def idx_source(folder: Path, classes: tuple[str, ...], image_size: int, channels
         )
         for part in (TRAIN, TEST)
     )
-    return from_parts(folder, train, test, classes, image_size, channels)
+    return build_source(folder, train, test, classes, image_size, channels)
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
-    """Return the array uint8 with so many axes in the file ``path``.gz, or else ``path``.
+    """Return the uint8 array with ``axes`` axes in the file ``path``.gz, or else in ``path``.
 
     Raises:
-        UserError: there is no such file, it is no IDX file of such an array, or it is not whole.
+        UserError: there is no such file, it is not an IDX file of such an array, or it is not whole.
     """
-    packed = path.with_name(f"{path.name}.gz")
-    file = path if path.is_file() and not packed.is_file() else packed
+    gzipped = path.with_name(f"{path.name}.gz")
+    file = path if path.is_file() and not gzipped.is_file() else gzipped
     try:
         content = file.read_bytes() if file == path else gzip.decompress(file.read_bytes())
         magic, *shape = struct.unpack_from(f">{1 + axes}I", content)
@@ -87,7 +90,7 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     values = content[struct.calcsize(f">{1 + axes}I") :]
     if magic != UNSIGNED_BYTES + axes:
         raise UserError(
-            f"{file}: cannot be read (it begins with {magic:08x}, an IDX file of bytes with {axes} axes "
+            f"{file}: cannot be read (it begins with {magic:08x}, but an IDX file of bytes with {axes} axes begins "
             f"with {UNSIGNED_BYTES + axes:08x}); fetch the file again"
         )
     if len(values) != math.prod(shape):

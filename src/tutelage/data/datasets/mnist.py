@@ -1,14 +1,14 @@
 """MNIST (LeCun et al. 1998)."""
 
-from tutelage.data.datasets.download import OnProgress, Remote, silent
-from tutelage.data.datasets.idx import IdxDataset, idx_folder, idx_source
+from tutelage.data.datasets.download import OnProgress, Remote, ignore_progress
+from tutelage.data.datasets.idx import IdxDataset, fetch_idx_files, read_idx_source
 from tutelage.data.source import Source
 
 MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist"  # PyTorch's
 MNIST = IdxDataset(
-    what="MNIST",
-    name="mnist",
-    inner="MNIST/raw",
+    title="MNIST",
+    cache_name="mnist",
+    torchvision_folder="MNIST/raw",
     files=(
         Remote(f"{MIRROR}/train-images-idx3-ubyte.gz", "f68b3c2dcbeaaa9fbdd348bbdeb94873", 9_912_422),
         Remote(f"{MIRROR}/train-labels-idx1-ubyte.gz", "d53e105ee54ea40749a09fcbcd1e9432", 28_881),
@@ -19,10 +19,10 @@ MNIST = IdxDataset(
 )
 
 
-def mnist(root: str | None, image_size: int, channels: int, tell: OnProgress = silent) -> Source:
-    """Return MNIST (LeCun et al. 1998) from ``root``, or from our cache, where it is downloaded to.
+def mnist(root: str | None, image_size: int, channels: int, on_progress: OnProgress = ignore_progress) -> Source:
+    """Return MNIST (LeCun et al. 1998) from ``root``, or from our cache; download it if the cache lacks it.
 
     Raises:
-        UserError: it is nowhere, cannot be downloaded, or is damaged.
+        UserError: the dataset is not there, cannot be downloaded, or is damaged.
     """
-    return idx_source(idx_folder(MNIST, root, tell), MNIST.classes, image_size, channels)
+    return read_idx_source(fetch_idx_files(MNIST, root, on_progress), MNIST.classes, image_size, channels)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.datasets.download import OnProgress, Remote, cache_folder, fetch, silent
-from tutelage.data.source import Part, Source, from_parts
+from tutelage.data.datasets.download import OnProgress, Remote, cache_folder, fetch, ignore_progress
+from tutelage.data.source import Part, Source, build_source
 from tutelage.errors import UserError
 
 HOME = "http://ufldl.stanford.edu/housenumbers"
@@ -18,39 +18,39 @@ LABEL_OF_ZERO = 10  # MATLAB counts from 1
 AXES = 4
 
 
-def svhn(root: str | None, image_size: int, channels: int, tell: OnProgress = silent) -> Source:
+def svhn(root: str | None, image_size: int, channels: int, on_progress: OnProgress = ignore_progress) -> Source:
     """Return SVHN (Netzer et al. 2011), format 2, without the 531,131 extra images.
 
     Args:
-        root: the folder with train_32x32.mat and test_32x32.mat; None: our cache, where they are downloaded to.
-        image_size: of the images returned; they are 32 pixels wide.
+        root: the folder with train_32x32.mat and test_32x32.mat; None for our cache, into which they are downloaded.
+        image_size: side of the images returned; the dataset's are 32 pixels wide.
         channels: 1 or 3.
-        tell: is told of the download.
+        on_progress: receives the progress of the download.
 
     Raises:
-        UserError: it is nowhere, cannot be downloaded, or is damaged.
+        UserError: the dataset is not there, cannot be downloaded, or is damaged.
     """
     if root is None:
         folder = cache_folder("svhn")
         for remote in FILES:
-            fetch(remote, folder, "SVHN", tell)
+            fetch(remote, folder, "SVHN", on_progress)
     else:
         folder = Path(root).expanduser()
         for remote in FILES:
             if not (folder / remote.name).is_file():
                 raise UserError(f"data.root={root}: no SVHN there (looked for {remote.name})")
-    train, test = (_part(folder / remote.name) for remote in FILES)
-    return from_parts(folder, train, test, CLASSES, image_size, channels)
+    train, test = (_read_matlab_file(folder / remote.name) for remote in FILES)
+    return build_source(folder, train, test, CLASSES, image_size, channels)
 
 
-def _part(file: Path) -> Part:
+def _read_matlab_file(file: Path) -> Part:
     """Return the images ``X`` (rows, columns, colours, N) and the labels ``y`` (N, 1), 1 to 10, of a MATLAB file."""
     from scipy.io import loadmat
 
     try:
         content = loadmat(file, variable_names=["X", "y"])
         images, labels = content["X"], content["y"].reshape(-1)
-    except Exception as error:  # what scipy raises on a damaged file, its documentation does not say
+    except Exception as error:  # scipy does not document what it raises on a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{file}: cannot be read ({reason}); fetch the file again") from None
     if images.dtype != np.uint8 or images.ndim != AXES:

@@ -1,1 +1,1 @@
-"""Image files: where they lie, which are readable, how they are decoded and packed."""
+"""Image files: listing, checking, decoding and packing them."""

@@ -1,4 +1,8 @@
-"""An image file of any mode becomes uint8 pixels, grey or RGB."""
+"""Decoding of an image file of any mode to uint8 pixels, grey or RGB.
+
+Pillow and OpenCV decode. torchvision.io.read_image alone does not resolve transparency, nor limit the size before it
+decodes.
+"""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -11,22 +15,22 @@ import numpy as np
 
 from tutelage.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # none that decodes, or runs, when it is opened
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # without those that decode or run code when opened
 ORIENTATION = 0x0112  # the EXIF tag
-PNG_ORIENTATIONS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # chunks that may hold one
+PNG_ORIENTATION_CHUNKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # chunks that may hold an orientation
 SIDEWAYS = range(5, 9)  # orientations that exchange height and width
-SIXTEEN_TO_EIGHT = 257  # 65535 / 255
+SIXTEEN_TO_EIGHT_BITS = 257  # 65535 / 255
 
-# of OpenCV, by how much the size is reduced
-GREY_BY = {1: "IMREAD_GRAYSCALE", **{n: f"IMREAD_REDUCED_GRAYSCALE_{n}" for n in (2, 4, 8)}}
-COLOUR_BY = {1: "IMREAD_COLOR", **{n: f"IMREAD_REDUCED_COLOR_{n}" for n in (2, 4, 8)}}
+# names of OpenCV's flags, by the factor by which the size is reduced
+GREY_FLAGS = {1: "IMREAD_GRAYSCALE", **{n: f"IMREAD_REDUCED_GRAYSCALE_{n}" for n in (2, 4, 8)}}
+COLOUR_FLAGS = {1: "IMREAD_COLOR", **{n: f"IMREAD_REDUCED_COLOR_{n}" for n in (2, 4, 8)}}
 
-# of JPEG: after a mark of 255 a scan may have 0 (a 255 of its data) or the numbers of restarts (ITU-T T.81, B.1.1.2)
-MARK, START_OF_SCAN, END_OF_IMAGE = 0xFF, b"\xff\xda", b"\xff\xd9"
-_UNEXPECTED = np.ones(256, dtype=bool)
-_UNEXPECTED[[0, *range(0xD0, 0xD8)]] = False
+# of JPEG: in a scan a byte of 255 may be followed by 0 (then 255 is data) or by a restart marker (ITU-T T.81, B.1.1.2)
+MARKER, START_OF_SCAN, END_OF_IMAGE = 0xFF, b"\xff\xda", b"\xff\xd9"
+_IS_UNEXPECTED = np.ones(256, dtype=bool)
+_IS_UNEXPECTED[[0, *range(0xD0, 0xD8)]] = False
 
-# what turns pixels (H, W, ...) upright, by their EXIF orientation
+# functions that turn pixels (H, W, ...) upright, by their EXIF orientation
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
     3: lambda pixels: pixels[::-1, ::-1],
@@ -38,43 +42,45 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-class BadImage(Exception):  # noqa: N818 - what it is, not what went wrong
-    """A file that gives no pixels; the text says why."""
+class BadImage(Exception):  # noqa: N818 - names the file, not the error
+    """A file that cannot be decoded to pixels; the text says why."""
 
 
 def read_pixels(file: Path | IO[bytes], channels: int, background: Sequence[int], max_pixels: int) -> np.ndarray:
     """Return the pixels (H, W, channels) uint8 of an image file, turned as its EXIF orientation says.
 
-    Palettes are resolved, transparent pixels lie over the background, 16 bits become 8 by their range (not by
-    clipping), CMYK becomes RGB, and of an animation the first frame counts.
+    Palettes are resolved, transparent pixels are laid over the background, 16 bits become 8 by scaling (not by
+    clipping), CMYK becomes RGB, and of an animation the first frame is used.
 
     Args:
-        file: a path, or a file that can be sought.
+        file: a path, or a seekable file.
         channels: 1 for grey (ITU-R 601), 3 for RGB.
         background: red, green and blue, 0 to 255, under transparent pixels.
         max_pixels: larger images are refused before they are decoded.
 
     Raises:
-        BadImage: it cannot be read, is too large, or has pixels without a defined range.
-        UserError: the file cannot be opened, which says nothing of the image.
+        BadImage: it cannot be decoded, is too large, or has pixels without a defined range.
+        UserError: the file cannot be opened, which says nothing about the image.
     """
-    return _opened(file, "", channels, background, max_pixels).decoded()
+    return _open_file(file, "", channels, background, max_pixels).decode()
 
 
-def picture(
+def open_picture(
     file: Path | IO[bytes], name: str, channels: int, background: Sequence[int], max_pixels: int
 ) -> "FilePicture":
-    """Return what decodes an image once it is known at which size; arguments are those of ``read_pixels``.
+    """Return an image that is not decoded yet, because its size is not chosen yet.
+
+    The arguments are those of ``read_pixels``, and ``name``, by which messages call the image.
 
     Raises:
-        UserError: it is no image, which the message tells of ``name``. Damage within an image shows when it is read.
+        UserError: it is not an image. Damage inside an image is found only when it is read.
     """
-    with _named(name):
-        return _opened(file, name, channels, background, max_pixels)
+    with _bad_image_as_user_error(name):
+        return _open_file(file, name, channels, background, max_pixels)
 
 
 class FilePicture:
-    """An image file that is decoded when its pixels are asked for.
+    """An image file that is decoded when its pixels are read.
 
     JPEGs, grey or RGB, are decoded by OpenCV, to the same pixels as by Pillow: it takes about two thirds of Pillow's
     time, and decodes at a half, a quarter or an eighth of the size for less.
@@ -84,16 +90,16 @@ class FilePicture:
     """
 
     def __init__(self, content: bytes, header: Any, channels: int, background: Sequence[int], name: str) -> None:
-        """Take up a whole file, its header as Pillow opened it, and what messages call it."""
+        """Take the content of a whole file, the image as Pillow opened it, and its name in messages."""
         self._content = content
         self._background = background
         self._name = name
-        self._orientation = _orientation(header) if _may_lie(header.format, content) else 1
-        self._grey = header.mode == "L" and channels == 1
+        self._orientation = _read_orientation(header) if _may_be_turned(header.format, content) else 1
+        self._is_grey = header.mode == "L" and channels == 1
         self._by_opencv = header.format == "JPEG" and header.mode in {"L", "RGB"} and _is_regular(content, header)
         width, height = header.size
-        turned = self._orientation in SIDEWAYS
-        self.shape = (width, height, channels) if turned else (height, width, channels)
+        is_sideways = self._orientation in SIDEWAYS
+        self.shape = (width, height, channels) if is_sideways else (height, width, channels)
 
     def read(self, reduce: int = 1) -> np.ndarray:
         """Return the pixels (h, w, C) uint8, of a JPEG at 1 / ``reduce`` (1, 2, 4 or 8) of the size, rounded up.
@@ -101,84 +107,85 @@ class FilePicture:
         Raises:
             UserError: the file is damaged.
         """
-        with _named(self._name):
-            return self.decoded(reduce)
+        with _bad_image_as_user_error(self._name):
+            return self.decode(reduce)
 
-    def decoded(self, reduce: int = 1) -> np.ndarray:
-        """Return what ``read`` does.
+    def decode(self, reduce: int = 1) -> np.ndarray:
+        """Return the same pixels as ``read``.
 
         Raises:
             BadImage: the file is damaged.
         """
         channels = self.shape[-1]
-        with _told(None):
-            pixels = _by_opencv(self._content, self._grey, reduce) if self._by_opencv else None
+        with _errors_as_bad_image(None):
+            pixels = _decode_by_opencv(self._content, self._is_grey, reduce) if self._by_opencv else None
             if pixels is None:
-                image = _pillow().open(io.BytesIO(self._content), formats=FORMATS)
-                return _by_pillow(image, channels, self._background)
-            if channels == 1 and not self._grey:
-                pixels = np.asarray(_pillow().fromarray(pixels).convert("L"))
-            pixels = _upright(pixels, self._orientation)
+                image = _import_pillow().open(io.BytesIO(self._content), formats=FORMATS)
+                return _decode_by_pillow(image, channels, self._background)
+            if channels == 1 and not self._is_grey:
+                pixels = np.asarray(_import_pillow().fromarray(pixels).convert("L"))
+            pixels = _turn_upright(pixels, self._orientation)
             return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def _opened(
+def _open_file(
     file: Path | IO[bytes], name: str, channels: int, background: Sequence[int], max_pixels: int
 ) -> FilePicture:
-    """Return what ``picture`` does; raise a BadImage where it raises a UserError."""
-    with _told(file):
-        content = file.read_bytes() if isinstance(file, Path) else _bytes(file)
-        return FilePicture(content, _header(io.BytesIO(content), max_pixels), channels, background, name)
+    """Return the same as ``open_picture``, but raise a BadImage where it raises a UserError."""
+    with _errors_as_bad_image(file):
+        content = file.read_bytes() if isinstance(file, Path) else _read_from_start(file)
+        return FilePicture(content, _open_header(io.BytesIO(content), max_pixels), channels, background, name)
 
 
-def _by_opencv(content: bytes, grey: bool, reduce: int) -> np.ndarray | None:
-    """Return the pixels (h, w) or (h, w, 3) of a JPEG as they lie in the file; None where they are not to be had."""
+def _decode_by_opencv(content: bytes, is_grey: bool, reduce: int) -> np.ndarray | None:
+    """Return the pixels (h, w) or (h, w, 3) of a JPEG, not turned; None if OpenCV cannot decode it."""
     import cv2
 
-    kinds = GREY_BY if grey else COLOUR_BY
+    flag_names = GREY_FLAGS if is_grey else COLOUR_FLAGS
     try:
-        flags = getattr(cv2, kinds[reduce]) | cv2.IMREAD_IGNORE_ORIENTATION
+        flags = getattr(cv2, flag_names[reduce]) | cv2.IMREAD_IGNORE_ORIENTATION
         pixels: np.ndarray | None = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), flags)
     except cv2.error:
         return None
-    if pixels is not None and not grey:
+    if pixels is not None and not is_grey:
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
     return pixels
 
 
 def _is_regular(content: bytes, header: Any) -> bool:
-    """Return whether nothing stands in a JPEG's last scan but its data, and nothing after it but the end.
+    """Return whether a JPEG's last scan contains only data, with the end of the image right after it.
 
-    Pillow refuses what is cut off, and what has other marks in its data; another decoder may fill up with grey. What
-    does not look regular is left to Pillow, whatever it makes of it.
+    Pillow refuses a file that is cut off or has other markers in its data; another decoder may fill the missing part
+    with grey. A file that does not look regular is left to Pillow, whatever it makes of it.
     """
     if not content.endswith(END_OF_IMAGE):
         return False
-    several = "progressive" in header.info
-    start = content.rfind(START_OF_SCAN) + len(START_OF_SCAN) if several else header.fp.tell()  # Pillow stops there
+    is_progressive = "progressive" in header.info
+    # in a file with one scan Pillow has read the header up to where the data begins
+    start = content.rfind(START_OF_SCAN) + len(START_OF_SCAN) if is_progressive else header.fp.tell()
     scan = np.frombuffer(content, dtype=np.uint8)[start:]
-    return not _UNEXPECTED[scan[1:-1][scan[:-2] == MARK]].any()
+    return not _IS_UNEXPECTED[scan[1:-1][scan[:-2] == MARKER]].any()
 
 
-def _by_pillow(image: Any, channels: int, background: Sequence[int]) -> np.ndarray:
+def _decode_by_pillow(image: Any, channels: int, background: Sequence[int]) -> np.ndarray:
     """Return the pixels (H, W, channels) uint8 of an image that Pillow has opened."""
     image.load()
-    flat = _flat(_of_eight_bits(image), background)
-    pixels = np.asarray(flat.convert("L" if channels == 1 else "RGB"))
-    pixels = _upright(pixels, _orientation(image))
+    opaque = _remove_transparency(_reduce_to_8_bits(image), background)
+    pixels = np.asarray(opaque.convert("L" if channels == 1 else "RGB"))
+    pixels = _turn_upright(pixels, _read_orientation(image))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def complaint(file: Path | IO[bytes], max_pixels: int) -> str:
-    """Return why an image file gives no pixels; empty where it does.
+def check_image(file: Path | IO[bytes], max_pixels: int) -> str:
+    """Return why an image file cannot be decoded; an empty string if it can.
 
     A JPEG is decoded at an eighth of its size, which costs less and meets the same errors.
 
     Raises:
-        UserError: the file cannot be opened, which says nothing of the image.
+        UserError: the file cannot be opened, which says nothing about the image.
     """
     try:
-        with _told(file), _header(file, max_pixels) as image:
+        with _errors_as_bad_image(file), _open_header(file, max_pixels) as image:
             image.draft(None, (1, 1))
             image.load()
             return ""
@@ -186,14 +193,14 @@ def complaint(file: Path | IO[bytes], max_pixels: int) -> str:
         return str(error)
 
 
-def _bytes(file: IO[bytes]) -> bytes:
+def _read_from_start(file: IO[bytes]) -> bytes:
     file.seek(0)
     return file.read()
 
 
-def _header(file: Path | IO[bytes], max_pixels: int) -> Any:
+def _open_header(file: Path | IO[bytes], max_pixels: int) -> Any:
     """Return an image as Pillow opens it, nothing decoded yet."""
-    image = _pillow().open(file, formats=FORMATS)
+    image = _import_pillow().open(file, formats=FORMATS)
     width, height = image.size
     if width * height > max_pixels:
         raise BadImage(
@@ -206,79 +213,83 @@ def _header(file: Path | IO[bytes], max_pixels: int) -> Any:
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Let a BadImage become a UserError that names the image."""
+def _bad_image_as_user_error(name: str) -> Iterator[None]:
+    """Raise a BadImage again as a UserError that names the image."""
     try:
         yield
     except BadImage as error:
-        raise UserError(f"{name}: cannot be read as an image ({error}); mend or remove it") from None
+        raise UserError(f"{name}: cannot be read as an image ({error}); repair or remove it") from None
 
 
 @contextmanager
-def _told(file: Path | IO[bytes] | None) -> Iterator[None]:
-    """Let what a decoder or a conversion raises become a BadImage."""
+def _errors_as_bad_image(file: Path | IO[bytes] | None) -> Iterator[None]:
+    """Raise the errors of decoders and conversions again as a BadImage; a file that cannot be opened as a UserError."""
     from PIL import UnidentifiedImageError
 
     try:
         yield
     except (BadImage, MemoryError):
         raise
-    except Exception as error:  # decoders raise whatever they like on damaged files
+    except Exception as error:  # decoders raise errors of many kinds on damaged files
         if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"{file}: cannot be opened ({error.strerror}); put that right, or remove it") from None
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "" if unknown else " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"{file}: cannot be opened ({error.strerror}); make it readable or remove it") from None
+        is_unknown = isinstance(error, UnidentifiedImageError)
+        reason = "" if is_unknown else " ".join(str(error).split()) or type(error).__name__
         raise BadImage(reason or f"no image, or not one of {', '.join(FORMATS)}") from None
 
 
-def _pillow() -> ModuleType:
-    """Return PIL.Image with its limit off: ours is checked instead, before anything is decoded."""
+def _import_pillow() -> ModuleType:
+    """Return PIL.Image without its size limit: ours is checked instead, before anything is decoded."""
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None
     return Image
 
 
-def _of_eight_bits(image: Any) -> Any:
-    """Return an image of 16 bits as one of 8, by its range, with its transparent value as alpha; others as they are."""
+def _reduce_to_8_bits(image: Any) -> Any:
+    """Return a 16-bit image as an 8-bit one, scaled, its transparent value as alpha; return others unchanged."""
     if not image.mode.startswith("I"):
         return image
-    wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-    grey = _pillow().fromarray(((wide + SIXTEEN_TO_EIGHT // 2) // SIXTEEN_TO_EIGHT).astype(np.uint8))
+    values = np.asarray(image).astype(np.int64).clip(0, 65535)
+    rounded = (values + SIXTEEN_TO_EIGHT_BITS // 2) // SIXTEEN_TO_EIGHT_BITS
+    grey = _import_pillow().fromarray(rounded.astype(np.uint8))
     if "transparency" in image.info:
-        grey.putalpha(_pillow().fromarray(np.where(wide == image.info["transparency"], 0, 255).astype(np.uint8)))
+        alpha = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
+        grey.putalpha(_import_pillow().fromarray(alpha))
     return grey
 
 
-def _orientation(image: Any) -> int:
-    """Return how an image lies in its file, 1 to 8 as in EXIF; 1, upright, also where the EXIF block is damaged."""
+def _read_orientation(image: Any) -> int:
+    """Return an image's EXIF orientation, 1 to 8; 1, upright, also if the EXIF block is damaged."""
     try:
-        found = image.getexif().get(ORIENTATION)
-        return int(found) if found in _TURNS else 1
+        orientation = image.getexif().get(ORIENTATION)
+        return int(orientation) if orientation in _TURNS else 1
     except Exception:
         return 1
 
 
-def _may_lie(kind: str, content: bytes) -> bool:
-    """Return whether an image of a format may need turning.
+def _may_be_turned(image_format: str, content: bytes) -> bool:
+    """Return whether an image may need turning.
 
-    Pillow turns TIFFs by itself, and decodes a PNG to see whether its orientation stands at the end.
+    Pillow turns TIFFs by itself, and would decode a whole PNG to find an orientation at its end.
     """
-    return any(word in content for word in PNG_ORIENTATIONS) if kind == "PNG" else kind != "TIFF"
+    if image_format == "PNG":
+        return any(chunk in content for chunk in PNG_ORIENTATION_CHUNKS)
+    return image_format != "TIFF"
 
 
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return pixels (H, W, ...) as they were meant to be seen, contiguous."""
+def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Return pixels (H, W, ...) turned upright, contiguous."""
     turn = _TURNS.get(orientation)
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
 
-def _flat(image: Any, background: Sequence[int]) -> Any:
+def _remove_transparency(image: Any, background: Sequence[int]) -> Any:
     """Return the image as L or RGB, its transparent pixels laid over the background."""
     if image.has_transparency_data:
-        whole = image.convert("RGBA")
-        under = _pillow().new("RGBA", whole.size, (*background, 255))
-        return _pillow().alpha_composite(under, whole).convert("RGB")
+        foreground = image.convert("RGBA")
+        canvas = _import_pillow().new("RGBA", foreground.size, (*background, 255))
+        return _import_pillow().alpha_composite(canvas, foreground).convert("RGB")
     if image.mode in {"L", "RGB"}:
         return image
     return image.convert("L" if image.mode == "1" else "RGB")

@@ -1,4 +1,4 @@
-"""What lies where: the image files of folders, tables and lists, with their parts and classes."""
+"""Listings of image files: those of folders, tables and lists, with their parts and classes."""
 
 import hashlib
 import os
@@ -8,38 +8,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from tutelage.data.datasets.download import MAX_REASON_LENGTH
 from tutelage.errors import UserError
 from tutelage.storage import digest
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"})
-NOT_READ = frozenset(
-    [
-        ".avif",
-        ".heic",
-        ".heif",
-        ".jxl",
-        ".jp2",
-        ".j2k",
-        ".ico",
-        ".tga",
-        ".psd",
-        ".svg",
-        ".dng",
-        ".cr2",
-        ".nef",
-        ".arw",
-        ".raw",
-    ]
+UNSUPPORTED_SUFFIXES = frozenset(
+    {".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".ico", ".tga", ".psd", ".svg"}
+    | {".dng", ".cr2", ".nef", ".arw", ".raw"}
 )
 ALL, UNLABELLED = "all", "unlabelled"
 LABELLED_PARTS = ("train", "val", "test")
-FURTHER = "test-"  # begins the names of further test sets
+FURTHER_TEST_PREFIX = "test-"  # of the names of further test sets
 TABLE_SUFFIXES = (".csv", ".parquet")
-MOST_NAMED = 5  # things that a message lists before it counts
+COLUMNS = ("path", "label", "split")
+MAX_NAMED = 5  # things that a message names before it only counts
 
 
 class Entry(NamedTuple):
-    """An image file: its part (train, val, test, test-NAME, unlabelled; all: to be split), name, class and state."""
+    """An image file.
+
+    Attributes:
+        part: train, val, test, test-NAME or unlabelled; all: to be split.
+        name: the path below the data's folder.
+        label: the name of the class; None if there is none.
+        path: where the file is.
+        size: in bytes.
+        time: of the last change, in ns.
+    """
 
     part: str
     name: str
@@ -54,21 +50,21 @@ class Listing:
     """Image files in a fixed order.
 
     Attributes:
-        where: what the user typed, for messages.
-        place: the folder or table.
+        setting: what the user typed to name the data (``data.root=...``), for messages.
+        path: the folder or table.
         entries: the files.
         classes: the names of the classes, in the order of their labels.
         notes: what the user should know about the files.
     """
 
-    where: str
-    place: Path
+    setting: str
+    path: Path
     entries: tuple[Entry, ...]
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """Return a digest of names, sizes and labels: what the files *are*, wherever they lie."""
+        """Return a digest of the files' parts, names, labels and sizes; it does not depend on the folder's path."""
         whole = hashlib.sha256()
         for entry in self.entries:
             whole.update(digest([entry.part, entry.name, entry.label, entry.size]).encode())
@@ -83,7 +79,7 @@ def list_folder(root: str | None, unlabelled: str | None = None, val_is_test: bo
     Args:
         root: the folder.
         unlabelled: another folder of unlabelled images, or a list of them.
-        val_is_test: ``val/`` is the test set, as ImageNet's is by custom.
+        val_is_test: ``val/`` is the test set, as is usual for ImageNet.
 
     Raises:
         UserError: no folder, no class or no image.
@@ -91,47 +87,35 @@ def list_folder(root: str | None, unlabelled: str | None = None, val_is_test: bo
     if root is None:
         name = "imagenet" if val_is_test else "image_folder"
         raise UserError(f"data={name} needs data.root=FOLDER (with train/CLASS/..., or CLASS/... to be split)")
-    folder = Path(root).expanduser()
+    setting, folder = f"data.root={root}", Path(root).expanduser()
     if not folder.is_dir():
-        raise UserError(f"data.root={root}: {'a file, not a folder' if folder.exists() else 'no such folder'}")
+        raise UserError(f"{setting}: {'a file, not a folder' if folder.exists() else 'no such folder'}")
     in_parts = (folder / "train").is_dir()
-    _check_parts(folder, in_parts, f"data.root={root}")
-    tops = {part: folder / part for part in LABELLED_PARTS} if in_parts else {ALL: folder}
-    if in_parts:
-        tops |= {top.name: top for top in sorted(folder.glob(f"{FURTHER}?*")) if top.is_dir()}
-    entries: list[Entry] = []
-    others: Counter[str] = Counter()
-    for part, top in tops.items():
-        known_as = "test" if part == "val" and val_is_test else part
-        for label in sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else ():
-            if label.startswith(".") or (not in_parts and label == UNLABELLED):
-                continue
-            files = list(_images_below(top / label, folder, known_as, label, others))
-            if not files:
-                known = ", ".join(sorted(IMAGE_SUFFIXES))
-                raise UserError(f"{top / label}: a class without images (looked for {known}); fill or remove it")
-            entries += files
+    _check_parts(folder, in_parts, setting)
+    unsupported: Counter[str] = Counter()
+    entries = _list_labelled(folder, in_parts, val_is_test, unsupported)
     if (folder / UNLABELLED).is_dir():
-        entries += _images_below(folder / UNLABELLED, folder, UNLABELLED, None, others)
+        entries += _list_images(folder / UNLABELLED, folder, UNLABELLED, None, unsupported)
     classes = tuple(sorted({entry.label for entry in entries if entry.part in {"train", ALL} and entry.label}))
-    where = f"data.root={root}"
-    notes = _not_read(others, where)
-    if len(classes) < 2:  # noqa: PLR2004 - one class is nothing to tell apart
-        below = "train/CLASS/" if in_parts else "CLASS/"
-        raise UserError(f"{where}: found {_classes(classes)} under {below}; at least 2 are needed")
-    strange = sorted({entry.label for entry in entries if entry.label} - set(classes))
-    if strange:
-        raise UserError(f"{where}: classes in val/ or test/ that train/ lacks: {abbreviate(strange)}")
-    return _with_unlabelled(Listing(where, folder, tuple(entries), classes, notes), unlabelled)
+    if len(classes) < 2:  # noqa: PLR2004 - a classifier needs two classes
+        parent = "train/CLASS/" if in_parts else "CLASS/"
+        raise UserError(f"{setting}: found {_describe_classes(classes)} under {parent}; at least 2 are needed")
+    untrained = sorted({entry.label for entry in entries if entry.label} - set(classes))
+    if untrained:
+        raise UserError(f"{setting}: classes in val/ or test/ that train/ lacks: {abbreviate(untrained)}")
+    notes = _unsupported_notes(unsupported, setting)
+    return _add_unlabelled(Listing(setting, folder, tuple(entries), classes, notes), unlabelled)
 
 
-def _check_parts(folder: Path, in_parts: bool, where: str) -> None:
-    """Raise a UserError where images lie outside class folders, parts are one folder, or train/ is missing."""
+def _check_parts(folder: Path, in_parts: bool, setting: str) -> None:
+    """Raise a UserError if images are outside class folders, two parts are one folder, or train/ is missing."""
     present = [folder / part for part in LABELLED_PARTS if (folder / part).is_dir()]
     if not in_parts and {path.name for path in present} >= {"val", "test"}:
-        raise UserError(f"{where}: val/ and test/, but no train/; put the images to learn from into train/CLASS/")
+        raise UserError(f"{setting}: val/ and test/, but no train/; put the images to learn from into train/CLASS/")
     if len({path.resolve() for path in present}) < len(present):
-        raise UserError(f"{where}: two of train/, val/ and test/ are the same folder; images learnt from must not test")
+        raise UserError(
+            f"{setting}: two of train/, val/ and test/ are the same folder; do not test on images learned from"
+        )
     for top in present if in_parts else [folder]:
         stray = [path.name for path in top.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
         if stray:
@@ -141,129 +125,151 @@ def _check_parts(folder: Path, in_parts: bool, where: str) -> None:
             )
 
 
+def _list_labelled(folder: Path, in_parts: bool, val_is_test: bool, unsupported: Counter[str]) -> list[Entry]:
+    """Return the images in class folders, part by part and class by class."""
+    tops = {part: folder / part for part in LABELLED_PARTS} if in_parts else {ALL: folder}
+    if in_parts:
+        tops |= {top.name: top for top in sorted(folder.glob(f"{FURTHER_TEST_PREFIX}?*")) if top.is_dir()}
+    entries: list[Entry] = []
+    for part, top in tops.items():
+        entry_part = "test" if part == "val" and val_is_test else part
+        for label in sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else ():
+            if label.startswith(".") or (not in_parts and label == UNLABELLED):
+                continue
+            files = list(_list_images(top / label, folder, entry_part, label, unsupported))
+            if not files:
+                suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+                raise UserError(f"{top / label}: a class without images (looked for {suffixes}); fill or remove it")
+            entries += files
+    return entries
+
+
 def list_table(root: str | None, unlabelled: str | None = None) -> Listing:
     """Return the images of a CSV or Parquet table with columns ``path`` and ``label``.
 
-    Paths are taken from the table's folder. A column ``split`` may say train, val, test or unlabelled; without it a
+    Paths are relative to the table's folder. A column ``split`` may say train, val, test or unlabelled; without it a
     fifth of each class is set aside for the test. A row without a label is unlabelled.
 
     Raises:
-        UserError: the table cannot be read, lacks a column, or names files that are not there.
+        UserError: the table cannot be read, lacks a column, or names files that do not exist.
     """
     if root is None:
         raise UserError("data=table needs data.root=FILE, a .csv or .parquet with columns path and label")
-    where = f"data.root={root}"
-    file = Path(root).expanduser()
-    columns = _columns(file, where)
+    setting, file = f"data.root={root}", Path(root).expanduser()
+    rows = _read_table_rows(file, setting)
+    entries = tuple(_list_rows(rows, file.parent, setting))
+    paths = [os.path.normpath(entry.path) for entry in entries]
+    first_row = {path: number for number, path in reversed([*enumerate(paths)])}
+    repeated = [entries[number].name for number, path in enumerate(paths) if first_row[path] != number]
+    if repeated:
+        raise UserError(f"{setting}: paths that are listed twice: {abbreviate(repeated)}")
+    classes = sort_classes({label for part, _, label in rows if label and part in {"train", ALL}})
+    if len(classes) < 2:  # noqa: PLR2004 - a classifier needs two classes
+        raise UserError(f"{setting}: found {_describe_classes(classes)} to learn from; at least 2 are needed")
+    untrained = sorted({label for part, _, label in rows if label and part in {"val", "test"}} - set(classes))
+    if untrained:
+        raise UserError(f"{setting}: classes in val or test that no training row has: {abbreviate(untrained)}")
+    return _add_unlabelled(Listing(setting, file, entries, classes), unlabelled)
+
+
+def _read_table_rows(file: Path, setting: str) -> list[tuple[str, str, str | None]]:
+    """Return (part, path, label) of each row of a table."""
+    columns = _read_columns(file, setting)
     if "label" not in columns:
-        raise UserError(f"{where}: no column 'label' (there are {', '.join(columns)})")
+        raise UserError(f"{setting}: no column 'label' (there are {', '.join(columns)})")
     splits = columns.get("split") or [None] * len(columns["path"])
     allowed = {*LABELLED_PARTS, UNLABELLED}
     rows: list[tuple[str, str, str | None]] = []
     for name, label, split in zip(columns["path"], columns["label"], splits, strict=True):
         if "split" in columns and split not in allowed:
-            raise UserError(f"{where}: {name} has split {split!r}; allowed are {', '.join(sorted(allowed))}")
+            raise UserError(f"{setting}: {name} has split {split!r}; allowed are {', '.join(sorted(allowed))}")
         if not label and split in {"val", "test"}:
-            raise UserError(f"{where}: {name} stands in {split} without a label")
+            raise UserError(f"{setting}: {name} has split {split} but no label")
         rows.append((UNLABELLED if not label else split or ALL, str(name), label or None))
-    entries = tuple(_listed(rows, file.parent, where))
-    paths = [os.path.normpath(entry.path) for entry in entries]
-    first = {path: number for number, path in reversed([*enumerate(paths)])}
-    twice = [entries[number].name for number, path in enumerate(paths) if first[path] != number]
-    if twice:
-        raise UserError(f"{where}: paths that stand in it twice: {abbreviate(twice)}")
-    learnt = {label for part, _, label in rows if label and part in {"train", ALL}}
-    classes = in_order(learnt)
-    if len(classes) < 2:  # noqa: PLR2004 - one class is nothing to tell apart
-        raise UserError(f"{where}: found {_classes(classes)} to learn from; at least 2 are needed")
-    strange = sorted({label for part, _, label in rows if label and part in {"val", "test"}} - set(classes))
-    if strange:
-        raise UserError(f"{where}: classes in val or test that no training row has: {abbreviate(strange)}")
-    return _with_unlabelled(Listing(where, file, entries, classes), unlabelled)
+    return rows
 
 
-def _classes(names: Sequence[str]) -> str:
+def _describe_classes(names: Sequence[str]) -> str:
     return "no class" if not names else f"1 class ({names[0]})" if len(names) == 1 else f"{len(names)} classes"
 
 
-def _not_read(others: Counter[str], where: str) -> tuple[str, ...]:
-    """Return a note on pictures of kinds that are not read, counted by their suffixes."""
-    if not others:
+def _unsupported_notes(unsupported: Counter[str], setting: str) -> tuple[str, ...]:
+    """Return a note on images of formats that are not supported, counted by suffix; none if there are none."""
+    if not unsupported:
         return ()
-    told = ", ".join(f"{suffix} {count:,}" for suffix, count in others.most_common())
-    return (f"{where}: pictures of kinds that are not read are left alone ({told}); convert them to PNG or JPEG",)
+    counts = ", ".join(f"{suffix} {count:,}" for suffix, count in unsupported.most_common())
+    return (f"{setting}: images of unsupported formats are ignored ({counts}); convert them to PNG or JPEG",)
 
 
-def in_order(labels: Iterable[str]) -> tuple[str, ...]:
-    """Return classes in the order of their numbers: by value where all are numbers, else by name."""
-    distinct = sorted(set(labels))
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the distinct names of classes in the order of their labels: by value if all are numbers, else by name."""
+    distinct = sorted(set(names))
     return tuple(sorted(distinct, key=int)) if all(map(str.isdecimal, distinct)) else tuple(distinct)
 
 
 def abbreviate(names: Sequence[str]) -> str:
     """Return the first of many names, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    return ", ".join(names[:MOST_NAMED]) + more
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
 
 
-def _with_unlabelled(listing: Listing, unlabelled: str | None) -> Listing:
-    """Return the listing with the images of ``data.unlabelled``, less those that it has already."""
+def _add_unlabelled(listing: Listing, unlabelled: str | None) -> Listing:
+    """Return the listing with the images of ``data.unlabelled`` that it does not have already."""
     if unlabelled is None:
         return listing
-    where = f"data.unlabelled={unlabelled}"
-    place = Path(unlabelled).expanduser()
-    others: Counter[str] = Counter()
-    if place.is_dir():
-        found = list(_images_below(place, place, UNLABELLED, None, others))
-    elif place.suffix == ".txt" and place.is_file():
-        names = [line.strip() for line in place.read_text().splitlines() if line.strip()]
-        found = list(_listed([(UNLABELLED, name, None) for name in names], place.parent, where))
-    elif place.suffix in TABLE_SUFFIXES:
-        names = [str(name) for name in _columns(place, where)["path"]]
-        found = list(_listed([(UNLABELLED, name, None) for name in names], place.parent, where))
-    elif not place.exists():
-        raise UserError(f"{where}: no such file or folder")
+    setting, path = f"data.unlabelled={unlabelled}", Path(unlabelled).expanduser()
+    unsupported: Counter[str] = Counter()
+    if path.is_dir():
+        entries = list(_list_images(path, path, UNLABELLED, None, unsupported))
+    elif path.suffix == ".txt" and path.is_file():
+        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        entries = list(_list_rows([(UNLABELLED, name, None) for name in names], path.parent, setting))
+    elif path.suffix in TABLE_SUFFIXES:
+        names = [str(name) for name in _read_columns(path, setting)["path"]]
+        entries = list(_list_rows([(UNLABELLED, name, None) for name in names], path.parent, setting))
+    elif not path.exists():
+        raise UserError(f"{setting}: no such file or folder")
     else:
         lists = ".txt with a path a line, .csv or .parquet with 'path'"
-        raise UserError(f"{where}: neither a folder, nor a list ({lists}), nor shards (.tar, .parquet with images)")
-    if not found:
-        raise UserError(f"{where}: no image files there (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-    known = {os.path.realpath(entry.path) for entry in listing.entries}
-    new = [entry for entry in found if os.path.realpath(entry.path) not in known]
-    notes = (*listing.notes, *_not_read(others, where))
-    if len(new) < len(found):
-        notes += (f"{where}: {len(found) - len(new):,} of its images stand elsewhere in the data; the pool lacks them",)
+        raise UserError(f"{setting}: neither a folder, nor a list ({lists}), nor shards (.tar, .parquet with images)")
+    if not entries:
+        raise UserError(f"{setting}: no image files there (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+    listed = {os.path.realpath(entry.path) for entry in listing.entries}
+    new = [entry for entry in entries if os.path.realpath(entry.path) not in listed]
+    notes = (*listing.notes, *_unsupported_notes(unsupported, setting))
+    if len(new) < len(entries):
+        notes += (f"{setting}: {len(entries) - len(new):,} of its images are elsewhere in the data, not in the pool",)
     return replace(listing, entries=(*listing.entries, *new), notes=notes)
 
 
-def _columns(file: Path, where: str) -> dict[str, list[str | None]]:
-    """Return the columns path, label and split of a table, as texts."""
+def _read_columns(file: Path, setting: str) -> dict[str, list[str | None]]:
+    """Return those of the columns path, label and split that a table has, as texts."""
     import pyarrow as pa
     from pyarrow import csv, parquet
 
     if file.suffix not in TABLE_SUFFIXES:
-        raise UserError(f"{where}: neither a .csv nor a .parquet file")
+        raise UserError(f"{setting}: neither a .csv nor a .parquet file")
     try:
         if file.suffix == ".csv":
-            texts = dict.fromkeys(("path", "label", "split"), pa.string())
-            empty = csv.ConvertOptions(column_types=texts, strings_can_be_null=True, null_values=[""])
-            table = csv.read_csv(file, convert_options=empty)
+            types = dict.fromkeys(COLUMNS, pa.string())
+            options = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
+            table = csv.read_csv(file, convert_options=options)
         else:
             present = parquet.read_schema(file).names
-            table = parquet.read_table(file, columns=[name for name in present if name in {"path", "label", "split"}])
+            table = parquet.read_table(file, columns=[name for name in present if name in COLUMNS])
         if "path" not in table.column_names:
             hint = "; columns are separated by commas" if any(c in str(table.column_names) for c in ";\t") else ""
-            raise UserError(f"{where}: no column 'path' (there are {', '.join(table.column_names)}){hint}")
-        wanted = [name for name in ("path", "label", "split") if name in table.column_names]
-        return {name: table[name].cast(pa.string()).to_pylist() for name in wanted}
+            raise UserError(f"{setting}: no column 'path' (there are {', '.join(table.column_names)}){hint}")
+        return {name: table[name].cast(pa.string()).to_pylist() for name in COLUMNS if name in table.column_names}
     except FileNotFoundError:
-        raise UserError(f"{where}: no such file") from None
+        raise UserError(f"{setting}: no such file") from None
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{where}: cannot be read as a table ({' '.join(str(error).split())[:160]})") from None
+        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
+        raise UserError(f"{setting}: cannot be read as a table ({reason})") from None
 
 
-def _listed(rows: Iterable[tuple[str, str, str | None]], folder: Path, where: str) -> Iterator[Entry]:
-    """Yield an entry for each (part, name, label); raise a UserError that names the files that are not there."""
+def _list_rows(rows: Iterable[tuple[str, str, str | None]], folder: Path, setting: str) -> Iterator[Entry]:
+    """Yield an entry for each (part, path, label); raise a UserError that names the files that do not exist."""
     missing = []
     for part, name, label in rows:
         path = os.path.join(folder, os.path.expanduser(name))  # noqa: PTH111, PTH118 - many times faster than Path
@@ -274,41 +280,42 @@ def _listed(rows: Iterable[tuple[str, str, str | None]], folder: Path, where: st
             continue
         yield Entry(part, name, label, path, state.st_size, state.st_mtime_ns)
     if missing:
-        raise UserError(f"{where}: {len(missing)} files are not there, taken from {folder}: {abbreviate(missing)}")
+        names = abbreviate(missing)
+        raise UserError(f"{setting}: {len(missing)} files do not exist (paths are relative to {folder}): {names}")
 
 
-def _images_below(folder: Path, root: Path, part: str, label: str | None, others: Counter[str]) -> Iterator[Entry]:
-    """Yield the image files of a folder and those below it, sorted by their names as seen from ``root``.
+def _list_images(folder: Path, root: Path, part: str, label: str | None, unsupported: Counter[str]) -> Iterator[Entry]:
+    """Yield the image files in a folder and its subfolders, sorted by their names relative to ``root``.
 
-    Pictures of kinds that are not read are counted in ``others``, by suffix.
+    Images of formats that are not supported are counted in ``unsupported``, by suffix.
     """
     start = len(str(root)) + 1
-    found = [
+    entries = [
         Entry(part, path[start:], label, path, state.st_size, state.st_mtime_ns)
-        for path, state in _walk(str(folder), others)
+        for path, state in _walk(str(folder), unsupported)
     ]
-    yield from sorted(found, key=lambda entry: entry.name)
+    yield from sorted(entries, key=lambda entry: entry.name)
 
 
 def _walk(
-    folder: str, others: Counter[str], above: frozenset[str] = frozenset()
+    folder: str, unsupported: Counter[str], parents: frozenset[str] = frozenset()
 ) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield path and state of each image file, but for hidden ones; links that lead back up are not followed."""
-    above |= {os.path.realpath(folder)}
+    """Yield path and state of each image file except hidden ones; links to a parent folder are not followed."""
+    parents |= {os.path.realpath(folder)}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
-                    if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
-                        yield from _walk(entry.path, others, above)
+                    if not entry.is_symlink() or os.path.realpath(entry.path) not in parents:
+                        yield from _walk(entry.path, unsupported, parents)
                     continue
                 suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - many times faster than Path
                 if suffix in IMAGE_SUFFIXES:
                     yield entry.path, entry.stat()
-                elif suffix in NOT_READ:
-                    others[suffix] += 1
+                elif suffix in UNSUPPORTED_SUFFIXES:
+                    unsupported[suffix] += 1
     except OSError as error:
-        told = "a link that leads nowhere" if isinstance(error, FileNotFoundError) else error.strerror
-        raise UserError(f"{error.filename}: cannot be read ({told}); mend or remove it") from None
+        reason = "a link to nothing" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(f"{error.filename}: cannot be read ({reason}); repair or remove it") from None

@@ -1,4 +1,4 @@
-"""A pack: the images of a dataset of files as evaluation sees them, decoded once, in one file that processes map."""
+"""Packs: the images of a dataset of files at evaluation size, decoded once, in one file that processes map."""
 
 import json
 import math
@@ -14,52 +14,55 @@ import numpy as np
 
 from tutelage import __version__
 from tutelage.config import DataConfig
-from tutelage.data.datasets.download import OnProgress, alone, cache_folder, silent, size_told
+from tutelage.data.datasets.download import OnProgress, cache_folder, format_size, hold_lock, ignore_progress
 from tutelage.data.loading.shared_memory import cores
 from tutelage.data.source import Images
 from tutelage.errors import UserError
 from tutelage.storage import TRAILER_LENGTH, digest, is_sound, remove_partials, write_checked, write_json
 
-PACK_VERSION = 1  # raised where the same files give other pixels, or a pack is laid out otherwise
-NAME, CHECKED = "images", "checked.json"
+PACK_VERSION = 1  # to be raised when the same files give other pixels, or when the layout of a pack changes
+PACK_FILE, CHECKED_FILE = "images", "checked.json"
 KEY_LENGTH = 32
 IMAGES_A_TASK = 16
-TASKS_AHEAD = 2  # for each thread: what is decoded before its turn to be written
+TASKS_AHEAD = 2  # for each thread: images decoded before their turn to be written
 
 
-def packed(images: Images, states: Sequence[str], config: DataConfig, tell: OnProgress = silent) -> np.ndarray:
-    """Return all images (N, S, S, C) uint8, memory-mapped; they are packed first unless that was done before.
+def pack_images(
+    images: Images, states: Sequence[str], config: DataConfig, on_progress: OnProgress = ignore_progress
+) -> np.ndarray:
+    """Return all images (N, S, S, C) uint8, memory-mapped; write the pack first if there is none.
 
-    The pack lies in our cache, in a folder named by all that it depends on: which files in which order, with their
-    sizes and times, ``data.image_size``, ``channels`` and ``background``, the decoders and this version. It is written
-    whole or not at all, followed by its SHA-256. That is compared when a pack is first opened and whenever its size or
-    time is another than then; not at each start, since reading 100 GB takes minutes and a program that wrote to the
-    file would have changed its time.
+    The pack is in our cache, in a folder named by all that it depends on: the files in their order with their sizes and
+    times, ``data.image_size``, ``channels`` and ``background``, the decoders and this version. It is written whole or
+    not at all, followed by its SHA-256. The checksum is compared when a pack is first opened and whenever its size or
+    time has changed since; not at each start, because reading 100 GB takes minutes and a program that wrote to the file
+    would have changed its time.
 
-    Of several processes one packs, and the others wait for it.
+    Of several processes one packs and the others wait.
 
     Args:
         images: the images.
-        states: for each image, what it is as far as can be told without reading it.
+        states: for each image, what identifies its content without reading it (path, size, time).
         config: the dataset's config.
-        tell: is told of the progress; may raise to stop, which leaves nothing.
+        on_progress: receives the progress; may raise to stop, which leaves no file.
 
     Raises:
-        UserError: an image gives no pixels, or the pack cannot be written.
+        UserError: an image cannot be decoded, or the pack cannot be written.
     """
     shape = (len(images), config.image_size, config.image_size, config.channels)
-    folder = cache_folder("packs") / digest([_versions(), shape, config.background, *states])[:KEY_LENGTH]
-    file = folder / NAME
-    if not _is_whole(file, math.prod(shape), tell):
-        told = f"another process is packing the {len(images):,} images"
-        with alone(folder, NAME, told, tell, "let XDG_CACHE_HOME name a folder that can, or set data.pack=false"):
-            if not _is_whole(file, math.prod(shape), tell):
+    folder = cache_folder("packs") / digest([_decoder_versions(), shape, config.background, *states])[:KEY_LENGTH]
+    file = folder / PACK_FILE
+    if not _is_intact(file, math.prod(shape), on_progress):
+        wait_message = f"another process is packing the {len(images):,} images"
+        hint = "let XDG_CACHE_HOME name a folder that can, or set data.pack=false"
+        with hold_lock(folder, PACK_FILE, wait_message, on_progress, hint):
+            if not _is_intact(file, math.prod(shape), on_progress):
                 remove_partials(folder)
-                _write(file, images, math.prod(shape), config, tell)
+                _write_pack(file, images, math.prod(shape), config, on_progress)
     return np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
 
 
-def _versions() -> list[str | int | None]:
+def _decoder_versions() -> list[str | int | None]:
     import cv2
     import PIL
     from PIL import features
@@ -67,75 +70,78 @@ def _versions() -> list[str | int | None]:
     return [PACK_VERSION, __version__, cv2.__version__, PIL.__version__, features.version("libjpeg_turbo")]
 
 
-def _is_whole(file: Path, size: int, tell: OnProgress) -> bool:
-    """Return whether a pack of ``size`` bytes is there, and as it was written."""
+def _is_intact(file: Path, size: int, on_progress: OnProgress) -> bool:
+    """Return whether a pack of ``size`` bytes exists and has not changed since it was written."""
     try:
         if file.stat().st_size != size + TRAILER_LENGTH:
             return False
         with suppress(OSError, ValueError):
-            if json.loads((file.parent / CHECKED).read_text()) == _state(file):
+            if json.loads((file.parent / CHECKED_FILE).read_text()) == _pack_state(file):
                 return True
     except OSError:
         return False
-    tell("checking the packed images", 0.0)
-    whole = is_sound(file)
-    if whole:
-        _note(file)
-    return whole
+    on_progress("checking the packed images", 0.0)
+    sound = is_sound(file)
+    if sound:
+        _record_checked(file)
+    return sound
 
 
-def _state(file: Path) -> dict[str, int]:
-    found = file.stat()
-    return {"bytes": found.st_size, "time": found.st_mtime_ns, "inode": found.st_ino}
+def _pack_state(file: Path) -> dict[str, int]:
+    state = file.stat()
+    return {"bytes": state.st_size, "time": state.st_mtime_ns, "inode": state.st_ino}
 
 
-def _note(file: Path) -> None:
-    """Note in which state a pack was found sound."""
-    with suppress(OSError):  # where nothing may be written, every run checks
-        write_json(file.parent / CHECKED, _state(file))
+def _record_checked(file: Path) -> None:
+    """Write down the state in which a pack's checksum was right."""
+    with suppress(OSError):  # in a folder without write permission every run checks
+        write_json(file.parent / CHECKED_FILE, _pack_state(file))
 
 
-def _write(file: Path, images: Images, size: int, config: DataConfig, tell: OnProgress) -> None:
+def _write_pack(file: Path, images: Images, size: int, config: DataConfig, on_progress: OnProgress) -> None:
     """Write the pack of all images."""
     count = len(images)
+    threads = cores() if config.num_workers == "auto" else config.num_workers or 1
 
-    def squares(numbers: range) -> np.ndarray:
+    def decode_images(numbers: range) -> np.ndarray:
         return np.stack([images[number] for number in numbers])
 
-    def write(out: IO[bytes]) -> None:
+    def write_images(pack: IO[bytes]) -> None:
         done = 0
         tasks = [range(start, min(start + IMAGES_A_TASK, count)) for start in range(0, count, IMAGES_A_TASK)]
-        for some in _in_order(squares, tasks, cores() if config.num_workers == "auto" else config.num_workers or 1):
-            out.write(some.data)
-            done += len(some)
-            tell(f"packing {count:,} images", done / count)
+        for decoded in _map_in_order(decode_images, tasks, threads):
+            pack.write(decoded.data)
+            done += len(decoded)
+            on_progress(f"packing {count:,} images", done / count)
 
     try:
         free = shutil.disk_usage(file.parent).free
         if free < size:
-            raise _no_room(file, count, size, f"{size_told(free)} are free")
-        write_checked(file, write)
+            raise _storage_error(file, count, size, f"{format_size(free)} are free")
+        write_checked(file, write_images)
     except OSError as error:
-        raise _no_room(file, count, size, error.strerror or str(error)) from None
-    _note(file)
+        raise _storage_error(file, count, size, error.strerror or str(error)) from None
+    _record_checked(file)
 
 
-def _no_room(file: Path, count: int, size: int, reason: str) -> UserError:
+def _storage_error(file: Path, count: int, size: int, reason: str) -> UserError:
     return UserError(
-        f"{file.parent}: the {size_told(size)} of {count:,} packed images cannot be stored ({reason}): make room, "
+        f"{file.parent}: the {format_size(size)} of {count:,} packed images cannot be stored ({reason}): make room, "
         "let XDG_CACHE_HOME name another folder, or set data.pack=false"
     )
 
 
-def _in_order(work: Callable[[range], np.ndarray], tasks: Sequence[range], threads: int) -> Iterator[np.ndarray]:
-    """Yield what ``work`` makes of each task, in their order; threads do, since decoders run without Python's lock."""
-    pool, waiting = ThreadPoolExecutor(threads), deque[Future[Any]]()
+def _map_in_order(
+    function: Callable[[range], np.ndarray], tasks: Sequence[range], threads: int
+) -> Iterator[np.ndarray]:
+    """Yield the results of ``function`` for all tasks, in their order; threads run it: decoders release the GIL."""
+    executor, pending = ThreadPoolExecutor(threads), deque[Future[Any]]()
     try:
         for task in tasks:
-            waiting.append(pool.submit(work, task))
-            if len(waiting) > TASKS_AHEAD * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(executor.submit(function, task))
+            if len(pending) > TASKS_AHEAD * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        executor.shutdown(cancel_futures=True)

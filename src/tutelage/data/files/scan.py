@@ -1,4 +1,4 @@
-"""Every image is tried before a run begins, in parallel; what was sound is remembered."""
+"""Check that every image can be decoded, in parallel, before a run begins; sound images are remembered in a cache."""
 
 import hashlib
 import os
@@ -17,88 +17,98 @@ from tutelage.errors import UserError
 from tutelage.storage import digest, write_whole
 
 IMAGES_A_TASK = 64
-SECONDS_BETWEEN_SAVES = 20.0  # a scan that is stopped loses no more
+SECONDS_BETWEEN_SAVES = 20.0  # of work that a scan loses at most when it is stopped
 MARK_BYTES = 16
-MOST_REMEMBERED = 4  # times the images: other listings of the same place, other limits
-MOST_BAD_NAMED = 20
+MAX_REMEMBERED = 4  # times the number of images: the cache also holds other listings of the same folder, other limits
+MAX_PRINTED = 20  # unreadable images that are printed one by one
 
 
-def unreadable(place: str, states: Sequence[str], complaint: Callable[[int], str], tell: OnProgress) -> dict[int, str]:
-    """Return the reason for each image, by its number, that gives no pixels.
+def find_unreadable(
+    location: str, states: Sequence[str], check: Callable[[int], str], on_progress: OnProgress
+) -> dict[int, str]:
+    """Return the images that cannot be decoded: a dict of their numbers and the reasons.
 
-    Images that were sound before and are in the same state since are not tried again.
+    An image that was sound in an earlier scan and has the same state since is not checked again.
 
     Args:
-        place: where they are; each place has a file of its own in the cache.
-        states: for each image, what it is as far as can be told without reading it: path, size, time.
-        complaint: tries an image and says what is wrong; empty where nothing is.
-        tell: is told of the progress.
+        location: where the images are; each location has its own file in the cache.
+        states: for each image, what identifies its content without reading it: path, size, time.
+        check: returns what is wrong with the image of a number; an empty string if it is sound.
+        on_progress: receives the progress.
     """
-    file = cache_folder("scans") / f"{digest(place)[:MARK_BYTES]}.npy"
-    known = _read(file)
+    file = cache_folder("scans") / f"{digest(location)[:MARK_BYTES]}.npy"
+    known = _read_marks(file)
     marks = [hashlib.blake2b(s.encode(errors="surrogateescape"), digest_size=MARK_BYTES).digest() for s in states]
     new = [number for number, mark in enumerate(marks) if mark not in known]
-    sound = known if len(known) <= MOST_REMEMBERED * len(marks) else known.intersection(marks)
-    before, done, saved_at = len(known), 0, time.monotonic()
-    bad: dict[int, str] = {}
+    sound = known if len(known) <= MAX_REMEMBERED * len(marks) else known.intersection(marks)
+    known_count, done, saved_at = len(known), 0, time.monotonic()
+    unreadable: dict[int, str] = {}
     try:
-        for numbers, reasons in _tried(new, complaint):
+        for numbers, reasons in _check_in_threads(new, check):
             for number, reason in zip(numbers, reasons, strict=True):
                 if reason:
-                    bad[number] = reason
+                    unreadable[number] = reason
                 else:
                     sound.add(marks[number])
             done += len(numbers)
-            tell(f"checking {len(new):,} images", done / len(new))
+            on_progress(f"checking {len(new):,} images", done / len(new))
             if time.monotonic() - saved_at > SECONDS_BETWEEN_SAVES:
-                _write(file, sound)
+                _write_marks(file, sound)
                 saved_at = time.monotonic()
     finally:
-        if len(sound) != before:
-            _write(file, sound)
-    return dict(sorted(bad.items()))
+        if len(sound) != known_count:
+            _write_marks(file, sound)
+    return dict(sorted(unreadable.items()))
 
 
-def stop_at(bad: dict[int, str], names: Sequence[str], where: str, count: int | None = None) -> None:
-    """Name the images that give no pixels, and raise a UserError, if there are any; ``count`` where names lacks some.
+def raise_for_unreadable(reasons: dict[int, str], names: Sequence[str], setting: str, count: int | None = None) -> None:
+    """Print the images that cannot be decoded and raise a UserError, if there are any.
+
+    Args:
+        reasons: why an image cannot be decoded, by its number.
+        names: the names of the images.
+        setting: what the user typed to name the data, for the message.
+        count: of all images; None if ``names`` has them all.
 
     Raises:
-        UserError: see above.
+        UserError: ``reasons`` is not empty.
     """
-    if not bad:
+    if not reasons:
         return
-    lines = [f"{names[number]}: {reason}" for number, reason in bad.items()]
-    if len(lines) > MOST_BAD_NAMED:
-        lines[MOST_BAD_NAMED:] = [f"... and {len(lines) - MOST_BAD_NAMED:,} more"]
+    lines = [f"{names[number]}: {reason}" for number, reason in reasons.items()]
+    if len(lines) > MAX_PRINTED:
+        lines[MAX_PRINTED:] = [f"... and {len(lines) - MAX_PRINTED:,} more"]
     print(*lines, sep=os.linesep, file=sys.stderr)
-    told = "1 image" if len(bad) == 1 else f"{len(bad):,} images"
+    unreadable = "1 image" if len(reasons) == 1 else f"{len(reasons):,} images"
     raise UserError(
-        f"{where}: {told} of {count or len(names):,} cannot be read (listed above): "
-        "mend or remove them, or leave them out with data.on_bad_image=skip"
+        f"{setting}: {unreadable} of {count or len(names):,} cannot be read (listed above): "
+        "repair or remove them, or leave them out with data.on_bad_image=skip"
     )
 
 
-def _tried(numbers: Sequence[int], complaint: Callable[[int], str]) -> Iterator[tuple[Sequence[int], Sequence[str]]]:
-    """Yield numbers of images with what is wrong with each, as they are done.
+def _check_in_threads(
+    numbers: Sequence[int], check: Callable[[int], str]
+) -> Iterator[tuple[Sequence[int], Sequence[str]]]:
+    """Yield numbers of images and what is wrong with each, as tasks finish.
 
-    Threads do: decoders run without Python's lock, and nothing has to be imported again.
+    Threads rather than processes: decoders release the GIL, and nothing has to be imported again.
     """
 
-    def complaints(task: Sequence[int]) -> list[str]:
-        return [complaint(number) for number in task]
+    def check_task(task: Sequence[int]) -> list[str]:
+        return [check(number) for number in task]
 
     tasks = [numbers[start : start + IMAGES_A_TASK] for start in range(0, len(numbers), IMAGES_A_TASK)]
-    pool = ThreadPoolExecutor(cores())
+    executor = ThreadPoolExecutor(cores())
     try:
-        waiting = {pool.submit(complaints, task): task for task in tasks}
-        for future in as_completed(waiting):
-            yield waiting[future], future.result()
+        task_of_future = {executor.submit(check_task, task): task for task in tasks}
+        for future in as_completed(task_of_future):
+            yield task_of_future[future], future.result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        executor.shutdown(cancel_futures=True)
 
 
-def _read(file: Path) -> set[bytes]:
-    """Return the marks of a cache; none where it is missing or damaged, which costs a scan."""
+def _read_marks(file: Path) -> set[bytes]:
+    """Return the marks in a cache file; none if it is missing or damaged, which costs a scan."""
     try:
         stored = np.load(file, allow_pickle=False)
         return set(map(bytes, stored.reshape(-1, MARK_BYTES)))
@@ -106,7 +116,7 @@ def _read(file: Path) -> set[bytes]:
         return set()
 
 
-def _write(file: Path, marks: set[bytes]) -> None:
+def _write_marks(file: Path, marks: set[bytes]) -> None:
     array = np.frombuffer(b"".join(sorted(marks)), dtype=np.uint8).reshape(-1, MARK_BYTES)
-    with suppress(OSError):  # where nothing may be written, every run scans
+    with suppress(OSError):  # in a folder without write permission every run scans
         write_whole(file, lambda out: np.save(out, array))

@@ -23,7 +23,7 @@ from tutelage.data.cached_logits import CachedLogits
 from tutelage.data.loading.shared_memory import Shared
 from tutelage.data.loading.streams import SampleIndices, Stream, StreamSampler
 from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH
-from tutelage.data.source import UNKNOWN, Images, gathered, is_ready
+from tutelage.data.source import UNKNOWN, Images, stack_images, is_ready
 from tutelage.randomness import Key
 
 TWIN = "twin"  # suffix of a stream's name in the key of its second draws
@@ -254,7 +254,7 @@ class TrainDataset(Dataset[dict[str, StreamBatch | PendingMix]]):
             images = [read(index) for index in indices[part].tolist()]
             pipeline.fill(views[beside:, part], images, draws[part])
             if stream.beside == "plain":
-                views[0, part] = gathered(self._images, indices[part])
+                views[0, part] = stack_images(self._images, indices[part])
             elif stream.beside:
                 self._twin_pipelines[stream.name].fill(views[:1, part], images, draws[part])
         targets = stream.targets_of(entries)
@@ -283,7 +283,7 @@ class EvalDataset(Dataset[EvalBatch]):
     def __getitem__(self, batch: int) -> EvalBatch:
         first = batch * EVALUATION_BATCH
         indices = self._indices.array[first : first + EVALUATION_BATCH]
-        images = gathered(self._images, indices)
+        images = stack_images(self._images, indices)
         labels = self._labels.array[indices].astype(np.int64)
         labels[max(0, self._counted - first) :] = UNKNOWN
         return EvalBatch(channels_first(images), torch.from_numpy(labels), torch.from_numpy(indices.astype(np.int64)))

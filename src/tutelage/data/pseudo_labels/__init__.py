@@ -1,1 +1,1 @@
-"""A teacher's labels of the pool: stored, selected and summarised."""
+"""Pseudo-labels of the pool: stored, selected and summarised."""

@@ -1,1 +1,1 @@
-"""Pools of images in tar and Parquet shards."""
+"""Pools of unlabelled images in tar and Parquet shards."""

@@ -1,4 +1,4 @@
-"""The images of a pool of shards, read when they are asked for."""
+"""The images of a pool of shards, each read when it is used."""
 
 import os
 from collections.abc import Sequence
@@ -9,74 +9,74 @@ from typing import IO, Any
 import numpy as np
 
 from tutelage.config import DataConfig
-from tutelage.data.files.decoding import FilePicture, picture
-from tutelage.data.shards.cache import opened
-from tutelage.data.shards.index import Pool, name_in
-from tutelage.data.source import resized
+from tutelage.data.files.decoding import FilePicture, open_picture
+from tutelage.data.shards.cache import open_shard
+from tutelage.data.shards.index import Pool, image_name
+from tutelage.data.source import resize_center_crop
 from tutelage.errors import UserError
 
-OPEN = 8  # shards that a process holds open
+MAX_OPEN = 8  # shards that a process has open, and whose rows it holds
 
 
-class _Placed:
-    """What finds the image of a number: its shard, and where it lies there. Of few shards at a time this is held."""
+class _PoolIndex:
+    """The positions of a pool's images by their numbers; the rows of a few shards at a time are in memory."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._ends = np.cumsum(pool.counts)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in {"_rows", "_opened"}}
+        return {name: value for name, value in self.__dict__.items() if name not in {"_read_rows", "_open"}}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     @cached_property
-    def _rows(self) -> Any:
-        return lru_cache(OPEN)(self._pool.rows)
+    def _read_rows(self) -> Any:
+        return lru_cache(MAX_OPEN)(self._pool.read_rows)
 
     def _find(self, index: int) -> tuple[int, tuple[int, int, int]]:
-        """Return the number of an image's shard, and its offset, size and place there."""
+        """Return the number of an image's shard, and its offset, size and position there."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         shard = int(np.searchsorted(self._ends, index, side="right"))
-        within = index - int(self._ends[shard]) + int(self._pool.counts[shard])
-        return shard, self._rows(shard)[within].item()
+        row = index - int(self._ends[shard]) + int(self._pool.counts[shard])
+        return shard, self._read_rows(shard)[row].item()
 
 
-class ShardNames(_Placed, Sequence[str]):
-    """The names of the images, made when they are asked for."""
+class ShardNames(_PoolIndex, Sequence[str]):
+    """The names of the images, each made when it is used."""
 
     def __getitem__(self, index: Any) -> Any:
-        shard, (_, _, place) = self._find(int(index))
-        return name_in(self._pool.shards[shard], place)
+        shard, (_, _, position) = self._find(int(index))
+        return image_name(self._pool.shards[shard], position)
 
 
-class ShardImages(_Placed):
-    """The images; a process reads a shard's bytes where they lie (see ``opened``) and decodes what it is asked for."""
+class ShardImages(_PoolIndex):
+    """The images; a process reads an image's bytes out of its shard (see ``open_shard``) and decodes only these."""
 
     def __init__(self, pool: Pool, config: DataConfig) -> None:
         super().__init__(pool)
         self._config = config
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return resized(self.picture(index).read(), self._config.image_size)
+        return resize_center_crop(self.picture(index).read(), self._config.image_size)
 
     def picture(self, index: int) -> FilePicture:
-        """Return the whole image as it is stored, decoded when it is known how much of it.
+        """Return the whole image as it is stored, not decoded yet.
 
         Raises:
-            UserError: the shard cannot be read any more, or is another than it was.
+            UserError: the shard cannot be read any more, or has changed.
         """
-        number, (offset, size, place) = self._find(index)
-        config, name = self._config, name_in(self._pool.shards[number], place)
-        file: IO[bytes] = self._opened(number)
+        shard, (offset, size, position) = self._find(index)
+        config, name = self._config, image_name(self._pool.shards[shard], position)
+        file: IO[bytes] = self._open(shard)
         try:
             content = os.pread(file.fileno(), size, offset)
         except OSError as error:
-            raise UserError(f"{name}: cannot be read ({error.strerror}); put that right, and start again") from None
-        return picture(BytesIO(content), name, config.channels, config.background, config.max_pixels)
+            raise UserError(f"{name}: cannot be read ({error.strerror}); make it readable, and start again") from None
+        return open_picture(BytesIO(content), name, config.channels, config.background, config.max_pixels)
 
     @cached_property
-    def _opened(self) -> Any:
-        return lru_cache(OPEN)(lambda number: opened(self._pool.shards[number]))
+    def _open(self) -> Any:
+        return lru_cache(MAX_OPEN)(lambda shard: open_shard(self._pool.shards[shard]))

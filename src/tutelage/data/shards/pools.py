@@ -8,57 +8,60 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tutelage.config.targets import ALLOW_FLAG, by_flag
-from tutelage.data.files.listing import MOST_NAMED, abbreviate
+from tutelage.data.datasets.download import MAX_REASON_LENGTH
+from tutelage.data.files.listing import MAX_NAMED, abbreviate
 from tutelage.errors import UserError
 
 TAR, PARQUET, PIPE = ".tar", ".parquet", "pipe:"
-PART_BYTES = 1 << 28  # of a Parquet file's row groups, uncompressed, that are fetched at once
+PART_BYTES = 1 << 28  # uncompressed, of a Parquet file's row groups that make one shard
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|pipe:")
 BRACES = re.compile(r"\{[^{}]*(,|\.\.)[^{}]*\}")
-IMAGE_COLUMN = "image"  # is taken where several columns hold bytes, as in Hugging Face's files
+IMAGE_COLUMN = "image"  # the one that is read if several columns hold bytes, as in Hugging Face's files
 
 
 class Shard(NamedTuple):
     """A tar, or some row groups of a Parquet file.
 
     Attributes:
-        name: what its images are called by.
-        place: path or URL.
-        size: bytes of the file; 0 where it is on the network.
-        time: when the file was changed, in ns; 0 where it is on the network, whose files do not change.
-        column: of a Parquet file, the path of the bytes; empty: a tar.
-        first: the first row group.
-        end: the row group behind the last.
-        row: the number of the first row in the file.
+        name: the name that begins the names of its images.
+        location: path or URL.
+        size: bytes of the file; 0 on the network.
+        time: of the file's last change, in ns; 0 on the network, where files are taken not to change.
+        column: of a Parquet file, the path of the column with the images' bytes; empty for a tar.
+        first_group: the first row group.
+        end_group: the row group after the last.
+        first_row: the number of the first row in the file.
     """
 
     name: str
-    place: str
+    location: str
     size: int
     time: int
     column: str = ""
-    first: int = 0
-    end: int = 0
-    row: int = 0
+    first_group: int = 0
+    end_group: int = 0
+    first_row: int = 0
 
     @property
     def is_remote(self) -> bool:
         """Whether it comes through a network or a command."""
-        return is_remote(self.place)
+        return is_remote(self.location)
 
 
-def is_remote(place: str) -> bool:
-    """Return whether what ``data.unlabelled`` says is no path here."""
-    return REMOTE.match(place) is not None
+def is_remote(location: str) -> bool:
+    """Return whether a location is a URL or a command, not a path on this machine."""
+    return REMOTE.match(location) is not None
 
 
-def placed(given: str) -> str:
-    """Return what ``data.unlabelled`` says in such a way that it can be found from any folder."""
-    return given if is_remote(given) else os.path.abspath(os.path.expanduser(given))  # noqa: PTH100, PTH111
+def absolute_pool(unlabelled: str) -> str:
+    """Return ``data.unlabelled`` as an absolute path, so that it is right in any folder; a URL or command unchanged."""
+    if is_remote(unlabelled):
+        return unlabelled
+    return os.path.abspath(os.path.expanduser(unlabelled))  # noqa: PTH100, PTH111
 
 
-def find_shards(given: str) -> tuple[Shard, ...] | None:
-    """Return the shards that ``data.unlabelled`` names; None where it names a folder or a list of image files.
+def find_shards(unlabelled: str) -> tuple[Shard, ...] | None:
+    """Return the shards that ``data.unlabelled`` names; None if it names a folder or a list of image files.
 
     Shards are a ``.tar`` or a Parquet file with a column of bytes, a folder of them, a pattern (``*``, ``{000..012}``),
     or URLs of tars, also with braces (``https:``, ``pipe:COMMAND`` and what else the library webdataset opens).
@@ -66,129 +69,139 @@ def find_shards(given: str) -> tuple[Shard, ...] | None:
     Raises:
         UserError: files are missing, of another kind or unreadable; or a command is not allowed.
     """
-    where = f"data.unlabelled={given}"
-    if is_remote(given):
-        if given.startswith(PIPE) and PIPE[:-1] not in by_flag():
-            told = "a command is run only where you allow it, also when a stored run is looked at"
-            raise UserError(f"{where}: {told}: add {ALLOW_FLAG} {PIPE[:-1]}")
-        return tuple(Shard(place.rpartition("/")[2], place, 0, 0) for place in _expanded(given, where))
-    paths = _paths(os.path.expanduser(given), where)  # noqa: PTH111
+    setting = f"data.unlabelled={unlabelled}"
+    if is_remote(unlabelled):
+        if unlabelled.startswith(PIPE) and PIPE[:-1] not in by_flag():
+            rule = "a command is run only where you allow it, also for the config of a stored run"
+            raise UserError(f"{setting}: {rule}: add {ALLOW_FLAG} {PIPE[:-1]}")
+        return tuple(Shard(url.rpartition("/")[2], url, 0, 0) for url in _expand_braces(unlabelled, setting))
+    paths = _find_files(os.path.expanduser(unlabelled), setting)  # noqa: PTH111
     if paths is None:
         return None
-    wrong = [path for path in paths if Path(path).suffix not in {TAR, PARQUET}]
-    if wrong:
-        raise UserError(f"{where}: shards are {TAR} or {PARQUET} files, not {abbreviate(wrong)}; unpack or rename them")
+    other = [path for path in paths if Path(path).suffix not in {TAR, PARQUET}]
+    if other:
+        raise UserError(
+            f"{setting}: shards are {TAR} or {PARQUET} files, not {abbreviate(other)}; unpack or rename them"
+        )
     top = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120
     shards: list[Shard] = []
     for path in paths:
         try:
             state = os.stat(path)  # noqa: PTH116
         except OSError as error:
-            raise UserError(f"{where}: {path} cannot be read ({error.strerror}); mend or leave it out") from None
+            raise UserError(f"{setting}: {path} cannot be read ({error.strerror}); repair it or leave it out") from None
         whole = Shard(os.path.relpath(path, top or "."), path, state.st_size, state.st_mtime_ns)
-        shards += [whole] if path.endswith(TAR) else _parts(whole, where)
+        shards += [whole] if path.endswith(TAR) else _split_parquet(whole, setting)
     return tuple(shards)
 
 
-def _paths(given: str, where: str) -> list[str] | None:
-    """Return the files of shards that a path or a pattern names; None where it names none such."""
-    place = Path(given)
-    if place.is_dir():
-        found = [str(path) for path in sorted(place.iterdir()) if path.suffix in {TAR, PARQUET}]
-        return found or None
-    if place.suffix == TAR:
-        return [given] if place.exists() else _matching(given, where)
-    if place.suffix == PARQUET and place.is_file():
-        return [given] if _column(_schema(given, where), where) else None
-    return _matching(given, where) if BRACES.search(given) or glob.has_magic(given) else None
+def _find_files(pattern: str, setting: str) -> list[str] | None:
+    """Return the shard files that a path or a pattern names; None if it names no shards."""
+    path = Path(pattern)
+    if path.is_dir():
+        files = [str(child) for child in sorted(path.iterdir()) if child.suffix in {TAR, PARQUET}]
+        return files or None
+    if path.suffix == TAR:
+        return [pattern] if path.exists() else _match_files(pattern, setting)
+    if path.suffix == PARQUET and path.is_file():
+        return [pattern] if _find_image_column(_read_schema(pattern, setting), setting) else None
+    return _match_files(pattern, setting) if BRACES.search(pattern) or glob.has_magic(pattern) else None
 
 
-def _matching(pattern: str, where: str) -> list[str]:
+def _match_files(pattern: str, setting: str) -> list[str]:
     """Return the files that a pattern names.
 
     Raises:
-        UserError: there is none, or one that stands in braces is missing.
+        UserError: there is none, or one that the braces name is missing.
     """
-    found, missing = [], []
-    for name in _expanded(pattern, where):
-        some = sorted(glob.glob(name)) if glob.has_magic(name) else [name] * os.path.exists(name)  # noqa: PTH110, PTH207
-        found += some
-        missing += [] if some else [name]
+    files, missing = [], []
+    for name in _expand_braces(pattern, setting):
+        matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name] * os.path.exists(name)  # noqa: PTH110, PTH207
+        files += matches
+        missing += [] if matches else [name]
     if missing:
-        raise UserError(f"{where}: no such file: {abbreviate(missing)}")
-    return found
+        raise UserError(f"{setting}: no such file: {abbreviate(missing)}")
+    return files
 
 
-def _expanded(pattern: str, where: str) -> list[str]:
-    """Return what a pattern with braces stands for, as webdataset writes such patterns."""
+def _expand_braces(pattern: str, setting: str) -> list[str]:
+    """Return the names that a pattern with braces stands for, as in WebDataset."""
     if not BRACES.search(pattern):
         return [pattern]
     try:
         from braceexpand import braceexpand
     except ImportError:
-        raise needs_library(where) from None
+        raise missing_library_error(setting) from None
     try:
         return list(braceexpand(pattern))
     except ValueError:
-        raise UserError(f"{where}: its braces do not match; write {{000..012}}") from None
+        raise UserError(f"{setting}: its braces do not match; write {{000..012}}") from None
 
 
-def needs_library(where: str) -> UserError:
-    """Return the error of a pool for which webdataset is missing."""
-    return UserError(f"{where}: needs the library 'webdataset': pip install 'tutelage[webdataset]'")
+def missing_library_error(subject: str) -> UserError:
+    """Return the error of a pool for which webdataset is not installed."""
+    return UserError(f"{subject}: needs the library 'webdataset': pip install 'tutelage[webdataset]'")
 
 
-def _schema(path: str, where: str) -> Any:
+def _read_schema(path: str, setting: str) -> Any:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
         return parquet.read_schema(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{where}: cannot be read as Parquet ({' '.join(str(error).split())[:160]})") from None
+        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
+        raise UserError(f"{setting}: cannot be read as Parquet ({reason})") from None
 
 
-def _column(schema: Any, where: str) -> str | None:
-    """Return the path of the column that holds images' bytes; None where the table is a list of paths, or holds none.
+def _find_image_column(schema: Any, setting: str) -> str | None:
+    """Return the path of the column with images' bytes; None if there is none, or if the table is a list of paths.
 
     Raises:
-        UserError: several columns may be meant.
+        UserError: several columns may hold the images.
     """
     import pyarrow as pa
 
-    def holds_bytes(kind: Any) -> bool:
+    def is_bytes(kind: Any) -> bool:
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for column in schema:
-        if holds_bytes(column.type):
-            found[column.name] = column.name
-        elif pa.types.is_struct(column.type) and any(p.name == "bytes" and holds_bytes(p.type) for p in column.type):
-            found[column.name] = f"{column.name}.bytes"
-    if "path" in schema.names or not found:
+        if is_bytes(column.type):
+            paths[column.name] = column.name
+        elif pa.types.is_struct(column.type) and any(
+            field.name == "bytes" and is_bytes(field.type) for field in column.type
+        ):
+            paths[column.name] = f"{column.name}.bytes"
+    if "path" in schema.names or not paths:
         return None
-    if len(found) > 1 and IMAGE_COLUMN not in found:
-        told = f"several columns hold bytes ({abbreviate(list(found))}); call the one with the images {IMAGE_COLUMN!r}"
-        raise UserError(f"{where}: {told}")
-    return found.get(IMAGE_COLUMN) or next(iter(found.values()))
+    if len(paths) > 1 and IMAGE_COLUMN not in paths:
+        names = abbreviate(list(paths))
+        raise UserError(f"{setting}: several columns hold bytes ({names}); name the one with images {IMAGE_COLUMN!r}")
+    return paths.get(IMAGE_COLUMN) or next(iter(paths.values()))
 
 
-def _parts(whole: Shard, where: str) -> Sequence[Shard]:
+def _split_parquet(whole: Shard, setting: str) -> Sequence[Shard]:
     """Return a Parquet file as shards of whole row groups, each of about ``PART_BYTES`` or of one group."""
     from pyarrow import parquet
 
-    schema = _schema(whole.place, where)
-    column = _column(schema, where)
+    schema = _read_schema(whole.location, setting)
+    column = _find_image_column(schema, setting)
     if column is None:
-        told = f"{whole.place} has no column of bytes (there are {', '.join(schema.names[:MOST_NAMED])})"
-        raise UserError(f"{where}: {told}; a list of paths is given as a single file")
-    about = parquet.read_metadata(whole.place)
+        present = ", ".join(schema.names[:MAX_NAMED])
+        raise UserError(
+            f"{setting}: {whole.location} has no column of bytes (there are {present}); "
+            "to use a list of paths, name that file alone"
+        )
+    metadata = parquet.read_metadata(whole.location)
     shards: list[Shard] = []
-    first = row = rows = size = 0
-    for number in range(about.num_row_groups):
-        group = about.row_group(number)
+    first_group = first_row = rows = size = 0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
         rows, size = rows + group.num_rows, size + group.total_byte_size
-        if size >= PART_BYTES or number == about.num_row_groups - 1:
-            shards.append(whole._replace(column=column, first=first, end=number + 1, row=row))
-            first, row, rows, size = number + 1, row + rows, 0, 0
+        if size >= PART_BYTES or number == metadata.num_row_groups - 1:
+            shards.append(
+                whole._replace(column=column, first_group=first_group, end_group=number + 1, first_row=first_row)
+            )
+            first_group, first_row, rows, size = number + 1, first_row + rows, 0, 0
     return shards
