@@ -113,7 +113,7 @@ def resume(top: Path) -> str:
 
 
 def self_training(top: Path) -> str:
-    """RunContext a noisy student to its end."""
+    """Run a noisy student to its end."""
     ended(subprocess.Popen(command(top, *SELF_TRAINING)))
     (_,) = top.glob("*/*/report/index.html")
     accuracies = [

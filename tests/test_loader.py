@@ -165,10 +165,10 @@ def test_evaluation_sees_the_images_in_their_order_whatever_holds_them():
 @settings(max_examples=50)
 def test_places_are_permuted_one_by_one(count, seed):
     keys = np.random.default_rng(seed).integers(0, 1 << 64, size=streams.ROUNDS, dtype=np.uint64)
-    whole = streams.permuted(np.arange(count), count, keys)
+    whole = streams.permute(np.arange(count), count, keys)
     assert sorted(whole) == list(range(count))
     some = np.random.default_rng(seed).integers(0, count, 20)
-    assert (streams.permuted(some, count, keys) == whole[some]).all()
+    assert (streams.permute(some, count, keys) == whole[some]).all()
 
 
 def test_every_entry_is_as_likely_at_every_place():
@@ -176,7 +176,7 @@ def test_every_entry_is_as_likely_at_every_place():
     rng, seen = np.random.default_rng(0), np.zeros((5, 5))
     for _ in range(draws):
         keys = rng.integers(0, 1 << 64, size=streams.ROUNDS, dtype=np.uint64)
-        seen[np.arange(count), streams.permuted(np.arange(count), count, keys)] += 1
+        seen[np.arange(count), streams.permute(np.arange(count), count, keys)] += 1
     assert np.abs(seen / draws - 1 / count).max() < 5 * np.sqrt(0.2 * 0.8 / draws)  # five standard deviations
 
 
@@ -184,7 +184,7 @@ def test_every_entry_is_as_likely_at_every_place():
 @settings(max_examples=50)
 def test_a_long_pass_shows_every_image_once_though_its_order_is_made_in_parts(count, batch, seed):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streams, "PART", 16)
+        patch.setattr(streams, "CHUNK", 16)
         stream = Stream("pool", np.arange(count), np.zeros(count, dtype=np.int64), batch, np.arange(count) % 4)
         draws = streams.StreamSampler(stream, Key(seed, "s", "pool"))
         shown = np.concatenate([draws.at(step) for step in range(-(-2 * count // batch))], axis=1)[:, : 2 * count]

@@ -52,7 +52,7 @@ def undisturbed_by_two(tmp_path_factory: pytest.TempPathFactory):
 
 
 def typed(outputs: Path, *more: str) -> None:
-    """RunContext to the end, outside SLURM."""
+    """Run to the end, outside SLURM."""
     command = [str(Path(sys.executable).with_name("tutelage")), "train", *RUN, *more, f"paths.outputs={outputs}"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 

@@ -79,7 +79,7 @@ class Slurm:
         }
 
     def call(self, *command: str) -> str:
-        """RunContext a command of SLURM and return what it printed."""
+        """Run a command of SLURM and return what it printed."""
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=200)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
