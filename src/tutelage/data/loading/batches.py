@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from tutelage.augmentation import Mixing, Pipeline, mixed, plan
+from tutelage.augmentation import Mixing, Pipeline, draw_mixing, mix_batch
 from tutelage.config import MixConfig
 from tutelage.data.cached_logits import CachedLogits
 from tutelage.data.loading.shared_memory import Shared
@@ -120,9 +120,9 @@ WHOLE = Share()
 def apply_mix(unmixed: PendingMix, classes: int) -> StreamBatch:
     """Return what a stream shows, mixed on its device as it was planned."""
     shown, mixing, spare = unmixed
-    images, targets = mixed(shown.images, shown.targets, mixing, classes)
+    images, targets = mix_batch(shown.images, shown.targets, mixing, classes)
     if spare:
-        count = len(mixing.own)
+        count = len(mixing.boxes)
         images, targets = (torch.cat([view[:-1] for view in torch.split(all_, count)]) for all_ in (images, targets))
     return StreamBatch(images, targets, shown.answers)
 
@@ -211,7 +211,7 @@ class TrainDataset(Dataset[dict[str, StreamBatch | PendingMix]]):
         if mix is None:
             return shown
         key, (height, width) = self._training.key(stream.name), shown.images.shape[-2:]
-        drawn = plan(mix, key, step, stream.batch_size, height, width)
+        drawn = draw_mixing(mix, key, step, stream.batch_size, height, width)
         return PendingMix(shown, Mixing(*(each[rows] for each in drawn)).tensors(), spare)
 
     def _show(self, shows: SampleIndices, stream: Stream, view: Pipeline) -> StreamBatch:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tutelage.data.loading.shared_memory import Shared
-from tutelage.randomness import Key
+from tutelage.randomness import Key, splitmix64_finalize
 
 PART = 1 << 16  # entries whose order is made at once; longer passes come in parts
 ROUNDS = 8
@@ -89,7 +89,7 @@ def _by_shard(indices: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, np.n
     """Return ``ordered`` and ``ends`` of a stream; that most entries stand in order saves the memory for an order."""
     shards = (np.searchsorted(blocks, indices, side="right") - 1).astype(np.int32)
     outside = np.flatnonzero(shards < 0)
-    shards[outside] = _scattered(indices[outside].astype(np.uint64)) % np.uint64(len(blocks))
+    shards[outside] = splitmix64_finalize(indices[outside].astype(np.uint64)) % np.uint64(len(blocks))
     behind = shards[len(outside) :]
     in_order = (outside == np.arange(len(outside))).all() and (behind[1:] >= behind[:-1]).all()
     loose = shards[: len(outside) if in_order else len(shards)]
@@ -198,18 +198,10 @@ def permuted(places: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
     while beyond.any():
         left, right = found[beyond] >> half, found[beyond] & mask
         for key in keys:
-            left, right = right, left ^ (_scattered(right + key) & mask)
+            left, right = right, left ^ (splitmix64_finalize(right + key) & mask)
         found[beyond] = left << half | right
         beyond = found >= count
     return found.astype(np.int64)
-
-
-def _scattered(words: np.ndarray) -> np.ndarray:
-    """Return words (N,) uint64 each of whose bits depends on all bits of what came in: the end of splitmix64."""
-    words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    words ^= words >> np.uint64(31)
-    return words
 
 
 def _evened(labels: np.ndarray, key: Key, pass_: int) -> tuple[np.ndarray, np.ndarray]:
