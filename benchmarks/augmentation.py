@@ -38,7 +38,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from lengths import length
 from tutelage.augmentation import Pipeline
-from tutelage.augmentation.crop import NUMBERS, draw_boxes
+from tutelage.augmentation.crop import NUMBERS_PER_CROP, draw_boxes
 from tutelage.augmentation.library import albumentations
 from tutelage.augmentation.operations import OPERATIONS
 from tutelage.config.compose import compose
@@ -123,7 +123,7 @@ def bare(stored: int, side: int) -> Batch:
             if flip:
                 cv2.flip(view, 1, dst=view)
 
-    boxes = draw_boxes(transform, [(stored, stored)] * BATCH, drawn.random((BATCH, NUMBERS)))
+    boxes = draw_boxes(transform, [(stored, stored)] * BATCH, drawn.random((BATCH, NUMBERS_PER_CROP)))
     plans = list(zip(boxes, (drawn.random(BATCH) < 0.5).tolist(), strict=True))
     return batch
 

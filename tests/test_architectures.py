@@ -11,7 +11,7 @@ from torchvision import models
 from helpers.networks import count_parameters, make_spec
 from tutelage.config.compose import compose
 from tutelage.errors import UserError
-from tutelage.explain.summary import Layer, print_summary, summary
+from tutelage.explain.summary import Layer, print_summary, summarize_layers
 from tutelage.models import (
     VGG,
     AlexNet,
@@ -247,7 +247,7 @@ def test_every_classifier_of_torchvision_is_built_and_summarised(name):
         features = network.backbone(images.float())
         assert features.ndim == 2
         assert network.head(features).shape == network(images).shape == (2, 10)
-    rows = summary(network)
+    rows = summarize_layers(network)
     assert sum(each.parameters for each in rows) == count_parameters(network)
     assert sum(each.multiply_adds for each in rows) > 0
     assert rows[-1].output == (10,)
@@ -309,11 +309,13 @@ def test_a_size_that_a_torchvision_network_does_not_take_is_one_line(name, size,
 
 
 def layer(network: ImageClassifier, name: str) -> Layer:
-    return next(each for each in summary(network) if each.name == name)
+    return next(each for each in summarize_layers(network) if each.name == name)
 
 
 def test_lenet5s_summary_is_what_one_computes_by_hand():
-    rows = [each for each in summary(LeNet5(make_spec(1, 32))) if each.kind not in {"ReLU", "Dropout", "Flatten"}]
+    rows = [
+        each for each in summarize_layers(LeNet5(make_spec(1, 32))) if each.kind not in {"ReLU", "Dropout", "Flatten"}
+    ]
     assert rows == [
         Layer("backbone.0", "Conv2d", (6, 28, 28), 5, 1, 28 * 28 * 6 * 25, 156),
         Layer("backbone.2", "MaxPool2d", (6, 14, 14), 6, 2, 0, 0),
@@ -327,7 +329,7 @@ def test_lenet5s_summary_is_what_one_computes_by_hand():
 
 def test_the_papers_layers_see_what_is_published():
     assert layer(on_meta(AlexNet, make_spec(3, 227)), "backbone.14").receptive_field == 195
-    vgg = [each for each in summary(on_meta(VGG, make_spec(3, 224), depth=16)) if each.kind == "MaxPool2d"]
+    vgg = [each for each in summarize_layers(on_meta(VGG, make_spec(3, 224), depth=16)) if each.kind == "MaxPool2d"]
     assert [each.receptive_field for each in vgg] == [6, 16, 44, 100, 212]
     assert [each.stride for each in vgg] == [2, 4, 8, 16, 32]
     resnet = on_meta(Torchvision, make_spec(3, 224), name="resnet50")
@@ -337,7 +339,7 @@ def test_the_papers_layers_see_what_is_published():
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
 @pytest.mark.parametrize("pool", [1, 2, 3])
 def test_a_convolution_then_pooling_sees_their_sizes_less_one(kernel, pool):
-    rows = summary(Small(nn.Conv2d(3, 2, kernel), nn.MaxPool2d(pool)))
+    rows = summarize_layers(Small(nn.Conv2d(3, 2, kernel), nn.MaxPool2d(pool)))
     assert [each.receptive_field for each in rows[:2]] == [kernel, pool + kernel - 1]
 
 
@@ -356,7 +358,7 @@ def test_a_convolution_then_pooling_sees_their_sizes_less_one(kernel, pool):
 def test_the_multiply_adds_are_the_published_ones(network, multiply_adds):
     with torch.device("meta"):
         built = network()
-    rows = summary(built)
+    rows = summarize_layers(built)
     assert sum(each.multiply_adds for each in rows) == pytest.approx(
         multiply_adds, abs=0 if multiply_adds % 1000 else 5e5
     )
@@ -484,7 +486,7 @@ def open_paths(network: nn.Module) -> nn.Module:
 def test_a_unit_sees_the_pixels_where_its_gradient_is_not_zero(network, shape):
     torch.manual_seed(0)
     built = network()
-    rows = [each for each in summary(built) if each.name.startswith("backbone") and len(each.output) == 3]
+    rows = [each for each in summarize_layers(built) if each.name.startswith("backbone") and len(each.output) == 3]
     rows = [each for each in rows if each.receptive_field and each.kind != "Folded"]  # whose channels see four places
     told = {each.name: each.receptive_field for each in reversed(rows)}  # first calls
     modules = dict(open_paths(built).named_modules())
@@ -509,7 +511,7 @@ def test_what_joins_all_places_sees_the_whole_image():
     assert layer(Small(patches, Tokens(mixed=True)), "backbone.1.layer").receptive_field is None
     assert layer(Small(patches, Squeezed(), nn.Conv2d(64, 8, 3)), "backbone.2").receptive_field is None
     assert layer(Small(patches, ChannelNorm(), nn.Conv2d(64, 8, 3)), "backbone.2").receptive_field == 12
-    vit = summary(on_meta(Torchvision, make_spec(3, 224), name="vit_b_16"))
+    vit = summarize_layers(on_meta(Torchvision, make_spec(3, 224), name="vit_b_16"))
     first = next(number for number, each in enumerate(vit) if each.kind == "MultiheadAttention")
     assert {each.receptive_field for each in vit[:first]} == {16}
     assert {each.receptive_field for each in vit[first:]} == {None}
@@ -520,7 +522,7 @@ def test_a_summary_leaves_the_network_as_it_was():
     network.backbone[0].eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     modes = [module.training for module in network.modules()]
-    assert summary(network) == summary(on_meta(LeNet5, make_spec(1, 32), dropout=0.5))
+    assert summarize_layers(network) == summarize_layers(on_meta(LeNet5, make_spec(1, 32), dropout=0.5))
     assert modes == [module.training for module in network.modules()]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
@@ -528,7 +530,7 @@ def test_a_summary_leaves_the_network_as_it_was():
 
 def test_timms_networks_are_summarised():
     network = on_meta(Timm, make_spec(3, 64), name="efficientnet_b0")
-    rows = summary(network)
+    rows = summarize_layers(network)
     assert sum(each.parameters for each in rows) == count_parameters(network)
     assert next(each for each in rows if each.kind == "BatchNormAct2d").receptive_field == 3
 
@@ -546,7 +548,7 @@ def test_the_printed_summary_is_whole_in_100_columns(network, capsys):
         built = network()
     print_summary(built)
     lines = capsys.readouterr().out.splitlines()
-    rows = summary(built)
+    rows = summarize_layers(built)
     assert len(lines) == 2 + len(rows)
     assert max(map(len, lines)) <= 100
     assert lines[0].split() == ["layer", "kind", "output", "sees", "stride", "multiply-adds", "parameters"]

@@ -15,8 +15,9 @@ from torchvision.transforms.v2 import functional
 
 from helpers.images import smooth_image
 from tutelage.augmentation import AugMix, Pipeline, RandAugment, RandomResizedCrop, ThreePoints, TrivialAugment
-from tutelage.augmentation.crop import NUMBERS, cut, draw_boxes
-from tutelage.augmentation.operations import OPERATIONS, SIGNED, operate
+from tutelage.augmentation.chains import apply_chain
+from tutelage.augmentation.crop import NUMBERS_PER_CROP, crop_and_resize, draw_boxes
+from tutelage.augmentation.operations import OPERATIONS, SIGNED
 from tutelage.config.compose import compose, options
 from tutelage.errors import UserError
 from tutelage.randomness import Key
@@ -26,7 +27,7 @@ OURS = {"RandAugment": RandAugment, "TrivialAugment": TrivialAugment, "AugMix": 
 
 def steps_of(transform: albumentations.BasicTransform, times: int) -> list[tuple[str, float]]:
     transform.set_random_seed(0)
-    return [step for _ in range(times) for step in transform.get_params()["steps"]]
+    return [step for _ in range(times) for step in transform.get_params()["chain"]]
 
 
 def uniform(names: list[str], among: tuple[str, ...]) -> bool:
@@ -68,8 +69,8 @@ def test_only_the_operations_that_were_asked_for_are_drawn():
     [
         ({"magnitude": 31}, "RandAugment refuses magnitude=31: Input should be less than or equal to 30"),
         ({"num_ops": -1}, "RandAugment refuses num_ops=-1"),
-        ({"operations": ["Rotate", "Blur"]}, "Blur is no operation; there are Identity, ShearX"),
-        ({"operations": []}, "none is no operation"),
+        ({"operations": ["Rotate", "Blur"]}, "Blur is not an operation; choose from Identity, ShearX"),
+        ({"operations": []}, "the list is empty; choose from Identity"),
         ({"fill": [1, 2]}, "RandAugment refuses fill"),
         ({"interpolation": "cubic"}, "RandAugment refuses interpolation=cubic"),
         ({"magnitud": 3}, "RandAugment refuses its arguments"),
@@ -145,7 +146,7 @@ def test_transforms_are_stored_and_restored_as_others_are(transform, tmp_path):
 
 def test_an_example_is_one_operation_at_a_magnitude():
     image = smooth_image((20, 20, 3))
-    assert (RandAugment().example(image, "Rotate", 15) == operate(image, [("Rotate", 0.5)])).all()
+    assert (RandAugment().apply_operation(image, "Rotate", 15) == apply_chain(image, [("Rotate", 0.5)])).all()
 
 
 def test_augmix_mixes_as_its_algorithm_says():
@@ -160,7 +161,7 @@ def test_augmix_mixes_as_its_algorithm_says():
         assert all(0 < abs(strength) <= 0.3 for chain in drawn["chains"] for _, strength in chain)
         expected = (1 - sum(drawn["weights"])) * image.astype(float)
         for chain, weight in zip(drawn["chains"], drawn["weights"], strict=True):
-            expected += weight * operate(image, chain, transform.look)
+            expected += weight * apply_chain(image, chain, transform.settings)
         assert np.abs(transform.apply(image, **drawn) - expected).max() <= 0.51
 
 
@@ -192,13 +193,13 @@ class Replayed:
 def test_crops_are_albumentations_own_to_the_bit(shape, scale):
     """The same numbers give the same box and the same pixels as Albumentations' calls, without their bookkeeping."""
     transform = albumentations.RandomResizedCrop(size=(24, 24), scale=scale)
-    image, numbers = smooth_image(shape), np.random.default_rng(0).random((300, NUMBERS))
+    image, numbers = smooth_image(shape), np.random.default_rng(0).random((300, NUMBERS_PER_CROP))
     boxes = draw_boxes(transform, [shape] * 300, numbers)
     for box, own in zip(boxes, numbers.tolist(), strict=True):
         transform.py_random = Replayed(own)
         assert box == transform.get_params_dependent_on_data({"shape": shape}, {})["crop_coords"]
     for box in boxes[:20]:
-        assert (cut(transform, image, box) == transform.apply(image, box).reshape(24, 24, -1)).all()
+        assert (crop_and_resize(transform, image, box) == transform.apply(image, box).reshape(24, 24, -1)).all()
 
 
 def test_every_second_image_is_mirrored():
@@ -311,7 +312,7 @@ def test_three_points_go_where_they_were_drawn():
     image = np.zeros((41, 61, 1), dtype=np.uint8)
     transform = ThreePoints(shift=0.2)
     transform.set_random_seed(1)
-    targets = transform.get_params()["targets"]
+    targets = transform.get_params()["corners"]
     assert (np.abs(targets - [(0, 0), (1, 0), (0, 1)]) <= 0.2).all()
     still = smooth_image((9, 9, 3))
     assert (ThreePoints(shift=0).apply(still, np.array([(0, 0), (1, 0), (0, 1)])) == still).all()

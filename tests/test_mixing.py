@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from helpers.forks import call_in_fork
 from helpers.runs import only_run, outcome, run, tables
 from helpers.traps import kill_after
-from tutelage.augmentation import Mixing, mixed, plan
+from tutelage.augmentation import Mixing, draw_mixing, mix_batch
 from tutelage.config import MixConfig
 from tutelage.config.compose import compose
 from tutelage.data import EvalBatch, StageData, Stream, StreamBatch, data_module
@@ -46,7 +46,7 @@ def by_hand(own, blend, boxes) -> Mixing:
 def test_by_hand_cutmix_pastes_the_next_image_and_counts_its_pixels():
     images = torch.tensor([10, 20, 30], dtype=torch.uint8).view(3, 1, 1, 1).repeat(1, 1, 2, 4)
     drawn = by_hand([0.75, 1, 0], [1, 1, 1], [[0, 2, 1, 4], [1, 1, 1, 1], [0, 0, 2, 4]])
-    pixels, weights = mixed(images, torch.tensor([0, 1, 2]), drawn, 3)
+    pixels, weights = mix_batch(images, torch.tensor([0, 1, 2]), drawn, 3)
     assert pixels[:, 0].tolist() == [
         [[10, 10, 20, 20], [10, 10, 10, 10]],
         [[20, 20, 20, 20], [20, 20, 20, 20]],
@@ -59,7 +59,7 @@ def test_by_hand_cutmix_pastes_the_next_image_and_counts_its_pixels():
 def test_by_hand_mixup_blends_to_the_nearest_pixel():
     images = torch.tensor([[0, 255], [100, 3], [7, 8]], dtype=torch.uint8).view(3, 1, 1, 2)
     drawn = by_hand([0.75, 0.5, 1], [0.75, 0.5, 1], [[0, 0, 0, 0]] * 3)
-    pixels, weights = mixed(images, torch.tensor([2, 0, 0]), drawn, 3)
+    pixels, weights = mix_batch(images, torch.tensor([2, 0, 0]), drawn, 3)
     assert pixels[0].flatten().tolist() == [25, 192]  # 25 and 192.0
     assert pixels[1].flatten().tolist() in ([53, 5], [54, 6], [54, 5], [53, 6])  # 53.5 and 5.5 are as near to both
     assert pixels[2].flatten().tolist() == [7, 8]
@@ -77,8 +77,8 @@ def test_by_hand_mixup_blends_to_the_nearest_pixel():
 def test_what_labels_weigh_is_the_share_of_pixels_counted(count, height, width, step, per, alpha):
     """Each image of a colour and a class of its own: what is left of the colour can be counted."""
     images = torch.arange(count, dtype=torch.uint8).view(count, 1, 1, 1).repeat(1, 3, height, width)
-    drawn = plan(MixConfig(cutmix=alpha, per=per), KEY, step, count, height, width)
-    pixels, weights = mixed(images, torch.arange(count), drawn, count)
+    drawn = draw_mixing(MixConfig(cutmix=alpha, per=per), KEY, step, count, height, width)
+    pixels, weights = mix_batch(images, torch.arange(count), drawn, count)
     for i in range(count):
         counted = np.bincount(pixels[i, 0].flatten(), minlength=count)
         assert set(np.flatnonzero(counted)) <= {i, (i + 1) % count}
@@ -89,9 +89,9 @@ def test_what_labels_weigh_is_the_share_of_pixels_counted(count, height, width, 
 @given(st.integers(2, 20), st.integers(0, 2**40), st.sampled_from(["batch", "sample"]), st.sampled_from([0.1, 1.0]))
 def test_blended_pixels_are_the_nearest_to_what_labels_weigh(count, step, per, alpha):
     images, labels = batch_of(count)
-    drawn = plan(MixConfig(mixup=alpha, per=per), KEY, step, count, 6, 5)
-    pixels, weights = mixed(images, labels, drawn, 4)
-    share = drawn.own.astype(np.float64)[:, None, None, None]
+    drawn = draw_mixing(MixConfig(mixup=alpha, per=per), KEY, step, count, 6, 5)
+    pixels, weights = mix_batch(images, labels, drawn, 4)
+    share = drawn.label_weights.astype(np.float64)[:, None, None, None]
     exact = share * images.numpy() + (1 - share) * images.roll(-1, 0).numpy()
     assert np.abs(pixels.numpy() - exact).max() <= 0.5
     one_hot = np.eye(4)[labels.numpy()]
@@ -105,13 +105,13 @@ def test_blended_pixels_are_the_nearest_to_what_labels_weigh(count, step, per, a
 def test_cutmix_is_torchvisions_given_the_same_box(step, soft, monkeypatch):
     images, labels = batch_of(9, height=17, width=23)
     targets = torch.rand(9, 4).softmax(dim=1) if soft else labels
-    drawn = plan(CUTMIX, KEY, step, 9, 17, 23)
+    drawn = draw_mixing(CUTMIX, KEY, step, 9, 17, 23)
     top, left, bottom, right = drawn.boxes[0].tolist()
-    given_box = {"box": (left, top, right, bottom), "lam_adjusted": float(drawn.own[0])}
+    given_box = {"box": (left, top, right, bottom), "lam_adjusted": float(drawn.label_weights[0])}
     monkeypatch.setattr(v2.CutMix, "make_params", lambda *_: given_box)
     # torchvision's partner is the image before: the same batch, back to front
     expected, expected_targets = v2.CutMix(num_classes=4)(images.flip(0), targets.flip(0))
-    pixels, weights = mixed(images, targets, drawn, 4)
+    pixels, weights = mix_batch(images, targets, drawn, 4)
     assert torch.equal(pixels, expected.flip(0))
     torch.testing.assert_close(weights, expected_targets.flip(0))
 
@@ -121,10 +121,10 @@ def test_cutmix_is_torchvisions_given_the_same_box(step, soft, monkeypatch):
 def test_mixup_is_torchvisions_given_the_same_share(step, soft, monkeypatch):
     images, labels = batch_of(9)
     targets = torch.rand(9, 4).softmax(dim=1) if soft else labels
-    drawn = plan(MIXUP, KEY, step, 9, 6, 5)
-    monkeypatch.setattr(v2.MixUp, "make_params", lambda *_: {"lam": float(drawn.blend[0])})
+    drawn = draw_mixing(MIXUP, KEY, step, 9, 6, 5)
+    monkeypatch.setattr(v2.MixUp, "make_params", lambda *_: {"lam": float(drawn.pixel_weights[0])})
     expected, expected_targets = v2.MixUp(num_classes=4)(images.flip(0).double(), targets.flip(0))
-    pixels, weights = mixed(images, targets, drawn, 4)
+    pixels, weights = mix_batch(images, targets, drawn, 4)
     assert (pixels - expected.flip(0)).abs().max() <= 0.5
     torch.testing.assert_close(weights, expected_targets.flip(0))
 
@@ -134,20 +134,20 @@ def test_mixup_is_torchvisions_given_the_same_share(step, soft, monkeypatch):
 def test_shares_of_mixup_are_beta_distributed(alpha, per):
     config, count = MixConfig(mixup=alpha, per=per), 4000
     if per == "sample":
-        shares = plan(config, KEY, 0, count, 8, 8).blend
+        shares = draw_mixing(config, KEY, 0, count, 8, 8).pixel_weights
     else:
-        shares = [plan(config, KEY, step, 1, 8, 8).blend[0] for step in range(count)]
+        shares = [draw_mixing(config, KEY, step, 1, 8, 8).pixel_weights[0] for step in range(count)]
     assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > NEGLIGIBLE
 
 
 @pytest.mark.parametrize("alpha", [0.4, 1.0, 3.0])
 def test_what_cutmix_leaves_of_images_is_distributed_as_torchvisions(alpha):
     count, side = 4000, 1000  # so many pixels that rounding to whole ones does not show
-    ours = plan(MixConfig(cutmix=alpha, per="sample"), KEY, 0, count, side, side)
+    ours = draw_mixing(MixConfig(cutmix=alpha, per="sample"), KEY, 0, count, side, side)
     torch.manual_seed(0)
     reference, canvas = v2.CutMix(alpha=alpha, num_classes=2), [torch.empty(1, 1, side, side)]
     theirs = [reference.make_params(canvas) for _ in range(count)]
-    assert stats.ks_2samp(ours.own, [params["lam_adjusted"] for params in theirs]).pvalue > NEGLIGIBLE
+    assert stats.ks_2samp(ours.label_weights, [params["lam_adjusted"] for params in theirs]).pvalue > NEGLIGIBLE
     for edge, place in zip(("top", "left", "bottom", "right"), (1, 0, 3, 2), strict=True):
         index = ("top", "left", "bottom", "right").index(edge)
         assert stats.ks_2samp(ours.boxes[:, index], [p["box"][place] for p in theirs]).pvalue > NEGLIGIBLE, edge
@@ -155,7 +155,7 @@ def test_what_cutmix_leaves_of_images_is_distributed_as_torchvisions(alpha):
 
 def test_the_same_box_is_drawn_at_any_size_to_the_nearest_pixel():
     config = MixConfig(cutmix=1, per="sample")
-    small, large = plan(config, KEY, 0, 1000, 7, 11).boxes, plan(config, KEY, 0, 1000, 7000, 11000).boxes
+    small, large = draw_mixing(config, KEY, 0, 1000, 7, 11).boxes, draw_mixing(config, KEY, 0, 1000, 7000, 11000).boxes
     assert np.abs(small - large / 1000).max() <= 0.501
     assert len(np.unique(small, axis=0)) > 300
 
@@ -164,46 +164,46 @@ def test_the_same_box_is_drawn_at_any_size_to_the_nearest_pixel():
 @pytest.mark.parametrize(("probability", "switch"), [(0.5, 0.5), (0.2, 0.9), (1.0, 0.0), (1.0, 1.0), (0.0, 0.5)])
 def test_mixing_fires_and_switches_as_often_as_it_should(probability, switch, per):
     config, count = MixConfig(cutmix=1, mixup=1, probability=probability, switch=switch, per=per), 4000
-    plans = [plan(config, KEY, 0, count, 64, 64)]
+    plans = [draw_mixing(config, KEY, 0, count, 64, 64)]
     if per == "batch":
-        plans = [plan(config, KEY, step, 1, 64, 64) for step in range(count)]
+        plans = [draw_mixing(config, KEY, step, 1, 64, 64) for step in range(count)]
     boxes = np.concatenate([drawn.boxes for drawn in plans])
     cut = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    blended = np.concatenate([drawn.blend for drawn in plans]) < 1
+    blended = np.concatenate([drawn.pixel_weights for drawn in plans]) < 1
     assert not (cut & blended).any()
-    assert (np.concatenate([drawn.own for drawn in plans])[~cut & ~blended] == 1).all()
+    assert (np.concatenate([drawn.label_weights for drawn in plans])[~cut & ~blended] == 1).all()
     for times, chance in ((cut.sum(), probability * switch), (blended.sum(), probability * (1 - switch))):
         assert abs(times / count - chance) <= 4 * math.sqrt(chance * (1 - chance) / count) + 1e-3, chance
 
 
 @pytest.mark.parametrize("kind", ["cutmix", "mixup", "cutmix+mixup"])
 def test_a_draw_is_for_the_batch_or_for_each_sample(kind):
-    same, each = (plan(config_of(kind, per=per), KEY, 0, 32, 28, 28) for per in ("batch", "sample"))
+    same, each = (draw_mixing(config_of(kind, per=per), KEY, 0, 32, 28, 28) for per in ("batch", "sample"))
     assert len(np.unique(np.column_stack(same), axis=0)) == 1
     assert len(np.unique(np.column_stack(each), axis=0)) > 16
 
 
 def test_a_plan_follows_from_key_step_and_size_alone():
     config = config_of("cutmix+mixup", per="sample")
-    first = plan(config, KEY, 5, 31, 28, 28)
+    first = draw_mixing(config, KEY, 5, 31, 28, 28)
     np.random.seed(3)
     torch.manual_seed(3)
-    plan(CUTMIX, KEY, 4, 8, 9, 9)
-    assert all(np.array_equal(a, b) for a, b in zip(first, plan(config, KEY, 5, 31, 28, 28), strict=True))
+    draw_mixing(CUTMIX, KEY, 4, 8, 9, 9)
+    assert all(np.array_equal(a, b) for a, b in zip(first, draw_mixing(config, KEY, 5, 31, 28, 28), strict=True))
     others = [
-        plan(config, KEY, 6, 31, 28, 28),
-        plan(config, Key(8, "supervised", "labelled"), 5, 31, 28, 28),
-        plan(config, Key(7, "student-1", "labelled"), 5, 31, 28, 28),
-        plan(config, Key(7, "supervised", "pool"), 5, 31, 28, 28),
+        draw_mixing(config, KEY, 6, 31, 28, 28),
+        draw_mixing(config, Key(8, "supervised", "labelled"), 5, 31, 28, 28),
+        draw_mixing(config, Key(7, "student-1", "labelled"), 5, 31, 28, 28),
+        draw_mixing(config, Key(7, "supervised", "pool"), 5, 31, 28, 28),
     ]
-    assert len({drawn.own.tobytes() for drawn in (first, *others)}) == 5
+    assert len({drawn.label_weights.tobytes() for drawn in (first, *others)}) == 5
 
 
 @pytest.mark.parametrize("kind", ["cutmix", "mixup", "cutmix+mixup"])
 def test_an_image_alone_in_its_batch_is_its_own_partner_and_nothing_changes(kind):
     for step in range(20):
         images, labels = batch_of(1)
-        pixels, weights = mixed(images, labels, plan(config_of(kind), KEY, step, 1, 6, 5), 4)
+        pixels, weights = mix_batch(images, labels, draw_mixing(config_of(kind), KEY, step, 1, 6, 5), 4)
         assert torch.equal(pixels, images)
         assert torch.equal(weights, functional.one_hot(labels, 4).float())
 
@@ -213,7 +213,7 @@ def test_images_of_one_pixel_are_mixed_too(kind):
     images = torch.tensor([0, 200, 100], dtype=torch.uint8).view(3, 1, 1, 1)
     seen = set()
     for step in range(50):
-        pixels, weights = mixed(images, torch.arange(3), plan(config_of(kind), KEY, step, 3, 1, 1), 3)
+        pixels, weights = mix_batch(images, torch.arange(3), draw_mixing(config_of(kind), KEY, step, 3, 1, 1), 3)
         assert weights.sum(dim=1).tolist() == pytest.approx([1, 1, 1])
         assert pixels.flatten().numpy() == pytest.approx((weights @ torch.tensor([0.0, 200, 100])).numpy(), abs=0.5001)
         seen.add(int(pixels[0]))
@@ -224,10 +224,10 @@ def test_images_of_one_pixel_are_mixed_too(kind):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_layout_in_memory_is_kept_and_changes_no_value(kind, channels):
     images, labels = batch_of(7, channels)
-    drawn = plan(config_of(kind, per="sample"), KEY, 0, 7, 6, 5)
-    plain, _ = mixed(images, labels, drawn, 4)
+    drawn = draw_mixing(config_of(kind, per="sample"), KEY, 0, 7, 6, 5)
+    plain, _ = mix_batch(images, labels, drawn, 4)
     last = torch.from_numpy(np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())).permute(0, 3, 1, 2)
-    pixels, _ = mixed(last, labels, drawn, 4)
+    pixels, _ = mix_batch(last, labels, drawn, 4)
     assert plain.is_contiguous()
     assert pixels.stride() == last.stride()
     assert torch.equal(pixels, plain)
@@ -240,7 +240,9 @@ def test_rows_of_targets_go_on_summing_to_one_and_what_came_in_is_left_alone(sof
     targets = torch.rand(13, 4, generator=torch.Generator().manual_seed(0)).softmax(dim=1) if soft else labels
     before = images.clone(), targets.clone()
     for step in range(20):
-        _, weights = mixed(images, targets, plan(config_of("cutmix+mixup", per="sample"), KEY, step, 13, 6, 5), 4)
+        _, weights = mix_batch(
+            images, targets, draw_mixing(config_of("cutmix+mixup", per="sample"), KEY, step, 13, 6, 5), 4
+        )
         assert (weights.shape, weights.dtype) == ((13, 4), torch.float32)
         assert weights.sum(dim=1).tolist() == pytest.approx([1.0] * 13)
         assert float(weights.min()) >= 0
@@ -251,10 +253,10 @@ def test_rows_of_targets_go_on_summing_to_one_and_what_came_in_is_left_alone(sof
 def test_of_two_views_each_is_mixed_with_the_same_view_of_the_partner():
     first, labels = batch_of(5)
     second = 255 - first
-    drawn = plan(config_of("cutmix+mixup", per="sample"), KEY, 1, 5, 6, 5)
-    pixels, weights = mixed(torch.cat([first, second]), labels.repeat(2), drawn, 4)
+    drawn = draw_mixing(config_of("cutmix+mixup", per="sample"), KEY, 1, 5, 6, 5)
+    pixels, weights = mix_batch(torch.cat([first, second]), labels.repeat(2), drawn, 4)
     for part, view in enumerate((first, second)):
-        alone, alone_weights = mixed(view, labels, drawn, 4)
+        alone, alone_weights = mix_batch(view, labels, drawn, 4)
         assert torch.equal(pixels[5 * part : 5 * part + 5], alone)
         assert torch.equal(weights[5 * part : 5 * part + 5], alone_weights)
 
@@ -262,10 +264,10 @@ def test_of_two_views_each_is_mixed_with_the_same_view_of_the_partner():
 def test_mixing_waits_for_no_device():
     """Tensors of the meta device hold no values: whatever had to look at one would fail."""
     images, labels = batch_of(6)
-    drawn = plan(config_of("cutmix+mixup", per="sample"), KEY, 0, 6, 6, 5)
+    drawn = draw_mixing(config_of("cutmix+mixup", per="sample"), KEY, 0, 6, 6, 5)
     there = Mixing(*(part.to("meta") for part in drawn.tensors()))
     for targets in (labels, torch.rand(6, 4)):
-        pixels, weights = mixed(images.to("meta"), targets.to("meta"), there, 4)
+        pixels, weights = mix_batch(images.to("meta"), targets.to("meta"), there, 4)
         assert (pixels.device.type, weights.device.type) == ("meta", "meta")
         assert (pixels.shape, pixels.dtype) == (images.shape, torch.uint8)
         assert (weights.shape, weights.dtype) == ((6, 4), torch.float32)
@@ -278,13 +280,13 @@ def test_a_gpu_gives_the_same_bytes_and_is_not_waited_for():
     def work() -> int:
         images, labels = batch_of(31, height=28, width=28)
         for step in range(10):
-            drawn = plan(config_of("cutmix+mixup", per="sample"), KEY, step, 31, 28, 28)
-            expected = mixed(images, labels, drawn, 4)
+            drawn = draw_mixing(config_of("cutmix+mixup", per="sample"), KEY, step, 31, 28, 28)
+            expected = mix_batch(images, labels, drawn, 4)
             there = Mixing(*(part.cuda() for part in drawn.tensors()))
             on_gpu = images.cuda(), labels.cuda()
             torch.cuda.set_sync_debug_mode("error")
             try:
-                found = mixed(*on_gpu, there, 4)
+                found = mix_batch(*on_gpu, there, 4)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
             assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
@@ -328,8 +330,8 @@ def test_each_stream_is_mixed_within_itself_and_others_are_left_as_they_are():
         for name, shown in found.items():
             assert isinstance(shown, StreamBatch)
             count, _, height, width = before[name].images.shape
-            drawn = plan(config_of("mixup"), Key(0, "student-1", name), step, count, height, width)
-            images, targets = mixed(*before[name][:2], drawn, 10)
+            drawn = draw_mixing(config_of("mixup"), Key(0, "student-1", name), step, count, height, width)
+            images, targets = mix_batch(*before[name][:2], drawn, 10)
             assert torch.equal(shown.images, images)
             assert torch.equal(shown.targets, targets)
         assert not torch.equal(found["pool"].targets, before["pool"].targets)
@@ -392,7 +394,7 @@ def test_a_run_mixes_each_training_batch_once_and_no_other(outputs):
     def count() -> None:
         from tutelage.data.loading import batches
 
-        original = batches.mixed
+        original = batches.mix_batch
 
         def noted(images, *rest):
             with (outputs / "mixed").open("a") as file:
@@ -400,7 +402,7 @@ def test_a_run_mixes_each_training_batch_once_and_no_other(outputs):
             return original(images, *rest)
 
         outputs.mkdir()
-        batches.mixed = noted
+        batches.mix_batch = noted
 
     assert run(outputs, *MIXED, before=count) == 0
     labelled, pool = [7] * sum(steps.values()), [14] * steps["student-1"]

@@ -12,8 +12,16 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from helpers.images import smooth_image
-from tutelage.augmentation.geometry import Map, one_map, rotation, shear_x, shear_y, translation
-from tutelage.augmentation.operations import OPERATIONS, RANDAUGMENT, SIGNED, WIDE, Look, operate, operate_all
+from tutelage.augmentation.chains import apply_chain, apply_chains
+from tutelage.augmentation.geometry import (
+    AffineMap,
+    make_rotation,
+    make_shear_x,
+    make_shear_y,
+    make_translation,
+    merge_maps,
+)
+from tutelage.augmentation.operations import OPERATIONS, RANDAUGMENT, SIGNED, WIDE, OperationSettings
 
 SIZES = [(28, 28, 1), (32, 32, 3), (33, 47, 3), (64, 48, 1), (1, 1, 1), (1, 1, 3), (1, 9, 3), (7, 1, 3), (2, 5, 1)]
 STRENGTHS = (-1.0, -0.55, -0.1, 0.1, 0.3, 0.5, 0.8, 1.0)
@@ -45,7 +53,7 @@ def test_enhancements_are_pils_at_every_magnitude(name, shape):
         else:
             enhance = getattr(ImageEnhance, name)(pil(image)).enhance
             expected = np.asarray(enhance(1 + 0.9 * magnitude / 30)).reshape(shape)
-        assert gap(operate(image, [(name, magnitude / 30)]), expected) <= 1
+        assert gap(apply_chain(image, [(name, magnitude / 30)]), expected) <= 1
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
@@ -60,7 +68,7 @@ def test_enhancements_are_torchvisions(name, strength):
         "Sharpness": functional.adjust_sharpness,
     }
     expected = calls[name](tensor(image), 1 + 0.9 * strength).numpy().transpose(1, 2, 0)
-    assert gap(operate(image, [(name, strength)]), expected) <= 1
+    assert gap(apply_chain(image, [(name, strength)]), expected) <= 1
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -71,15 +79,15 @@ def test_autocontrast_and_equalize_are_pils(shape, seed):
     equalized, stretched = (
         np.asarray(f(pil(image))).reshape(shape) for f in (ImageOps.equalize, ImageOps.autocontrast)
     )
-    assert (operate(image, [("Equalize", 1.0)]) == equalized).all()
-    assert gap(operate(image, [("AutoContrast", 1.0)]), stretched) <= 1
+    assert (apply_chain(image, [("Equalize", 1.0)]) == equalized).all()
+    assert gap(apply_chain(image, [("AutoContrast", 1.0)]), stretched) <= 1
 
 
 @pytest.mark.parametrize("value", [0, 7, 255])
 @pytest.mark.parametrize("name", ["AutoContrast", "Equalize"])
 def test_a_constant_channel_has_nothing_to_stretch(name, value):
     image = np.full((5, 6, 3), value, dtype=np.uint8)
-    assert (operate(image, [(name, 1.0)]) == image).all()
+    assert (apply_chain(image, [(name, 1.0)]) == image).all()
 
 
 @pytest.mark.parametrize("shape", SIZES)
@@ -88,9 +96,9 @@ def test_posterize_and_solarize_are_pils(strength, shape):
     image = smooth_image(shape)
     bits = 8 - round(4 * strength)
     posterized = np.asarray(ImageOps.posterize(pil(image), bits)).reshape(shape)
-    assert (operate(image, [("Posterize", strength)]) == posterized).all()
+    assert (apply_chain(image, [("Posterize", strength)]) == posterized).all()
     threshold = 255 * (1 - strength)
-    assert (operate(image, [("Solarize", strength)]) == np.where(image >= threshold, 255 - image, image)).all()
+    assert (apply_chain(image, [("Solarize", strength)]) == np.where(image >= threshold, 255 - image, image)).all()
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
@@ -119,7 +127,7 @@ def test_geometry_is_torchvisions(name, strength, shape, interpolation):
         return functional.affine(pixels, **{**affine, "shear": shear}, center=[0, 0]).numpy().transpose(1, 2, 0)
 
     expected = reference(tensor(image))
-    found = operate(image, [(name, strength)], Look(interpolation=interpolation))
+    found = apply_chain(image, [(name, strength)], OperationSettings(interpolation=interpolation))
     if name.startswith("Translate"):
         assert (found == expected).all()
     elif interpolation == "nearest":
@@ -133,7 +141,7 @@ def test_geometry_is_torchvisions(name, strength, shape, interpolation):
 @pytest.mark.parametrize("name", GEOMETRY)
 def test_what_comes_from_outside_has_the_fill(name):
     image = np.full((20, 30, 3), 200, dtype=np.uint8)
-    found = operate(image, [(name, 1.0)], Look(fill=(1, 2, 3))).reshape(-1, 3)
+    found = apply_chain(image, [(name, 1.0)], OperationSettings(fill=(1, 2, 3))).reshape(-1, 3)
     colours = {tuple(map(int, pixel)) for pixel in np.unique(found, axis=0)}
     assert colours == {(200, 200, 200), (1, 2, 3)}
 
@@ -162,7 +170,7 @@ def test_the_ranges_of_randaugment_are_torchvisions():
     assert (RANDAUGMENT.degrees, RANDAUGMENT.shear, RANDAUGMENT.factor) == (30, 0.3, 0.9)
     bits = [int(n) for n in space["Posterize"][0](31, 1, 1)]
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
-    kept = [len(np.unique(operate(levels, [("Posterize", m / 30)]))).bit_length() - 1 for m in range(31)]
+    kept = [len(np.unique(apply_chain(levels, [("Posterize", m / 30)]))).bit_length() - 1 for m in range(31)]
     assert kept == bits
     assert set(space) == set(OPERATIONS)
     assert {name for name, (_, signed) in space.items() if signed} == SIGNED
@@ -170,7 +178,7 @@ def test_the_ranges_of_randaugment_are_torchvisions():
 
 def change(name: str, magnitude: float) -> float:
     image = smooth_image((32, 32, 3))
-    return float(np.abs(operate(image, [(name, magnitude / 30)]).astype(int) - image).mean())
+    return float(np.abs(apply_chain(image, [(name, magnitude / 30)]).astype(int) - image).mean())
 
 
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - set(GEOMETRY)))
@@ -186,7 +194,7 @@ def test_a_larger_magnitude_never_moves_a_pixel_less(name):
     image[12:15, 30:33] = 255
     image = image if name != "ShearY" else image.transpose(1, 0, 2).copy()
     places = [
-        np.argwhere(operate(image, [(name, magnitude / 30)])[..., 0]).mean(axis=0) for magnitude in range(0, 31, 5)
+        np.argwhere(apply_chain(image, [(name, magnitude / 30)])[..., 0]).mean(axis=0) for magnitude in range(0, 31, 5)
     ]
     moved = [float(np.linalg.norm(place - places[0])) for place in places]
     assert moved[-1] > 3
@@ -199,12 +207,12 @@ steps = st.tuples(st.sampled_from(OPERATIONS), st.floats(0, 1), st.sampled_from(
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]))
 
 
-BILINEAR = Look(interpolation="bilinear")
+BILINEAR = OperationSettings(interpolation="bilinear")
 
 
-def one_after_the_other(image: np.ndarray, chain: list[tuple[str, float]], *look: Look) -> np.ndarray:
+def one_after_the_other(image: np.ndarray, chain: list[tuple[str, float]], *options: OperationSettings) -> np.ndarray:
     for step in chain:
-        image = operate(image, [step], *look)
+        image = apply_chain(image, [step], *options)
     return image
 
 
@@ -212,7 +220,7 @@ def one_after_the_other(image: np.ndarray, chain: list[tuple[str, float]], *look
 @given(shapes, st.lists(steps.filter(lambda step: step[0] in TABLES), min_size=2, max_size=5), st.integers(0, 9))
 def test_tables_that_follow_each_other_are_one_to_the_bit(shape, chain, seed):
     image = smooth_image(shape, seed)
-    assert (operate(image, chain) == one_after_the_other(image, chain)).all()
+    assert (apply_chain(image, chain) == one_after_the_other(image, chain)).all()
 
 
 @settings(max_examples=200)
@@ -222,18 +230,22 @@ def test_bilinear_chains_are_what_single_steps_make_to_the_bit(shape, chain, see
     image = smooth_image(shape, seed)
     before = image.copy()
     expected = one_after_the_other(image, chain, BILINEAR)
-    assert (operate(image, chain, BILINEAR) == expected).all()
+    assert (apply_chain(image, chain, BILINEAR) == expected).all()
     assert (image == before).all()  # an image is never written to
 
 
 @settings(max_examples=60)
-@given(shapes, st.lists(st.lists(steps, max_size=4), min_size=1, max_size=9), st.sampled_from([Look(), BILINEAR]))
+@given(
+    shapes,
+    st.lists(st.lists(steps, max_size=4), min_size=1, max_size=9),
+    st.sampled_from([OperationSettings(), BILINEAR]),
+)
 def test_images_together_are_what_they_are_alone(shape, chains, look):
     images = [smooth_image(shape, seed) for seed in range(len(chains))]
     before = [image.copy() for image in images]
-    together = operate_all(images, chains, look)
+    together = apply_chains(images, chains, look)
     for image, was, chain, found in zip(images, before, chains, together, strict=True):
-        assert (found == operate(image, chain, look)).all()
+        assert (found == apply_chain(image, chain, look)).all()
         assert (image == was).all()
 
 
@@ -250,7 +262,7 @@ def test_maps_that_follow_each_other_differ_by_the_rounding_of_a_place(shape, ch
     height, width, _ = shape
     for ramp in (np.arange(width)[None, :, None] * 3 + 60, np.arange(height)[:, None, None] * 3 + 60):
         image = np.broadcast_to(ramp, shape).astype(np.uint8).copy()
-        found, expected = operate(image, chain), one_after_the_other(image, chain)
+        found, expected = apply_chain(image, chain), one_after_the_other(image, chain)
         both = (found > 0).all(axis=-1) & (expected > 0).all(axis=-1)
         assert not both.any() or gap(found[both], expected[both]) <= 3 * len(chain)
         only_one = ((found > 0) != (expected > 0)).any(axis=-1)
@@ -260,19 +272,24 @@ def test_maps_that_follow_each_other_differ_by_the_rounding_of_a_place(shape, ch
 def test_what_has_left_the_image_does_not_come_back():
     """Out to the left by 14 pixels and back: one map would show what is gone."""
     image = smooth_image((32, 32, 3))
-    gone = operate(image, [("TranslateX", -1.0), ("TranslateX", 1.0)])
+    gone = apply_chain(image, [("TranslateX", -1.0), ("TranslateX", 1.0)])
     assert (gone[:, :14] == 0).all()
     assert (gone[:, 14:] == image[:, 14:]).all()
-    assert one_map(translation(right=-14), translation(right=14), 32, 32) is None
-    assert one_map(translation(right=-14), translation(right=-3), 32, 32) == translation(right=-17)
-    assert one_map(rotation(20, 32, 32), rotation(-20, 32, 32), 32, 32) is None
-    assert one_map(rotation(20, 32, 32), rotation(9, 32, 32), 32, 32) == pytest.approx(rotation(29, 32, 32))
+    assert merge_maps(make_translation(right=-14), make_translation(right=14), 32, 32) is None
+    assert merge_maps(make_translation(right=-14), make_translation(right=-3), 32, 32) == make_translation(right=-17)
+    assert merge_maps(make_rotation(20, 32, 32), make_rotation(-20, 32, 32), 32, 32) is None
+    assert merge_maps(make_rotation(20, 32, 32), make_rotation(9, 32, 32), 32, 32) == pytest.approx(
+        make_rotation(29, 32, 32)
+    )
 
 
 @given(st.floats(-30, 30), st.floats(-0.3, 0.3), st.integers(-9, 9), st.floats(0, 31), st.floats(0, 31))
 def test_maps_are_joined_and_turned_round_as_matrices_are(degrees, tangent, pixels, x, y):
     point = np.array([[x, y]])
-    for first, then in ((rotation(degrees, 32, 32), shear_x(tangent)), (shear_y(tangent), translation(down=pixels))):
-        assert first.after(then).of(point) == pytest.approx(first.of(then.of(point)))
-        assert first.before(first.of(point)) == pytest.approx(point, abs=1e-6)
-    assert Map().of(point) == pytest.approx(point)
+    for first, then in (
+        (make_rotation(degrees, 32, 32), make_shear_x(tangent)),
+        (make_shear_y(tangent), make_translation(down=pixels)),
+    ):
+        assert first.compose(then).locate_inputs(point) == pytest.approx(first.locate_inputs(then.locate_inputs(point)))
+        assert first.locate_outputs(first.locate_inputs(point)) == pytest.approx(point, abs=1e-6)
+    assert AffineMap().locate_inputs(point) == pytest.approx(point)

@@ -12,12 +12,20 @@ from helpers.commands import loaded_packages
 from helpers.runs import run
 from tutelage import cli
 from tutelage.augmentation import RandAugment
-from tutelage.augmentation.mixing import plan
+from tutelage.augmentation.mixing import draw_mixing
 from tutelage.config.compose import compose
 from tutelage.explain import preview
-from tutelage.explain.preview import told_of_speed, write_preview
-from tutelage.explain.scene import Scene, chosen, magnitudes, mixtures, operations, scene_of, views
-from tutelage.explain.sheet import Grid, Section, draw, fitted, save
+from tutelage.explain.preview import describe_speed, write_preview
+from tutelage.explain.scene import (
+    Scene,
+    apply_operations,
+    build_scene,
+    choose_indices,
+    draw_mixtures,
+    draw_passes,
+    list_magnitudes,
+)
+from tutelage.explain.sheet import Grid, Section, draw_sheet, fit_image, save_sheet
 from tutelage.randomness import Key
 from tutelage.sweeps.overrides import first_job
 
@@ -26,7 +34,7 @@ TINY = ("data=digits", f"data.limit={LABELS}", "data.validation=none", f"data.ba
 
 
 def tiny(*overrides: str) -> Scene:
-    return scene_of(compose([*TINY, *overrides]))
+    return build_scene(compose([*TINY, *overrides]))
 
 
 def write_photographs(folder: Path, count: int) -> None:
@@ -79,8 +87,8 @@ def printed(monkeypatch, capsys, *arguments: str) -> str:
 def test_the_views_shown_are_the_images_that_training_sees(outputs, overrides):
     seen = trained_on(outputs, *overrides)
     scene = tiny(*overrides)
-    shown = chosen(scene.data.source.labels, scene.stream.indices, 10, scene.key)
-    found = views(scene, shown, PASSES)
+    shown = choose_indices(scene.data.source.labels, scene.stream.indices, 10, scene.key)
+    found = draw_passes(scene, shown, PASSES)
     a_pass = LABELS // BATCH
     for number in range(PASSES):
         steps = seen[number * a_pass : (number + 1) * a_pass]
@@ -98,8 +106,8 @@ def test_views_of_files_are_crops_of_all_of_them_as_in_training(outputs, tmp_pat
     scene = tiny(*files)
     shown = scene.stream.indices[:4]
     seen = {image.tobytes() for images, _ in trained_on(outputs, *files) for image in images}
-    assert all(view.tobytes() in seen for view in views(scene, shown, 1)[0, 0])
-    (section, *_) = preview.sections(scene)
+    assert all(view.tobytes() in seen for view in draw_passes(scene, shown, 1)[0, 0])
+    (section, *_) = preview.build_sections(scene)
     ((_, originals),) = section.grids[0][0].rows
     sizes = {image.shape for image in originals}
     assert len(sizes) == len(originals)
@@ -110,30 +118,32 @@ def test_views_of_files_are_crops_of_all_of_them_as_in_training(outputs, tmp_pat
 def test_mixed_pairs_and_their_labels_are_those_that_training_sees(outputs, augmentation):
     overrides = [f"augmentation={augmentation}", "augmentation.mix.per=sample"]
     scene, seen = tiny(*overrides), trained_on(outputs, *overrides)
-    for step, one in enumerate(mixtures(scene, 6)):
+    for step, one in enumerate(draw_mixtures(scene, 6)):
         images, targets = seen[step]
         place = [image.tobytes() for image in images].index(one.result.tobytes())
         assert {c: w for c, w in one.weights.items() if w} == {c: w for c, w in enumerate(targets[place].tolist()) if w}
-        own = plan(scene.augmentation.mix, Key(0, "supervised", "labelled"), step, BATCH, 28, 28).own[place]
+        own = draw_mixing(scene.augmentation.mix, Key(0, "supervised", "labelled"), step, BATCH, 28, 28).label_weights[
+            place
+        ]
         first, second = one.weights.values()  # two classes: 8 images of 10 classes have such neighbours
         assert (first, second) == (pytest.approx(own), pytest.approx(1 - own))
 
 
 def test_two_views_of_a_draw_stand_below_each_other():
     scene = tiny("augmentation=weak_strong")
-    found = views(scene, scene.stream.indices[:4], 2)
+    found = draw_passes(scene, scene.stream.indices[:4], 2)
     assert found.shape == (2, 2, 4, 28, 28, 1)
-    weak = views(tiny("augmentation=basic"), scene.stream.indices[:4], 2)
+    weak = draw_passes(tiny("augmentation=basic"), scene.stream.indices[:4], 2)
     assert (found[:, :1] == weak).all()
     assert not (found[:, 0] == found[:, 1]).all()
-    (section, *_) = preview.sections(scene)
+    (section, *_) = preview.build_sections(scene)
     labels = [label for (grid,) in section.grids for label, _ in grid.rows]
     assert labels == ["as it is", *["pass 0", "second view", "pass 1", "second view", "pass 2", "second view"]]
 
 
 def test_one_image_of_each_class_is_shown_first_and_the_seed_chooses_it():
     labels = np.repeat([2, 0, 1], [30, 5, 2])
-    first, again, other = (chosen(labels, np.arange(37), 7, Key(seed, "x")) for seed in (0, 0, 1))
+    first, again, other = (choose_indices(labels, np.arange(37), 7, Key(seed, "x")) for seed in (0, 0, 1))
     assert labels[first[:6]].tolist() == [0, 1, 2, 0, 1, 2]
     assert len(set(first)) == 7
     assert (first == again).all()
@@ -143,11 +153,11 @@ def test_one_image_of_each_class_is_shown_first_and_the_seed_chooses_it():
 def test_each_operation_is_shown_at_magnitudes_up_to_30_and_at_the_configs_own():
     transform = RandAugment(num_ops=2, magnitude=9)
     image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    assert magnitudes(transform) == [0, 5, 9, 10, 15, 20, 25, 30]
-    assert magnitudes(RandAugment(magnitude=10)) == [0, 5, 10, 15, 20, 25, 30]
-    found = operations(transform, image)
+    assert list_magnitudes(transform) == [0, 5, 9, 10, 15, 20, 25, 30]
+    assert list_magnitudes(RandAugment(magnitude=10)) == [0, 5, 10, 15, 20, 25, 30]
+    found = apply_operations(transform, image)
     assert set(found) == set(transform.operations)
-    assert all((row[2] == transform.example(image, name, 9)).all() for name, row in found.items())
+    assert all((row[2] == transform.apply_operation(image, name, 9)).all() for name, row in found.items())
     pushed = np.pad(image, ((0, 0), (7, 0), (0, 0)))[:, :16]  # 150/331 of 16 pixels, in whole ones
     assert (found["TranslateX"][-1] == pushed).all()
 
@@ -155,32 +165,32 @@ def test_each_operation_is_shown_at_magnitudes_up_to_30_and_at_the_configs_own()
 def test_operations_within_compositions_are_shown_too():
     inner = "{_target_: tutelage.augmentation.TrivialAugment}"
     one_of = f"augmentation.transforms=[{{_target_: albumentations.OneOf, p: 0.5, transforms: [{inner}]}}]"
-    titles = [section.title for section in preview.sections(tiny("augmentation=none", one_of))]
+    titles = [section.title for section in preview.build_sections(tiny("augmentation=none", one_of))]
     assert titles == ["Views, pass after pass", "TrivialAugment, operation by operation"]
 
 
 def test_small_images_are_enlarged_pixel_by_pixel_and_large_ones_fit():
     small = np.random.default_rng(0).integers(0, 256, (28, 28, 1), dtype=np.uint8)
-    large = fitted(small, 140)
+    large = fit_image(small, 140)
     assert large.shape == (140, 140, 3)
     assert (large == np.kron(small[..., 0], np.ones((5, 5), dtype=np.uint8))[..., None]).all()
-    assert fitted(np.zeros((300, 150, 3), np.uint8), 100).shape == (100, 50, 3)
+    assert fit_image(np.zeros((300, 150, 3), np.uint8), 100).shape == (100, 50, 3)
 
 
 def test_tiles_reach_the_file_as_they_are(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (28, 28, 1), dtype=np.uint8)
     section = Section("Title", ["$ is no formula_"], [[Grid([("row", [image, image])], 84, heads=["a", "b"])]])
-    save(draw("Sheet", ["told"], [section]), tmp_path / "sheet.png")
+    save_sheet(draw_sheet("Sheet", ["told"], [section]), tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as file:
         pixels = np.asarray(file.convert("RGB"))
-    tile = fitted(image, 84)
+    tile = fit_image(image, 84)
     rows, columns = (pixels[..., 0] == tile[0, 0, 0]).nonzero()
     found = [np.array_equal(pixels[r : r + 84, c : c + 84], tile) for r, c in zip(rows, columns, strict=True)]
     assert sum(found) == 2
 
 
 def test_the_command_writes_a_picture_and_says_what_it_shows(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(preview, "speed", lambda scene: 400.0)
+    monkeypatch.setattr(preview, "measure_speed", lambda scene: 400.0)
     arguments = ["preview", *TINY, "augmentation=cutmix_mixup", f"paths.outputs={tmp_path / 'outputs'}"]
     told = printed(monkeypatch, capsys, *arguments)
     assert "Digits: 40 labelled images of 28 x 28 pixels, grey, 10 classes; stage supervised, seed 0" in told
@@ -204,15 +214,15 @@ def test_nearest_neighbours_see_images_as_they_are(tmp_path):
     file, told = write_preview(config)
     assert "nearest neighbours store images as they are" in told[1]
     assert file.name.startswith("digits-as-they-are-")
-    (section,) = preview.sections(scene_of(config))
+    (section,) = preview.build_sections(build_scene(config))
     assert [len(grid.rows) for (grid,) in section.grids] == [1, 1, 1, 1]
 
 
 def test_what_a_pass_takes_follows_from_the_speed():
     scene = tiny()
     told = "20 images a second on one core of this machine: a pass over 40 images takes 2 s"
-    assert told_of_speed(scene, 20.0) == told
-    assert told_of_speed(scene, 0.1).endswith("takes 6.7 min")
+    assert describe_speed(scene, 20.0) == told
+    assert describe_speed(scene, 0.1).endswith("takes 6.7 min")
 
 
 def test_of_a_sweep_the_first_run_is_shown_and_named():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 
 from tutelage.data import Stream, StreamSampler
-from tutelage.randomness import Key, Numbers, Rekeyed, split_mix
+from tutelage.randomness import Key, Numbers, SeekableGenerators, generate_splitmix64
 
 numbers = st.integers(0, 2**40)
 keys = st.builds(
@@ -46,21 +46,21 @@ def test_parts_of_a_key_do_not_run_into_each_other():
 
 @given(st.lists(draws, min_size=1, max_size=12), keys)
 def test_rekeyed_generators_do_not_remember_what_came_before(sequence, key):
-    def view(generators: Rekeyed) -> tuple[float, ...]:
+    def view(generators: SeekableGenerators) -> tuple[float, ...]:
         return (generators.numpy.random(), generators.python.random(), float(generators.numpy.integers(1 << 30)))
 
-    used = Rekeyed(key, "augment")
+    used = SeekableGenerators(key, "augment")
     for draw in sequence:
-        used.at(*draw)
+        used.seek(*draw)
         after_others = view(used)
-        fresh = Rekeyed(key, "augment")
-        fresh.at(*draw)
+        fresh = SeekableGenerators(key, "augment")
+        fresh.seek(*draw)
         assert view(fresh) == after_others
 
 
 def test_split_mix_gives_its_makers_numbers():
     """The first words from seed 1234567, as published with the C code (prng.di.unimi.it)."""
-    words = split_mix(np.array([1234567], dtype=np.uint64), 5)[0].tolist()
+    words = generate_splitmix64(np.array([1234567], dtype=np.uint64), 5)[0].tolist()
     assert words == [
         6457827717110365317,
         3203168211198807973,
@@ -72,17 +72,17 @@ def test_split_mix_gives_its_makers_numbers():
 
 @given(st.lists(draws, min_size=1, max_size=9, unique=True), keys, st.integers(1, 40))
 def test_numbers_of_many_draws_are_those_of_each(sequence, key, count):
-    numbers = Numbers(key, "augment").of(np.array(sequence), count)
+    numbers = Numbers(key, "augment").draw(np.array(sequence), count)
     assert ((numbers >= 0) & (numbers < 1)).all()
     for draw, own in zip(sequence, numbers, strict=True):
-        assert (Numbers(key, "augment").of(np.array([draw]), count + 3)[0, :count] == own).all()
+        assert (Numbers(key, "augment").draw(np.array([draw]), count + 3)[0, :count] == own).all()
     assert len({own.tobytes() for own in numbers}) == len(sequence)
-    other = Numbers(Key(key.seed + 1, key.stage, key.stream), "augment").of(np.array(sequence), count)
+    other = Numbers(Key(key.seed + 1, key.stage, key.stream), "augment").draw(np.array(sequence), count)
     assert (other != numbers).any()
 
 
 def test_numbers_are_uniform_and_draws_next_to_each_other_have_nothing_in_common():
-    numbers = Numbers(Key(0, "s"), "augment").of(np.array([(p, i, 0) for p in range(20) for i in range(1000)]), 8)
+    numbers = Numbers(Key(0, "s"), "augment").draw(np.array([(p, i, 0) for p in range(20) for i in range(1000)]), 8)
     for place in range(8):
         assert kstest(numbers[:, place], "uniform").pvalue > 1e-4
     correlated = np.corrcoef(np.hstack([numbers[:-1], numbers[1:]]).T) - np.eye(16)
@@ -90,10 +90,10 @@ def test_numbers_are_uniform_and_draws_next_to_each_other_have_nothing_in_common
 
 
 def test_pythons_distributions_over_philox_have_their_means_and_spreads():
-    draw = Rekeyed(Key(1, "s"), "augment")
+    draw = SeekableGenerators(Key(1, "s"), "augment")
     numbers: dict[str, list[float]] = {"uniform": [], "normal": [], "beta": [], "integer": [], "bits": []}
     for index in range(4000):
-        draw.at(0, index, 0)
+        draw.seek(0, index, 0)
         numbers["uniform"].append(draw.python.random())
         numbers["normal"].append(draw.python.gauss(0, 1))
         numbers["beta"].append(draw.python.betavariate(1, 1))

@@ -249,9 +249,9 @@ def _explain(arguments: Sequence[str]) -> None:
     else:
         config = compose(*split_words(rest))
         data, model, classes = config.data, config.model.arguments(), None
-    from tutelage.explain.summary import network_of, print_summary
+    from tutelage.explain.summary import build_meta_network, print_summary
 
-    print_summary(network_of(model, data, classes))
+    print_summary(build_meta_network(model, data, classes))
 
 
 if __name__ == "__main__":

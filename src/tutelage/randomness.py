@@ -26,7 +26,7 @@ def _philox_key(*parts: int | str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Key:
-    """Where a family of draws comes from: the run's seed, the stage and the stream of images within it."""
+    """The key of a family of draws: the run's seed, the stage and the stream of images within it."""
 
     seed: int
     stage: str
@@ -42,42 +42,45 @@ class Key:
         return int(_philox_key(self.seed, self.stage, self.stream, purpose, number, rank)[0] >> np.uint64(1))
 
 
-def _mixed(words: np.ndarray) -> np.ndarray:
-    """Return SplitMix64's mix of words uint64."""
+def splitmix64_finalize(words: np.ndarray) -> np.ndarray:
+    """Return uint64 words, each of whose bits depends on all bits of the input word, by SplitMix64's last function.
+
+    Steele et al. 2014, "Fast splittable pseudorandom number generators", with Stafford's constants (Mix13).
+    """
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = words ^ (words >> np.uint64(31))
-    return mixed
+    finalized: np.ndarray = words ^ (words >> np.uint64(31))
+    return finalized
 
 
 class Numbers:
-    """The numbers of many draws of a family at once.
+    """The random numbers of many draws of a family at once.
 
     Each draw has a stream of SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators") of its
-    own, whose n-th number follows from the stream's seed and n alone. In numpy that takes a quarter of the time that
-    it takes to set a Philox generator draw by draw.
+    own, whose n-th number follows from the stream's seed and n alone. In numpy that takes a quarter of the time of
+    setting a Philox generator draw by draw.
     """
 
     def __init__(self, key: Key, purpose: str) -> None:
         self._key = _philox_key(key.seed, key.stage, key.stream, purpose)
 
-    def of(self, draws: np.ndarray, count: int) -> np.ndarray:
+    def draw(self, draws: np.ndarray, count: int) -> np.ndarray:
         """Return the first numbers (B, ``count``) float64 in [0, 1) of draws (B, 3) int64: pass, index, copy."""
         seeds = np.full(len(draws), self._key[0])
         for words in (self._key[1], *draws.T.astype(np.uint64)):
-            seeds = _mixed((seeds ^ words) + _GAMMA)
-        return (split_mix(seeds, count) >> np.uint64(64 - _FLOAT_BITS)) * 2.0**-_FLOAT_BITS
+            seeds = splitmix64_finalize((seeds ^ words) + _GAMMA)
+        return (generate_splitmix64(seeds, count) >> np.uint64(64 - _FLOAT_BITS)) * 2.0**-_FLOAT_BITS
 
 
-def split_mix(seeds: np.ndarray, count: int) -> np.ndarray:
+def generate_splitmix64(seeds: np.ndarray, count: int) -> np.ndarray:
     """Return the first ``count`` words (B, ``count``) uint64 of SplitMix64 from seeds (B,) uint64."""
-    return _mixed(seeds[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GAMMA)
+    return splitmix64_finalize(seeds[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GAMMA)
 
 
 class _Random(random.Random):
     """Python's ``random`` over a numpy generator: all of its distributions, from that generator's numbers.
 
-    Seeding Python's own generator would take longer than all that most views need.
+    Seeding Python's own generator would take longer than drawing all the numbers that most views need.
     """
 
     def __init__(self, generator: np.random.Generator) -> None:
@@ -85,8 +88,8 @@ class _Random(random.Random):
         self._block: list[float] = []
         super().__init__(0)
 
-    def begin(self) -> None:
-        """Forget what is left of the draw before."""
+    def clear(self) -> None:
+        """Drop the numbers that are left from the previous draw."""
         self._block.clear()
         self.gauss_next = None
 
@@ -103,11 +106,11 @@ class _Random(random.Random):
         return int.from_bytes(self._generator.bytes(-(-k // 8)), "little") >> (-k % 8)
 
 
-class Rekeyed:
+class SeekableGenerators:
     """One numpy and one Python generator that can be set to any draw of a family, cheaply.
 
-    Albumentations' transforms draw from both. They are handed these two once; ``at`` then takes a microsecond or two
-    an image, where their ``set_random_seed`` takes about 230.
+    Albumentations' transforms draw from both. They get these two once; ``seek`` then takes one or two microseconds an
+    image, where their ``set_random_seed`` takes about 230.
     """
 
     def __init__(self, key: Key, purpose: str) -> None:
@@ -120,8 +123,8 @@ class Rekeyed:
         self.numpy = np.random.Generator(self._philox)
         self.python = _Random(self.numpy)
 
-    def at(self, pass_: int, index: int, copy: int) -> None:
+    def seek(self, pass_: int, index: int, copy: int) -> None:
         """Set both generators to the start of the draw (pass, index, copy)."""
         self._counter[1:] = pass_, index, copy
         self._philox.state = self._state
-        self.python.begin()
+        self.python.clear()

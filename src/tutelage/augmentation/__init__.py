@@ -1,4 +1,4 @@
-"""Views of images: Albumentations pipelines keyed by the draw, and mixing of whole batches."""
+"""Augmentation: Albumentations pipelines whose random draws are keyed, and CutMix and MixUp of whole batches."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tutelage.augmentation.affine import ThreePoints
     from tutelage.augmentation.crop import Picture, RandomResizedCrop
-    from tutelage.augmentation.mixing import Mixing, mixed, plan
+    from tutelage.augmentation.mixing import Mixing, draw_mixing, mix_batch
     from tutelage.augmentation.pipeline import Pipeline
     from tutelage.augmentation.randaugment import AugMix, RandAugment, TrivialAugment
 
-_HOMES = {
+_MODULES = {
     "AugMix": "randaugment",
     "Mixing": "mixing",
     "Picture": "crop",
@@ -19,8 +19,8 @@ _HOMES = {
     "RandomResizedCrop": "crop",
     "ThreePoints": "affine",
     "TrivialAugment": "randaugment",
-    "mixed": "mixing",
-    "plan": "mixing",
+    "draw_mixing": "mixing",
+    "mix_batch": "mixing",
 }
 
 __all__ = [
@@ -32,13 +32,13 @@ __all__ = [
     "RandomResizedCrop",
     "ThreePoints",
     "TrivialAugment",
-    "mixed",
-    "plan",
+    "draw_mixing",
+    "mix_batch",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: Albumentations takes seconds to load."""
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"tutelage.augmentation.{_HOMES[name]}"), name)
+    """Import a public name at its first use: Albumentations takes seconds to load."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"tutelage.augmentation.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

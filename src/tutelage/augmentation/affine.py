@@ -1,4 +1,4 @@
-"""The affine map that takes three points of an image to three others."""
+"""The affine transform that moves three corners of an image to random positions."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ from tutelage.augmentation.geometry import FLAGS, Interpolation
 from tutelage.augmentation.library import albumentations
 from tutelage.augmentation.operations import MAX_LEVEL
 
-POINTS = np.array([(0, 0), (1, 0), (0, 1)], dtype=np.float32)  # x and y of three corners, as shares of the sides
+CORNERS = np.array([(0, 0), (1, 0), (0, 1)], dtype=np.float32)  # x and y of three corners, as shares of the sides
 
 
 class ThreePoints(albumentations.ImageOnlyTransform):  # type: ignore[misc]
-    """Three corners of an image go to places drawn around them, and the rest follows: turn, scale, shear and shift.
+    """An affine map that moves three corners to positions drawn around them: it turns, scales, shears and shifts.
 
     Args:
-        shift: how far a corner may go along x and along y, as a share of the side.
+        shift: how far a corner may move along x and along y, as a share of the side.
         fill: the value of pixels that come from outside the image.
         interpolation: nearest or bilinear.
         p: the probability that it is applied at all.
     """
 
     class InitSchema(albumentations.BasicTransform.InitSchema):  # type: ignore[misc]
-        """Ranges of the arguments, in Albumentations' way."""
+        """The allowed ranges of the arguments, as Albumentations checks them."""
 
         shift: float = Field(ge=0, lt=0.5)
         fill: float = Field(ge=0, le=MAX_LEVEL)
@@ -39,14 +39,14 @@ class ThreePoints(albumentations.ImageOnlyTransform):  # type: ignore[misc]
         self.interpolation: Interpolation = interpolation
 
     def get_params(self) -> dict[str, Any]:
-        """Draw where the corners go: (3, 2), as shares of the sides."""
-        shifts = [[self.py_random.uniform(-self.shift, self.shift) for _ in range(2)] for _ in POINTS]
-        return {"targets": POINTS + np.array(shifts, dtype=np.float32)}
+        """Draw the new positions (3, 2) of the corners, as shares of the sides."""
+        shifts = [[self.py_random.uniform(-self.shift, self.shift) for _ in range(2)] for _ in CORNERS]
+        return {"corners": CORNERS + np.array(shifts, dtype=np.float32)}
 
-    def apply(self, img: np.ndarray, targets: np.ndarray, **_: Any) -> np.ndarray:
-        """Return ``img`` (H, W, C) uint8 with the corners at their new places."""
+    def apply(self, img: np.ndarray, corners: np.ndarray, **_: Any) -> np.ndarray:
+        """Return ``img`` (H, W, C) uint8 with its corners moved to ``corners`` (3, 2)."""
         height, width = img.shape[:2]
-        last = np.array([max(width - 1, 1), max(height - 1, 1)], dtype=np.float32)
-        matrix = cv2.getAffineTransform(POINTS * last, (targets * last).astype(np.float32))
+        last_pixel = np.array([max(width - 1, 1), max(height - 1, 1)], dtype=np.float32)
+        matrix = cv2.getAffineTransform(CORNERS * last_pixel, (corners * last_pixel).astype(np.float32))
         flags, fill = FLAGS[self.interpolation], (self.fill,) * 4
         return cv2.warpAffine(img, matrix, (width, height), flags=flags, borderValue=fill).reshape(img.shape)

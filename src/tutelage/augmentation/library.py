@@ -1,8 +1,8 @@
-"""Albumentations and OpenCV, imported as they serve a loader.
+"""Albumentations and OpenCV, imported with the settings that data loading needs.
 
-Without Albumentations' look-up of newer versions (two seconds where there is no network), and with OpenCV on one core:
-it is the workers that work side by side, and one that is forked from a process whose OpenCV had threads would wait for
-them for ever.
+Albumentations does not look for newer versions (that takes two seconds where there is no network). OpenCV runs on one
+core: the loader's workers already run in parallel, and a worker that is forked from a process whose OpenCV had threads
+would wait for them for ever.
 """
 
 import os

@@ -1,4 +1,8 @@
-"""An Albumentations pipeline whose every view is a function of its draw."""
+"""An Albumentations pipeline in which every view is a function of its draw.
+
+It replaces albumentations.Compose, whose random state depends on the images before: here the generators of each
+transform are set to (pass, index, copy) before each image, and the commonest transforms work on a whole batch at once.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -6,25 +10,26 @@ from typing import Any
 import cv2
 import numpy as np
 
-from tutelage.augmentation.crop import NUMBERS, Picture, RandomResizedCrop, cut, draw_boxes
+from tutelage.augmentation.chains import apply_chains
+from tutelage.augmentation.crop import NUMBERS_PER_CROP, Picture, RandomResizedCrop, crop_and_resize, draw_boxes
 from tutelage.augmentation.library import albumentations
-from tutelage.augmentation.operations import RGB, operate_all
+from tutelage.augmentation.operations import RGB
 from tutelage.augmentation.randaugment import RandAugment, TrivialAugment
 from tutelage.config.targets import build
 from tutelage.errors import UserError
-from tutelage.randomness import Key, Numbers, Rekeyed
+from tutelage.randomness import Key, Numbers, SeekableGenerators
 
 CHECKED_DRAWS = 8
-CHUNK_BYTES = 1 << 19  # of views under way, so that they stay in a core's cache
+CHUNK_BYTES = 1 << 19  # of the views that are made together, so that they stay in a core's cache
 CROPS = {RandomResizedCrop, albumentations.RandomResizedCrop}
 
 
 class Pipeline:
-    """Transforms that are set to a draw before each image, for a whole batch at a time.
+    """A list of transforms that makes the views of a whole batch, each a function of its draw.
 
-    Ours and the commonest of Albumentations' draw for the whole batch at once and work without the bookkeeping of its
-    calls, which takes longer than a flip of a small image. Every other transform is called image by image, with
-    generators of its own set to the image's draw.
+    Our transforms and the commonest of Albumentations' draw for the whole batch at once and skip the overhead of
+    Albumentations' calls, which takes longer than a flip of a small image. Every other transform is called image by
+    image, with its own generators set to the image's draw.
     """
 
     def __init__(
@@ -41,145 +46,152 @@ class Pipeline:
             UserError: a transform is unknown or refuses its arguments.
         """
         self._config = (transforms, key, strong)
-        self._stages = [_Stage(one, key, f"transforms[{place}]") for place, one in enumerate(transforms)]
-        self._strong_stages = [_Stage(one, key, f"strong[{place}]") for place, one in enumerate(strong)]
-        opens: Any = self._stages[0].transform if self._stages else None
-        self.takes_any_size = type(opens) in CROPS and opens.p == 1
-        self._crop = opens if self.takes_any_size else None
-        self._draw = Numbers(key, "augment")
-        self._numbers = NUMBERS if self.takes_any_size else 0
-        for stage in self._stages + self._strong_stages:
-            self._numbers = stage.take_numbers(self._numbers)
+        self._transforms = [_KeyedTransform(c, key, f"transforms[{n}]") for n, c in enumerate(transforms)]
+        self._strong_transforms = [_KeyedTransform(c, key, f"strong[{n}]") for n, c in enumerate(strong)]
+        first: Any = self._transforms[0].transform if self._transforms else None
+        self.takes_any_size = type(first) in CROPS and first.p == 1
+        self._crop = first if self.takes_any_size else None
+        self._numbers = Numbers(key, "augment")
+        self._number_count = NUMBERS_PER_CROP if self.takes_any_size else 0
+        for transform in self._transforms + self._strong_transforms:
+            self._number_count = transform.reserve_numbers(self._number_count)
         self.views = 2 if strong else 1
 
     def fill(self, out: np.ndarray, images: Sequence[np.ndarray | Picture], draws: np.ndarray) -> None:
         """Write the views of a batch into ``out`` (views, B, H, W, C) uint8.
 
         Args:
-            out: what is filled.
-            images: B images (H, W, C) uint8; pictures and images of other sizes are for pipelines that take any.
+            out: the array to fill.
+            images: B images (H, W, C) uint8; pictures and images of other sizes only if ``takes_any_size``.
             draws: (B, 3) int64, pass, index and copy of each.
         """
-        places = [list(one) for one in out]
-        for part, views in self._run(images, draws, max(1, CHUNK_BYTES // places[0][0].nbytes), places[0]):
-            for own, targets in zip(views, places, strict=True):
-                for view, target in zip(own, targets[part], strict=True):
-                    if view is not target:
-                        target[:] = view
+        rows = [list(view) for view in out]
+        for part, views in self._make_views(images, draws, max(1, CHUNK_BYTES // rows[0][0].nbytes), rows[0]):
+            for images_of_view, rows_of_view in zip(views, rows, strict=True):
+                for image, row in zip(images_of_view, rows_of_view[part], strict=True):
+                    if image is not row:
+                        row[:] = image
 
     def __call__(self, image: np.ndarray | Picture, pass_: int, index: int, copy: int = 0) -> np.ndarray:
         """Return the first view (H, W, C) uint8 of ``image`` at the draw (pass, index, copy)."""
-        ((_, views),) = self._run([image], np.array([(pass_, index, copy)]))
+        ((_, views),) = self._make_views([image], np.array([(pass_, index, copy)]))
         return views[0][0]
 
-    def _run(
+    def _make_views(
         self,
         images: Sequence[np.ndarray | Picture],
         draws: np.ndarray,
         chunk: int = 1,
-        places: Sequence[np.ndarray | None] = (None,),
+        rows: Sequence[np.ndarray | None] = (None,),
     ) -> Iterator[tuple[slice, list[list[np.ndarray]]]]:
         """Yield the first views, and the second ones where there are any, of ``chunk`` images after another.
 
-        What happens to each image is drawn for all of them at once. A first view may lie in its place already.
+        The random choices are made for all images at once. A first view may have been written to its row already.
         """
-        numbers = self._draw.of(draws, self._numbers)
+        numbers = self._numbers.draw(draws, self._number_count)
         if self._crop is not None:
-            boxes = draw_boxes(self._crop, [image.shape for image in images], numbers[:, :NUMBERS])
-        stages = [self._stages[self.takes_any_size :], self._strong_stages][: self.views]
-        plans = [[stage.plan(numbers) for stage in each] for each in stages]
+            boxes = draw_boxes(self._crop, [image.shape for image in images], numbers[:, :NUMBERS_PER_CROP])
+        transforms_by_view = [self._transforms[self.takes_any_size :], self._strong_transforms][: self.views]
+        choices_by_view = [[transform.choose(numbers) for transform in group] for group in transforms_by_view]
         for first in range(0, len(images), chunk):
             part = slice(first, first + chunk)
             if self._crop is not None:
-                given = zip(images[part], boxes[part], places[part], strict=True)
-                views = [cut(self._crop, image, box, place) for image, box, place in given]
+                crops = zip(images[part], boxes[part], rows[part], strict=True)
+                views = [crop_and_resize(self._crop, image, box, row) for image, box, row in crops]
             else:
                 views = [image if isinstance(image, np.ndarray) else image.read() for image in images[part]]
-            found = []
-            for each, planned in zip(stages, plans, strict=True):
-                for stage, plan in zip(each, planned, strict=True):
-                    views = stage(views, plan[part], draws[part])
-                found.append(views)
-            yield part, found
+            all_views = []
+            for transforms, choices in zip(transforms_by_view, choices_by_view, strict=True):
+                for transform, choice in zip(transforms, choices, strict=True):
+                    views = transform(views, choice[part], draws[part])
+                all_views.append(views)
+            yield part, all_views
 
     def check(self, image: np.ndarray) -> None:
-        """Raise a UserError unless views of ``image`` have its shape and type and follow from their draws alone."""
+        """Check that views of ``image`` have its shape and type and are functions of their draws alone.
+
+        Raises:
+            UserError: they are not.
+        """
         draws = np.array([(0, index, 0) for index in range(CHECKED_DRAWS)])
-        ((_, views),) = self._run([image], draws[:1])
+        ((_, views),) = self._make_views([image], draws[:1])
         for name, (view,) in zip(("transforms", "strong"), views, strict=False):
             if view.dtype != np.uint8:
                 raise UserError(
-                    f"augmentation.{name}: an image of uint8 came out as {view.dtype}; leave out Normalize and "
+                    f"augmentation.{name}: a uint8 image came out as {view.dtype}; leave out Normalize and "
                     "ToTensorV2, images are normalised on the device"
                 )
             if view.shape != image.shape:
                 raise UserError(
                     f"augmentation.{name}: an image {image.shape} came out as {tuple(view.shape)}; end the list with a "
-                    "transform that gives the size back, such as albumentations.Resize"
+                    "transform that restores the size, such as albumentations.Resize"
                 )
-        twin = Pipeline(*self._config)  # as a worker, or a run that resumes, builds it
-        images, stages = [image] * CHECKED_DRAWS, (each._stages + each._strong_stages for each in (self, twin))
-        for stage, again in zip(*stages, strict=True):
-            ours, theirs = stage.called(images, draws), again.called(images, draws[::-1])
-            if not all(map(np.array_equal, ours, theirs[::-1])):
+        rebuilt = Pipeline(*self._config)  # as a worker, or a run that resumes, builds it
+        transforms, transforms_again = (p._transforms + p._strong_transforms for p in (self, rebuilt))
+        images = [image] * CHECKED_DRAWS
+        for transform, again in zip(transforms, transforms_again, strict=True):
+            results, results_again = transform.call(images, draws), again.call(images, draws[::-1])
+            if not all(map(np.array_equal, results, results_again[::-1])):
                 raise UserError(
-                    f"augmentation.{stage.place}: {stage.name} draws from a source of its own, so that its views "
-                    "cannot be made again; draw from self.py_random or self.random_generator"
+                    f"augmentation.{transform.path}: {transform.name} draws from a source of its own, so that its "
+                    "views cannot be made again; draw from self.py_random or self.random_generator"
                 )
 
 
-class _Stage:
-    """One transform of a pipeline."""
+class _KeyedTransform:
+    """One transform of a pipeline, with generators that can be set to any draw."""
 
-    def __init__(self, config: Mapping[str, Any], key: Key, place: str) -> None:
-        self.transform = transform = _built(config, f"augmentation.{place}")
-        self._draw = Rekeyed(key, f"augment {place}")
-        transform.set_random_state(self._draw.numpy, self._draw.python)
-        self.place = place
+    def __init__(self, config: Mapping[str, Any], key: Key, path: str) -> None:
+        self.transform = transform = _build_transform(config, f"augmentation.{path}")
+        self._generators = SeekableGenerators(key, f"augment {path}")
+        transform.set_random_state(self._generators.numpy, self._generators.python)
+        self.path = path  # in the augmentation config
         self.name = type(transform).__name__
         self._flips = type(transform) is albumentations.HorizontalFlip
-        self._operates = type(transform) in {RandAugment, TrivialAugment}
-        self._numbers = slice(0, 0)
+        self._has_chains = type(transform) in {RandAugment, TrivialAugment}
+        self._columns = slice(0, 0)
 
-    def take_numbers(self, first: int) -> int:
-        """Take as many numbers of a draw as the transform needs, from ``first`` on; return which is the next."""
-        count = 1 + (self.transform.numbers if self._operates else 0) if self._flips or self._operates else 0
-        self._numbers = slice(first, first + count)
-        return self._numbers.stop
+    def reserve_numbers(self, first: int) -> int:
+        """Reserve as many columns of random numbers as the transform needs, from ``first`` on; return the next one."""
+        count = 1 + (self.transform.number_count if self._has_chains else 0) if self._flips or self._has_chains else 0
+        self._columns = slice(first, first + count)
+        return self._columns.stop
 
-    def plan(self, numbers: np.ndarray) -> Sequence[Any]:
-        """Return what happens to each image, from the numbers (B, N) float64 in [0, 1) of its draw."""
-        own = numbers[:, self._numbers]
-        if not own.shape[1]:
+    def choose(self, numbers: np.ndarray) -> Sequence[Any]:
+        """Return a flip (bool), a chain or None for each image, from the random numbers (B, N) float64 in [0, 1)."""
+        numbers = numbers[:, self._columns]
+        if not numbers.shape[1]:
             return [None] * len(numbers)
-        fires: list[bool] = (own[:, 0] < self.transform.p).tolist()
+        fires: list[bool] = (numbers[:, 0] < self.transform.p).tolist()
         if self._flips:
             return fires
-        return [chain if f else [] for f, chain in zip(fires, self.transform.chains(own[:, 1:]), strict=True)]
+        return [
+            chain if f else [] for f, chain in zip(fires, self.transform.choose_chains(numbers[:, 1:]), strict=True)
+        ]
 
-    def __call__(self, images: list[np.ndarray], plan: Sequence[Any], draws: np.ndarray) -> list[np.ndarray]:
-        """Return a view of each image."""
+    def __call__(self, images: list[np.ndarray], choices: Sequence[Any], draws: np.ndarray) -> list[np.ndarray]:
+        """Return a view of each image, by its choice (see ``choose``) or its draw (pass, index, copy)."""
         if self._flips:
-            return [cv2.flip(i, 1).reshape(i.shape) if f else i for i, f in zip(images, plan, strict=True)]
-        if self._operates and len({image.shape for image in images}) == 1 and images[0].shape[-1] <= RGB:
-            return operate_all(images, plan, self.transform.look)
-        if self._operates:
-            return [self.transform.apply(image, steps) for image, steps in zip(images, plan, strict=True)]
-        return self.called(images, draws)
+            return [cv2.flip(i, 1).reshape(i.shape) if f else i for i, f in zip(images, choices, strict=True)]
+        if self._has_chains and len({image.shape for image in images}) == 1 and images[0].shape[-1] <= RGB:
+            return apply_chains(images, choices, self.transform.settings)
+        if self._has_chains:
+            return [self.transform.apply(image, chain) for image, chain in zip(images, choices, strict=True)]
+        return self.call(images, draws)
 
-    def called(self, images: Sequence[np.ndarray], draws: np.ndarray) -> list[np.ndarray]:
-        """Return what the transform, called as Albumentations does, makes of each image at its draw."""
+    def call(self, images: Sequence[np.ndarray], draws: np.ndarray) -> list[np.ndarray]:
+        """Return a view of each image at its draw, by the transform's own call, as Albumentations does it."""
         views = []
         for image, draw in zip(images, draws.tolist(), strict=True):
-            self._draw.at(*draw)
-            view = self.transform(image=image.copy())["image"]  # it may write where it reads
+            self._generators.seek(*draw)
+            view = self.transform(image=image.copy())["image"]  # a transform may write to its input
             views.append(view if view.ndim == RGB else view.reshape(*view.shape[:2], -1))
         return views
 
 
-def _built(config: Mapping[str, Any], key: str) -> Any:
+def _build_transform(config: Mapping[str, Any], key: str) -> Any:
     """Return a transform, or a composition (OneOf, SomeOf, Sequential ...) of the transforms that it lists."""
     if not isinstance(inner := config.get("transforms"), Sequence):
         return build(config, albumentations.BasicTransform, key)
-    parts = [_built(one, f"{key}.transforms[{place}]") for place, one in enumerate(inner)]
+    parts = [_build_transform(c, f"{key}.transforms[{n}]") for n, c in enumerate(inner)]
     return build({**config, "transforms": parts}, albumentations.BaseCompose, key)

@@ -1,4 +1,4 @@
-"""What training will draw, as arrays: views pass after pass, single operations, mixed pairs; and how fast.
+"""The arrays that a preview shows: the views that training will draw, single operations, mixed pairs, and the speed.
 
 The pipeline, the key and the indices are those of the labelled images in the strategy's first stage.
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tutelage.augmentation import Mixing, Picture, Pipeline, mixed, plan
+from tutelage.augmentation import Mixing, Picture, Pipeline, draw_mixing, mix_batch
 from tutelage.config import AugmentationConfig, Config
 from tutelage.data import ImageDataModule, Stream, StreamSampler, data_module
 from tutelage.data.datasets.download import OnProgress, ignore_progress
@@ -26,7 +26,7 @@ MEASURED_BATCH, WARM_UP = 64, 8  # images
 
 @dataclass(frozen=True)
 class Scene:
-    """What there is to show: a config, its data, and the stage and stream whose draws are shown."""
+    """A config, its data, and the stage and the stream whose draws are shown."""
 
     config: Config
     data: ImageDataModule
@@ -35,50 +35,50 @@ class Scene:
 
     @property
     def key(self) -> Key:
-        """The key of the stream's draws, as training makes it."""
+        """The key of the stream's draws, the same as in training."""
         return Key(self.config.seed, self.stage.name, self.stream.name)
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """What makes a view of an image."""
+        """The pipeline that makes a view of an image."""
         return Pipeline(self.augmentation.transforms, self.key, self.augmentation.strong)
 
     @property
     def augmentation(self) -> AugmentationConfig:
-        """What the stage does to images: nothing, where it stores them in one pass."""
+        """The stage's augmentation; an empty one for a stage that stores the images in one pass."""
         return AugmentationConfig() if self.stage.one_pass else self.config.augmentation
 
     @property
     def transforms(self) -> list[dict[str, Any]]:
-        """The transforms of the first view, and those on top of it."""
+        """The transforms of the first view, then those that make the second view out of it."""
         return [*self.augmentation.transforms, *self.augmentation.strong]
 
-    def image(self, index: int) -> np.ndarray:
+    def read_evaluation_image(self, index: int) -> np.ndarray:
         """Return an image (H, W, C) uint8 as it is evaluated, at the config's size."""
         return self.data.images[index]
 
-    def stored(self, index: int) -> np.ndarray | Picture:
-        """Return what training makes views of: the image, or all that is stored of it where views are crops of that."""
+    def read_training_image(self, index: int) -> np.ndarray | Picture:
+        """Return the image that training makes views of: at the config's size, or the whole stored one for crops."""
         return self.data.images.picture(index) if self.pipeline.takes_any_size else self.data.images[index]
 
-    def original(self, index: int) -> np.ndarray:
+    def read_original(self, index: int) -> np.ndarray:
         """Return all pixels (h, w, C) uint8 that views are made of."""
-        stored = self.stored(index)
-        return stored if isinstance(stored, np.ndarray) else stored.read()
+        image = self.read_training_image(index)
+        return image if isinstance(image, np.ndarray) else image.read()
 
 
-def scene_of(config: Config, tell: OnProgress = ignore_progress) -> Scene:
-    """Return what a config shows.
+def build_scene(config: Config, on_progress: OnProgress = ignore_progress) -> Scene:
+    """Return the scene of a run's config.
 
     Args:
         config: of a run.
-        tell: is told of long reads.
+        on_progress: is called during long reads.
 
     Raises:
-        UserError: the data is not there, or the pipeline is none that could be trained with.
+        UserError: the data is missing, or the pipeline does not fit it.
     """
     data = data_module(config.data)
-    data.tell = tell
+    data.tell = on_progress
     augmentation = config.augmentation
     pipeline = Pipeline(augmentation.transforms, Key(0, "check"), augmentation.strong)
     first = next(stage for stage in stages(config, data.source, data.splits) if isinstance(stage, TrainStage))
@@ -87,48 +87,48 @@ def scene_of(config: Config, tell: OnProgress = ignore_progress) -> Scene:
     return Scene(config, data, first, stream)
 
 
-def chosen(labels: np.ndarray, indices: np.ndarray, count: int, key: Key) -> np.ndarray:
+def choose_indices(labels: np.ndarray, indices: np.ndarray, count: int, key: Key) -> np.ndarray:
     """Return up to ``count`` of ``indices`` (n,), drawn by ``key``: one of each class, then a second one of each ..."""
-    drawn = key.generator("preview").permutation(indices)
-    by_class = np.argsort(labels[drawn], kind="stable")
-    in_order = labels[drawn][by_class]
-    turn = np.empty(len(drawn), dtype=np.int64)  # how many of its class were drawn before
-    turn[by_class] = np.arange(len(drawn)) - np.searchsorted(in_order, in_order)
-    first = np.argsort(turn, kind="stable")[:count]
-    taken: np.ndarray = drawn[first]
-    return taken[np.lexsort((labels[taken], turn[first]))]
+    shuffled = key.generator("preview").permutation(indices)
+    by_class = np.argsort(labels[shuffled], kind="stable")
+    sorted_labels = labels[shuffled][by_class]
+    rank = np.empty(len(shuffled), dtype=np.int64)  # of an image within its class
+    rank[by_class] = np.arange(len(shuffled)) - np.searchsorted(sorted_labels, sorted_labels)
+    first = np.argsort(rank, kind="stable")[:count]
+    chosen: np.ndarray = shuffled[first]
+    return chosen[np.lexsort((labels[chosen], rank[first]))]
 
 
-def drawn(scene: Scene, passes: int | np.ndarray, indices: np.ndarray, copies: int | np.ndarray = 0) -> np.ndarray:
-    """Return the views (V, N, H, W, C) uint8 of images (N,) at their draws, as training makes them."""
+def draw_views(scene: Scene, passes: int | np.ndarray, indices: np.ndarray, copies: int | np.ndarray = 0) -> np.ndarray:
+    """Return the views (V, N, H, W, C) uint8 of images (N,) at their draws, the same as in training."""
     draws = np.stack(np.broadcast_arrays(passes, indices, copies), axis=1)
-    data, images = scene.config.data, [scene.stored(int(index)) for index in indices]
+    data, images = scene.config.data, [scene.read_training_image(int(index)) for index in indices]
     out = np.empty((scene.pipeline.views, len(images), data.image_size, data.image_size, data.channels), dtype=np.uint8)
     scene.pipeline.fill(out, images, draws)
     return out
 
 
-def views(scene: Scene, indices: np.ndarray, passes: int) -> np.ndarray:
-    """Return what training draws of images in its first passes: (passes, V, N, H, W, C) uint8."""
-    return np.stack([drawn(scene, pass_, indices) for pass_ in range(passes)])
+def draw_passes(scene: Scene, indices: np.ndarray, passes: int) -> np.ndarray:
+    """Return the views of images (N,) in the first passes of training: (passes, V, N, H, W, C) uint8."""
+    return np.stack([draw_views(scene, pass_, indices) for pass_ in range(passes)])
 
 
-def magnitudes(transform: Any) -> list[float]:
-    """Return the magnitudes to show a transform at: some of the whole scale, and its own where it has one."""
-    own = getattr(transform, "magnitude", None)
-    return sorted({*MAGNITUDES, *([] if own is None else [own])})
+def list_magnitudes(transform: Any) -> list[float]:
+    """Return the magnitudes to show a transform at: ``MAGNITUDES`` and, if it has one, the transform's own."""
+    magnitude = getattr(transform, "magnitude", None)
+    return sorted({*MAGNITUDES, *([] if magnitude is None else [magnitude])})
 
 
-def operations(transform: Any, image: np.ndarray) -> dict[str, list[np.ndarray]]:
-    """Return an image under each operation of a transform, alone, at each of ``magnitudes``."""
+def apply_operations(transform: Any, image: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """Return an image after each operation of a transform alone, at each of ``list_magnitudes``, by operation."""
     return {
-        name: [transform.example(image, name, magnitude) for magnitude in magnitudes(transform)]
+        name: [transform.apply_operation(image, name, magnitude) for magnitude in list_magnitudes(transform)]
         for name in transform.operations
     }
 
 
 class Mixture(NamedTuple):
-    """An image, its partner and what comes of the two: (H, W, C) uint8; and what each class weighs."""
+    """An image, its partner and their mixture, (H, W, C) uint8; and the weight of each class in the mixed label."""
 
     image: np.ndarray
     partner: np.ndarray
@@ -136,48 +136,48 @@ class Mixture(NamedTuple):
     weights: Mapping[int, float]
 
 
-def mixtures(scene: Scene, steps: int) -> list[Mixture]:
-    """Return a pair of each of the first steps, mixed as in training: neighbours of two classes, if there are any."""
-    config, stream, found = scene.augmentation.mix, scene.stream, []
-    assert config is not None  # noqa: S101 - otherwise there is nothing to show
-    draws, classes = StreamSampler(stream, scene.key), len(scene.data.source.classes)
+def draw_mixtures(scene: Scene, steps: int) -> list[Mixture]:
+    """Return a pair of each of the first steps, mixed as in training; neighbours of two classes, if there are any."""
+    config, stream, mixtures = scene.augmentation.mix, scene.stream, []
+    assert config is not None  # noqa: S101 - called only for an augmentation that mixes
+    sampler, classes = StreamSampler(stream, scene.key), len(scene.data.source.classes)
     for step in range(steps):
-        shows = draws.at(step)
-        apart = np.flatnonzero(np.diff(stream.targets[shows.entries]))
-        pair = slice(apart[0], apart[0] + 2) if len(apart) else slice(2)
-        passes, entries, copies = (part[pair] for part in shows)
-        images = drawn(scene, passes, stream.indices[entries], copies)[0]
-        whole = plan(config, scene.key, step, stream.batch_size, *images.shape[1:3])
-        pixels, weights = mixed(
+        samples = sampler.at(step)
+        class_changes = np.flatnonzero(np.diff(stream.targets[samples.entries]))
+        pair = slice(class_changes[0], class_changes[0] + 2) if len(class_changes) else slice(2)
+        passes, entries, copies = (part[pair] for part in samples)
+        images = draw_views(scene, passes, stream.indices[entries], copies)[0]
+        mixing = draw_mixing(config, scene.key, step, stream.batch_size, *images.shape[1:3])
+        pixels, targets = mix_batch(
             torch.from_numpy(images).permute(0, 3, 1, 2),
             torch.from_numpy(stream.targets[entries]),
-            Mixing(*(part[pair] for part in whole)),
+            Mixing(*(part[pair] for part in mixing)),
             classes,
         )
-        told = {int(label): float(weights[0, label]) for label in stream.targets[entries]}
-        found.append(Mixture(images[0], images[-1], pixels[0].permute(1, 2, 0).numpy(), told))
-    return found
+        weights = {int(label): float(targets[0, label]) for label in stream.targets[entries]}
+        mixtures.append(Mixture(images[0], images[-1], pixels[0].permute(1, 2, 0).numpy(), weights))
+    return mixtures
 
 
-def speed(scene: Scene, seconds: float = MEASURED_SECONDS) -> float:
-    """Return how many images a second one core reads and augments, over about ``seconds`` after some to warm up."""
+def measure_speed(scene: Scene, seconds: float = MEASURED_SECONDS) -> float:
+    """Return how many images per second one core reads and augments, over about ``seconds`` after a warm-up."""
     import cv2
 
-    def show(first: int, count: int) -> None:
-        passes, places = np.divmod(np.arange(first, first + count), len(scene.stream.indices))
-        drawn(scene, passes, scene.stream.indices[places])
+    def make_views(first: int, count: int) -> None:
+        passes, entries = np.divmod(np.arange(first, first + count), len(scene.stream.indices))
+        draw_views(scene, passes, scene.stream.indices[entries])
 
     batch = min(scene.stream.batch_size, MEASURED_BATCH)
     threads = cv2.getNumThreads(), torch.get_num_threads()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     try:
-        show(0, WARM_UP)
-        done, start = 0, time.perf_counter()
-        while (passed := time.perf_counter() - start) < seconds:
-            show(WARM_UP + done, batch)
-            done += batch
+        make_views(0, WARM_UP)
+        count, start = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < seconds:
+            make_views(WARM_UP + count, batch)
+            count += batch
     finally:
         cv2.setNumThreads(threads[0])
         torch.set_num_threads(threads[1])
-    return done / passed
+    return count / elapsed

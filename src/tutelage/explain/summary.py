@@ -1,4 +1,7 @@
-"""A network's layers: what comes out of each, what it sees of the image, and what it costs."""
+"""A network's layers: the output shape, the receptive field and the cost of each.
+
+This replaces torchinfo's table, which has no receptive fields. torch's FlopCounterMode counts the operations.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,15 +16,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tutelage.config import DataConfig
 from tutelage.data import data_module
-from tutelage.explain.receptive_field import ReceptiveFields
+from tutelage.explain.receptive_field_tracker import ReceptiveFieldTracker
 from tutelage.models import ImageClassifier, make_classifier
 from tutelage.runs.context import spec_of
 from tutelage.runs.cost import size_of
 
 HEADER = ("layer", "kind", "output", "sees", "stride", "multiply-adds", "parameters")
-TEXTS = 2  # columns of text; the others hold numbers
-WIDTH = 100  # where there is no terminal
-WHOLE = "whole image"
+TEXT_COLUMNS = 2  # the other columns hold numbers
+WIDTH = 100  # characters, where there is no terminal
+WHOLE_IMAGE = "whole image"
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,12 @@ class Layer:
     Attributes:
         name: path in the network.
         kind: name of the layer's class.
-        output: shape of what comes out, (C, H, W) or (D,).
+        output: shape of the output, (C, H, W) or (D,).
         receptive_field: side in pixels of the square that a unit sees (the largest, where units differ), which may lie
             partly outside the image; None is the whole image.
-        stride: pixels from one unit to the next; None where units have no place any more.
-        multiply_adds: of convolutions and matrix products.
-        parameters: those of the layer; 0 where it was called before.
+        stride: pixels from one unit to the next; None where units have no position in the image any more.
+        multiply_adds: number of them, in convolutions and matrix products.
+        parameters: number of them; 0 where the layer was called before.
     """
 
     name: str
@@ -52,21 +55,23 @@ class Layer:
 class _Call:
     """A module's call that has not ended yet."""
 
-    before: int  # operations counted when it began
-    inside: int = 0  # those counted by the modules that it called
-    calls: int = 0
+    flops_before: int  # counted when it began
+    flops_of_children: int = 0  # counted within the modules that it called
+    children: int = 0  # modules that it called
 
 
-def network_of(model: dict[str, Any], data: DataConfig, classes: Sequence[str] | None = None) -> ImageClassifier:
+def build_meta_network(
+    model: dict[str, Any], data: DataConfig, classes: Sequence[str] | None = None
+) -> ImageClassifier:
     """Return a network on the meta device.
 
     Args:
-        model: its config.
-        data: what it sees.
-        classes: what it tells apart; None: those of the data.
+        model: config of the network.
+        data: config of its images.
+        classes: names of the classes; None for those of the data.
 
     Raises:
-        UserError: it cannot be built, or does not take images of this size; or its data is not there.
+        UserError: the network cannot be built or does not take images of this size, or the data is missing.
     """
     spec = spec_of(data, data_module(data).classes if classes is None else classes)
     size_of(model, spec)
@@ -74,31 +79,31 @@ def network_of(model: dict[str, Any], data: DataConfig, classes: Sequence[str] |
         return make_classifier(model, spec)
 
 
-def summary(network: ImageClassifier) -> list[Layer]:
-    """Return the layers in the order in which they end, from one image's way through the network on the meta device.
+def summarize_layers(network: ImageClassifier) -> list[Layer]:
+    """Return the layers in the order in which their calls end, from a forward pass of one image on the meta device.
 
-    There is a row a call of each module that calls no other, and of those others that multiply or own parameters
-    themselves. The sums over the rows are the network's.
+    There is one row for each call of a module that calls no other module, and of any other module that multiplies or
+    has parameters itself. The sums over the rows are the network's.
     """
     size = (1, network.spec.channels, network.spec.image_size, network.spec.image_size)
     state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    bare = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
-    rows: list[tuple[Layer, bool]] = []  # and whether the module calls no other
+    meta_state = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    rows: list[tuple[Layer, bool]] = []  # with whether the module calls no other
     image = torch.empty(size, dtype=torch.uint8, device="meta")
-    counter, fields = FlopCounterMode(display=False), ReceptiveFields(image)
+    counter, tracker = FlopCounterMode(display=False), ReceptiveFieldTracker(image)
     with (
         _in_eval_mode(network),
-        _watched(network, counter, fields, rows),
+        _record_calls(network, counter, tracker, rows),
         torch.device("meta"),
         torch.no_grad(),
-        fields,
-        counter,  # sees operations first, so that it does not look into the arithmetic of ``fields``
+        tracker,
+        counter,  # gets operations first, so that it does not count the arithmetic of ``tracker``
     ):
-        functional_call(network, bare, (image,))
-    owned = _owned(network, {layer.name for layer, _ in rows})
+        functional_call(network, meta_state, (image,))
+    counts = _count_parameters(network, {layer.name for layer, _ in rows})
     layers = []
     for layer, leaf in rows:
-        parameters = owned.pop(layer.name, 0)
+        parameters = counts.pop(layer.name, 0)
         if leaf or parameters or layer.multiply_adds:
             layers.append(replace(layer, parameters=parameters))
     return layers
@@ -116,10 +121,10 @@ def _in_eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _watched(
-    network: nn.Module, counter: FlopCounterMode, fields: ReceptiveFields, rows: list[tuple[Layer, bool]]
+def _record_calls(
+    network: nn.Module, counter: FlopCounterMode, tracker: ReceptiveFieldTracker, rows: list[tuple[Layer, bool]]
 ) -> Iterator[None]:
-    """Append a row for each call of a module that ends in here."""
+    """Append a row for each call of a module that ends within this context."""
     open_calls: list[_Call] = []
     names = {module: name for name, module in network.named_modules()}
 
@@ -127,18 +132,19 @@ def _watched(
         open_calls.append(_Call(counter.get_total_flops()))
 
     def end(module: nn.Module, inputs: Any, output: Any) -> None:
-        call, now = open_calls.pop(), counter.get_total_flops()
+        call = open_calls.pop()
+        flops = counter.get_total_flops() - call.flops_before
         if open_calls:
-            open_calls[-1].inside += now - call.before
-            open_calls[-1].calls += 1
+            open_calls[-1].flops_of_children += flops
+            open_calls[-1].children += 1
         tensor = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
         if tensor is None:
             return
-        sight = fields.sight(tensor)
-        stride = max(sight.jump) if sight.jump and tensor.ndim > 2 else None  # noqa: PLR2004 - (B, D) has no places
-        multiply_adds = (now - call.before - call.inside) // 2
-        row = Layer(names[module], type(module).__name__, tuple(tensor.shape[1:]), sight.side, stride, multiply_adds, 0)
-        rows.append((row, not call.calls))
+        field = tracker.get_field(tensor)
+        stride = max(field.jump) if field.jump and tensor.ndim > 2 else None  # noqa: PLR2004 - (B, D) has no positions
+        multiply_adds = (flops - call.flops_of_children) // 2
+        row = Layer(names[module], type(module).__name__, tuple(tensor.shape[1:]), field.side, stride, multiply_adds, 0)
+        rows.append((row, not call.children))
 
     handles = [module.register_forward_pre_hook(begin) for module in names]
     handles += [module.register_forward_hook(end) for module in names]
@@ -149,15 +155,15 @@ def _watched(
             handle.remove()
 
 
-def _owned(network: nn.Module, called: set[str]) -> dict[str, int]:
-    """Return the parameters of each module, those of modules never called with the nearest one around them."""
-    owned: dict[str, int] = {}
+def _count_parameters(network: nn.Module, called: set[str]) -> dict[str, int]:
+    """Return the number of parameters by module; those of a module never called count for its nearest called parent."""
+    counts: dict[str, int] = {}
     for path, parameter in network.named_parameters():
         owner = path.rpartition(".")[0]
         while owner and owner not in called:
             owner = owner.rpartition(".")[0]
-        owned[owner] = owned.get(owner, 0) + parameter.numel()
-    return owned
+        counts[owner] = counts.get(owner, 0) + parameter.numel()
+    return counts
 
 
 def print_summary(network: ImageClassifier) -> None:
@@ -165,13 +171,13 @@ def print_summary(network: ImageClassifier) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    layers = summary(network)
+    layers = summarize_layers(network)
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for number, name in enumerate(HEADER):
-        text = number < TEXTS
-        table.add_column(name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+        is_text = number < TEXT_COLUMNS
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     for layer in layers:
-        table.add_row(*_cells(layer))
+        table.add_row(*_format_cells(layer))
     total = (sum(layer.multiply_adds for layer in layers), sum(layer.parameters for layer in layers))
     table.add_row("total", "", "", "", "", *(f"{number:,}" for number in total), style="bold")
     console = Console()
@@ -180,13 +186,13 @@ def print_summary(network: ImageClassifier) -> None:
     console.print(table, highlight=False)
 
 
-def _cells(layer: Layer) -> tuple[str, ...]:
+def _format_cells(layer: Layer) -> tuple[str, ...]:
     side = layer.receptive_field
     return (
         layer.name.removeprefix("backbone."),
         layer.kind,
         " x ".join(str(size) for size in layer.output),
-        WHOLE if side is None else f"{side} x {side}",
+        WHOLE_IMAGE if side is None else f"{side} x {side}",
         "" if layer.stride is None else str(layer.stride),
         f"{layer.multiply_adds:,}" if layer.multiply_adds else "",
         f"{layer.parameters:,}" if layer.parameters else "",

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from tutelage.augmentation import Mixing, Pipeline, mixed, plan
+from tutelage.augmentation import Mixing, Pipeline, draw_mixing, mix_batch
 from tutelage.config import MixConfig
 from tutelage.data.cached_logits import CachedLogits
 from tutelage.data.loading.shared_memory import Shared
@@ -134,9 +134,9 @@ WHOLE_BATCH = BatchShard()
 def apply_mix(pending: PendingMix, classes: int) -> StreamBatch:
     """Return a batch with its images and targets mixed, on their device."""
     batch, mixing, spare = pending
-    images, targets = mixed(batch.images, batch.targets, mixing, classes)
+    images, targets = mix_batch(batch.images, batch.targets, mixing, classes)
     if spare:
-        count = len(mixing.own)
+        count = len(mixing.boxes)
         images, targets = (
             torch.cat([view[:-1] for view in torch.split(values, count)]) for values in (images, targets)
         )
@@ -234,7 +234,7 @@ class TrainDataset(Dataset[dict[str, StreamBatch | PendingMix]]):
         if mix is None:
             return batch
         key, (height, width) = self._stage_data.key(stream.name), batch.images.shape[-2:]
-        mixing = plan(mix, key, step, stream.batch_size, height, width)
+        mixing = draw_mixing(mix, key, step, stream.batch_size, height, width)
         return PendingMix(batch, Mixing(*(array[rows] for array in mixing)).tensors(), spare)
 
     def _augment(self, samples: SampleIndices, stream: Stream, pipeline: Pipeline) -> StreamBatch:

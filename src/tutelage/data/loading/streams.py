@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tutelage.data.loading.shared_memory import Shared
-from tutelage.randomness import Key
+from tutelage.randomness import Key, splitmix64_finalize
 
 CHUNK = 1 << 16  # entries whose order is made at once; longer passes are made in chunks
 ROUNDS = 8
@@ -89,7 +89,7 @@ def _sort_by_shard(indices: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray,
     """Return ``ordered`` and ``ends`` of a stream; entries that are in the order of the shards need no memory."""
     shards = (np.searchsorted(blocks, indices, side="right") - 1).astype(np.int32)
     outside = np.flatnonzero(shards < 0)
-    shards[outside] = _scattered(indices[outside].astype(np.uint64)) % np.uint64(len(blocks))
+    shards[outside] = splitmix64_finalize(indices[outside].astype(np.uint64)) % np.uint64(len(blocks))
     inside = shards[len(outside) :]
     is_in_order = (outside == np.arange(len(outside))).all() and (inside[1:] >= inside[:-1]).all()
     unordered = shards[: len(outside) if is_in_order else len(shards)]
@@ -202,18 +202,10 @@ def permute(values: np.ndarray, count: int, keys: np.ndarray) -> np.ndarray:
     while too_large.any():
         left, right = permuted[too_large] >> half, permuted[too_large] & mask
         for key in keys:
-            left, right = right, left ^ (_scattered(right + key) & mask)
+            left, right = right, left ^ (splitmix64_finalize(right + key) & mask)
         permuted[too_large] = left << half | right
         too_large = permuted >= count
     return permuted.astype(np.int64)
-
-
-def _scattered(words: np.ndarray) -> np.ndarray:
-    """Return words (N,) uint64 each of whose bits depends on all bits of what came in: the end of splitmix64."""
-    words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    words ^= words >> np.uint64(31)
-    return words
 
 
 def _balance_classes(labels: np.ndarray, key: Key, pass_: int) -> tuple[np.ndarray, np.ndarray]:
