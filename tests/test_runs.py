@@ -15,7 +15,7 @@ from conftest import QUIET, command, loaded_packages, only_run, outcome, run
 from test_resume import NOISY
 from tutelage.data import read_labels
 from tutelage.runs import RunFolder, read_record
-from tutelage.terminal.table import rows
+from tutelage.terminal.table import build_rows
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_metrics_table_has_a_row_an_epoch_with_the_right_means(finished):
 
 
 def test_the_table_shows_every_network_with_its_labels(finished):
-    table = rows(record_of(finished))
+    table = build_rows(record_of(finished))
     assert [row[0] for row in table] == ["teacher", "student-1", "control"]
     assert table[0][5] == "-"
     assert table[1][5].isdigit()

@@ -138,9 +138,9 @@ def place_of(config: "Config") -> tuple["RunFolder", str]:
     """Return the folder that belongs to a config, and the fingerprint of its data."""
     from tutelage.data import fingerprint
     from tutelage.runs import RunFolder, run_path
-    from tutelage.terminal.display import display
+    from tutelage.terminal.display import create_display
 
-    observer = display(config.callbacks.display)
+    observer = create_display(config.callbacks.display)
     try:
         what = fingerprint(config.data, observer.reading)
     finally:
@@ -157,9 +157,9 @@ def _train(
     from tutelage.runs.cluster.process_checks import propagate_failure
     from tutelage.runs.cluster.signals import Stopped
     from tutelage.runs.observer import SilentObserver
-    from tutelage.terminal.display import display
+    from tutelage.terminal.display import create_display
 
-    observer = display(config.callbacks.display) if group.first else SilentObserver()
+    observer = create_display(config.callbacks.display) if group.first else SilentObserver()
     observer.loading()
     try:
         from tutelage.runs.runner import run
@@ -190,11 +190,11 @@ def _write_missing_report(config: "Config", folder: "RunFolder", record: dict[st
     missing = [shift for shift in config.callbacks.shifts if read_curve(folder, shift) is None]
     if missing:
         from tutelage.data import data_module
-        from tutelage.report.shifts import curve
+        from tutelage.report.shifts import measure_curve
 
         data = data_module(config.data)
         for shift in missing:
-            curve(folder, record, data, shift)
+            measure_curve(folder, record, data, shift)
     if config.callbacks.report and (missing or not (folder.report / "index.html").exists()):
         from tutelage.report.run_report import write_report
 

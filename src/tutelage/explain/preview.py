@@ -14,7 +14,7 @@ from tutelage.errors import UserError
 from tutelage.explain.scene import Mixture, Scene, chosen, magnitudes, mixtures, operations, scene_of, speed, views
 from tutelage.explain.sheet import Grid, Section, draw, save
 from tutelage.randomness import Key
-from tutelage.report.pictures import shortened
+from tutelage.report.pictures import shorten_name
 from tutelage.storage import digest
 
 COLUMNS = 10
@@ -86,7 +86,7 @@ def sections(scene: Scene) -> list[Section]:
 
 
 def _name(scene: Scene, label: int) -> str:
-    return shortened(scene.data.source.classes[label])
+    return shorten_name(scene.data.source.classes[label])
 
 
 def _leaves(transforms: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
