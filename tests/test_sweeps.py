@@ -687,8 +687,8 @@ def test_the_map_shows_every_cell_with_its_mean_its_spread_and_its_runs(tmp_path
     for y, n in enumerate((1, 2)):
         for x, m in enumerate((3, 9)):
             values = 100 * np.array(SCORES[n, m])
-            told = f"{values.mean():.1f} %\n+- {stats.tstd(values):.1f} %\n3 runs"
-            assert cells[y, x] == (told if (n, m) != (2, 9) else "50.0 %\n1 run")
+            expected = f"{values.mean():.1f} %\n+- {stats.tstd(values):.1f} %\n3 runs"
+            assert cells[y, x] == (expected if (n, m) != (2, 9) else "50.0 %\n1 run")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["3", "9"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2", "3"]
     assert cells[2, 0] == cells[2, 1] == "no result"
@@ -696,18 +696,18 @@ def test_the_map_shows_every_cell_with_its_mean_its_spread_and_its_runs(tmp_path
 
 def test_the_end_of_a_search_names_the_best_and_how_to_train_it_in_full(tmp_path, capsys):
     outcomes = [*searched(tmp_path / "few"), Outcome([*GIVEN, "seed=9"], None, "it broke", 1)]
-    typed = "tutelage train --config-dir=mine --allow=pkg -m hydra/launcher=slurm experiment=few sweep=it"
-    report_sweep(outcomes, typed, settings())
-    told = capsys.readouterr().out
-    table = [line.split()[:2] for line in told.splitlines() if re.match(r"^\d +\d ", line)]
+    command_line = "tutelage train --config-dir=mine --allow=pkg -m hydra/launcher=slurm experiment=few sweep=it"
+    report_sweep(outcomes, command_line, settings())
+    printed = capsys.readouterr().out
+    table = [line.split()[:2] for line in printed.splitlines() if re.match(r"^\d +\d ", line)]
     assert table == [["2", "9"], ["1", "9"], ["1", "3"], ["2", "3"]]
-    assert "best by val/accuracy: num_ops 2 magnitude 9 (77.0 %, mean of 3 runs)" in told
+    assert "best by val/accuracy: num_ops 2 magnitude 9 (77.0 %, mean of 3 runs)" in printed
     full = (
         "tutelage train --config-dir=mine --allow=pkg -m experiment=few sweep=it augmentation.num_ops=2 "
         "augmentation.magnitude=9 hydra/launcher=slurm hydra/sweeper=grid seed=0,1,2,3,4 evaluate_test=true"
     )
-    assert f"to train it in full and test it: {full}\n" in told
-    assert "it broke" in told
+    assert f"to train it in full and test it: {full}\n" in printed
+    assert "it broke" in printed
     (file,) = tmp_path.glob("few/sweep-*/index.html")
     page = file.read_text()
     assert "<h2>val/accuracy over num_ops and magnitude</h2>" in page

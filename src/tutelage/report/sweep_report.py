@@ -44,7 +44,7 @@ PANELS_CAPTION = (
 
 
 @dataclass(frozen=True)
-class Table:
+class ResultTable:
     """A table of texts; its first ``name_columns`` columns are names, aligned left on a terminal."""
 
     head: Sequence[str]
@@ -53,9 +53,9 @@ class Table:
 
     def print(self) -> None:
         """Print the table."""
-        from rich.table import Table as RichTable
+        from rich.table import Table
 
-        table = RichTable(box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold")
         for number, name in enumerate(self.head):
             table.add_column(name, justify="left" if number < self.name_columns else "right", no_wrap=True)
         for row in self.rows:
@@ -92,7 +92,7 @@ def report_sweep(outcomes: Sequence[Outcome], command: str, search: SweeperConfi
     search_notes = _describe_search(keys, jobs, command, search)
     search_notes += [PARTIAL_NOTE.format(len(partial))] if partial else []
     networks, lines = _tabulate_networks(keys, jobs), label_efficiency.build_lines(keys, jobs)
-    second_table = Table(*label_efficiency.tabulate_lines(lines), 1) if lines else networks
+    second_table = ResultTable(*label_efficiency.tabulate_lines(lines), 1) if lines else networks
     if second_table is not None:
         print()
         second_table.print()
@@ -159,7 +159,7 @@ def _find_page(job: Job) -> Path:
     return file if file.exists() else job.folder.path
 
 
-def _tabulate_jobs(keys: Sequence[str], jobs: Sequence[Job], objective: str) -> Table:
+def _tabulate_jobs(keys: Sequence[str], jobs: Sequence[Job], objective: str) -> ResultTable:
     """Return the table of all measures that at least one run has, the best settings on validation first."""
     measures = [measure for measure in MEASURES if measure.read_all(jobs)]
     if objective == "val/loss":
@@ -174,10 +174,10 @@ def _tabulate_jobs(keys: Sequence[str], jobs: Sequence[Job], objective: str) -> 
             row.append(f"{mean} +- {100 * np.std(values, ddof=1):.1f}" if has_deviation else mean)
         rows.append(row)
     head = [*(shorten_key(key) for key in keys), "runs", *(measure.heading for measure in measures)]
-    return Table(head, rows, len(keys))
+    return ResultTable(head, rows, len(keys))
 
 
-def _tabulate_networks(keys: Sequence[str], jobs: Sequence[Job]) -> Table | None:
+def _tabulate_networks(keys: Sequence[str], jobs: Sequence[Job]) -> ResultTable | None:
     """Return the table of every trained network; None if each run trained only one."""
     networks: list[tuple[list[str], dict[str, np.ndarray]]] = []
     groups = group_jobs(keys, jobs)
@@ -189,7 +189,7 @@ def _tabulate_networks(keys: Sequence[str], jobs: Sequence[Job]) -> Table | None
         return None
     head = [*(shorten_key(key) for key in keys), "network", "runs", *map(_format_metric, metrics)]
     rows = [[*names, *(_format_values(accuracies.get(key)) for key in metrics)] for names, accuracies in networks]
-    return Table(head, rows, len(keys) + 1)
+    return ResultTable(head, rows, len(keys) + 1)
 
 
 def _format_metric(key: str) -> str:
