@@ -31,7 +31,7 @@ from tutelage.data.source import IndexNames
 from tutelage.models import ImageClassifier, ImageSpec, make_classifier
 from tutelage.runs.label import fill
 from tutelage.runs.observer import StageWork
-from tutelage.terminal.display import display
+from tutelage.terminal.display import create_display
 
 PAIRS, AIM = length(5, 2), 0.90
 LEAST = length(0.75, 0.5)  # below that it ends with an error: on some machines the ratio of a small network is noise
@@ -102,7 +102,7 @@ def bare(case: Case, network: ImageClassifier, images: torch.Tensor) -> float:
 
 def ours(case: Case, network: ImageClassifier, data: Pool, folder: Path) -> float:
     """PseudoLabelStage all images and return the seconds."""
-    observer = display(wanted=True)
+    observer = create_display(wanted=True)
     observer.begin([StageWork("labels-1", 1.0)])
     observer.stage(1)
     started = seconds_of(torch.device(case.device))

@@ -41,7 +41,7 @@ from tutelage.runs.fit import fit
 from tutelage.runs.folder import Record
 from tutelage.runs.observer import StageWork
 from tutelage.strategies import stages
-from tutelage.terminal.display import display
+from tutelage.terminal.display import create_display
 
 STEPS, PAIRS, WARM_UP = length(200, 40), length(9, 3), length(50, 10)
 AIM = 1.10  # times the plain loop
@@ -107,7 +107,7 @@ def plain_loop(config: Config, data: ImageDataModule, steps: int, device: torch.
 
 def ours(config: Config, data: ImageDataModule, folder: Path) -> float:
     """Train as a run does, all logging and the display on, and return the seconds of its steps."""
-    observer = display(wanted=True)
+    observer = create_display(wanted=True)
     this = RunContext(config, RunFolder(folder), Record(RunFolder(folder)), data, Signals(), observer)
     data.device = this.device
     this.plan = stages(config, data.source, data.splits)

@@ -1,10 +1,10 @@
-"""What a method bought: intervals against scipy's own, and the lines at the end of a sweep."""
+"""What a method gained: intervals against scipy's own, and the lines at the end of a sweep."""
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from tutelage.report.gains import gains, measures, paired, ratio_of_means
+from tutelage.report.gains import collect_accuracies, describe_gains, estimate_mean, estimate_ratio_of_means
 
 
 def record(strategy="teacher_student", **accuracies):
@@ -23,45 +23,45 @@ RECORDS = [
 ]
 
 
-def test_a_paired_interval_is_students():
+def test_the_interval_of_a_mean_is_students():
     values = np.array([1.0, 2.5, 0.5, 1.5])
     low, high = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
-    assert paired(values) == pytest.approx((values.mean(), low, high))
+    assert estimate_mean(values) == pytest.approx((values.mean(), low, high))
 
 
 def test_a_ratio_of_means_is_no_mean_of_ratios_and_lies_in_its_interval():
-    above, below = np.array([1.0, 3.0]), np.array([4.0, 1.0])
-    found = ratio_of_means(above, below)
-    assert found.value == pytest.approx(4 / 5)
-    assert (found.low, found.high) == pytest.approx((0.25, 3.0))  # of two runs a resample may take one twice
-    assert ratio_of_means(above, below) == found
+    numerators, denominators = np.array([1.0, 3.0]), np.array([4.0, 1.0])
+    ratio = estimate_ratio_of_means(numerators, denominators)
+    assert ratio.value == pytest.approx(4 / 5)
+    assert (ratio.low, ratio.high) == pytest.approx((0.25, 3.0))  # of two runs a resample may take one twice
+    assert estimate_ratio_of_means(numerators, denominators) == ratio
 
 
 def test_the_interval_of_a_ratio_agrees_with_scipys_bootstrap():
     generator = np.random.default_rng(1)
-    below = generator.normal(3, 0.4, 12)
-    above = 0.7 * below + generator.normal(0, 0.2, 12)
-    theirs = stats.bootstrap(
-        (above, below),
+    denominators = generator.normal(3, 0.4, 12)
+    numerators = 0.7 * denominators + generator.normal(0, 0.2, 12)
+    expected = stats.bootstrap(
+        (numerators, denominators),
         lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis),
         paired=True,
         method="percentile",
         vectorized=True,
         random_state=2,
     ).confidence_interval
-    ours = ratio_of_means(above, below)
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    ratio = estimate_ratio_of_means(numerators, denominators)
+    assert (ratio.low, ratio.high) == pytest.approx((expected.low, expected.high), abs=0.01)
 
 
 def test_only_accuracies_of_networks_are_compared():
-    found = measures(RECORDS)
-    assert list(found) == ["teacher", "student", "control"]
-    assert list(found["teacher"]) == ["test/accuracy"]
-    assert found["student"]["test/accuracy"] == pytest.approx([90, 92, 91])
+    accuracies = collect_accuracies(RECORDS)
+    assert list(accuracies) == ["teacher", "student", "control"]
+    assert list(accuracies["teacher"]) == ["test/accuracy"]
+    assert accuracies["student"]["test/accuracy"] == pytest.approx([90, 92, 91])
 
 
-def test_a_student_is_told_against_its_control_and_its_teacher():
-    over, gap = gains(RECORDS, "student")
+def test_a_student_is_compared_with_its_control_and_its_teacher():
+    over, gap = describe_gains(RECORDS, "student")
     assert over.startswith("student - control: 2.0 (95 % interval -0.5 to 4.5) points")
     assert gap.startswith("student closes 50.0 % (95 % interval 25.0 to 75.0) of the gap from control to teacher")
 
@@ -70,14 +70,14 @@ def test_the_teacher_of_a_noisy_student_is_no_goal():
     records = [
         record(**{"teacher": t, "student-1": 0.9, "control": 0.5, "strategy": "noisy_student"}) for t in (0.8, 0.81)
     ]
-    assert [line.partition(":")[0] for line in gains(records, "student-1")] == ["student-1 - control"]
+    assert [line.partition(":")[0] for line in describe_gains(records, "student-1")] == ["student-1 - control"]
 
 
 def test_one_run_has_no_spread_and_nothing_is_claimed_of_it():
-    assert gains(RECORDS[:1], "student") == []
+    assert describe_gains(RECORDS[:1], "student") == []
 
 
-def test_what_is_kept_of_an_old_task_is_told_against_fine_tuning():
+def test_what_is_kept_of_an_old_task_is_compared_with_fine_tuning():
     def run(before, kept, tuned):
         accuracy = {"task-1": (before, None), "lwf-2": (kept, 0.90), "finetuning-2": (tuned, 0.91)}
         return {
@@ -95,7 +95,7 @@ def test_what_is_kept_of_an_old_task_is_told_against_fine_tuning():
     older = [run(0.9, 0.88, 0.7), run(0.9, 0.86, 0.7)]
     for record in older:  # task 1 came with init_from: the warm-up has it first
         record["stages"][0]["name"] = "warm-up-2"
-    assert gains(older, "lwf-2")[0].startswith("lwf-2 keeps 85.0 %")
-    kept, new = gains([run(0.9, 0.88, 0.7), run(0.9, 0.86, 0.7)], "lwf-2")
+    assert describe_gains(older, "lwf-2")[0].startswith("lwf-2 keeps 85.0 %")
+    kept, new = describe_gains([run(0.9, 0.88, 0.7), run(0.9, 0.86, 0.7)], "lwf-2")
     assert kept.startswith("lwf-2 keeps 85.0 % (95 % interval 80.0 to 90.0) of what finetuning-2 forgets of task-1")
     assert new == "lwf-2 - finetuning-2 on the new task-2: -1.0 (95 % interval -1.0 to -1.0) points"

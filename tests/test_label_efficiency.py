@@ -1,4 +1,4 @@
-"""What a label is worth: the lines, the table, the picture and what is said by pairs, from records made by hand."""
+"""What a label is worth: the lines, the table, the picture and the paired gains, from records made by hand."""
 
 import json
 import re
@@ -15,9 +15,9 @@ from helpers.sources import make_source
 from tutelage.data import split
 from tutelage.report import label_efficiency as efficiency
 from tutelage.report import pictures
-from tutelage.report.jobs import finished_jobs
-from tutelage.report.pairs import against_plain
-from tutelage.report.sweep_report import compare
+from tutelage.report.jobs import read_finished_jobs
+from tutelage.report.pairs import compare_with_references
+from tutelage.report.sweep_report import report_sweep
 from tutelage.sweeps.folder import Outcome
 
 PER_CLASS, CLASSES = (10, 20), 10
@@ -42,7 +42,7 @@ def fit(name, accuracy, control=False, held=0):
     }
 
 
-def finished(folder, overrides, stages, per_class, classes=CLASSES):
+def write_run(folder, overrides, stages, per_class, classes=CLASSES):
     folder.mkdir(parents=True)
     record = {
         "status": "finished",
@@ -54,9 +54,9 @@ def finished(folder, overrides, stages, per_class, classes=CLASSES):
     return Outcome(overrides, folder)
 
 
-def sweep(root, accuracy=ACCURACY, seeds=3):
+def write_sweep(root, accuracy=ACCURACY, seeds=3):
     return [
-        finished(
+        write_run(
             root / f"{strategy}-{per_class}-{seed}",
             [f"strategy={strategy}", f"data.labels_per_class={per_class}", f"seed={seed + 1}", "debug=tiny"],
             [fit("network", value)],
@@ -68,10 +68,15 @@ def sweep(root, accuracy=ACCURACY, seeds=3):
 
 
 def test_a_line_a_strategy_over_the_number_of_labels_in_all(tmp_path):
-    jobs, keys, _ = finished_jobs(sweep(tmp_path))
-    plain, student = efficiency.lines(keys, jobs)
-    assert (plain.name, plain.plain, student.name, student.plain) == ("supervised", True, "noisy_student", False)
-    assert [(point.labels, point.accuracies) for point in student.points] == [
+    jobs, keys, _ = read_finished_jobs(write_sweep(tmp_path))
+    reference, student = efficiency.build_lines(keys, jobs)
+    assert (reference.name, reference.is_reference, student.name, student.is_reference) == (
+        "supervised",
+        True,
+        "noisy_student",
+        False,
+    )
+    assert [(point.label_count, point.accuracies) for point in student.points] == [
         (100, ACCURACY["noisy_student", 10]),
         (200, ACCURACY["noisy_student", 20]),
     ]
@@ -81,23 +86,23 @@ def test_a_line_a_strategy_over_the_number_of_labels_in_all(tmp_path):
 
 
 def test_labels_held_out_for_validation_are_labels_too(tmp_path):
-    (job,), _, _ = finished_jobs([finished(tmp_path / "a", ["seed=1"], [fit("network", 0.5, held=12)], 9)])
-    assert efficiency.budget(job) == 102
+    (job,), _, _ = read_finished_jobs([write_run(tmp_path / "a", ["seed=1"], [fit("network", 0.5, held=12)], 9)])
+    assert efficiency.count_labels(job) == 102
 
 
-def test_a_share_of_all_labels_and_all_of_them_have_their_places_too(tmp_path):
+def test_a_share_of_all_labels_and_all_of_them_have_their_positions_too(tmp_path):
     outcomes = [
-        finished(tmp_path / value, [f"data.labels={value}"], [fit("network", 0.5)], labels, classes=3)
+        write_run(tmp_path / value, [f"data.labels={value}"], [fit("network", 0.5)], labels, classes=3)
         for value, labels in (("0.1", 7), ("null", 70))
     ]
-    jobs, keys, _ = finished_jobs(outcomes)
-    (line,) = efficiency.lines(keys, jobs)
-    assert [point.labels for point in line.points] == [21, 210]
+    jobs, keys, _ = read_finished_jobs(outcomes)
+    (line,) = efficiency.build_lines(keys, jobs)
+    assert [point.label_count for point in line.points] == [21, 210]
 
 
-def test_datasets_of_other_numbers_of_classes_have_lines_at_their_own_places(tmp_path):
+def test_datasets_of_other_numbers_of_classes_have_lines_at_their_own_positions(tmp_path):
     outcomes = [
-        finished(
+        write_run(
             tmp_path / f"{data}-{each}",
             [f"data={data}", f"data.labels_per_class={each}"],
             [fit("network", 0.5)],
@@ -107,35 +112,36 @@ def test_datasets_of_other_numbers_of_classes_have_lines_at_their_own_places(tmp
         for data, classes in (("few", 10), ("many", 100))
         for each in (5, 10)
     ]
-    jobs, keys, _ = finished_jobs(outcomes)
-    assert {line.name: [point.labels for point in line.points] for line in efficiency.lines(keys, jobs)} == {
+    jobs, keys, _ = read_finished_jobs(outcomes)
+    assert {line.name: [point.label_count for point in line.points] for line in efficiency.build_lines(keys, jobs)} == {
         "few": [50, 100],
         "many": [500, 1000],
     }
 
 
 def test_a_sweep_that_leaves_the_budget_alone_has_no_such_lines(tmp_path):
-    jobs, keys, _ = finished_jobs(sweep(tmp_path, {("a", 10): (0.1,), ("b", 10): (0.2,)}))
-    assert efficiency.lines(keys, jobs) == []
+    jobs, keys, _ = read_finished_jobs(write_sweep(tmp_path, {("a", 10): (0.1,), ("b", 10): (0.2,)}))
+    assert efficiency.build_lines(keys, jobs) == []
 
 
 def test_where_nothing_but_the_budget_varies_the_control_is_a_line(tmp_path):
     outcomes = [
-        finished(
+        write_run(
             tmp_path / str(n), [f"data.labels_per_class={n}"], [fit("student-1", 0.8), fit("control", 0.7, True)], n
         )
         for n in PER_CLASS
     ]
-    jobs, keys, _ = finished_jobs(outcomes)
-    told = {
-        line.name: ([point.accuracies for point in line.points], line.plain) for line in efficiency.lines(keys, jobs)
+    jobs, keys, _ = read_finished_jobs(outcomes)
+    lines = {
+        line.name: ([point.accuracies for point in line.points], line.is_reference)
+        for line in efficiency.build_lines(keys, jobs)
     }
-    assert told == {"student-1": ([(0.8,), (0.8,)], False), "control": ([(0.7,), (0.7,)], True)}
+    assert lines == {"student-1": ([(0.8,), (0.8,)], False), "control": ([(0.7,), (0.7,)], True)}
 
 
 def test_the_table_has_a_row_a_number_of_labels_and_a_column_a_line(tmp_path):
-    jobs, keys, _ = finished_jobs(sweep(tmp_path)[:-1])  # one run is missing
-    head, rows = efficiency.table(efficiency.lines(keys, jobs))
+    jobs, keys, _ = read_finished_jobs(write_sweep(tmp_path)[:-1])  # one run is missing
+    head, rows = efficiency.tabulate_lines(efficiency.build_lines(keys, jobs))
     assert head == ["labels", "runs", "supervised", "noisy_student"]
     assert rows == [
         ["100", "3", "71.0 % +- 1.0", "76.3 % +- 1.5"],
@@ -143,85 +149,90 @@ def test_the_table_has_a_row_a_number_of_labels_and_a_column_a_line(tmp_path):
     ]
 
 
-def test_what_a_strategy_bought_is_told_by_pairs_of_the_same_seed(tmp_path):
-    jobs, keys, _ = finished_jobs(sweep(tmp_path))
+def test_what_a_strategy_gained_is_printed_paired_by_seed(tmp_path):
+    jobs, keys, _ = read_finished_jobs(write_sweep(tmp_path))
     gains = 100 * (np.array(ACCURACY["noisy_student", 10]) - ACCURACY["supervised", 10])
     low, high = stats.t.interval(0.95, 2, gains.mean(), stats.sem(gains))
-    first, second = against_plain(keys, jobs)
+    first, second = compare_with_references(keys, jobs)
     assert first == (
-        f"noisy_student - supervised at 100 labels: +5.3 (95 % interval {low:.1f} to {high:.1f}) points, "
-        "by pairs of the same seed"
+        f"noisy_student - supervised at 100 labels: +5.3 (95 % interval {low:.1f} to {high:.1f}) points, paired by seed"
     )
     assert second.startswith("noisy_student - supervised at 200 labels: +3.3 (")
 
 
 def test_a_run_without_its_pair_is_left_out_of_the_comparison(tmp_path):
-    jobs, keys, _ = finished_jobs([one for one in sweep(tmp_path) if "supervised-10-1" not in str(one.path)])
+    jobs, keys, _ = read_finished_jobs(
+        [outcome for outcome in write_sweep(tmp_path) if "supervised-10-1" not in str(outcome.path)]
+    )
     gains = 100 * np.array([0.75 - 0.70, 0.78 - 0.71])
-    assert against_plain(keys, jobs)[0].startswith(f"noisy_student - supervised at 100 labels: {gains.mean():+.1f} (")
+    assert compare_with_references(keys, jobs)[0].startswith(
+        f"noisy_student - supervised at 100 labels: {gains.mean():+.1f} ("
+    )
 
 
 def test_one_pair_says_nothing(tmp_path):
-    jobs, keys, _ = finished_jobs(sweep(tmp_path, seeds=1))
-    assert against_plain(keys, jobs) == []
+    jobs, keys, _ = read_finished_jobs(write_sweep(tmp_path, seeds=1))
+    assert compare_with_references(keys, jobs) == []
 
 
-def test_an_ablation_is_told_against_the_whole(tmp_path):
+def test_an_ablation_is_compared_with_the_whole_method(tmp_path):
     values = {"nothing": (0.8, 0.81), "noise": (0.75, 0.77)}
     outcomes = [
-        finished(
+        write_run(
             tmp_path / f"{arm}{seed}", [f"experiment/without={arm}", f"seed={seed}"], [fit("student-2", value)], 10
         )
         for arm, accuracies in values.items()
         for seed, value in enumerate(accuracies)
     ]
-    jobs, keys, _ = finished_jobs(outcomes)
-    (line,) = against_plain(keys, jobs)
+    jobs, keys, _ = read_finished_jobs(outcomes)
+    (line,) = compare_with_references(keys, jobs)
     assert line.startswith("without noise - without nothing: -4.5 (")
 
 
-def test_the_picture_stands_first_on_the_page_then_the_table_then_what_was_bought(tmp_path, capsys):
-    compare(sweep(tmp_path / "worth"), "tutelage train -m it")
+def test_the_picture_stands_first_on_the_page_then_the_table_then_the_gains(tmp_path, capsys):
+    report_sweep(write_sweep(tmp_path / "worth"), "tutelage train -m it")
     (file,) = tmp_path.glob("worth/sweep-*/index.html")
     page = file.read_text()
-    order = [page.index(part) for part in ("What a label is worth", "<td>76.3 % +- 1.5</td>", "+5.3 (", "ms an answer")]
+    order = [page.index(part) for part in ("What a label is worth", "<td>76.3 % +- 1.5</td>", "+5.3 (", "ms/image")]
     assert order == sorted(order)
     assert (file.parent / "labels.png").stat().st_size > 10_000
     assert len(re.findall(r"<h2>.*?</h2>", page)) == 4  # of the picture, all measures, costs over labels, the runs
-    shown = capsys.readouterr().out
-    assert re.search(r"^100 +3 +71.0 % \+- 1.0 +76.3 % \+- 1.5$", shown, re.MULTILINE)
-    assert "noisy_student - supervised at 200 labels: +3.3" in shown
+    printed = capsys.readouterr().out
+    assert re.search(r"^100 +3 +71.0 % \+- 1.0 +76.3 % \+- 1.5$", printed, re.MULTILINE)
+    assert "noisy_student - supervised at 200 labels: +3.3" in printed
 
 
 def test_the_picture_has_a_band_where_there_are_seeds_and_names_every_line(tmp_path):
-    jobs, keys, _ = finished_jobs(sweep(tmp_path))
-    lines = {line.name: [(p.labels, p.interval) for p in line.points] for line in efficiency.lines(keys, jobs)}
-    (axes,) = pictures.label_curves(lines, plain=["supervised"]).axes
+    jobs, keys, _ = read_finished_jobs(write_sweep(tmp_path))
+    lines = {
+        line.name: [(p.label_count, p.interval) for p in line.points] for line in efficiency.build_lines(keys, jobs)
+    }
+    (axes,) = pictures.draw_label_curves(lines, references=["supervised"]).axes
     assert axes.get_xscale() == "log"
     assert {text.get_text() for text in axes.texts} == set(lines)
     drawn = {tuple(np.round(line.get_ydata(), 6)) for line in axes.lines}
     assert drawn == {tuple(round(p[1].value, 6) for p in points) for points in lines.values()}
-    band = axes.collections[0].get_paths()[0].vertices[:, 1]  # the plain line's lies lowest
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]  # the reference's lies lowest
     ends = [point[1] for point in lines["supervised"]]
     assert (band.min(), band.max()) == pytest.approx((min(i.low for i in ends), max(i.high for i in ends)))
 
 
 @given(st.lists(st.floats(-3, 3), max_size=8), st.floats(0.01, 1))
-def test_names_are_moved_apart_and_keep_their_order_and_middle(places, spacing):
-    moved = pictures.apart(sorted(places), spacing)
-    assert len(moved) == len(places)
+def test_names_are_moved_apart_and_keep_their_order_and_mean(positions, spacing):
+    moved = pictures.space_apart(sorted(positions), spacing)
+    assert len(moved) == len(positions)
     assert all(b - a >= spacing - 1e-9 for a, b in pairwise(moved))
-    assert sum(moved) == pytest.approx(sum(places), abs=1e-6)
+    assert sum(moved) == pytest.approx(sum(positions), abs=1e-6)
 
 
 def test_names_that_lie_apart_stay_where_they_are():
-    assert pictures.apart([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
+    assert pictures.space_apart([0.1, 0.5, 0.9], 0.1) == pytest.approx([0.1, 0.5, 0.9])
 
 
-@pytest.mark.parametrize(("asked", "limit", "labelled"), [(4, None, 8), (4, 6, 2), (2, 6, 4), (9, 6, 6), (4, 8, 4)])
-def test_a_small_trial_of_a_label_budget_leaves_a_pool_as_the_whole_would(asked, limit, labelled):
+@pytest.mark.parametrize(("per_class", "limit", "labelled"), [(4, None, 8), (4, 6, 2), (2, 6, 4), (9, 6, 6), (4, 8, 4)])
+def test_a_small_trial_of_a_label_budget_leaves_a_pool_as_the_whole_would(per_class, limit, labelled):
     """Two classes of 9: a limit that swallows the budget leaves half of each class labelled."""
     source = make_source(np.array([0, 1] * 9), test=2, unlabelled=0)
-    splits = split(source, data_config(labels_per_class=asked, limit=limit, validation="none"))
+    splits = split(source, data_config(labels_per_class=per_class, limit=limit, validation="none"))
     assert len(splits.labelled) == labelled
-    assert bool(len(splits.pool)) is (asked < 9)
+    assert bool(len(splits.pool)) is (per_class < 9)

@@ -40,7 +40,7 @@ from tutelage.models import (
 from tutelage.runs import run_path
 from tutelage.strategies import TrainStage, stages
 from tutelage.strategies.lwf import LwF
-from tutelage.terminal.table import forgotten, header, notes, rows
+from tutelage.terminal.table import build_header, build_notes, build_rows, compute_forgetting
 
 TASKS = ((3, 0), (1, 5, 2), (4, 6))  # of ten classes; 7, 8 and 9 are in none
 LENET = {"_target_": "tutelage.models.LeNet5", "width": 1.0, "dropout": 0.0}
@@ -283,7 +283,7 @@ def finished(tmp_path_factory):
 def test_a_run_of_three_tasks_ends_with_a_table_of_them_and_a_report(finished):
     folder = only_run(finished)
     record = json.loads((folder / "run.json").read_text())
-    head, table = header(record), rows(record)
+    head, table = build_header(record), build_rows(record)
     assert head[-5:] == ("val", "task 1", "task 2", "task 3", "forgets")
     assert all(len(row) == len(head) for row in table)
     by_name = {row[0]: row for row in table}
@@ -291,7 +291,7 @@ def test_a_run_of_three_tasks_ends_with_a_table_of_them_and_a_report(finished):
     assert "-" not in by_name["joint-3"][-4:]
     assert by_name["feature_extraction-3"][-1] == "0.0"
     assert record["result"] == next(e["result"] for e in record["stages"] if e["name"] == "lwf-3")
-    lines = notes(record)
+    lines = build_notes(record)
     for method in ("finetuning", "feature_extraction", "joint"):
         assert sum(line.startswith(f"{method}: ") for line in lines) == 1
     assert not any("last student" in line for line in lines)
@@ -337,7 +337,7 @@ def test_forgetting_by_hand():
             entry("lwf-3", "warm-up-3", 0.7, 0.75, 0.9),
         ]
     }
-    lost = {one["name"]: forgotten(record, one) for one in record["stages"]}
+    lost = {one["name"]: compute_forgetting(record, one) for one in record["stages"]}
     assert lost["task-1"] is None
     assert lost["lwf-2"] == pytest.approx(0.05)
     assert lost["warm-up-3"] == pytest.approx((0.05 + 0.0) / 2)
@@ -402,7 +402,7 @@ def test_a_finished_runs_classes_are_task_1_and_its_own_test_images_measure_it(o
         assert results[stage]["test/task-1"] == pytest.approx(before)
     assert {key for key in results["lwf-2"] if "task-" in key} == {"test/task-1", "test/task-2"}
     lost = before - results["finetuning-2"]["test/task-1"]
-    assert forgotten(record, record["stages"][2]) == pytest.approx(lost)
+    assert compute_forgetting(record, record["stages"][2]) == pytest.approx(lost)
     old = load_classifier(old_run / "checkpoints" / "final.ckpt").state_dict()
     new = load_classifier(next(only_run(outputs).glob("stages/1-*/checkpoints/final.ckpt"))).state_dict()
     assert torch.equal(new["head.each.0.weight"], old["head.weight"])
@@ -414,7 +414,7 @@ def test_without_the_old_runs_folder_task_1_is_kept_and_not_measured(old_run, ou
     assert run(outputs, *ONWARD, f"init_from={file}", "strategy.compare=[]") == 0
     assert "note: task 1 is not measured:" in capfd.readouterr().err
     record = json.loads((only_run(outputs) / "run.json").read_text())
-    assert header(record)[-2:] == ("task 2", "forgets")
+    assert build_header(record)[-2:] == ("task 2", "forgets")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from helpers.overrides import NOISY_STUDENT, QUIET
 from helpers.runs import only_run, outcome, run
 from tutelage.data import read_labels
 from tutelage.runs import RunFolder, read_record
-from tutelage.terminal.table import rows
+from tutelage.terminal.table import build_rows
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_metrics_table_has_a_row_an_epoch_with_the_right_means(finished):
 
 
 def test_the_table_shows_every_network_with_its_labels(finished):
-    table = rows(record_of(finished))
+    table = build_rows(record_of(finished))
     assert [row[0] for row in table] == ["teacher", "student-1", "control"]
     assert table[0][5] == "-"
     assert table[1][5].isdigit()

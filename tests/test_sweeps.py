@@ -27,8 +27,8 @@ from helpers.runs import outcome
 from tutelage.config.compose import compose, conf_dir
 from tutelage.errors import UserError
 from tutelage.report import searches
-from tutelage.report.jobs import Job, crossed, finished_jobs
-from tutelage.report.sweep_report import compare
+from tutelage.report.jobs import Job, find_grid_values, read_finished_jobs
+from tutelage.report.sweep_report import report_sweep
 from tutelage.runs import RunFolder
 from tutelage.storage import locked
 from tutelage.sweeps.folder import Outcome, SweepFolder
@@ -228,7 +228,7 @@ def test_a_search_leaves_the_test_set_alone_and_one_more_command_meets_it(output
     found = capfd.readouterr().out
     assert "val " in found
     assert "test " not in found.partition("in full")[0]
-    (line,) = re.findall(r"in full, and then on the test set: (.*)", found)
+    (line,) = re.findall(r"to train it in full and test it: (.*)", found)
     words = shlex.split(line)
     assert words[:2] == ["tutelage", "train"]
     before = weights(outputs)
@@ -264,7 +264,7 @@ def test_what_a_prepared_search_prints_for_its_best_can_be_typed(name, monkeypat
     found = [one.drawn(0, 0) for one in space_of([*typed, *(own_sweep(typed) or [])])]
     best = Job({}, RunFolder(Path("runs/best")), {}, found)
     search = planned(*typed).search
-    words = shlex.split(searches.command_for(best, shlex.join(["tutelage", "train", "-m", *typed]), search))
+    words = shlex.split(searches.build_full_command(best, shlex.join(["tutelage", "train", "-m", *typed]), search))
     assert words[:3] == ["tutelage", "train", "-m"]
     assert planned(*words[3:]).search is None
     jobs = grid(space_of(words[3:]))
@@ -279,11 +279,11 @@ def test_a_search_shows_nothing_of_the_test_that_a_run_met_before(tmp_path, caps
     met = json.loads(file.read_text().replace('"val/loss"', '"test/accuracy": 0.123, "val/loss"'))
     met["stages"][0]["answer_seconds"] = 7.0
     file.write_text(json.dumps(met))
-    compare(outcomes, "tutelage train -m sweep=it", settings())
+    report_sweep(outcomes, "tutelage train -m sweep=it", settings())
     shown = capsys.readouterr().out + (next(tmp_path.glob("few/sweep-*/index.html"))).read_text()
     assert "val" in shown
-    assert not re.search(r"12\.3|\btest +|ms an answer +", shown.partition("in full")[0])
-    compare(outcomes, "tutelage train -m sweep=it")
+    assert not re.search(r"12\.3|\btest +|ms/image +", shown.partition("in full")[0])
+    report_sweep(outcomes, "tutelage train -m sweep=it")
     assert "12.3" in capsys.readouterr().out
 
 
@@ -657,18 +657,26 @@ def test_runs_without_what_is_searched_by_come_last_and_the_others_stay_ranked(t
     outcomes = searched(tmp_path, scores)
     broken = tmp_path / "2-9-0" / "run.json"
     broken.write_text(broken.read_text()[:-3])
-    jobs, keys, _ = finished_jobs(outcomes)
-    best = [searches.mean(members, "val/accuracy") for members in searches.ranked(keys, jobs, "val/accuracy")]
+    jobs, keys, _ = read_finished_jobs(outcomes)
+    best = [
+        searches.average_objective(members, "val/accuracy")
+        for members in searches.rank_groups(keys, jobs, "val/accuracy")
+    ]
     assert best[:2] == [0.9, 0.4]
     assert len(best) == 3
     assert np.isnan(best[2])
 
 
 def test_runs_are_ranked_by_the_mean_of_what_is_searched_by(tmp_path):
-    jobs, keys, _ = finished_jobs(searched(tmp_path))
-    best = [searches.mean(members, "val/accuracy") for members in searches.ranked(keys, jobs, "val/accuracy")]
+    jobs, keys, _ = read_finished_jobs(searched(tmp_path))
+    best = [
+        searches.average_objective(members, "val/accuracy")
+        for members in searches.rank_groups(keys, jobs, "val/accuracy")
+    ]
     assert best == pytest.approx(sorted(map(np.mean, SCORES.values()), reverse=True))
-    losses = [searches.mean(members, "val/loss") for members in searches.ranked(keys, jobs, "val/loss")]
+    losses = [
+        searches.average_objective(members, "val/loss") for members in searches.rank_groups(keys, jobs, "val/loss")
+    ]
     assert all(one <= other for one, other in pairwise(losses))
     assert losses[0] == pytest.approx(1 - best[0])
 
@@ -676,14 +684,14 @@ def test_runs_are_ranked_by_the_mean_of_what_is_searched_by(tmp_path):
 def test_the_map_shows_every_cell_with_its_mean_its_spread_and_its_runs(tmp_path):
     lost = [Outcome([*GIVEN[:2], "augmentation.num_ops=3", f"augmentation.magnitude={m}"], None) for m in (3, 9)]
     outcomes = [*searched(tmp_path)[:-3], *searched(tmp_path / "few", {(2, 9): (0.5,)}), *lost]
-    jobs, _, _ = finished_jobs(outcomes)
-    (axes,) = searches.grid_map(crossed(outcomes), jobs, "val/accuracy").axes
+    jobs, _, _ = read_finished_jobs(outcomes)
+    (axes,) = searches.draw_grid_map(find_grid_values(outcomes), jobs, "val/accuracy").axes
     cells = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
     for y, n in enumerate((1, 2)):
         for x, m in enumerate((3, 9)):
             values = 100 * np.array(SCORES[n, m])
-            told = f"{values.mean():.1f} %\n+- {stats.tstd(values):.1f} %\n3 runs"
-            assert cells[y, x] == (told if (n, m) != (2, 9) else "50.0 %\n1 run")
+            expected = f"{values.mean():.1f} %\n+- {stats.tstd(values):.1f} %\n3 runs"
+            assert cells[y, x] == (expected if (n, m) != (2, 9) else "50.0 %\n1 run")
     assert [label.get_text() for label in axes.get_xticklabels()] == ["3", "9"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2", "3"]
     assert cells[2, 0] == cells[2, 1] == "no result"
@@ -691,18 +699,18 @@ def test_the_map_shows_every_cell_with_its_mean_its_spread_and_its_runs(tmp_path
 
 def test_the_end_of_a_search_names_the_best_and_how_to_train_it_in_full(tmp_path, capsys):
     outcomes = [*searched(tmp_path / "few"), Outcome([*GIVEN, "seed=9"], None, "it broke", 1)]
-    typed = "tutelage train --config-dir=mine --allow=pkg -m hydra/launcher=slurm experiment=few sweep=it"
-    compare(outcomes, typed, settings())
-    told = capsys.readouterr().out
-    table = [line.split()[:2] for line in told.splitlines() if re.match(r"^\d +\d ", line)]
+    command_line = "tutelage train --config-dir=mine --allow=pkg -m hydra/launcher=slurm experiment=few sweep=it"
+    report_sweep(outcomes, command_line, settings())
+    printed = capsys.readouterr().out
+    table = [line.split()[:2] for line in printed.splitlines() if re.match(r"^\d +\d ", line)]
     assert table == [["2", "9"], ["1", "9"], ["1", "3"], ["2", "3"]]
-    assert "best by val/accuracy: num_ops 2 magnitude 9 (77.0 %, a mean of 3 runs)" in told
+    assert "best by val/accuracy: num_ops 2 magnitude 9 (77.0 %, mean of 3 runs)" in printed
     full = (
         "tutelage train --config-dir=mine --allow=pkg -m experiment=few sweep=it augmentation.num_ops=2 "
         "augmentation.magnitude=9 hydra/launcher=slurm hydra/sweeper=grid seed=0,1,2,3,4 evaluate_test=true"
     )
-    assert f"in full, and then on the test set: {full}\n" in told
-    assert "it broke" in told
+    assert f"to train it in full and test it: {full}\n" in printed
+    assert "it broke" in printed
     (file,) = tmp_path.glob("few/sweep-*/index.html")
     page = file.read_text()
     assert "<h2>val/accuracy over num_ops and magnitude</h2>" in page
@@ -715,11 +723,11 @@ def test_what_was_drawn_is_shown_as_clouds_and_what_was_combined_as_lines(tmp_pa
         run_of(tmp_path / str(n), [f"a.lr={lr}", f"a.ops=[{ops}]", "seed=0"], {"val/accuracy": value})
         for n, (lr, ops, value) in enumerate([(0.001, "x,y", 0.5), (0.1, "y", 0.7), (0.05, "x", 0.6)])
     ]
-    assert crossed(searched(tmp_path / "grid"))
-    assert crossed(searched(tmp_path / "again")[:-1])  # its other seeds are there
-    assert not crossed(drawn)
-    jobs, keys, _ = finished_jobs(drawn)
-    numbers, members = searches.clouds(keys, jobs, "val/accuracy").axes
+    assert find_grid_values(searched(tmp_path / "grid"))
+    assert find_grid_values(searched(tmp_path / "again")[:-1])  # its other seeds are there
+    assert not find_grid_values(drawn)
+    jobs, keys, _ = read_finished_jobs(drawn)
+    numbers, members = searches.draw_clouds(keys, jobs, "val/accuracy").axes
     assert sorted(map(tuple, numbers.collections[0].get_offsets().tolist())) == [(0.001, 0.5), (0.05, 0.6), (0.1, 0.7)]
     assert numbers.get_xscale() == "log"
     rows = [label.get_text() for label in members.get_yticklabels()]

@@ -84,12 +84,12 @@ def _preview(arguments: Sequence[str]) -> None:
     """Draw what a config shows to a network, open the picture where there is a screen, and print where it lies."""
     from tutelage.config.compose import compose, split_words
     from tutelage.sweeps.overrides import first_job
-    from tutelage.terminal.display import display
+    from tutelage.terminal.display import create_display
 
     overrides, folders = split_words([argument for argument in arguments if argument not in {"-m", "--multirun"}])
     overrides, arm = first_job(overrides, folders)
     config = compose(overrides, folders)
-    observer = display(config.callbacks.display and sys.stderr.isatty())
+    observer = create_display(config.callbacks.display and sys.stderr.isatty())
     observer.loading()
     try:
         from tutelage.explain.preview import write_preview
@@ -160,10 +160,10 @@ def _label(arguments: Sequence[str]) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training: before torch starts
     from tutelage.runs.cluster.signals import Stopped, defer_slurm_signals
     from tutelage.runs.cluster.slurm import leave_to_slurm
-    from tutelage.terminal.display import display
+    from tutelage.terminal.display import create_display
 
     defer_slurm_signals()
-    observer = display(wanted=True)
+    observer = create_display(wanted=True)
     observer.loading()
     try:
         from tutelage.runs.label_worker import join
@@ -211,11 +211,11 @@ def _evaluate(arguments: Sequence[str]) -> None:
     from tutelage.data import data_module
     from tutelage.report.curves import print_curve
     from tutelage.report.run_report import write_report
-    from tutelage.report.shifts import curve
+    from tutelage.report.shifts import measure_curve
 
     data = data_module(config.data)
     for shift in wanted:
-        print_curve(curve(folder, record, data, shift))
+        print_curve(measure_curve(folder, record, data, shift))
     write_report(folder, config)
     print(f"report: {folder.report / 'index.html'}")
 

@@ -118,9 +118,9 @@ def locate_run(config: "Config") -> RunLocation:
     """Return the folder of a config's run, and the fingerprint of its data."""
     from tutelage.data import fingerprint
     from tutelage.runs import RunFolder, run_path
-    from tutelage.terminal.display import display
+    from tutelage.terminal.display import create_display
 
-    observer = display(config.callbacks.display)
+    observer = create_display(config.callbacks.display)
     try:
         data_fingerprint = fingerprint(config.data, observer.reading)
     finally:
@@ -138,7 +138,7 @@ def train_run(config: "Config", location: RunLocation, arguments: Sequence[str],
     from tutelage.runs.cluster.slurm import lock_patience
     from tutelage.runs.observer import SilentObserver
     from tutelage.storage import locked
-    from tutelage.terminal.display import display
+    from tutelage.terminal.display import create_display
 
     folder, fingerprint = location
     is_rank0 = group.is_rank0
@@ -146,7 +146,7 @@ def train_run(config: "Config", location: RunLocation, arguments: Sequence[str],
         if group.broadcast_from_rank0(lambda: is_complete(folder, config)):  # another process was here since
             return 0
         identity = run_identity(config, fingerprint)
-        observer = display(config.callbacks.display) if is_rank0 else SilentObserver()
+        observer = create_display(config.callbacks.display) if is_rank0 else SilentObserver()
         observer.loading()
         try:
             from tutelage.runs.runner import run_stages
@@ -198,11 +198,11 @@ def _write_missing_report(config: "Config", folder: "RunFolder", record: dict[st
     missing = [shift for shift in config.callbacks.shifts if read_curve(folder, shift) is None]
     if missing:
         from tutelage.data import data_module
-        from tutelage.report.shifts import curve
+        from tutelage.report.shifts import measure_curve
 
         data = data_module(config.data)
         for shift in missing:
-            curve(folder, record, data, shift)
+            measure_curve(folder, record, data, shift)
     if config.callbacks.report and (missing or not (folder.report / "index.html").exists()):
         from tutelage.report.run_report import write_report
 

@@ -42,7 +42,7 @@ def sweep(overrides: Sequence[str], folders: Sequence[str]) -> int:
         UserError: the sweep is refused before any of its jobs runs.
     """
     from tutelage.config.compose import search_path
-    from tutelage.report.sweep_report import compare
+    from tutelage.report.sweep_report import report_sweep
     from tutelage.runs.cluster.signals import SAVE, Stopped
     from tutelage.storage import locked
     from tutelage.sweeps.folder import SweepFolder
@@ -65,7 +65,7 @@ def sweep(overrides: Sequence[str], folders: Sequence[str]) -> int:
             print(f"{stopped}; the same command goes on from here", file=sys.stderr)
             return stopped.exit_code
         outcomes = folder.outcomes()
-    compare(outcomes, command, plan.search)
+    report_sweep(outcomes, command, plan.search)
     codes = {outcome.code for outcome in outcomes}
     return max(codes & ORDERED, default=int(any(codes)))
 

@@ -24,7 +24,7 @@ from tutelage.explain.scene import (
 )
 from tutelage.explain.sheet import Grid, Section, draw_sheet, save_sheet
 from tutelage.randomness import Key
-from tutelage.report.pictures import shortened
+from tutelage.report.pictures import shorten_name
 from tutelage.storage import digest
 
 COLUMNS = 10
@@ -97,7 +97,7 @@ def build_sections(scene: Scene) -> list[Section]:
 
 
 def _class_name(scene: Scene, label: int) -> str:
-    return shortened(scene.data.source.classes[label])
+    return shorten_name(scene.data.source.classes[label])
 
 
 def _iterate_transforms(transforms: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""Measured curves of accuracy over a shift: stored in a run's folder, read and printed. Needs no torch."""
+"""Curves of test accuracy over the strength of a shift: stored in a run's folder, read and printed. Needs no torch."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,53 +8,66 @@ from pathlib import Path
 from tutelage.config import SHIFTS, Shift
 from tutelage.runs import RunFolder
 from tutelage.storage import write_json
-from tutelage.terminal.table import print_whole
+from tutelage.terminal.table import print_uncut
+
+DESCRIPTION_KEY = "told"  # of ``Curve.description`` in the stored file
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy over the strength of a shift, for each network of a run."""
+    """Test accuracy over the strength of a shift, for each network of a run.
+
+    Attributes:
+        shift: the shift's name.
+        description: what happens to the test images, as words that follow "test images".
+        strengths: the strengths that were measured.
+        accuracy: for each network, its accuracy at each strength, between 0 and 1.
+        images: the number of test images.
+        weights: the SHA-256 of each network's weights.
+    """
 
     shift: Shift
-    told: str
+    description: str
     strengths: Sequence[float]
     accuracy: Mapping[str, Sequence[float]]
     images: int
     weights: Mapping[str, str]
 
 
-def print_curve(found: Curve) -> None:
-    """Print a curve as a table: strengths across, a row a network."""
+def print_curve(curve: Curve) -> None:
+    """Print a curve as a table: one column per strength, one row per network."""
     from rich.table import Table
 
-    degrees = found.shift == "rotate"
-    print(f"{found.shift}: {found.images:,} test images {found.told}")
-    shown = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    shown.add_column("network", no_wrap=True)
-    for strength in found.strengths:
-        shown.add_column(f"{strength:g}" if degrees else f"{strength:.0%}", justify="right", no_wrap=True)
-    for name, accuracies in found.accuracy.items():
-        shown.add_row(name, *(f"{100 * value:.1f}" for value in accuracies))
-    print_whole(shown)
+    in_degrees = curve.shift == "rotate"
+    print(f"{curve.shift}: {curve.images:,} test images {curve.description}")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("network", no_wrap=True)
+    for strength in curve.strengths:
+        table.add_column(f"{strength:g}" if in_degrees else f"{strength:.0%}", justify="right", no_wrap=True)
+    for name, accuracies in curve.accuracy.items():
+        table.add_row(name, *(f"{100 * value:.1f}" for value in accuracies))
+    print_uncut(table)
 
 
-def stored_curves(folder: RunFolder) -> list[Curve]:
-    """Return the curves that were measured of a run."""
-    return [found for shift in SHIFTS if (found := read_curve(folder, shift)) is not None]
+def read_curves(folder: RunFolder) -> list[Curve]:
+    """Return all curves that are stored in a run's folder."""
+    return [curve for shift in SHIFTS if (curve := read_curve(folder, shift)) is not None]
 
 
-def write_curve(folder: RunFolder, found: Curve) -> None:
-    """Store a curve in its run's folder, whole or absent."""
-    write_json(_file(folder, found.shift), asdict(found))
+def write_curve(folder: RunFolder, curve: Curve) -> None:
+    """Store a curve in its run's folder; the file is written whole or not at all."""
+    content = {DESCRIPTION_KEY if name == "description" else name: value for name, value in asdict(curve).items()}
+    write_json(_curve_file(folder, curve.shift), content)
 
 
 def read_curve(folder: RunFolder, shift: Shift) -> Curve | None:
-    """Return a stored curve; None where there is none."""
+    """Return the stored curve of a shift; None if there is none or it cannot be read."""
     try:
-        return Curve(**json.loads(_file(folder, shift).read_text()))
-    except (OSError, ValueError, TypeError):
+        content = json.loads(_curve_file(folder, shift).read_text())
+        return Curve(description=content.pop(DESCRIPTION_KEY), **content)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def _file(folder: RunFolder, shift: Shift) -> Path:
+def _curve_file(folder: RunFolder, shift: Shift) -> Path:
     return folder.path / "shifts" / f"{shift}.json"

@@ -1,4 +1,4 @@
-"""The runs of a sweep: what was chosen for each, what it gave, and by what they are compared."""
+"""The finished runs of a sweep: their settings, their results, and the measures that compare them."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -6,106 +6,115 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutelage.errors import UserError
-from tutelage.report.gains import TEST
+from tutelage.report.gains import TEST_ACCURACY
 from tutelage.runs import FINISHED, RunFolder, last_fit, read_record
 from tutelage.sweeps.folder import Outcome
 
 SEED = "seed"
 KILO = 1000.0
-MEASURES_TOLD = (
-    "Means over seeds, +- their standard deviation. MB kept: what is stored to answer. s to learn: all stages of a "
-    "run, its control not counted. ms an answer: the mean over the test images, reading them included."
+MEASURES_NOTE = (
+    "Mean over seeds, +- standard deviation. MB stored: all that is needed to predict. training s: seconds of all "
+    "stages of a run, without its control. ms/image: prediction time per test image, reading included."
 )
 
 
 @dataclass(frozen=True)
 class Job:
-    """A finished run of a sweep: what was chosen for it, and what it gave."""
+    """A finished run of a sweep.
 
-    chosen: Mapping[str, str]
+    Attributes:
+        settings: the run's values of the keys that the sweep varied.
+        folder: the run's folder.
+        record: the content of its ``run.json``.
+        overrides: the Hydra overrides that it was started with.
+    """
+
+    settings: Mapping[str, str]
     folder: RunFolder
     record: Mapping[str, Any]
     overrides: Sequence[str]
 
-    def seen(self, key: str) -> float | None:
-        """Return a result of the run; None where it has none by this name, or one that is no number."""
+    def get_result(self, key: str) -> float | None:
+        """Return a result of the run; None if it has no result of this name, or one that is not finite."""
         value = self.record["result"].get(key)
         return float(value) if value is not None and math.isfinite(value) else None
 
     @property
     def network(self) -> Mapping[str, Any]:
-        """The ledger's entry of the network that the run is after."""
+        """The entry in ``run.json`` of the run's final network (see ``last_fit``)."""
         name = last_fit(self.record)
         return next(entry for entry in self.record["stages"] if entry["name"] == name)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Something to compare runs by; shares are drawn linearly, the rest on a logarithmic scale."""
+    """A number to compare runs by; shares are drawn on a linear scale, other measures on a logarithmic one."""
 
     heading: str
-    of: Callable[[Job], float | None]
-    told: Callable[[float], str]
-    share: bool = False
+    read: Callable[[Job], float | None]
+    format: Callable[[float], str]
+    is_share: bool = False
 
-    def values(self, jobs: Sequence[Job]) -> list[float]:
-        """Return the measure of each run that has it."""
-        return [value for job in jobs if (value := self.of(job)) is not None]
-
-
-def percent(value: float) -> str:
-    """Return a share as it is told."""
-    return f"{100 * value:.1f} %"
+    def read_all(self, jobs: Sequence[Job]) -> list[float]:
+        """Return the value of each run that has one."""
+        return [value for job in jobs if (value := self.read(job)) is not None]
 
 
-def _megabytes(job: Job) -> float | None:
-    stored = job.network.get("bytes")
-    return None if stored is None else stored / KILO**2
+def format_percent(share: float) -> str:
+    """Return a share as a text in percent."""
+    return f"{100 * share:.1f} %"
 
 
-def _seconds(job: Job) -> float:
+def _read_megabytes(job: Job) -> float | None:
+    size = job.network.get("bytes")
+    return None if size is None else size / KILO**2
+
+
+def _read_training_seconds(job: Job) -> float:
     return float(sum(entry["seconds"] for entry in job.record["stages"] if not entry.get("control")))
 
 
-def _milliseconds_an_answer(job: Job) -> float | None:
+def _read_milliseconds_per_image(job: Job) -> float | None:
     seconds, images = job.network.get("answer_seconds"), job.record.get("data", {}).get("test")
     return KILO * seconds / images if seconds and images else None
 
 
-TESTED = Measure("test", lambda job: job.seen(TEST), percent, share=True)
-LOSS = Measure("val loss", lambda job: job.seen("val/loss"), "{:.4g}".format)  # where it is what is searched by
+TEST_MEASURE = Measure("test", lambda job: job.get_result(TEST_ACCURACY), format_percent, is_share=True)
+LOSS_MEASURE = Measure("val loss", lambda job: job.get_result("val/loss"), "{:.4g}".format)  # if it is the objective
 MEASURES = (
-    Measure("val", lambda job: job.seen("val/accuracy"), percent, share=True),
-    TESTED,
-    Measure("MB kept", _megabytes, "{:.3g}".format),
-    Measure("s to learn", _seconds, "{:.3g}".format),
-    Measure("ms an answer", _milliseconds_an_answer, "{:.3g}".format),
+    Measure("val", lambda job: job.get_result("val/accuracy"), format_percent, is_share=True),
+    TEST_MEASURE,
+    Measure("MB stored", _read_megabytes, "{:.3g}".format),
+    Measure("training s", _read_training_seconds, "{:.3g}".format),
+    Measure("ms/image", _read_milliseconds_per_image, "{:.3g}".format),
 )
 
 
-def finished_jobs(outcomes: Sequence[Outcome], tested: bool = True) -> tuple[list[Job], list[str], list[str]]:
-    """Return the finished runs, the keys, but for the seed, in which jobs differ, and a line on each that failed.
+def read_finished_jobs(outcomes: Sequence[Outcome], tested: bool = True) -> tuple[list[Job], list[str], list[str]]:
+    """Return the finished runs, the varied keys without the seed, and a line on each job that failed.
 
     Args:
-        outcomes: what became of each job.
-        tested: with what the test set said; else as if no run had met it.
+        outcomes: how each job of the sweep ended.
+        tested: include the results on the test set; False hides them, as if no run had been tested.
     """
-    chosen = [_chosen(outcome) for outcome in outcomes]
-    varied = _varied(chosen)
-    jobs, missing = [], []
-    for run, outcome in zip(chosen, outcomes, strict=True):
-        own = {key: run[key] for key in varied if key in run}
-        record = _finished(outcome)
+    overrides = [_parse_overrides(outcome) for outcome in outcomes]
+    varied = _find_varied_keys(overrides)
+    jobs, failures = [], []
+    for values, outcome in zip(overrides, outcomes, strict=True):
+        settings = {key: values[key] for key in varied if key in values}
+        record = _read_finished_record(outcome)
         if outcome.path is not None and record is not None:
-            jobs.append(Job(own, RunFolder(outcome.path), record if tested else _untested(record), outcome.overrides))
+            shown = record if tested else _without_test(record)
+            jobs.append(Job(settings, RunFolder(outcome.path), shown, outcome.overrides))
         if outcome.reason:
-            which = " ".join(f"{key}={value}" for key, value in own.items())
-            missing.append(f"{'no result' if record is None else 'after its result'}: {which}: {outcome.reason}")
-    return jobs, [key for key in varied if key != SEED], missing
+            job_name = " ".join(f"{key}={value}" for key, value in settings.items())
+            status = "no result" if record is None else "failed after its result"
+            failures.append(f"{status}: {job_name}: {outcome.reason}")
+    return jobs, [key for key in varied if key != SEED], failures
 
 
-def _finished(outcome: Outcome) -> dict[str, Any] | None:
-    """Return the record of a job's run; None unless it is finished and can be read."""
+def _read_finished_record(outcome: Outcome) -> dict[str, Any] | None:
+    """Return the record of a job's run; None unless the run is finished and its record can be read."""
     try:
         record = None if outcome.path is None else read_record(RunFolder(outcome.path))
     except UserError:
@@ -113,37 +122,37 @@ def _finished(outcome: Outcome) -> dict[str, Any] | None:
     return record if record is not None and record["status"] == FINISHED else None
 
 
-def _untested(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record of a run as it would be, had it not met the test set."""
+def _without_test(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a run's record without anything that was measured on the test set."""
 
-    def seen(entry: Mapping[str, Any]) -> dict[str, Any]:
+    def strip(entry: Mapping[str, Any]) -> dict[str, Any]:
         result = {key: value for key, value in entry["result"].items() if not key.startswith("test")}
         return {**entry, "result": result, "answer_seconds": None}
 
-    return {**seen(record), "stages": [seen(stage) for stage in record["stages"]]}
+    return {**strip(record), "stages": [strip(stage) for stage in record["stages"]]}
 
 
-def crossed(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
-    """Return the values that were asked for of each key, but for the seed; nothing unless they were fully crossed."""
-    chosen = [_chosen(outcome) for outcome in outcomes]
-    keys = [key for key in _varied(chosen) if key != SEED]
-    places = {tuple(run.get(key, "") for key in keys) for run in chosen}
-    values = {key: sorted({run.get(key, "") for run in chosen}) for key in keys}
-    return values if len(places) == math.prod(map(len, values.values())) else {}
+def find_grid_values(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
+    """Return the values of each varied key, without the seed; empty unless the jobs form a full grid of them."""
+    overrides = [_parse_overrides(outcome) for outcome in outcomes]
+    keys = [key for key in _find_varied_keys(overrides) if key != SEED]
+    points = {tuple(job.get(key, "") for key in keys) for job in overrides}
+    values = {key: sorted({job.get(key, "") for job in overrides}) for key in keys}
+    return values if len(points) == math.prod(map(len, values.values())) else {}
 
 
-def _chosen(outcome: Outcome) -> dict[str, str]:
-    return dict(one.lstrip("+").split("=", 1) for one in outcome.overrides if "=" in one)
+def _parse_overrides(outcome: Outcome) -> dict[str, str]:
+    return dict(override.lstrip("+").split("=", 1) for override in outcome.overrides if "=" in override)
 
 
-def _varied(chosen: Sequence[Mapping[str, str]]) -> list[str]:
+def _find_varied_keys(overrides: Sequence[Mapping[str, str]]) -> list[str]:
     """Return the keys in which jobs differ."""
-    keys = dict.fromkeys(key for run in chosen for key in run)
-    return [key for key in keys if len({run.get(key) for run in chosen}) > 1]
+    keys = dict.fromkeys(key for job in overrides for key in job)
+    return [key for key in keys if len({job.get(key) for job in overrides}) > 1]
 
 
 def is_number(text: str) -> bool:
-    """Return whether a value can be drawn along an axis."""
+    """Return whether a text is a number, so that it can be drawn along an axis."""
     try:
         float(text)
     except ValueError:
@@ -151,23 +160,23 @@ def is_number(text: str) -> bool:
     return True
 
 
-def grouped(keys: Sequence[str], jobs: Sequence[Job]) -> dict[tuple[str, ...], list[Job]]:
-    """Return the runs by their values at ``keys``."""
+def group_jobs(keys: Sequence[str], jobs: Sequence[Job]) -> dict[tuple[str, ...], list[Job]]:
+    """Return the runs grouped by their settings of ``keys``."""
     groups: dict[tuple[str, ...], list[Job]] = {}
     for job in jobs:
-        groups.setdefault(tuple(job.chosen.get(key, "") for key in keys), []).append(job)
+        groups.setdefault(tuple(job.settings.get(key, "") for key in keys), []).append(job)
     return groups
 
 
-def short(key: str) -> str:
-    """Return the last part of a key or of a group's path."""
+def shorten_key(key: str) -> str:
+    """Return the last part of a config key or of a config group's path."""
     return key.replace("/", ".").rpartition(".")[2]
 
 
-def named(keys: Sequence[str], job: Job) -> str:
-    """Return what was chosen for a run at ``keys``: values of groups as they are, those of keys with their names."""
+def format_settings(keys: Sequence[str], job: Job) -> str:
+    """Return a run's settings of ``keys`` as a text: options of groups alone, other values after their key's name."""
     return " ".join(
-        job.chosen[key] if short(key) == key and key != SEED else f"{short(key)} {job.chosen[key]}"
+        job.settings[key] if shorten_key(key) == key and key != SEED else f"{shorten_key(key)} {job.settings[key]}"
         for key in keys
-        if key in job.chosen
+        if key in job.settings
     )

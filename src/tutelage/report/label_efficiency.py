@@ -1,116 +1,116 @@
-"""What a label is worth: test accuracy over the number of labels, a line a strategy."""
+"""What a label is worth: test accuracy over the number of labels, one line per strategy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tutelage.report.gains import FEWEST, LEVEL, REFERENCES, TEST, Interval, paired
-from tutelage.report.jobs import TESTED, Job, grouped, named
+from tutelage.report.gains import CONFIDENCE_LEVEL, MIN_RUNS, REFERENCES, TEST_ACCURACY, Interval, estimate_mean
+from tutelage.report.jobs import TEST_MEASURE, Job, format_settings, group_jobs
 
-BAND_FROM = 3  # runs: Student's t of two is thirteen times their deviation
+MIN_BAND_RUNS = 3  # for two runs Student's t quantile is 12.7, and the band would hide the lines
 LABEL_KEYS = ("data.labels_per_class", "data.labels")
-TOLD = (
-    "Test accuracy over the number of labels in all, those held out for validation counted. Lines join the means over "
-    f"seeds; a band is the {LEVEL:.0%} interval of the mean (Student's t) where there are {BAND_FROM} or more."
+CAPTION = (
+    "Test accuracy (y) over the total number of labels (x, logarithmic), those held out for validation included. Each "
+    f"line joins means over seeds; its band is the {CONFIDENCE_LEVEL:.0%} interval of the mean (Student's t), drawn "
+    f"for {MIN_BAND_RUNS} seeds or more."
 )
 
 
 @dataclass(frozen=True)
 class Point:
-    """What some runs with the same number of labels gave: their accuracies (N,), as shares."""
+    """The runs of one line at one number of labels: their accuracies (N,), between 0 and 1."""
 
-    labels: int
+    label_count: int
     accuracies: tuple[float, ...]
 
     @property
     def interval(self) -> Interval:
-        """The mean and its 95 % interval, which is the mean alone where runs are too few to have one worth drawing."""
+        """The mean and its 95 % interval; with fewer than ``MIN_BAND_RUNS`` runs, all three are the mean."""
         values = np.array(self.accuracies)
-        return paired(values) if len(values) >= BAND_FROM else Interval(*[float(values.mean())] * 3)
+        return estimate_mean(values) if len(values) >= MIN_BAND_RUNS else Interval(*[float(values.mean())] * 3)
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one strategy, by rising number of labels; a plain one is what the others are compared with."""
+    """The points of one strategy, by rising number of labels; other lines are compared with a reference."""
 
     name: str
     points: Sequence[Point]
-    plain: bool = False
+    is_reference: bool = False
 
 
-def label_key(keys: Sequence[str]) -> str | None:
-    """Return the key by which a sweep varied the label budget; None where it did not."""
+def find_label_key(keys: Sequence[str]) -> str | None:
+    """Return the key by which a sweep varied the label budget; None if it did not."""
     return next((key for key in LABEL_KEYS if key in keys), None)
 
 
-def budget(job: Job) -> int:
-    """Return how many labels a run used in all, those that it held out for validation too."""
-    held = (e["validation_images"] for e in job.record["stages"] if e.get("validation") == "inside")
-    return int(sum(job.record["data"]["labelled"]) + max(held, default=0))
+def count_labels(job: Job) -> int:
+    """Return how many labels a run used in total, those that it held out for validation included."""
+    held_out = (e["validation_images"] for e in job.record["stages"] if e.get("validation") == "inside")
+    return int(sum(job.record["data"]["labelled"]) + max(held_out, default=0))
 
 
-def budgets(key: str, jobs: Sequence[Job]) -> dict[str, int]:
-    """Return the number of labels that each value of ``key`` stands for: the mean over its runs."""
-    members = grouped([key], jobs).items()
-    return {value: round(float(np.mean([budget(job) for job in runs]))) for (value,), runs in members}
+def average_label_counts(key: str, jobs: Sequence[Job]) -> dict[str, int]:
+    """Return the number of labels that each value of ``key`` stands for: the rounded mean over its runs."""
+    groups = group_jobs([key], jobs).items()
+    return {value: round(float(np.mean([count_labels(job) for job in members]))) for (value,), members in groups}
 
 
-def lines(keys: Sequence[str], jobs: Sequence[Job]) -> list[Line]:
-    """Return a line for each choice but that of the label budget; empty where the budget was not varied.
+def build_lines(keys: Sequence[str], jobs: Sequence[Job]) -> list[Line]:
+    """Return a line for each setting of the other keys; empty if the label budget was not varied.
 
-    Where nothing but the budget was varied, and the runs have a control, it is a line too.
+    If only the budget was varied and the runs have a control, the control is a line too.
     """
-    key = label_key(keys)
-    if key is None:
+    label_key = find_label_key(keys)
+    if label_key is None:
         return []
-    others = [one for one in keys if one != key]
-    found = [
-        Line(
-            named(others, members[0]) or str(members[0].network["name"]),
-            _points(members, key, {id(job): value for job in members if (value := TESTED.of(job)) is not None}),
-            bool(others) and set(chosen) <= set(REFERENCES),
-        )
-        for chosen, members in grouped(others, jobs).items()
-    ]
-    if not others:
-        control = _points(jobs, key, _controls(jobs))
-        found += [Line("control", control, plain=True)] if control else []
-    return [line for line in found if line.points]
+    other_keys = [key for key in keys if key != label_key]
+    lines = []
+    for settings, members in group_jobs(other_keys, jobs).items():
+        accuracies = {id(job): value for job in members if (value := TEST_MEASURE.read(job)) is not None}
+        name = format_settings(other_keys, members[0]) or str(members[0].network["name"])
+        is_reference = bool(other_keys) and set(settings) <= set(REFERENCES)
+        lines.append(Line(name, _build_points(members, label_key, accuracies), is_reference))
+    if not other_keys:
+        lines.append(Line("control", _build_points(jobs, label_key, _read_controls(jobs)), is_reference=True))
+    return [line for line in lines if line.points]
 
 
-def _controls(jobs: Sequence[Job]) -> dict[int, float]:
-    """Return the test accuracy of each run's control, where it has exactly one."""
-    found = {}
+def _read_controls(jobs: Sequence[Job]) -> dict[int, float]:
+    """Return the test accuracy of each run's control by the run's ``id``; only of runs with exactly one control."""
+    accuracies = {}
     for job in jobs:
-        controls = [e["result"][TEST] for e in job.record["stages"] if e.get("control") and TEST in e["result"]]
+        results = [entry["result"] for entry in job.record["stages"] if entry.get("control")]
+        controls = [result[TEST_ACCURACY] for result in results if TEST_ACCURACY in result]
         if len(controls) == 1:
-            found[id(job)] = controls[0]
-    return found
+            accuracies[id(job)] = controls[0]
+    return accuracies
 
 
-def _points(jobs: Sequence[Job], key: str, values: Mapping[int, float]) -> list[Point]:
-    """Return the points of a line, given each run's accuracy by ``id``."""
-    counts = budgets(key, jobs)
+def _build_points(jobs: Sequence[Job], label_key: str, accuracies: Mapping[int, float]) -> list[Point]:
+    """Return the points of a line from each run's accuracy, which ``accuracies`` has by the run's ``id``."""
+    counts = average_label_counts(label_key, jobs)
     by_count: dict[int, list[float]] = {}
     for job in jobs:
-        if id(job) in values:
-            by_count.setdefault(counts[job.chosen[key]], []).append(values[id(job)])
+        if id(job) in accuracies:
+            by_count.setdefault(counts[job.settings[label_key]], []).append(accuracies[id(job)])
     return [Point(count, tuple(by_count[count])) for count in sorted(by_count)]
 
 
-def table(shown: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of the table below the picture: a row a number of labels, a column a line."""
+def tabulate_lines(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of the table below the picture: a row per number of labels, a column per line."""
     rows = []
-    for count in sorted({point.labels for line in shown for point in line.points}):
-        points = [next((p for p in line.points if p.labels == count), None) for line in shown]
+    for count in sorted({point.label_count for line in lines for point in line.points}):
+        points = [next((point for point in line.points if point.label_count == count), None) for line in lines]
         runs = sorted({len(point.accuracies) for point in points if point is not None})
-        rows.append([f"{count:,}", "-".join(map(str, dict.fromkeys([runs[0], runs[-1]]))), *map(_cell, points)])
-    return ["labels", "runs", *(line.name for line in shown)], rows
+        run_range = "-".join(map(str, dict.fromkeys([runs[0], runs[-1]])))
+        rows.append([f"{count:,}", run_range, *map(_format_point, points)])
+    return ["labels", "runs", *(line.name for line in lines)], rows
 
 
-def _cell(point: Point | None) -> str:
+def _format_point(point: Point | None) -> str:
     if point is None:
         return "-"
-    told = f"{100 * np.mean(point.accuracies):.1f} %"
-    return f"{told} +- {100 * np.std(point.accuracies, ddof=1):.1f}" if len(point.accuracies) >= FEWEST else told
+    mean = f"{100 * np.mean(point.accuracies):.1f} %"
+    return f"{mean} +- {100 * np.std(point.accuracies, ddof=1):.1f}" if len(point.accuracies) >= MIN_RUNS else mean

@@ -1,4 +1,4 @@
-"""What report pages are made of: a style, tables, and pictures that the page itself holds."""
+"""The parts of a report page: its style, tables, and pictures that are embedded in the page itself."""
 
 import base64
 import html
@@ -12,9 +12,10 @@ from tutelage.storage import write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TEMPLATES = "templates.png"  # of a perceptron's report
-TEMPLATES_TOLD = (
-    "A perceptron's weights as images, one a class: red speaks for the class, blue against it, white says nothing."
+TEMPLATES_FILE = "templates.png"  # in a perceptron's report
+TEMPLATES_CAPTION = (
+    "The perceptron's weights as images, one per class. Bright pixels raise the class's score where the weight is red "
+    "and lower it where it is blue; white is zero."
 )
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -29,47 +30,49 @@ code { background: #f3f3f3; padding: .1rem .3rem; }
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of a page: its PNG file, its heading and what it shows."""
+    """A picture of a page: its PNG file, its heading and its caption."""
 
     file: Path
     heading: str
-    told: str
+    caption: str
 
 
-def picture(file: Path, figure: "Figure", heading: str, told: str) -> Picture:
-    """Write a figure to ``file`` and return it as a part of a page."""
+def save_picture(file: Path, figure: "Figure", heading: str, caption: str) -> Picture:
+    """Write a figure to ``file`` as PNG and return it as a part of a page."""
     from tutelage.report import pictures
 
-    pictures.save(figure, file)
-    return Picture(file, heading, told)
+    pictures.save_figure(figure, file)
+    return Picture(file, heading, caption)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], best: str | None = None) -> str:
-    """Return a table as HTML; the row that begins with ``best`` is bold."""
-    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+def render_table(head: Sequence[str], rows: Sequence[Sequence[str]], best: str | None = None) -> str:
+    """Return a table as HTML; the row whose first cell is ``best`` is bold."""
+    head_cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join(
-        f"<tr{' class=best' if row[0] == best else ''}>" + "".join(f"<td>{html.escape(v)}</td>" for v in row) + "</tr>"
+        f"<tr{' class=best' if row[0] == best else ''}>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        + "</tr>"
         for row in rows
     )
-    return f"<table><tr>{cells}</tr>{body}</table>"
+    return f"<table><tr>{head_cells}</tr>{body}</table>"
 
 
-def notes(lines: Sequence[str]) -> str:
+def render_notes(lines: Sequence[str]) -> str:
     """Return lines of small print as HTML."""
     return "".join(f"<p class=note>{html.escape(line)}</p>" for line in lines)
 
 
-def figures(shown: Sequence[Picture]) -> str:
-    """Return pictures as HTML that holds them."""
+def render_pictures(pictures: Sequence[Picture]) -> str:
+    """Return pictures as HTML, each with its heading, its caption and its embedded PNG."""
     return "".join(
-        f"<h2>{html.escape(one.heading)}</h2>{notes([one.told])}"
-        f'<img alt="{html.escape(one.heading)}" src="data:image/png;base64,{_encoded(one.file)}">'
-        for one in shown
+        f"<h2>{html.escape(picture.heading)}</h2>{render_notes([picture.caption])}"
+        f'<img alt="{html.escape(picture.heading)}" src="data:image/png;base64,{_encode_file(picture.file)}">'
+        for picture in pictures
     )
 
 
-def write(file: Path, title: str, heading: str, body: str) -> None:
-    """Write a page, whole or absent."""
+def write_page(file: Path, title: str, heading: str, body: str) -> None:
+    """Write a page; the file is written whole or not at all."""
     write_text(
         file,
         "<!doctype html><html lang=en><meta charset=utf-8>"
@@ -77,5 +80,5 @@ def write(file: Path, title: str, heading: str, body: str) -> None:
     )
 
 
-def _encoded(file: Path) -> str:
+def _encode_file(file: Path) -> str:
     return base64.b64encode(file.read_bytes()).decode()

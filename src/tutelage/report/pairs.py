@@ -1,49 +1,54 @@
-"""What each choice of a sweep bought over doing without it, by pairs of runs that are alike but for that choice."""
+"""What each setting of a sweep gained over a reference, by pairs of runs that differ in this setting alone."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from tutelage.report.gains import FEWEST, REFERENCES, interval, paired
-from tutelage.report.jobs import SEED, TESTED, Job, grouped, named
-from tutelage.report.label_efficiency import LABEL_KEYS, budgets
+from tutelage.report.gains import MIN_RUNS, REFERENCES, estimate_mean, format_interval
+from tutelage.report.jobs import SEED, TEST_MEASURE, Job, format_settings, group_jobs
+from tutelage.report.label_efficiency import LABEL_KEYS, average_label_counts
 
 
-def against_plain(keys: Sequence[str], jobs: Sequence[Job]) -> list[str]:
-    """Return a line for each choice beside a reference (``supervised``, ``none``, ``nothing``) of the same key.
+def compare_with_references(keys: Sequence[str], jobs: Sequence[Job]) -> list[str]:
+    """Return a line for each value of a key that also has a reference value (``supervised``, ``none``, ``nothing``).
 
-    It says what the choice has more in test accuracy, by pairs of the same seed; there is none where a choice has less
-    than two pairs.
+    The line says what the value gained in test accuracy over the reference, paired by seed; values with fewer than two
+    pairs have no line.
     """
     lines = []
     for key in keys:
-        values = dict.fromkeys(job.chosen.get(key, "") for job in jobs)
+        values = dict.fromkeys(job.settings.get(key, "") for job in jobs)
         for reference in [value for value in values if value in REFERENCES][:1]:
-            others = [other for other in keys if other != key]
-            for members in grouped(others, jobs).values():
-                lines += _lines(key, reference, _at(others, members), members)
+            other_keys = [other for other in keys if other != key]
+            for members in group_jobs(other_keys, jobs).values():
+                lines += _compare_values(key, reference, _format_context(other_keys, members), members)
     return lines
 
 
-def _lines(key: str, reference: str, at: str, jobs: Sequence[Job]) -> list[str]:
-    """Return the lines of runs that differ in ``key`` and in their seed alone."""
+def _compare_values(key: str, reference: str, context: str, jobs: Sequence[Job]) -> list[str]:
+    """Return the lines of runs that differ only in ``key`` and in their seed."""
     by_value = {
-        value: {job.chosen.get(SEED, ""): job for job in members if TESTED.of(job) is not None}
-        for (value,), members in grouped([key], jobs).items()
+        value: {job.settings.get(SEED, ""): job for job in members if TEST_MEASURE.read(job) is not None}
+        for (value,), members in group_jobs([key], jobs).items()
     }
-    plain, told = by_value.pop(reference, {}), []
+    reference_jobs, lines = by_value.pop(reference, {}), []
     for members in by_value.values():
-        pairs = [(members[seed], plain[seed]) for seed in members if seed in plain]
-        if len(pairs) >= FEWEST:
-            gain = np.array([100 * ((TESTED.of(one) or 0.0) - (TESTED.of(other) or 0.0)) for one, other in pairs])
-            names = " - ".join(named([key], job) for job in pairs[0])
-            told.append(f"{names}{at}: {interval(paired(gain), sign='+')} points, by pairs of the same seed")
-    return told
+        pairs = [(members[seed], reference_jobs[seed]) for seed in members if seed in reference_jobs]
+        if len(pairs) >= MIN_RUNS:
+            gains = np.array([100 * (_read_accuracy(job) - _read_accuracy(paired_job)) for job, paired_job in pairs])
+            names = " - ".join(format_settings([key], job) for job in pairs[0])
+            gain = format_interval(estimate_mean(gains), sign="+")
+            lines.append(f"{names}{context}: {gain} points, paired by seed")
+    return lines
 
 
-def _at(keys: Sequence[str], jobs: Sequence[Job]) -> str:
-    """Return where runs were compared that are alike in ``keys``: the number of labels in all, and what else it was."""
+def _read_accuracy(job: Job) -> float:
+    return TEST_MEASURE.read(job) or 0.0
+
+
+def _format_context(keys: Sequence[str], jobs: Sequence[Job]) -> str:
+    """Return what runs with the same settings of ``keys`` have in common: those settings, and the number of labels."""
     job = jobs[0]
-    parts = [named([key], job) for key in keys if key not in LABEL_KEYS and key in job.chosen]
-    parts += [f"{budgets(key, jobs)[job.chosen[key]]:,} labels" for key in keys if key in LABEL_KEYS]
+    parts = [format_settings([key], job) for key in keys if key not in LABEL_KEYS and key in job.settings]
+    parts += [f"{average_label_counts(key, jobs)[job.settings[key]]:,} labels" for key in keys if key in LABEL_KEYS]
     return f" at {', '.join(parts)}" if parts else ""

@@ -1,4 +1,4 @@
-"""The pictures of the rounds of a noisy student: small multiples, a panel a round or a measure."""
+"""Pictures of the rounds of a noisy student: rows of small panels, one per round or one per measure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,36 +14,36 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter, StrMethodFormatter
 
 from tutelage.report.pictures import (
-    BAD,
     COLORS,
-    FAINT,
-    GOOD,
-    INK,
-    MOST_NAMED_CLASSES,
-    PLAIN,
-    bare,
-    shortened,
+    CORRECT_COLOR,
+    LINE_COLOR,
+    MAX_NAMED_CLASSES,
+    REFERENCE_COLOR,
+    TEXT_COLOR,
+    WRONG_COLOR,
+    remove_frame,
+    shorten_name,
 )
 
-ABREAST = 4  # panels in a row
+MAX_COLUMNS = 4  # panels in a row
 PANEL = (2.7, 2.4)  # inches
 CLASS_HEIGHT = 0.21  # inches of a class's bar
-FEW_IN_BIN = 10  # images; the precision of fewer says little and is drawn faint
-SMALLEST_DOT, LARGEST_DOT = 18.0, 130.0  # points squared; the largest is the fullest bin's
-TICKS = 0.2  # of shares
-ROOM = 0.35  # of the range of values, above and below
+MIN_BIN_IMAGES = 10  # the precision of fewer images says little and is drawn faint
+MIN_DOT_AREA, MAX_DOT_AREA = 18.0, 130.0  # in square points; the fullest bin has the largest dot
+TICK_STEP = 0.2  # of shares
+MARGIN = 0.35  # of the range of values, above and below
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A measure over the networks of a run, in the order in which they learned: values by their number."""
+    """A measure over the networks of a run: values by the network's number, in the order of training."""
 
     heading: str
     values: Mapping[int, float]
 
 
-def over_rounds(networks: Sequence[str], traces: Sequence[Trace]) -> Figure:
-    """Draw shares over the networks of a run, a panel a measure, each value written at its point."""
+def draw_traces(networks: Sequence[str], traces: Sequence[Trace]) -> Figure:
+    """Draw shares over the networks of a run, one panel per measure, with each value written at its point."""
     width = max(PANEL[0], 0.75 * len(networks))
     figure, grid = plt.subplots(
         1, len(traces), figsize=(width * len(traces), PANEL[1]), squeeze=False, layout="constrained"
@@ -59,105 +59,112 @@ def over_rounds(networks: Sequence[str], traces: Sequence[Trace]) -> Figure:
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
-                color=INK,
+                color=TEXT_COLOR,
                 path_effects=[withStroke(linewidth=3, foreground="white")],
             )
-        room = max(ROOM * (max(values) - min(values)), 0.01)
-        axes.set_ylim(min(values) - room, max(values) + room)
+        margin = max(MARGIN * (max(values) - min(values)), 0.01)
+        axes.set_ylim(min(values) - margin, max(values) + margin)
         axes.set_xlim(-0.5, len(networks) - 0.5)
-        axes.set_xticks(range(len(networks)), networks, rotation=30 if len(networks) > ABREAST else 0)
+        axes.set_xticks(range(len(networks)), networks, rotation=30 if len(networks) > MAX_COLUMNS else 0)
         axes.set_yticks([])
-        _titled(axes, trace.heading)
+        _style_panel(axes, trace.heading)
     return figure
 
 
-def kept_per_class(rounds: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw for each class how many pool images were answered so, and how many of them were kept; a panel a round."""
+def draw_class_counts(rounds: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw how many pool images were predicted as each class, and how many of them were kept; one panel per round."""
     classes = next(iter(rounds.values()))["classes"]
-    is_named = len(classes) <= MOST_NAMED_CLASSES
-    height = 0.9 + CLASS_HEIGHT * min(len(classes), 2 * MOST_NAMED_CLASSES)
-    figure, grid = _grid(len(rounds), height, sharey=True, sharex=True)
-    for axes, (name, told) in zip(grid, rounds.items(), strict=False):
-        answered, kept, shown = (np.array(told[f"{what}_per_class"]) for what in ("answered", "kept", "shown"))
-        order = np.arange(len(classes)) if is_named else np.argsort(-answered, kind="stable")
-        places = np.arange(len(classes))
-        axes.barh(places, answered[order], color=COLORS[0], alpha=0.22, height=0.78)
-        axes.barh(places, kept[order], color=COLORS[0], height=0.78)
-        if is_named:
-            axes.scatter(shown[order], places, marker="|", s=60, color=INK, linewidth=1.6, zorder=3)
-        axes.set_yticks(places if is_named else [], [shortened(c) for c in classes] if is_named else [])
+    has_names = len(classes) <= MAX_NAMED_CLASSES
+    height = 0.9 + CLASS_HEIGHT * min(len(classes), 2 * MAX_NAMED_CLASSES)
+    figure, grid = _create_grid(len(rounds), height, sharey=True, sharex=True)
+    for axes, (name, summary) in zip(grid, rounds.items(), strict=False):
+        predicted = np.array(summary["answered_per_class"])
+        kept, uses = np.array(summary["kept_per_class"]), np.array(summary["shown_per_class"])
+        order = np.arange(len(classes)) if has_names else np.argsort(-predicted, kind="stable")
+        heights = np.arange(len(classes))
+        axes.barh(heights, predicted[order], color=COLORS[0], alpha=0.22, height=0.78)
+        axes.barh(heights, kept[order], color=COLORS[0], height=0.78)
+        if has_names:
+            axes.scatter(uses[order], heights, marker="|", s=60, color=TEXT_COLOR, linewidth=1.6, zorder=3)
+        axes.set_yticks(heights if has_names else [], [shorten_name(c) for c in classes] if has_names else [])
         axes.set_ylim(len(classes) - 0.4, -0.6)
         axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        _titled(axes, name, "pool images", lines="x")
+        _style_panel(axes, name, "pool images", grid_axis="x")
     return figure
 
 
-def confidences(rounds: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw how sure the teacher was: shares of the pool by confidence, right below wrong where truth is known."""
-    figure, grid = _grid(len(rounds), PANEL[1], sharey=True)
-    least = _least(rounds, "histogram")
-    for axes, (name, told) in zip(grid, rounds.items(), strict=False):
-        edges, every = np.array(told["edges"]), np.array(told["histogram"])
-        known, right = np.array(told["known"]), np.array(told["right"])
-        below = np.zeros(len(every))
-        for count, color in ((right, GOOD), (known - right, BAD), (every - known, PLAIN)):
-            share = count / max(1, every.sum())
+def draw_confidence_histograms(rounds: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw histograms of the teacher's confidence on the pool, one panel per round.
+
+    Each bar stacks, from below, correct predictions, wrong ones, and those whose true class is unknown.
+    """
+    figure, grid = _create_grid(len(rounds), PANEL[1], sharey=True)
+    lowest = _lowest_confidence(rounds, "histogram")
+    for axes, (name, summary) in zip(grid, rounds.items(), strict=False):
+        edges, counts = np.array(summary["edges"]), np.array(summary["histogram"])
+        known, correct = np.array(summary["known"]), np.array(summary["right"])
+        bottom = np.zeros(len(counts))
+        stack = ((correct, CORRECT_COLOR), (known - correct, WRONG_COLOR), (counts - known, REFERENCE_COLOR))
+        for part, color in stack:
+            share = part / max(1, counts.sum())
             axes.bar(
-                edges[:-1], share, np.diff(edges), bottom=below, align="edge", color=color, linewidth=0, alpha=0.85
+                edges[:-1], share, np.diff(edges), bottom=bottom, align="edge", color=color, linewidth=0, alpha=0.85
             )
-            below += share
-        axes.set_xlim(least, 1)
-        axes.xaxis.set_major_locator(MultipleLocator(TICKS))
+            bottom += share
+        axes.set_xlim(lowest, 1)
+        axes.xaxis.set_major_locator(MultipleLocator(TICK_STEP))
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-        _titled(axes, name, "confidence")
+        _style_panel(axes, name, "confidence")
     return figure
 
 
-def reliability(rounds: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw the precision of pseudo-labels at each confidence against the diagonal, a panel a round.
+def draw_reliability(rounds: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw a reliability diagram for each round: the precision of pseudo-labels over their confidence.
 
-    A dot grows with the number of images; dots of few images are faint and off the line.
+    A bin of more images has a larger dot; dots of few images are faint and not on the line. A perfectly calibrated
+    teacher would lie on the dashed diagonal (Guo et al. 2017).
     """
-    figure, grid = _grid(len(rounds), PANEL[0], sharey=True)
-    least = _least(rounds, "known")
-    for axes, (name, told) in zip(grid, rounds.items(), strict=False):
-        edges, known, right = (np.array(told[key], dtype=float) for key in ("edges", "known", "right"))
-        middles, there = (edges[:-1] + edges[1:]) / 2, known > 0
-        precision = right[there] / known[there]
-        many = known[there] >= FEW_IN_BIN
-        axes.plot([least, 1], [least, 1], color=FAINT, linestyle="--", linewidth=1.2, zorder=1)
-        axes.plot(middles[there][many], precision[many], color=COLORS[0], linewidth=1.6, zorder=2)
-        areas = np.maximum(SMALLEST_DOT, LARGEST_DOT * np.sqrt(known[there] / known.max()))
-        colors = [(*to_rgb(COLORS[0]), 1.0 if some else 0.3) for some in many]
-        axes.scatter(middles[there], precision, s=areas, color=colors, edgecolor="white", linewidth=0.8, zorder=3)
-        axes.set(xlim=(least, 1.01), ylim=(-0.02, 1.02))
+    figure, grid = _create_grid(len(rounds), PANEL[0], sharey=True)
+    lowest = _lowest_confidence(rounds, "known")
+    for axes, (name, summary) in zip(grid, rounds.items(), strict=False):
+        edges, known, correct = (np.array(summary[key], dtype=float) for key in ("edges", "known", "right"))
+        filled = known > 0
+        confidences, counts = ((edges[:-1] + edges[1:]) / 2)[filled], known[filled]
+        precision = correct[filled] / counts
+        solid = counts >= MIN_BIN_IMAGES
+        axes.plot([lowest, 1], [lowest, 1], color=LINE_COLOR, linestyle="--", linewidth=1.2, zorder=1)
+        axes.plot(confidences[solid], precision[solid], color=COLORS[0], linewidth=1.6, zorder=2)
+        areas = np.maximum(MIN_DOT_AREA, MAX_DOT_AREA * np.sqrt(counts / known.max()))
+        colors = [(*to_rgb(COLORS[0]), 1.0 if is_solid else 0.3) for is_solid in solid]
+        axes.scatter(confidences, precision, s=areas, color=colors, edgecolor="white", linewidth=0.8, zorder=3)
+        axes.set(xlim=(lowest, 1.01), ylim=(-0.02, 1.02))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-            axis.set_major_locator(MultipleLocator(TICKS))
-        _titled(axes, f"{name}: {100 * right.sum() / known.sum():.1f} % right", "confidence")
+            axis.set_major_locator(MultipleLocator(TICK_STEP))
+        _style_panel(axes, f"{name}: {100 * correct.sum() / known.sum():.1f} % correct", "confidence")
     return figure
 
 
-def _titled(axes: Axes, title: str, below: str = "", lines: Literal["x", "y"] = "y") -> None:
-    """Give a small panel its title and what stands below it."""
-    axes.set_title(title, loc="left", fontsize=9, color=INK)
-    axes.set_xlabel(below, fontsize=8, color=INK)
-    bare(axes, lines)
+def _style_panel(axes: Axes, title: str, x_label: str = "", grid_axis: Literal["x", "y"] = "y") -> None:
+    """Give a small panel its title, its label of x and its grid lines."""
+    axes.set_title(title, loc="left", fontsize=9, color=TEXT_COLOR)
+    axes.set_xlabel(x_label, fontsize=8, color=TEXT_COLOR)
+    remove_frame(axes, grid_axis)
     axes.tick_params(labelsize=8)
 
 
-def _least(rounds: Mapping[str, Mapping[str, Any]], key: str) -> float:
-    """Return where the confidences of all rounds begin: the lowest edge of a bin that is not empty."""
-    begins = [told["edges"][filled[0]] for told in rounds.values() if len(filled := np.flatnonzero(told[key]))]
-    return float(min(begins, default=0.0))
+def _lowest_confidence(rounds: Mapping[str, Mapping[str, Any]], key: str) -> float:
+    """Return the lowest confidence over all rounds: the left edge of the first bin whose count at ``key`` is not 0."""
+    edges = [summary["edges"][bins[0]] for summary in rounds.values() if len(bins := np.flatnonzero(summary[key]))]
+    return float(min(edges, default=0.0))
 
 
-def _grid(panels: int, height: float, sharex: bool = False, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """Return a figure of ``panels`` panels, some in a row, and its panels."""
-    columns = min(ABREAST, panels)
+def _create_grid(panels: int, height: float, sharex: bool = False, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """Return a figure with ``panels`` panels, at most ``MAX_COLUMNS`` in a row, and the list of its panels."""
+    columns = min(MAX_COLUMNS, panels)
     rows = math.ceil(panels / columns)
     figure, grid = plt.subplots(
         rows,

@@ -1,4 +1,4 @@
-"""The report of a finished run: one page that holds its pictures, and the pictures beside it."""
+"""The report of a finished run: one page with its pictures embedded, and the same pictures as files beside it."""
 
 import csv
 import html
@@ -14,17 +14,17 @@ from tutelage.data import UNKNOWN, ImageDataModule, data_module
 from tutelage.models import ImageClassifier, Perceptron, Predictions, confusion, load_classifier
 from tutelage.randomness import Key
 from tutelage.report import page, pictures
-from tutelage.report.curves import Curve, stored_curves
-from tutelage.report.rounds import round_shown
+from tutelage.report.curves import Curve, read_curves
+from tutelage.report.rounds import draw_rounds
 from tutelage.runs import RunFolder, last_fit, read_record, stage_folders, stored_config, trained
-from tutelage.terminal.table import header, notes, rows
+from tutelage.terminal.table import build_header, build_notes, build_rows
 
 ORIGINALS, VIEWS = 5, 7
 SAMPLES = 24
 COLUMNS = 8
-CURVES = (
-    "What is minimised (losses of several terms, such as a student's, do not compare with others), and the accuracy on "
-    "labelled images as they are augmented; one line a stage, each from its own first step."
+CURVES_CAPTION = (
+    "Training loss (left) and accuracy on augmented labelled images (right) over optimizer steps, one line per stage, "
+    "each from its own first step. Losses of different methods, such as a student's, cannot be compared."
 )
 
 
@@ -32,130 +32,141 @@ def write_report(folder: RunFolder, config: Config | None = None) -> None:
     """Write ``report/index.html`` and its PNG files for a finished run.
 
     Args:
-        folder: the run's.
-        config: the run's config, where it is at hand (data may lie elsewhere now); else the stored one.
+        folder: the run's folder.
+        config: the run's config, if the caller has it (its data may be at another path now); by default the stored one.
     """
     record = read_record(folder)
     assert record is not None  # noqa: S101 - the caller has seen the record
     config = config or stored_config(folder)
     data = data_module(config.data)
-    entries, places = record["stages"], stage_folders(folder, record)
+    entries, folders = record["stages"], stage_folders(folder, record)
     network = load_classifier(trained(folder, record)[last_fit(record)])
-    shown = [_confusion(folder, record, places, network.spec.classes)]
-    if any(entry.get("steps") for entry in entries):  # otherwise images were stored as they are
-        shown = [_curves(folder, record, places), *shown, _views(folder, config, data, _noised(config, record))]
-    shown += [_shift(folder, curve) for curve in stored_curves(folder)]
-    shown += _templates(folder, network)
-    shown += round_shown(folder, record, places, data)
-    shown += _mistakes(folder, record, places, data, network.spec.classes)
-    page.write(folder.report / "index.html", folder.path.name, folder.path.parent.name, _body(record, shown))
-
-
-def _curves(folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, RunFolder]) -> page.Picture:
-    tables = {}
-    for entry in record["stages"]:
-        if entry["kind"] == "fit":
-            with places[entry["name"]].metrics_file.open() as file:
-                tables[entry["name"]] = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    return page.picture(folder.report / "curves.png", pictures.learning_curves(tables), "Learning curves", CURVES)
-
-
-def _confusion(
-    folder: RunFolder, record: Mapping[str, Any], places: Mapping[str, RunFolder], classes: Sequence[str]
-) -> page.Picture:
-    name = last_fit(record)
-    answers = _answers(places[name])
-    matrix = confusion(Predictions(answers["probabilities"].astype(np.float32), answers["labels"], answers["indices"]))
-    told = f"{name} on the {len(answers['labels'])} test images; rows are true classes."
-    return page.picture(
-        folder.report / "confusion.png",
-        pictures.confusion_matrix(matrix, classes),
-        "Confusion matrix",
-        told,
+    classes = network.spec.classes
+    shown = [_draw_confusion(folder, record, folders, classes)]
+    if any(entry.get("steps") for entry in entries):  # a network without steps stored its images unaugmented
+        views = _draw_views(folder, config, data, _find_augmented_stage(config, record))
+        shown = [_draw_curves(folder, record, folders), *shown, views]
+    shown += [_draw_shift(folder, curve) for curve in read_curves(folder)]
+    shown += _draw_templates(folder, network)
+    shown += draw_rounds(folder, record, folders, data)
+    shown += _draw_mistakes(folder, record, folders, data, classes)
+    page.write_page(
+        folder.report / "index.html", folder.path.name, folder.path.parent.name, _render_body(record, shown)
     )
 
 
-def _noised(config: Config, record: Mapping[str, Any]) -> str:
-    """Return the last stage that the run is after and that saw augmented images."""
+def _draw_curves(folder: RunFolder, record: Mapping[str, Any], folders: Mapping[str, RunFolder]) -> page.Picture:
+    tables = {}
+    for entry in record["stages"]:
+        if entry["kind"] == "fit":
+            with folders[entry["name"]].metrics_file.open() as file:
+                tables[entry["name"]] = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    figure = pictures.draw_learning_curves(tables)
+    return page.save_picture(folder.report / "curves.png", figure, "Learning curves", CURVES_CAPTION)
+
+
+def _draw_confusion(
+    folder: RunFolder, record: Mapping[str, Any], folders: Mapping[str, RunFolder], classes: Sequence[str]
+) -> page.Picture:
+    name = last_fit(record)
+    predictions = _read_predictions(folders[name])
+    figure = pictures.draw_confusion_matrix(confusion(predictions), classes)
+    caption = (
+        f"Number of test images by true class (rows) and class predicted by {name} (columns), of "
+        f"{len(predictions.labels):,} images. The diagonal is correct; a darker cell is a larger share of its row."
+    )
+    return page.save_picture(folder.report / "confusion.png", figure, "Confusion matrix", caption)
+
+
+def _find_augmented_stage(config: Config, record: Mapping[str, Any]) -> str:
+    """Return the last stage that trained the final network on augmented images."""
     last = last_fit(record)
     if isinstance(config.strategy, NoisyStudentConfig) and config.strategy.finetune is not None:
         return next(str(entry.get("after", last)) for entry in record["stages"] if entry["name"] == last)
     return last
 
 
-def _views(folder: RunFolder, config: Config, data: ImageDataModule, stage: str) -> page.Picture:
+def _draw_views(folder: RunFolder, config: Config, data: ImageDataModule, stage: str) -> page.Picture:
     from tutelage.augmentation import Pipeline
 
-    view = Pipeline(config.augmentation.transforms, Key(config.seed, stage, "labelled"))
+    pipeline = Pipeline(config.augmentation.transforms, Key(config.seed, stage, "labelled"))
     images, titles = [], []
     for index in data.splits.labelled[:: max(1, len(data.splits.labelled) // ORIGINALS)][:ORIGINALS]:
         image = data.source.images[int(index)]
-        images += [image, *(view(image, pass_, int(index)) for pass_ in range(VIEWS))]
-        name = pictures.shortened(data.source.classes[data.source.labels[index]])
-        titles += [f"{name}: original", *(f"pass {pass_}" for pass_ in range(VIEWS))]
-    told = "Labelled images as they are, and as the last network saw them in its first passes."
-    return page.picture(
-        folder.report / "views.png", pictures.tiles(images, titles, VIEWS + 1), "What the network saw", told
+        images += [image, *(pipeline(image, pass_number, int(index)) for pass_number in range(VIEWS))]
+        name = pictures.shorten_name(data.source.classes[data.source.labels[index]])
+        titles += [f"{name}: original", *(f"pass {pass_number}" for pass_number in range(VIEWS))]
+    caption = f"Labelled images (left) and their augmented views in the first {VIEWS} passes of stage {stage}."
+    figure = pictures.draw_tiles(images, titles, VIEWS + 1)
+    return page.save_picture(folder.report / "views.png", figure, "What the network saw", caption)
+
+
+def _draw_shift(folder: RunFolder, curve: Curve) -> page.Picture:
+    caption = (
+        f"Test accuracy (y) over the strength of the shift (x), one line per network: test images {curve.description}. "
+        "At 0 they are unchanged."
     )
+    figure = pictures.draw_shift_curves(
+        curve.shift, {name: (curve.strengths, values) for name, values in curve.accuracy.items()}
+    )
+    return page.save_picture(folder.report / f"shift_{curve.shift}.png", figure, f"Shift: {curve.shift}", caption)
 
 
-def _shift(folder: RunFolder, curve: Curve) -> page.Picture:
-    told = f"The test images, {curve.told}; at 0 they are as they are."
-    lines = {name: (curve.strengths, values) for name, values in curve.accuracy.items()}
-    figure = pictures.shift_curves(curve.shift, lines)
-    return page.picture(folder.report / f"shift_{curve.shift}.png", figure, f"Shift: {curve.shift}", told)
-
-
-def _templates(folder: RunFolder, network: ImageClassifier) -> list[page.Picture]:
-    """Return the pictures of a perceptron's weights; of other networks none."""
+def _draw_templates(folder: RunFolder, network: ImageClassifier) -> list[page.Picture]:
+    """Return the picture of a perceptron's weights; none for other networks."""
     if not isinstance(network, Perceptron) or not isinstance(network.head, nn.Linear):
         return []
     spec = network.spec
     weights = network.head.weight.detach().reshape(-1, spec.channels, spec.image_size, spec.image_size).mean(dim=1)
-    figure = pictures.templates(weights.numpy(), spec.classes)
-    return [page.picture(folder.report / page.TEMPLATES, figure, "Templates", page.TEMPLATES_TOLD)]
+    figure = pictures.draw_templates(weights.numpy(), spec.classes)
+    return [page.save_picture(folder.report / page.TEMPLATES_FILE, figure, "Templates", page.TEMPLATES_CAPTION)]
 
 
-def _mistakes(
+def _draw_mistakes(
     folder: RunFolder,
     record: Mapping[str, Any],
-    places: Mapping[str, RunFolder],
+    folders: Mapping[str, RunFolder],
     data: ImageDataModule,
     classes: Sequence[str],
 ) -> list[page.Picture]:
+    """Return the wrongly predicted test images with the highest confidence; none if no prediction is wrong."""
     name, source = last_fit(record), data.source
-    answers = _answers(places[name])
-    given, sure = answers["probabilities"].argmax(axis=1), answers["probabilities"].max(axis=1).astype(float)
-    wrong = np.flatnonzero((given != answers["labels"]) & (answers["labels"] != UNKNOWN))
-    worst = wrong[np.argsort(-sure[wrong], kind="stable")][:SAMPLES]
+    predictions = _read_predictions(folders[name])
+    labels = predictions.labels
+    predicted = predictions.probabilities.argmax(axis=1)
+    confidence = predictions.probabilities.max(axis=1).astype(float)
+    wrong = np.flatnonzero((predicted != labels) & (labels != UNKNOWN))
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:SAMPLES]
     if not len(worst):
         return []
-    names = [pictures.shortened(c) for c in classes]
-    titles = [f"{names[given[i]]} {sure[i]:.0%}\ntruth: {names[answers['labels'][i]]}" for i in worst]
-    images = [source.images[int(answers["indices"][i])] for i in worst]
-    told = f"Test images that {name} got wrong, the most confident first ({len(wrong)} of {len(given)} are wrong)."
-    return [
-        page.picture(
-            folder.report / "mistakes.png", pictures.tiles(images, titles, COLUMNS), "Most confident mistakes", told
-        )
-    ]
+    names = [pictures.shorten_name(c) for c in classes]
+    titles = [f"{names[predicted[i]]} {confidence[i]:.0%}\ntruth: {names[labels[i]]}" for i in worst]
+    images = [source.images[int(predictions.indices[i])] for i in worst]
+    caption = (
+        f"Test images that {name} predicts wrongly ({len(wrong):,} of {len(predicted):,}), the most confident first: "
+        "predicted class, confidence, true class."
+    )
+    figure = pictures.draw_tiles(images, titles, COLUMNS)
+    return [page.save_picture(folder.report / "mistakes.png", figure, "Most confident mistakes", caption)]
 
 
-def _answers(place: RunFolder) -> dict[str, np.ndarray]:
-    with np.load(place.test_file, allow_pickle=False) as stored:
-        return dict(stored)
+def _read_predictions(folder: RunFolder) -> Predictions:
+    """Return a stage's stored predictions on the test set."""
+    with np.load(folder.test_file, allow_pickle=False) as stored:
+        return Predictions(stored["probabilities"].astype(np.float32), stored["labels"], stored["indices"])
 
 
-def _body(record: Mapping[str, Any], shown: Sequence[page.Picture]) -> str:
-    best = last_fit(record)
-    measured = "".join(
+def _render_body(record: Mapping[str, Any], shown: Sequence[page.Picture]) -> str:
+    final = last_fit(record)
+    metrics = "".join(
         f"<tr><td>{html.escape(name)}</td><td></td><td>{value:.4f}</td></tr>"
         for name, value in record["result"].items()
     )
     facts = {key: record[key] for key in ("version", "git", "python", "packages", "threads", "started", "finished")}
+    table = page.render_table(build_header(record), build_rows(record), final)
     return (
         f"<p class=note><code>{html.escape(record['command'])}</code></p>"
-        f"{page.table(header(record), rows(record), best)}{page.notes(notes(record))}{page.figures(shown)}"
-        f"<h2>All measures of {html.escape(best)}</h2><table>{measured}</table>"
+        f"{table}{page.render_notes(build_notes(record))}{page.render_pictures(shown)}"
+        f"<h2>All metrics of {html.escape(final)}</h2><table>{metrics}</table>"
         f"<h2>How it was made</h2><pre>{html.escape(json.dumps(facts, indent=2))}</pre>"
     )

@@ -1,4 +1,4 @@
-"""Accuracy over the strength of a shift: the test images made darker, cropped, turned or moved."""
+"""Test accuracy over the strength of a shift: test images brightened or darkened, cropped, rotated or moved."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,22 +22,22 @@ STRENGTHS: dict[Shift, tuple[float, ...]] = {
     "rotate": (-90, -75, -60, -45, -30, -15, 0, 15, 30, 45, 60, 75, 90),
     "translate": (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5),
 }
-TOLD: dict[Shift, str] = {
-    "brightness": "with this share of white added to every pixel and clipped",
-    "crop": "with this share of each side cut away around the centre, enlarged to size again",
-    "rotate": "turned by so many degrees, black at the corners",
-    "translate": "moved by this share of the side, the mean of right, left, down and up, black where they were",
+DESCRIPTIONS: dict[Shift, str] = {  # these follow "test images"
+    "brightness": "with this share of white added to every pixel, then clipped",
+    "crop": "with this share of each side cut away and the centre enlarged to full size",
+    "rotate": "rotated by this many degrees, with black corners",
+    "translate": "moved by this share of the side, with black behind them; the mean over right, left, down and up",
 }
 
 
-def shifted(images: Tensor, shift: Shift, strength: float) -> list[Tensor]:
-    """Return uint8 images (B, C, H, W) under a shift; several where directions are averaged over.
+def shift_images(images: Tensor, shift: Shift, strength: float) -> list[Tensor]:
+    """Return shifted copies (B, C, H, W) uint8 of images: one per direction for ``translate``, one otherwise.
 
     Args:
         images: (B, C, H, W) uint8.
-        shift: which.
-        strength: brightness: the share of 255 added; crop: the share of the side cut away; rotate: degrees; translate:
-            the share of the side, to the nearest pixel.
+        shift: the kind of shift.
+        strength: brightness: the share of 255 to add; crop: the share of the side to cut away; rotate: degrees;
+            translate: the share of the side to move by, rounded to whole pixels.
     """
     from torchvision.transforms.v2 import InterpolationMode
     from torchvision.transforms.v2 import functional as transforms
@@ -46,8 +46,8 @@ def shifted(images: Tensor, shift: Shift, strength: float) -> list[Tensor]:
     if shift == "brightness":
         return [(images.int() + round(strength * PIXEL_MAX)).clamp(0, PIXEL_MAX).byte()]
     if shift == "crop":
-        kept = [max(1, round(side * (1 - strength))) for side in (height, width)]
-        return [transforms.resize(transforms.center_crop(images, kept), [height, width], antialias=True)]
+        crop = [max(1, round(side * (1 - strength))) for side in (height, width)]
+        return [transforms.resize(transforms.center_crop(images, crop), [height, width], antialias=True)]
     if shift == "rotate":
         return [transforms.rotate(images, strength, InterpolationMode.BILINEAR)]
     down, right = round(strength * height), round(strength * width)
@@ -58,39 +58,42 @@ def shifted(images: Tensor, shift: Shift, strength: float) -> list[Tensor]:
     return [padded[..., top : top + height, left : left + width] for top, left in starts]
 
 
-def curve(folder: RunFolder, record: Mapping[str, Any], data: ImageDataModule, shift: Shift) -> Curve:
-    """Return a finished run's accuracy under a shift: measured once, then read from its folder.
+def measure_curve(folder: RunFolder, record: Mapping[str, Any], data: ImageDataModule, shift: Shift) -> Curve:
+    """Return the accuracy of a finished run's networks under a shift; measured once, later read from the run's folder.
 
     Raises:
-        UserError: the data is not what it was.
+        UserError: the data has changed since the run.
     """
     weights = {entry["name"]: entry["weights_sha256"] for entry in record["stages"] if entry["kind"] == "fit"}
     stored = read_curve(folder, shift)
     if stored is not None and stored.weights == weights and list(stored.strengths) == list(STRENGTHS[shift]):
         return stored
     if record["identity"]["data"].get("fingerprint", "") != data.fingerprint():
-        raise UserError(f"{folder.path}: its data has changed since; data.root=FOLDER says where the run's data is now")
+        raise UserError(
+            f"{folder.path}: the run's data has changed since it was trained; if the unchanged data is now elsewhere, "
+            "give data.root=FOLDER"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     accuracy = {
-        name: _accuracies(load_classifier(file).eval().to(device), data, shift)
+        name: _measure_accuracies(load_classifier(file).eval().to(device), data, shift)
         for name, file in trained(folder, record).items()
     }
-    found = Curve(shift, TOLD[shift], STRENGTHS[shift], accuracy, len(data.splits.test), weights)
-    write_curve(folder, found)
-    return found
+    curve = Curve(shift, DESCRIPTIONS[shift], STRENGTHS[shift], accuracy, len(data.splits.test), weights)
+    write_curve(folder, curve)
+    return curve
 
 
-def _accuracies(network: ImageClassifier, data: ImageDataModule, shift: Shift) -> list[float]:
+def _measure_accuracies(network: ImageClassifier, data: ImageDataModule, shift: Shift) -> list[float]:
     """Return the network's accuracy on the test images at each strength."""
     strengths, size = STRENGTHS[shift], network.spec.image_size
-    if size != data.config.image_size:  # fine-tuned at another one
+    if size != data.config.image_size:  # the network was fine-tuned at another image size
         data = data_module(data.config.model_copy(update={"image_size": size}))
-    right = np.zeros(len(strengths))
+    correct = np.zeros(len(strengths))
     with torch.inference_mode():
         for batch in data.plain(data.splits.test):
             images, labels = batch.images.to(network.device), batch.labels.to(network.device)
-            for place, strength in enumerate(strengths):
-                views = shifted(images, shift, strength)
-                answers = [task_logits(network, view, labels).argmax(dim=1) for view in views]
-                right[place] += sum(float((given == labels).sum()) for given in answers) / len(views)
-    return [round(float(share), 6) for share in right / max(1, len(data.splits.test))]
+            for i, strength in enumerate(strengths):
+                copies = shift_images(images, shift, strength)
+                predictions = [task_logits(network, copy, labels).argmax(dim=1) for copy in copies]
+                correct[i] += sum(float((classes == labels).sum()) for classes in predictions) / len(copies)
+    return [round(float(accuracy), 6) for accuracy in correct / max(1, len(data.splits.test))]

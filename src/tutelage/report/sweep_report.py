@@ -1,9 +1,10 @@
-"""What a sweep gave: one table and one page over all its runs."""
+"""The result of a sweep: one table and one page over all its runs."""
 
 import html
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,235 +12,255 @@ import numpy as np
 from tutelage.config import SHIFTS, SweeperConfig
 from tutelage.report import label_efficiency, page, pictures, searches
 from tutelage.report.curves import read_curve
-from tutelage.report.gains import gains, measures
+from tutelage.report.gains import collect_accuracies, describe_gains
 from tutelage.report.jobs import (
-    LOSS,
+    LOSS_MEASURE,
     MEASURES,
-    MEASURES_TOLD,
+    MEASURES_NOTE,
     SEED,
-    TESTED,
+    TEST_MEASURE,
     Job,
-    crossed,
-    finished_jobs,
-    grouped,
+    find_grid_values,
+    format_settings,
+    group_jobs,
     is_number,
-    named,
-    short,
+    read_finished_jobs,
+    shorten_key,
 )
-from tutelage.report.pairs import against_plain
+from tutelage.report.pairs import compare_with_references
 from tutelage.runs import last_fit
 from tutelage.storage import digest
 from tutelage.sweeps.folder import Outcome
-from tutelage.terminal.table import print_whole
+from tutelage.terminal.table import print_uncut
 
 HASH_LENGTH = 6
-PARTIAL_TOLD = "{} runs with shortened schedules decided which trials went on to the whole one; they are not listed."
+PARTIAL_NOTE = (
+    "{} runs with shortened schedules decided which trials went on to the full schedule; they are not listed."
+)
+PANELS_CAPTION = (
+    "One panel per measure (y) over {} (x). Lines join means over seeds, faint dots are single runs; y is logarithmic "
+    "except for percentages."
+)
 
 
-def compare(outcomes: Sequence[Outcome], command: str, search: SweeperConfig | None = None) -> None:
+@dataclass(frozen=True)
+class ResultTable:
+    """A table of texts; its first ``name_columns`` columns are names, aligned left on a terminal."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    name_columns: int
+
+    def print(self) -> None:
+        """Print the table."""
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for number, name in enumerate(self.head):
+            table.add_column(name, justify="left" if number < self.name_columns else "right", no_wrap=True)
+        for row in self.rows:
+            table.add_row(*row)
+        print_uncut(table)
+
+    def render(self) -> str:
+        """Return the table as HTML."""
+        return page.render_table(self.head, self.rows)
+
+
+def report_sweep(outcomes: Sequence[Outcome], command: str, search: SweeperConfig | None = None) -> None:
     """Print one table over the runs of a sweep, and write a page with its pictures.
 
-    Runs that differ in their seed alone make one row: the mean, and the standard deviation where there are several.
+    Runs that differ only in their seed make one row: the mean, and with several runs the standard deviation.
 
     Args:
-        outcomes: what became of each job.
-        command: what was typed; another command has another page.
-        search: how it looked for the best without seeing the test set; None where it did not.
+        outcomes: how each job of the sweep ended.
+        command: the command that started the sweep; another command has another page.
+        search: the settings of a search, which must not see the test set; None if the sweep is not a search.
     """
-    whole = [outcome for outcome in outcomes if not outcome.partial]
+    full = [outcome for outcome in outcomes if not outcome.partial]
     partial = [outcome for outcome in outcomes if outcome.partial]
-    jobs, keys, missing = finished_jobs(whole, tested=search is None)
-    missing += finished_jobs(partial)[2]
-    objective = searches.objective_of(search)
+    jobs, keys, failures = read_finished_jobs(full, tested=search is None)
+    failures += read_finished_jobs(partial)[2]
+    objective = searches.get_objective(search)
     if jobs:
-        head, rows = _rows(keys, jobs, objective)
-        _print(head, rows, len(keys))
-    for line in missing:
+        table = _tabulate_jobs(keys, jobs, objective)
+        table.print()
+    for line in failures:
         print(line)
     if not jobs:
         return
-    noted = _noted(keys, jobs, command, search) + ([PARTIAL_TOLD.format(len(partial))] if partial else [])
-    networks, lines = _networks(keys, jobs), label_efficiency.lines(keys, jobs)
-    if networks is not None and not lines:
+    search_notes = _describe_search(keys, jobs, command, search)
+    search_notes += [PARTIAL_NOTE.format(len(partial))] if partial else []
+    networks, lines = _tabulate_networks(keys, jobs), label_efficiency.build_lines(keys, jobs)
+    second_table = ResultTable(*label_efficiency.tabulate_lines(lines), 1) if lines else networks
+    if second_table is not None:
         print()
-        _print(*networks, len(keys) + 1)
-    if lines:
-        print()
-        _print(*label_efficiency.table(lines), 1)
-    bought = [*against_plain(keys, jobs), *_bought(keys, jobs)]
-    for line in [*bought, *noted]:
+        second_table.print()
+    gains = [*compare_with_references(keys, jobs), *_describe_method_gains(keys, jobs)]
+    for line in [*gains, *search_notes]:
         print(line)
     folder = jobs[0].folder.path.parent / f"sweep-{digest(command)[:HASH_LENGTH]}"
-    asked = crossed(whole)
+    grid = find_grid_values(full)
     shown = [
-        *searches.pictures_of(keys, jobs, asked, objective, folder),
-        *(_over_x(keys, jobs, folder) if asked else []),
-        *(_shifts(keys, jobs, folder) if search is None else []),
-        *_templates(jobs),
+        *searches.draw_search(keys, jobs, grid, objective, folder),
+        *(_draw_measures(keys, jobs, folder) if grid else []),
+        *(_draw_shifts(keys, jobs, folder) if search is None else []),
+        *_find_templates(jobs),
     ]
     title = jobs[0].folder.path.parent.name
     body = (
-        f"<p class=note><code>{html.escape(command)}</code></p>{_labels_worth(lines, bought, folder)}"
-        f"{page.table(head, rows)}{page.notes(noted)}"
-        f"{page.notes([MEASURES_TOLD, *missing])}"
-        f"{page.table(*networks) if networks else ''}{'' if lines else page.notes(bought)}{page.figures(shown)}"
-        f"<h2>The runs</h2><ul>{_links(keys, jobs, folder)}</ul>"
+        f"<p class=note><code>{html.escape(command)}</code></p>{_render_label_efficiency(lines, gains, folder)}"
+        f"{table.render()}{page.render_notes([*search_notes, MEASURES_NOTE, *failures])}"
+        f"{networks.render() if networks else ''}{'' if lines else page.render_notes(gains)}"
+        f"{page.render_pictures(shown)}<h2>The runs</h2><ul>{_render_links(keys, jobs, folder)}</ul>"
     )
-    page.write(folder / "index.html", title, title, body)
+    page.write_page(folder / "index.html", title, title, body)
     print(f"report: {folder / 'index.html'}")
 
 
-def _noted(keys: Sequence[str], jobs: Sequence[Job], command: str, search: SweeperConfig | None) -> list[str]:
-    """Return what a search found, and the command that trains it in full; nothing of a sweep that is none."""
+def _describe_search(keys: Sequence[str], jobs: Sequence[Job], command: str, search: SweeperConfig | None) -> list[str]:
+    """Return the best settings of a search and the command that trains them in full; empty if there was no search."""
     if search is None:
         return []
-    best = searches.ranked(keys, jobs, search.objective)[0]
-    value, count = searches.mean(best, search.objective), len(best)
+    best = searches.rank_groups(keys, jobs, search.objective)[0]
+    value, count = searches.average_objective(best, search.objective), len(best)
     if math.isnan(value):
-        return [f"no run has {search.objective}, so that none is the best"]
-    setting, told = named(keys, best[0]) or "the only setting", searches.told(value, search.objective)
+        return [f"no run has {search.objective}, so there is no best one"]
+    settings = format_settings(keys, best[0]) or "the only setting"
+    runs = f"mean of {count} runs" if count > 1 else "1 run"
     return [
-        f"best by {search.objective}: {setting} ({told}, {f'a mean of {count} runs' if count > 1 else '1 run'})",
-        f"in full, and then on the test set: {searches.command_for(best[0], command, search)}",
+        f"best by {search.objective}: {settings} ({searches.format_objective(value, search.objective)}, {runs})",
+        f"to train it in full and test it: {searches.build_full_command(best[0], command, search)}",
     ]
 
 
-def _labels_worth(lines: Sequence[label_efficiency.Line], bought: Sequence[str], folder: Path) -> str:
-    """Return the first part of the page of a sweep over label budgets: one picture, its table, what was bought."""
+def _render_label_efficiency(lines: Sequence[label_efficiency.Line], gains: Sequence[str], folder: Path) -> str:
+    """Return the first part of the page of a sweep over label budgets: one picture, its table, and the gains."""
     if not lines:
         return ""
-    drawn = {line.name: [(point.labels, point.interval) for point in line.points] for line in lines}
-    figure = pictures.label_curves(drawn, plain=[line.name for line in lines if line.plain])
-    shown = page.picture(folder / "labels.png", figure, "What a label is worth", label_efficiency.TOLD)
-    return (
-        f"{page.figures([shown])}{page.table(*label_efficiency.table(lines))}{page.notes(bought)}<h2>All measures</h2>"
-    )
+    points = {line.name: [(point.label_count, point.interval) for point in line.points] for line in lines}
+    figure = pictures.draw_label_curves(points, references=[line.name for line in lines if line.is_reference])
+    picture = page.save_picture(folder / "labels.png", figure, "What a label is worth", label_efficiency.CAPTION)
+    table = page.render_table(*label_efficiency.tabulate_lines(lines))
+    return f"{page.render_pictures([picture])}{table}{page.render_notes(gains)}<h2>All measures</h2>"
 
 
-def _links(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> str:
+def _render_links(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> str:
     return "".join(
-        f'<li><a href="{html.escape(os.path.relpath(_page_of(job), folder))}">'
-        f"{html.escape(named([*keys, SEED], job) or job.folder.path.name)}</a></li>"
+        f'<li><a href="{html.escape(os.path.relpath(_find_page(job), folder))}">'
+        f"{html.escape(format_settings([*keys, SEED], job) or job.folder.path.name)}</a></li>"
         for job in jobs
     )
 
 
-def _page_of(job: Job) -> Path:
-    """Return a run's report; where it has none, as before it meets the test set, its folder."""
+def _find_page(job: Job) -> Path:
+    """Return a run's report; if it has none, as before it is tested, the run's folder."""
     file = job.folder.report / "index.html"
     return file if file.exists() else job.folder.path
 
 
-def _rows(keys: Sequence[str], jobs: Sequence[Job], objective: str) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of the table, the best on validation first; measures that none has are left out."""
-    measures = [compute_metrics for compute_metrics in MEASURES if compute_metrics.values(jobs)]
+def _tabulate_jobs(keys: Sequence[str], jobs: Sequence[Job], objective: str) -> ResultTable:
+    """Return the table of all measures that at least one run has, the best settings on validation first."""
+    measures = [measure for measure in MEASURES if measure.read_all(jobs)]
     if objective == "val/loss":
-        measures.insert(0, LOSS)
-    head = [*(short(key) for key in keys), "runs", *(compute_metrics.heading for compute_metrics in measures)]
+        measures.insert(0, LOSS_MEASURE)
     rows = []
-    for members in searches.ranked(keys, jobs, objective):
-        row = [*(members[0].chosen.get(key, "") for key in keys), str(len(members))]
-        for compute_metrics in measures:
-            values = compute_metrics.values(members)
-            told = compute_metrics.told(float(np.mean(values))) if values else "-"
-            row.append(
-                f"{told} +- {100 * np.std(values, ddof=1):.1f}" if compute_metrics.share and len(values) > 1 else told
-            )
+    for members in searches.rank_groups(keys, jobs, objective):
+        row = [*(members[0].settings.get(key, "") for key in keys), str(len(members))]
+        for measure in measures:
+            values = measure.read_all(members)
+            mean = measure.format(float(np.mean(values))) if values else "-"
+            has_deviation = measure.is_share and len(values) > 1
+            row.append(f"{mean} +- {100 * np.std(values, ddof=1):.1f}" if has_deviation else mean)
         rows.append(row)
-    return head, rows
+    head = [*(shorten_key(key) for key in keys), "runs", *(measure.heading for measure in measures)]
+    return ResultTable(head, rows, len(keys))
 
 
-def _networks(keys: Sequence[str], jobs: Sequence[Job]) -> tuple[list[str], list[list[str]]] | None:
-    """Return the head and the rows of a table of every trained network; None where each run trained one."""
-    rows: list[tuple[list[str], dict[str, np.ndarray]]] = []
-    for chosen, members in grouped(keys, jobs).items():
-        for name, found in measures([job.record for job in members]).items():
-            rows.append(([*chosen, name, str(len(members))], found))
-    if len(rows) == len(grouped(keys, jobs)):
+def _tabulate_networks(keys: Sequence[str], jobs: Sequence[Job]) -> ResultTable | None:
+    """Return the table of every trained network; None if each run trained only one."""
+    networks: list[tuple[list[str], dict[str, np.ndarray]]] = []
+    groups = group_jobs(keys, jobs)
+    for settings, members in groups.items():
+        for name, accuracies in collect_accuracies([job.record for job in members]).items():
+            networks.append(([*settings, name, str(len(members))], accuracies))
+    metrics = list(dict.fromkeys(key for _, accuracies in networks for key in accuracies))
+    if len(networks) == len(groups) or not metrics:
         return None
-    shown = list(dict.fromkeys(key for _, found in rows for key in found))
-    if not shown:
-        return None
-    head = [*(short(key) for key in keys), "network", "runs", *(_heading(key) for key in shown)]
-    return head, [[*row, *(_spread(found.get(key)) for key in shown)] for row, found in rows]
+    head = [*(shorten_key(key) for key in keys), "network", "runs", *map(_format_metric, metrics)]
+    rows = [[*names, *(_format_values(accuracies.get(key)) for key in metrics)] for names, accuracies in networks]
+    return ResultTable(head, rows, len(keys) + 1)
 
 
-def _heading(key: str) -> str:
-    """Return what heads a column: test, the name of a further test set, or a task's."""
-    part, _, what = key.partition("/")
-    return part if what == "accuracy" else what
+def _format_metric(key: str) -> str:
+    """Return the heading of a metric's column: ``test``, the name of a further test set, or a task's name."""
+    prefix, _, metric = key.partition("/")
+    return prefix if metric == "accuracy" else metric
 
 
-def _spread(values: np.ndarray | None) -> str:
+def _format_values(values: np.ndarray | None) -> str:
+    """Return the mean of values (N,) in percent and, if there are several, their standard deviation."""
     if values is None:
         return "-"
-    told = f"{values.mean():.1f} %"
-    return f"{told} +- {values.std(ddof=1):.1f}" if len(values) > 1 else told
+    mean = f"{values.mean():.1f} %"
+    return f"{mean} +- {values.std(ddof=1):.1f}" if len(values) > 1 else mean
 
 
-def _bought(keys: Sequence[str], jobs: Sequence[Job]) -> list[str]:
-    """Return a line on what the method of each row bought, where there are several seeds and a control."""
+def _describe_method_gains(keys: Sequence[str], jobs: Sequence[Job]) -> list[str]:
+    """Return lines on what the method of each row gained; only with several seeds and a control."""
     lines = []
-    for members in grouped(keys, jobs).values():
-        row = named(keys, members[0])
-        method = str(members[0].network["name"])
-        bought = gains([job.record for job in members], method)
-        lines += [f"{row}: {line}" if row else line for line in bought]
+    for members in group_jobs(keys, jobs).values():
+        settings = format_settings(keys, members[0])
+        gains = describe_gains([job.record for job in members], str(members[0].network["name"]))
+        lines += [f"{settings}: {line}" if settings else line for line in gains]
     return lines
 
 
-def _print(head: Sequence[str], rows: Sequence[Sequence[str]], names: int) -> None:
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for number, name in enumerate(head):
-        shown.add_column(name, justify="left" if number < names else "right", no_wrap=True)
-    for row in rows:
-        shown.add_row(*row)
-    print_whole(shown)
-
-
-def _over_x(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page.Picture]:
-    """Return the picture of all measures over the first number that the sweep varied; none where there is none."""
-    x = next((key for key in keys if all(is_number(job.chosen.get(key, "")) for job in jobs)), None)
-    if x is None:
+def _draw_measures(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page.Picture]:
+    """Return the picture of all measures over the first numeric key of the sweep; none if no key is numeric."""
+    x_key = next((key for key in keys if all(is_number(job.settings.get(key, "")) for job in jobs)), None)
+    if x_key is None:
         return []
-    others = [key for key in keys if key != x]
-    shown = []
-    for compute_metrics in MEASURES:
-        if x in label_efficiency.LABEL_KEYS and compute_metrics is TESTED:
+    other_keys = [key for key in keys if key != x_key]
+    panels = []
+    for measure in MEASURES:
+        if x_key in label_efficiency.LABEL_KEYS and measure is TEST_MEASURE:
             continue  # it has a picture of its own
         lines: dict[str, dict[float, list[float]]] = {}
         for job in jobs:
-            if (value := compute_metrics.of(job)) is not None:
-                points = lines.setdefault(named(others, job) or "all", {})
-                points.setdefault(float(job.chosen[x]), []).append(value)
+            if (value := measure.read(job)) is not None:
+                points = lines.setdefault(format_settings(other_keys, job) or "all", {})
+                points.setdefault(float(job.settings[x_key]), []).append(value)
         if lines:
-            shown.append(pictures.Panel(compute_metrics.heading, lines, compute_metrics.share))
-    told = "Lines join the means over seeds; faint dots are single runs. Scales that are no share are logarithmic."
-    name = short(x)
-    return [page.picture(folder / "over_x.png", pictures.panels(name, shown), f"Over {name}", told)]
+            panels.append(pictures.Panel(measure.heading, lines, measure.is_share))
+    name = shorten_key(x_key)
+    figure = pictures.draw_panels(name, panels)
+    return [page.save_picture(folder / "over_x.png", figure, f"Over {name}", PANELS_CAPTION.format(name))]
 
 
-def _shifts(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page.Picture]:
-    """Return a picture for each shift that was measured: one line a row of the table, the mean over its runs."""
+def _draw_shifts(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page.Picture]:
+    """Return a picture for each measured shift: one line per row of the table, the mean over its runs."""
     shown = []
     for shift in SHIFTS:
         lines: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
-        told = ""
-        for members in grouped(keys, jobs).values():
-            found = [(job, one) for job in members if (one := read_curve(job.folder, shift)) is not None]
-            if found:
-                told = f"The test images, {found[0][1].told}."
-                accuracies = np.mean([one.accuracy[last_fit(job.record)] for job, one in found], axis=0)
-                lines[named(keys, members[0]) or "all"] = (found[0][1].strengths, list(accuracies))
+        description = ""
+        for members in group_jobs(keys, jobs).values():
+            curves = [(job, curve) for job in members if (curve := read_curve(job.folder, shift)) is not None]
+            if curves:
+                first = curves[0][1]
+                description = first.description
+                accuracies = np.mean([curve.accuracy[last_fit(job.record)] for job, curve in curves], axis=0)
+                lines[format_settings(keys, members[0]) or "all"] = (first.strengths, list(accuracies))
         if lines:
-            figure = pictures.shift_curves(shift, lines)
-            shown.append(page.picture(folder / f"shift_{shift}.png", figure, f"Shift: {shift}", told))
+            caption = (
+                f"Test accuracy (y, mean over runs) over the strength of the shift (x): test images {description}."
+            )
+            figure = pictures.draw_shift_curves(shift, lines)
+            shown.append(page.save_picture(folder / f"shift_{shift}.png", figure, f"Shift: {shift}", caption))
     return shown
 
 
-def _templates(jobs: Sequence[Job]) -> list[page.Picture]:
-    """Return the first perceptron's templates, where a run drew them."""
-    drawn = [file for job in jobs if (file := job.folder.report / page.TEMPLATES).is_file()]
-    return [page.Picture(file, "Templates", page.TEMPLATES_TOLD) for file in drawn[:1]]
+def _find_templates(jobs: Sequence[Job]) -> list[page.Picture]:
+    """Return the picture of the first perceptron's weights, if a run's report has one."""
+    files = [file for job in jobs if (file := job.folder.report / page.TEMPLATES_FILE).is_file()]
+    return [page.Picture(file, "Templates", page.TEMPLATES_CAPTION) for file in files[:1]]

@@ -1,4 +1,4 @@
-"""The table at the end of a run, from ``run.json`` alone. Needs no torch."""
+"""The table at the end of a run, built from ``run.json`` alone. Needs no torch."""
 
 import re
 from collections.abc import Mapping
@@ -12,195 +12,206 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 HEADER = ("stage", "network", "weights", "steps", "labels")
-PSEUDO = ("pseudo", "right")
-CHANGED, CHANGED_TOLD = "changed", "changed: the share of the pool labelled otherwise than in the round before"
+PSEUDO_LABEL_HEADER = ("pseudo", "right")
+CHANGED_HEADER = "changed"
+CHANGED_NOTE = "changed: the share of the pool that the teacher labels differently than in the round before"
 VALIDATION, TEST, POOL_CHANGED = "val/accuracy", "test/accuracy", "pool/changed"
-TASK, FURTHER = re.compile(r"test/(task)-(\d+)"), re.compile(r"test-(.+)/accuracy")
-FORGETS = "forgets"
+TASK, OTHER_TEST_SET = re.compile(r"test/(task)-(\d+)"), re.compile(r"test-(.+)/accuracy")
+FORGETTING_HEADER = "forgets"
 NO_VALUE = "-"
-WIDEST = 1000  # characters
-OLD_CONTROL = (  # of records of noisy students
+MAX_WIDTH = 1000  # characters
+OLD_CONTROL_NOTE = (  # of a noisy student's record that has no note of its own
     "Control: the last student's network, augmentation and noise on the labels alone, "
     "for as many steps as all other stages together."
 )
-OF_TASKS = (
-    "task 1, task 2 ...: accuracy among the task's own classes, on its test images; forgets: points lost on "
-    "the tasks before, each since it was learned, as a mean."
+TASKS_NOTE = (
+    "task 1, task 2 ...: accuracy among the task's own classes, on its test images; forgets: points of accuracy lost "
+    "on earlier tasks since each was learned, as a mean."
 )
 
 
-def header(record: Mapping[str, Any], wide: bool = True) -> tuple[str, ...]:
-    """Return what heads the columns: where a run learned tasks, these stand in place of the whole test set.
+def build_header(record: Mapping[str, Any], wide: bool = True) -> tuple[str, ...]:
+    """Return the headings of the columns; a run that learned tasks has one per task and none for the whole test set.
 
-    A wide table says which share of the pseudo-labels changed since the round before, where there was one.
+    A wide table also has the share of pseudo-labels that changed since the round before, if there was one.
     """
-    measured = [TASK.sub(r"\1 \2", FURTHER.sub(r"\1", key.replace(TEST, "test"))) for key in _measured(record)]
-    if _tasks(record):
-        return (*HEADER, "val", *measured, FORGETS)
-    changed = (CHANGED,) if wide and _changed(record) else ()
-    return (*HEADER, *(PSEUDO if _labelled(record) else ()), *changed, "val", *measured)
+    test_headings = [
+        TASK.sub(r"\1 \2", OTHER_TEST_SET.sub(r"\1", key.replace(TEST, "test"))) for key in _test_metrics(record)
+    ]
+    if _has_tasks(record):
+        return (*HEADER, "val", *test_headings, FORGETTING_HEADER)
+    changed = (CHANGED_HEADER,) if wide and _has_changes(record) else ()
+    return (*HEADER, *(PSEUDO_LABEL_HEADER if _has_pseudo_labels(record) else ()), *changed, "val", *test_headings)
 
 
-def rows(record: Mapping[str, Any], wide: bool = True) -> list[tuple[str, ...]]:
-    """Return one row a trained network: what it learned from, and how well it does."""
+def build_rows(record: Mapping[str, Any], wide: bool = True) -> list[tuple[str, ...]]:
+    """Return one row per trained network: what it was trained on, and its accuracies."""
     table: list[tuple[str, ...]] = []
-    waiting: Mapping[str, Any] = {}  # the labels that the next student learns from
+    pool_result: Mapping[str, Any] = {}  # of the pseudo-labels that the next student is trained on
     for entry in record["stages"]:
         result = entry["result"]
         if entry["kind"] == "label":
-            waiting = result
+            pool_result = result
             continue
-        pseudo = (f"{waiting['pool/kept']:,.0f}" if waiting else NO_VALUE, _percent(waiting.get("pool/right")))
+        count = f"{pool_result['pool/kept']:,.0f}" if pool_result else NO_VALUE
+        pseudo_labels = (count, _format_percent(pool_result.get("pool/right")))
         table.append(
             (
                 entry["name"],
-                _network(entry),
+                _format_network(entry),
                 f"{entry['parameters']:,}",
                 f"{entry['steps']:,}",
                 f"{entry['labels']:,}",
-                *(pseudo if _labelled(record) else ()),
-                *((_percent(waiting.get(POOL_CHANGED)),) if wide and _changed(record) else ()),
-                _percent(result.get(VALIDATION)),
-                *(_percent(result.get(key)) for key in _measured(record)),
-                *((_points(forgotten(record, entry)),) if _tasks(record) else ()),
+                *(pseudo_labels if _has_pseudo_labels(record) else ()),
+                *((_format_percent(pool_result.get(POOL_CHANGED)),) if wide and _has_changes(record) else ()),
+                _format_percent(result.get(VALIDATION)),
+                *(_format_percent(result.get(key)) for key in _test_metrics(record)),
+                *((_format_points(compute_forgetting(record, entry)),) if _has_tasks(record) else ()),
             )
         )
-        waiting = {}
+        pool_result = {}
     return table
 
 
-def forgotten(record: Mapping[str, Any], entry: Mapping[str, Any]) -> float | None:
-    """Return what a network has lost on the tasks before its last, each since it was learned, as a mean.
+def compute_forgetting(record: Mapping[str, Any], entry: Mapping[str, Any]) -> float | None:
+    """Return the mean accuracy that a network has lost on all tasks but its last; None if it has learned only one.
 
-    A task's accuracy counts from the stage that ended with it as the last one learned: the latest of those that lead to
-    the network.
+    The loss of a task is measured from the stage that ended with it as the last task learned: the latest such stage
+    among those that lead to the network.
     """
-    fits = {other["name"]: other for other in record["stages"]}
-    way, stage = [], fits.get(entry["name"])  # from the network back to the first
+    stages = {other["name"]: other for other in record["stages"]}
+    history, stage = [], stages.get(entry["name"])  # accuracies by task, from the network back to the first stage
     while stage is not None:
-        way.append(_of_tasks(stage["result"]))
-        stage = fits.get(stage.get("after", ""))
-    now = _of_tasks(entry["result"])
-    lost = []
-    for task in sorted(now)[:-1]:
-        learned = next((then for then in way if max(then, default=0) == task), way[-1])  # of an older run: as it began
-        lost.append(learned.get(task, now[task]) - now[task])
-    return sum(lost) / len(lost) if lost else None
+        history.append(_task_accuracies(stage["result"]))
+        stage = stages.get(stage.get("after", ""))
+    final = _task_accuracies(entry["result"])
+    losses = []
+    for task in sorted(final)[:-1]:  # a task of init_from has no such stage: it counts from the first one
+        learned = next((accuracies for accuracies in history if max(accuracies, default=0) == task), history[-1])
+        losses.append(learned.get(task, final[task]) - final[task])
+    return sum(losses) / len(losses) if losses else None
 
 
-def _of_tasks(result: Mapping[str, float]) -> dict[int, float]:
+def _task_accuracies(result: Mapping[str, float]) -> dict[int, float]:
     """Return the accuracy on each task that a network has learned, by the task's number."""
-    return {int(found[2]): value for key, value in result.items() if (found := TASK.fullmatch(key))}
+    return {int(match[2]): value for key, value in result.items() if (match := TASK.fullmatch(key))}
 
 
-def _labelled(record: Mapping[str, Any]) -> bool:
-    """Return whether a stage labelled the pool."""
+def _has_pseudo_labels(record: Mapping[str, Any]) -> bool:
     return any(entry["kind"] == "label" for entry in record["stages"])
 
 
-def _changed(record: Mapping[str, Any]) -> bool:
-    """Return whether it is known how many labels changed from one round to the next."""
+def _has_changes(record: Mapping[str, Any]) -> bool:
+    """Return whether the record says how many pseudo-labels changed from one round to the next."""
     return any(POOL_CHANGED in entry["result"] for entry in record["stages"])
 
 
-def _tasks(record: Mapping[str, Any]) -> bool:
-    return any(_of_tasks(entry["result"]) for entry in record["stages"])
+def _has_tasks(record: Mapping[str, Any]) -> bool:
+    return any(_task_accuracies(entry["result"]) for entry in record["stages"])
 
 
-def _measured(record: Mapping[str, Any]) -> list[str]:
-    """Return what was measured on test images and has a column: accuracy on each task, or on each test set."""
+def _test_metrics(record: Mapping[str, Any]) -> list[str]:
+    """Return the test metrics that have a column: accuracy on each task, or on each test set."""
     keys = list(dict.fromkeys(key for entry in record["stages"] for key in entry["result"]))
-    if _tasks(record):
+    if _has_tasks(record):
         return sorted((key for key in keys if TASK.fullmatch(key)), key=lambda key: (len(key), key))
-    return [TEST, *(key for key in keys if FURTHER.fullmatch(key))]
+    return [TEST, *(key for key in keys if OTHER_TEST_SET.fullmatch(key))]
 
 
-def notes(record: Mapping[str, Any], wide: bool = True) -> list[str]:
-    """Return what belongs under the table."""
-    fits = [entry for entry in record["stages"] if entry["kind"] == "fit"]
-    kind, images = fits[0]["validation"], fits[0]["validation_images"]
-    tested = record.get("data", {}).get("test")
-    told = {
-        "none": "No validation: all labels are trained on, the schedule is fixed, the final weights are kept.",
-        "inside": f"Validation: {images} of {images + fits[0]['labels']} labels, held out",
-        "outside": f"Validation: {images} images beside the label budget",
-        "own": f"Validation: the dataset's own {images} images",
-    }[kind]
-    if images:
-        told += "; the weights of the best epoch are kept."
+def build_notes(record: Mapping[str, Any], wide: bool = True) -> list[str]:
+    """Return the notes below the table."""
     lines = []
     left_out = record.get("data", {}).get("left_out", [])
     if left_out:
         lines.append(f"Data: unreadable files left out: {len(left_out):,} (run.json names them).")
-    labels = [entry for entry in record["stages"] if entry["kind"] == "label"]
-    if labels:
-        right = "; right: the share of them labelled as in truth" if "pool/right" in labels[0]["result"] else ""
-        changed = f"; {CHANGED_TOLD}" if wide and _changed(record) else ""
+    label_entries = [entry for entry in record["stages"] if entry["kind"] == "label"]
+    if label_entries:
+        right = (
+            "; right: the share of these labels that are correct" if "pool/right" in label_entries[0]["result"] else ""
+        )
+        changed = f"; {CHANGED_NOTE}" if wide and _has_changes(record) else ""
         lines.append(f"pseudo: pool images kept with the teacher's label{right}{changed}.")
+    test_images = record.get("data", {}).get("test")
     if not is_tested(record):
-        lines.append(f"{told} The test set is untouched; the same command with evaluate_test=true meets it.")
+        test = " The test set is untouched; to measure on it, give the same command with evaluate_test=true."
     else:
-        lines.append(told if tested is None else f"{told} Test: {tested:,} images.")
-    lines += [OF_TASKS] if _tasks(record) else []
-    lines += dict.fromkeys(e.get("told") or OLD_CONTROL for e in fits if e["control"] or e.get("told"))
-    made, now = (record["version"], record["git"]), (__version__, commit())
-    if made != now:
-        lines.append(f"Made by version {_code(*made)} of the code; this is {_code(*now)}.")
+        test = "" if test_images is None else f" Test: {test_images:,} images."
+    lines.append(_describe_validation(record) + test)
+    lines += [TASKS_NOTE] if _has_tasks(record) else []
+    fits = [entry for entry in record["stages"] if entry["kind"] == "fit"]
+    lines += dict.fromkeys(e.get("told") or OLD_CONTROL_NOTE for e in fits if e["control"] or e.get("told"))
+    recorded, current = (record["version"], record["git"]), (__version__, commit())
+    if recorded != current:
+        lines.append(f"Made by version {_format_version(*recorded)} of the code; this is {_format_version(*current)}.")
     return lines
 
 
+def _describe_validation(record: Mapping[str, Any]) -> str:
+    """Return which images validated the run, and which weights were kept."""
+    first = next(entry for entry in record["stages"] if entry["kind"] == "fit")
+    images = first["validation_images"]
+    text = {
+        "none": "No validation: all labels are trained on, the schedule is fixed, the final weights are kept.",
+        "inside": f"Validation: {images} of {images + first['labels']} labels, held out",
+        "outside": f"Validation: {images} images beside the label budget",
+        "own": f"Validation: the dataset's own {images} images",
+    }[first["validation"]]
+    return f"{text}; the weights of the best epoch are kept." if images else text
+
+
 def print_table(record: Mapping[str, Any]) -> None:
-    """Print the table, wide where it fits the terminal, and its notes."""
+    """Print the table and its notes; the wide table if it fits the terminal."""
     from rich.console import Console
 
     console = Console()
-    table = _drawn(record, wide=True)
-    wide = _width(table) <= console.width
-    print_whole(table if wide else _drawn(record, wide=False))
-    for line in notes(record, wide):
+    table = _build_table(record, wide=True)
+    wide = _measure_width(table) <= console.width
+    print_uncut(table if wide else _build_table(record, wide=False))
+    for line in build_notes(record, wide):
         console.print(line, style="dim", highlight=False)
 
 
-def _drawn(record: Mapping[str, Any], wide: bool) -> "Table":
+def _build_table(record: Mapping[str, Any], wide: bool) -> "Table":
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, name in enumerate(header(record, wide)):
+    for number, name in enumerate(build_header(record, wide)):
         table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)  # noqa: PLR2004 - two texts
-    for row in rows(record, wide):
+    for row in build_rows(record, wide):
         table.add_row(*row, style="bold" if row[0] == last_fit(record) else None)
     return table
 
 
-def print_whole(table: "Table") -> None:
-    """Print a table without cutting anything; where a terminal is narrower its lines wrap."""
+def print_uncut(table: "Table") -> None:
+    """Print a table without cutting any cell; on a narrower terminal its lines wrap."""
     from rich.console import Console
 
-    Console(width=max(_width(table), Console().width)).print(table)
+    Console(width=max(_measure_width(table), Console().width)).print(table)
 
 
-def _width(table: "Table") -> int:
+def _measure_width(table: "Table") -> int:
+    """Return how many characters wide a table is if nothing is cut."""
     from rich.console import Console
     from rich.measure import Measurement
 
     console = Console()
-    return Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    return Measurement.get(console, console.options.update(max_width=MAX_WIDTH), table).maximum
 
 
-def _code(version: str, git: str | None) -> str:
+def _format_version(version: str, git: str | None) -> str:
     return version if git is None else f"{version} ({git[:10]}{'+' if git.endswith('+') else ''})"
 
 
-def _network(entry: Mapping[str, Any]) -> str:
+def _format_network(entry: Mapping[str, Any]) -> str:
     model = dict(entry["model"])
     name = str(model.pop("_target_")).rpartition(".")[2]
     width = model.get("width")
     return str(model.get("name", name)) if width is None else f"{name} x{width:g}"
 
 
-def _percent(value: float | None) -> str:
+def _format_percent(value: float | None) -> str:
     return NO_VALUE if value is None else f"{100 * value:.1f} %"
 
 
-def _points(value: float | None) -> str:
-    return NO_VALUE if value is None else f"{round(100 * value, 1) + 0.0:.1f}"  # no minus before a zero
+def _format_points(value: float | None) -> str:
+    return NO_VALUE if value is None else f"{round(100 * value, 1) + 0.0:.1f}"  # + 0.0 turns -0.0 into 0.0

@@ -1,4 +1,4 @@
-"""Shifts, sweeps and what is shown of them."""
+"""Shifts, sweeps, and the pages and tables that report them."""
 
 import json
 import re
@@ -12,35 +12,35 @@ from helpers.commands import command
 from helpers.runs import only_run, run
 from tutelage.errors import UserError
 from tutelage.report import pictures
-from tutelage.report.shifts import STRENGTHS, shifted
+from tutelage.report.shifts import STRENGTHS, shift_images
 from tutelage.runs import RunFolder, finished_run, stored_config
 
 
-def images(channels: int = 1, size: int = 20) -> torch.Tensor:
+def draw_images(channels: int = 1, size: int = 20) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, channels, size, size), dtype=np.uint8))
 
 
 @pytest.mark.parametrize("shift", sorted(STRENGTHS))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_strength_0_leaves_images_as_they_are_and_all_keep_their_form(shift, channels):
-    batch = images(channels)
+    batch = draw_images(channels)
     for strength in STRENGTHS[shift]:
-        for view in shifted(batch, shift, strength):
+        for view in shift_images(batch, shift, strength):
             assert view.shape == batch.shape
             assert view.dtype == torch.uint8
             assert (strength != 0) or torch.equal(view, batch)
 
 
 def test_brightness_adds_and_clips():
-    batch = images()
-    (darker,) = shifted(batch, "brightness", -0.4)
+    batch = draw_images()
+    (darker,) = shift_images(batch, "brightness", -0.4)
     assert torch.equal(darker, (batch.int() - 102).clamp(min=0).byte())
-    assert (shifted(batch, "brightness", 1.0)[0] == 255).all()
+    assert (shift_images(batch, "brightness", 1.0)[0] == 255).all()
 
 
 def test_translation_moves_by_whole_pixels_right_left_down_and_up():
-    batch = images().numpy()
-    views = [view.numpy() for view in shifted(torch.from_numpy(batch), "translate", 0.15)]
+    batch = draw_images().numpy()
+    views = [view.numpy() for view in shift_images(torch.from_numpy(batch), "translate", 0.15)]
     for view, (axis, by) in zip(views, [(3, 3), (3, -3), (2, 3), (2, -3)], strict=True):
         expected = np.roll(batch, by, axis)
         edge = slice(0, 3) if by > 0 else slice(-3, None)
@@ -49,9 +49,9 @@ def test_translation_moves_by_whole_pixels_right_left_down_and_up():
 
 
 def test_rotation_is_pils():
-    batch = images(size=21)
+    batch = draw_images(size=21)
     for degrees in (-90, -30, 45, 90):
-        (turned,) = shifted(batch, "rotate", degrees)
+        (turned,) = shift_images(batch, "rotate", degrees)
         expected = Image.fromarray(batch[0, 0].numpy()).rotate(degrees, Image.Resampling.BILINEAR)
         inner = np.abs(turned[0, 0].numpy().astype(int) - np.asarray(expected))[4:-4, 4:-4]
         assert inner.max() <= 2
@@ -60,7 +60,7 @@ def test_rotation_is_pils():
 def test_a_crop_keeps_the_centre_and_enlarges_it():
     batch = torch.zeros(1, 1, 20, 20, dtype=torch.uint8)
     batch[..., 5:15, 5:15] = 200
-    (view,) = shifted(batch, "crop", 0.5)
+    (view,) = shift_images(batch, "crop", 0.5)
     assert (view == 200).all()
 
 
@@ -85,7 +85,7 @@ def test_evaluate_prints_the_numbers_and_adds_the_picture(finished):
     done = command("tutelage.cli", "evaluate", str(finished), "shift=translate,rotate")
     assert done.returncode == 0, done.stderr
     assert re.search(r"network +0% +5% +10% +15% +20% +25% +30% +40% +50%", done.stdout)
-    assert "200 test images turned by so many degrees" in done.stdout
+    assert "200 test images rotated by this many degrees" in done.stdout
     assert "…" not in done.stdout
     assert (finished / "report" / "shift_rotate.png").exists()
     before = (finished / "shifts" / "rotate.json").stat().st_mtime_ns
@@ -94,7 +94,7 @@ def test_evaluate_prints_the_numbers_and_adds_the_picture(finished):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "evaluate needs one run's folder"),
         (["nowhere"], "nowhere: no run; this needs the folder of a finished run"),
@@ -102,10 +102,10 @@ def test_evaluate_prints_the_numbers_and_adds_the_picture(finished):
         (["RUN", "strength=3"], "strength: evaluate knows shift=NAME"),
     ],
 )
-def test_what_evaluate_cannot_do_is_one_line(finished, arguments, told):
+def test_what_evaluate_cannot_do_is_one_line(finished, arguments, message):
     done = command("tutelage.cli", "evaluate", *(str(finished) if word == "RUN" else word for word in arguments))
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -119,7 +119,9 @@ def test_a_run_whose_data_has_changed_is_not_evaluated(finished, tmp_path):
     (copy / "run.json").write_text(json.dumps(record))
     done = command("tutelage.cli", "evaluate", str(copy), "shift=brightness")
     assert done.returncode == 2
-    assert "its data has changed since; data.root=FOLDER says" in done.stderr
+    assert (
+        "data has changed since it was trained; if the unchanged data is now elsewhere, give data.root=" in done.stderr
+    )
 
 
 def test_an_experiment_that_is_a_sweep_compares_its_runs(tmp_path):
@@ -210,7 +212,7 @@ def test_a_stage_without_labels_has_a_loss_and_no_accuracy_to_draw():
         "student": [{"step": 5, "train/loss": 0.7}],
         "control": [{"step": 5, "train/loss": 1.0, "train/accuracy": 0.5}],
     }
-    left, right = pictures.learning_curves(tables).axes
+    left, right = pictures.draw_learning_curves(tables).axes
     assert [line.get_ydata().tolist() for line in left.lines] == [[0.7], [1.0]]
     assert np.isnan(right.lines[0].get_ydata()).all()
     assert right.lines[1].get_ydata().tolist() == [0.5]
