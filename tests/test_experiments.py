@@ -10,7 +10,7 @@ from conftest import command, only_run, run
 from test_data import write_images
 from test_datasets import columns, pictures, write_stl10
 from test_emoji import REAL
-from tutelage.config.compose import conf_dir
+from tutelage.config.options import conf_dir
 
 NEEDING_DATA = ("image_folder_noisy_student", "stl10_noisy_student")
 OTHERS = sorted({file.stem for file in (conf_dir() / "experiment").glob("*.yaml")} - set(NEEDING_DATA))

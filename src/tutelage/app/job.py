@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.config.targets import ALLOW_FLAG, by_flag
+from tutelage.config.targets import ALLOW_FLAG, list_flag_packages
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:  # at run time they are imported when they are needed
@@ -73,7 +73,7 @@ def _execute_with_others(
 ) -> int:
     """Do as ``execute`` does, as one of several processes: the first one decides, writes and talks."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch starts: each process would warn of the same
-    from tutelage.errors import FIRST_SPEAKS_SECONDS, USER_ERROR
+    from tutelage.errors import RANK0_HEAD_START_SECONDS, USER_ERROR
     from tutelage.process_group import join
     from tutelage.runs import RunFolder, is_done
     from tutelage.runs.cluster.process_checks import propagate_failure, uses_gpu
@@ -96,7 +96,7 @@ def _execute_with_others(
     finally:
         group.leave()
     if code == USER_ERROR and world.started_by == "srun":
-        time.sleep(FIRST_SPEAKS_SECONDS)
+        time.sleep(RANK0_HEAD_START_SECONDS)
     if not code and group.first and not is_launched():
         _present(config, folder, line_only)
     return code
@@ -111,10 +111,10 @@ def _run(config: "Config", place: "tuple[RunFolder, str]", arguments: Sequence[s
     """Train a run, or go on with it; return 0, or 128 + the signal that stopped it."""
     from tutelage.runs import identity, is_done
     from tutelage.runs.cluster.slurm import patience
-    from tutelage.storage import locked
+    from tutelage.storage import hold_lock
 
     folder, what = place
-    with locked(folder.lock_file, f"run {folder.path}", patience()) if group.first else nullcontext():
+    with hold_lock(folder.lock_file, f"run {folder.path}", patience()) if group.first else nullcontext():
         if group.broadcast_from_rank0(
             lambda: is_done(folder, config)
         ):  # by another process, between the first look and the lock
@@ -176,7 +176,7 @@ def _train(
 
 def as_typed(arguments: Sequence[str]) -> str:
     """Return the command that would do the same again."""
-    flags = [f"{ALLOW_FLAG}={package}" for package in by_flag()]
+    flags = [f"{ALLOW_FLAG}={package}" for package in list_flag_packages()]
     return shlex.join(["tutelage", "train", *flags, *arguments])
 
 

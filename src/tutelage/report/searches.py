@@ -12,7 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from tutelage.config import FALLING, OBJECTIVES, SweeperConfig
+from tutelage.config import MINIMIZED_OBJECTIVES, OBJECTIVES, SweeperConfig
 from tutelage.report import page
 from tutelage.report.jobs import SEED, Job, grouped, is_number, short
 from tutelage.report.pictures import COLORS, INK, WIDE_RANGE
@@ -41,7 +41,7 @@ def ranked(keys: Sequence[str], jobs: Sequence[Job], objective: str) -> list[lis
     """Return the runs by their values at ``keys``, the best mean first; last those of which some have no objective."""
 
     def place(members: Sequence[Job]) -> tuple[bool, float]:
-        value = mean(members, objective) * (1 if objective in FALLING else -1)
+        value = mean(members, objective) * (1 if objective in MINIMIZED_OBJECTIVES else -1)
         return any(job.seen(objective) is None for job in members), math.inf if math.isnan(value) else value
 
     return sorted(grouped(keys, jobs).values(), key=place)
@@ -55,7 +55,7 @@ def mean(jobs: Sequence[Job], objective: str) -> float:
 
 def told(value: float, objective: str) -> str:
     """Return a value of an objective as it is told: a share in percent."""
-    return f"{value:.4g}" if objective in FALLING else f"{100 * value:.1f} %"
+    return f"{value:.4g}" if objective in MINIMIZED_OBJECTIVES else f"{100 * value:.1f} %"
 
 
 def command_for(best: Job, command: str, search: SweeperConfig) -> str:
@@ -70,7 +70,7 @@ def command_for(best: Job, command: str, search: SweeperConfig) -> str:
     flags = [word for word in typed if word.startswith("--")]
     where = [word for word in typed if word.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
     chosen = [one for one in best.overrides if one.lstrip("+").partition("=")[0] not in NOT_CHOSEN]
-    over_seeds = ["hydra/sweeper=grid"] if search.searches else []
+    over_seeds = ["hydra/sweeper=grid"] if search.is_search else []
     words = [*flags, "-m", *chosen, *where, *over_seeds, f"{SEED}={FULL_SEEDS}", "evaluate_test=true"]
     return shlex.join(["tutelage", "train", *words])
 
@@ -115,7 +115,7 @@ def grid_map(asked: Mapping[str, Sequence[str]], jobs: Sequence[Job], objective:
     found = cells(keys, jobs, objective)
     rows, columns = (sorted(set(map(float, asked[key]))) for key in keys)
     means = np.array([[np.mean(found.get((row, column), [math.nan])) for column in columns] for row in rows])
-    goodness = -means if objective in FALLING else means
+    goodness = -means if objective in MINIMIZED_OBJECTIVES else means
     low, high = float(np.nanmin(goodness)), float(np.nanmax(goodness))
     size = (MARGIN + CELL * len(columns), MARGIN + CELL * len(rows))
     figure, axes = plt.subplots(figsize=size, layout="constrained")

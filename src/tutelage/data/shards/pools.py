@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tutelage.config.targets import ALLOW_FLAG, by_flag
+from tutelage.config.targets import ALLOW_FLAG, list_flag_packages
 from tutelage.data.files.listing import MOST_NAMED, abbreviate
 from tutelage.errors import UserError
 
@@ -68,7 +68,7 @@ def find_shards(given: str) -> tuple[Shard, ...] | None:
     """
     where = f"data.unlabelled={given}"
     if is_remote(given):
-        if given.startswith(PIPE) and PIPE[:-1] not in by_flag():
+        if given.startswith(PIPE) and PIPE[:-1] not in list_flag_packages():
             told = "a command is run only where you allow it, also when a stored run is looked at"
             raise UserError(f"{where}: {told}: add {ALLOW_FLAG} {PIPE[:-1]}")
         return tuple(Shard(place.rpartition("/")[2], place, 0, 0) for place in _expanded(given, where))
