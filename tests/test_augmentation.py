@@ -15,10 +15,10 @@ from torchvision.transforms.v2 import functional
 
 from helpers.images import smooth_image
 from tutelage.augmentation import AugMix, Pipeline, RandAugment, RandomResizedCrop, ThreePoints, TrivialAugment
-from tutelage.augmentation.chains import apply_chain
-from tutelage.augmentation.crop import NUMBERS_PER_CROP, crop_and_resize, draw_boxes
-from tutelage.augmentation.operations import OPERATIONS, SIGNED
-from tutelage.config.compose import compose, options
+from tutelage.augmentation.crop import NUMBERS, cut, draw_boxes
+from tutelage.augmentation.operations import OPERATIONS, SIGNED, operate
+from tutelage.config.compose import compose
+from tutelage.config.options import list_options
 from tutelage.errors import UserError
 from tutelage.randomness import Key
 
@@ -333,7 +333,7 @@ def test_three_points_of_a_line_or_a_point_are_no_error(shape):
 
 
 @pytest.mark.parametrize("data", ["digits", "fashion_mnist", "cifar10"])
-@pytest.mark.parametrize("option", sorted(options()["augmentation"]))
+@pytest.mark.parametrize("option", sorted(list_options()["augmentation"]))
 def test_every_pipeline_is_a_function_of_the_draw(option, data):
     config = compose([f"data={data}", f"augmentation={option}"])
     size, channels, given = config.data.image_size, config.data.channels, config.augmentation

@@ -7,32 +7,33 @@ from omegaconf import OmegaConf
 
 from helpers.commands import command, loaded_packages
 from tutelage.config import Config
-from tutelage.config.compose import compose, conf_dir, options
+from tutelage.config.compose import compose
+from tutelage.config.options import conf_dir, list_options
 from tutelage.errors import UserError
 from tutelage.runs import identity, run_path
 
-EVERY_OPTION = [(group, option) for group, entries in options().items() for option in entries]
-WEIGHTS = ["init_from=weights.pth"]
-NEEDED = {
+EVERY_OPTION = [(group, option) for group, entries in list_options().items() for option in entries]
+WITH_WEIGHTS = ["init_from=weights.pth"]
+REQUIRED_OVERRIDES = {
     "alexnet": ["data.image_size=67"],
     "vgg": ["data.image_size=32"],
-    **{f"transfer_{kind}": WEIGHTS for kind in ("frozen", "finetune", "gradual")},
+    **{f"transfer_{kind}": WITH_WEIGHTS for kind in ("frozen", "finetune", "gradual")},
 }
 
 
 @pytest.mark.parametrize(("group", "option"), EVERY_OPTION)
 def test_every_option_of_every_group_composes_and_validates(group, option):
-    config = compose([f"{group}={option}", *NEEDED.get(option, [])])
+    config = compose([f"{group}={option}", *REQUIRED_OVERRIDES.get(option, [])])
     assert isinstance(config, Config)
 
 
 @pytest.mark.parametrize(("group", "option"), EVERY_OPTION)
 def test_every_option_opens_with_a_line_that_says_what_it_is(group, option):
-    told = options()[group][option]
-    assert 5 < len(told) < 120
+    summary = list_options()[group][option]
+    assert 5 < len(summary) < 120
 
 
-@pytest.mark.parametrize("name", sorted(options()["experiment"]))
+@pytest.mark.parametrize("name", sorted(list_options()["experiment"]))
 def test_every_experiment_has_its_own_name_says_its_command_and_shrinks(name):
     config = compose([f"experiment={name}", "debug=tiny"])
     assert config.name == name
@@ -48,15 +49,15 @@ def test_every_key_of_the_schema_stands_in_the_configs():
     """A key that no YAML names would be one that nobody finds."""
     composed = compose([]).model_dump()
     assert set(composed) == set(Config.model_fields)
-    given = set()
+    keys = set()
     for file in conf_dir().rglob("*.yaml"):
-        given |= set(OmegaConf.to_container(OmegaConf.load(file)))
+        keys |= set(OmegaConf.to_container(OmegaConf.load(file)))
     for section in ("optimizer", "scheduler", "trainer", "logger", "callbacks", "data"):
         fields = type(getattr(compose([]), section)).model_fields
-        assert {field.alias or name for name, field in fields.items()} <= given, section
+        assert {field.alias or name for name, field in fields.items()} <= keys, section
 
 
-WRONG = [
+CONFIG_ERRORS = [
     (["experiment=[why_cnn,why_augment]"], "experiment takes one name; several are a sweep: -m experiment=ONE,OTHER"),
     (["strategy=fixmatch", "augmentation=none"], "strategy=fixmatch needs two different views of an image"),
     (["modle.width=2"], "unknown key 'modle.width' in 'modle.width=2': did you mean 'model.width'?"),
@@ -89,18 +90,24 @@ WRONG = [
     (["strategy=noisy_student", "strategy.students=[]"], "strategy.students: List should have at least 1 item"),
     (["strategy=noisy_student", "strategy.students=[{model:{depht:2}}]"], "unknown key 'depht': did you mean 'depth'?"),
     (["strategy=distillation", "strategy.alpha=2"], "strategy.alpha=2: input should be less than or equal to 1"),
-    (["strategy=distillation", "strategy.target_type=hard", "strategy.decoupled={}"], "decoupled weighs soft labels"),
+    (["strategy=distillation", "strategy.target_type=hard", "strategy.decoupled={}"], "decoupled weighs soft targets"),
     (["strategy=distillation", "strategy.temperature=0"], "strategy.temperature=0: input should be greater than 0"),
     (["strategy=distillation", "strategy.teacher=vgg"], "composed into a key by model@strategy.teacher=vgg"),
     (["strategy=distillation", "model@strategy.teacher=vgg"], "strategy.teacher: model=vgg needs images of 32 pixels"),
     (["strategy=teacher_student", "strategy.teacher=null"], "name finished runs by strategy.teachers=[RUN]"),
     (["strategy=distillation", "augmentation=weak_strong"], "strategy=distillation takes one view of an image"),
     (["strategy=distillation", "strategy.teacher.widht=2"], "did you mean 'strategy.teacher.width'?"),
-    (["strategy=pseudo_label", "strategy.ramp_begins=0.7"], "strategy.ramp_begins comes before strategy.ramp_ends"),
+    (
+        ["strategy=pseudo_label", "strategy.ramp_begins=0.7"],
+        "strategy.ramp_begins must not be greater than strategy.ramp_ends",
+    ),
     (["strategy=pseudo_label", "model=nearest_neighbours"], "it goes with strategy=supervised"),
     (["strategy=lwf", "strategy.tasks=[[0,1],[1,2]]"], "each with classes of its own"),
     (["strategy=lwf", "strategy.tasks=[[0,1]]"], "two tasks or more are needed"),
-    (["strategy=transfer_frozen"], "strategy=transfer_frozen begins from weights: give init_from=RUN, FILE, timm:NAME"),
+    (
+        ["strategy=transfer_frozen"],
+        "strategy=transfer_frozen starts from trained weights: give init_from=RUN, FILE, timm:NAME",
+    ),
     (
         ["strategy=transfer_finetune", "strategy.layer_decay=0"],
         "strategy.layer_decay=0: input should be greater than 0",
@@ -120,18 +127,18 @@ WRONG = [
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"), WRONG, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+    ("overrides", "message"), CONFIG_ERRORS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
-def test_what_is_wrong_is_told_in_one_line(overrides, told):
-    with pytest.raises(UserError) as refused:
+def test_a_config_error_is_one_line(overrides, message):
+    with pytest.raises(UserError) as error:
         compose(overrides)
-    line = str(refused.value)
-    assert told in line
+    line = str(error.value)
+    assert message in line
     assert "\n" not in line
     assert len(line) < 480
 
 
-LATE = [
+LIBRARY_ERRORS = [
     (
         ["strategy=noisy_student", "data.labels_per_class=2", "model=mlp", "strategy.students=[{model:{width:2}}]"],
         "strategy.students: student-1 would have 1,606 weights, fewer than the 1,276,810 of its teacher",
@@ -139,8 +146,8 @@ LATE = [
     (["trainer=gpu"], "trainer.accelerator=gpu: no CUDA device is visible"),
     (["trainer.precision=16-mixed"], "trainer.precision=16-mixed: no CUDA device is visible"),
     (["data=image_folder"], "data=image_folder needs data.root=FOLDER"),
-    (["augmentation.transforms=[{_target_:albumentations.Rotat}]"], "nothing is found at 'albumentations.Rotat'"),
-    (["augmentation.transforms=[{_target_:os.system}]"], "'os.system' lies outside the allowed packages"),
+    (["augmentation.transforms=[{_target_:albumentations.Rotat}]"], "'albumentations.Rotat' does not exist"),
+    (["augmentation.transforms=[{_target_:os.system}]"], "'os.system' is outside the allowed packages"),
     (["augmentation.transforms=[{_target_:albumentations.Resize,height:3,width:3}]"], "came out as (3, 3, 1)"),
     (["model=timm", "model.name=resnet_18"], "model.name=resnet_18: timm has no such architecture"),
     (["data.image_size=8"], "model=lenet5 needs images of 12 pixels or more"),
@@ -154,26 +161,26 @@ LATE = [
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"), LATE, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+    ("overrides", "message"), LIBRARY_ERRORS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
-def test_what_only_the_libraries_know_is_told_before_anything_is_written(overrides, told, outputs):
-    from helpers.overrides import QUIET
+def test_errors_that_only_the_libraries_find_come_before_anything_is_written(overrides, message, outputs):
+    from conftest import QUIET
     from tutelage.app.job import execute
 
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as error:
         execute(compose([*QUIET, f"paths.outputs={outputs}", *overrides]))
-    assert told in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
     assert not [path for path in outputs.rglob("*") if path.is_file() and ".locks" not in path.parts]
 
 
-def name_of(*overrides: str) -> str:
+def run_name(*overrides: str) -> str:
     return run_path(compose(list(overrides)), "").name
 
 
-def test_a_run_is_what_its_science_is():
-    base = name_of()
-    for same in (
+def test_a_runs_name_depends_on_its_science_alone():
+    base = run_name()
+    for override in (
         "paths.outputs=/elsewhere",
         "trainer.threads=7",
         "trainer=cpu",
@@ -183,7 +190,7 @@ def test_a_run_is_what_its_science_is():
         "callbacks.checkpoint_minutes=1",
         "data.root=/x",
     ):
-        assert name_of(same) == base, same
+        assert run_name(override) == base, override
     others = [
         "seed=1",
         "attempt=2",
@@ -204,30 +211,30 @@ def test_a_run_is_what_its_science_is():
         "strategy=noisy_student",
         "trainer.precision=bf16-mixed",
     ]
-    names = [base, *map(name_of, others)]
+    names = [base, *map(run_name, others)]
     assert len(set(names)) == len(names)
 
 
 def test_a_key_at_its_neutral_value_does_not_enter_so_old_runs_keep_their_names():
-    entered = identity(compose([]), "")
-    assert "ema_decay" not in entered["optimizer"]
-    assert "dropout" not in entered["model"]
-    assert "attempt" not in entered
-    assert entered["seed"] == 0
-    assert entered["identity_version"] == 2
+    keys = identity(compose([]), "")
+    assert "ema_decay" not in keys["optimizer"]
+    assert "dropout" not in keys["model"]
+    assert "attempt" not in keys
+    assert keys["seed"] == 0
+    assert keys["identity_version"] == 2
 
 
 @pytest.mark.parametrize(
-    ("one", "same"),
+    ("override", "equivalent"),
     [
         ("strategy.students=[{model:{width:2}}]", "strategy.students=[{model:{width:2.0,dropout:0.0},length:1}]"),
         ("optimizer.lr=1", "optimizer.lr=1.0"),
         ("data.mirror=0.0", "data.mirror=0.4"),
     ],
 )
-def test_another_way_to_write_the_same_is_the_same_run(one, same):
+def test_another_way_to_write_the_same_is_the_same_run(override, equivalent):
     overrides = ["strategy=noisy_student", "augmentation=affine"]
-    assert name_of(*overrides, one) == name_of(*overrides, same)
+    assert run_name(*overrides, override) == run_name(*overrides, equivalent)
 
 
 def test_names_of_runs_are_for_ever():
@@ -270,29 +277,29 @@ def test_help_and_config_errors_load_nothing_heavy(arguments, unwanted):
 
 
 def test_an_error_is_one_line_on_stderr_with_exit_code_2():
-    done = command("tutelage.cli", "train", "data=digits", "model=lenet5", "modle.width=2")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert "did you mean 'model.width'?" in done.stderr
+    process = command("tutelage.cli", "train", "data=digits", "model=lenet5", "modle.width=2")
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert process.stderr.count("\n") == 1
+    assert "did you mean 'model.width'?" in process.stderr
 
 
-@pytest.mark.parametrize("wrong", ["modle.width=3", "model.width=1,2,-3", "data=digits,digitz"])
-def test_a_sweep_with_a_wrong_job_is_refused_before_any_runs(wrong, outputs):
-    done = command("tutelage.train", "-m", "debug=tiny", f"paths.outputs={outputs}", "seed=0,1", wrong)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize("override", ["modle.width=3", "model.width=1,2,-3", "data=digits,digitz"])
+def test_a_sweep_with_a_wrong_job_is_refused_before_any_runs(override, outputs):
+    process = command("tutelage.train", "-m", "debug=tiny", f"paths.outputs={outputs}", "seed=0,1", override)
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
     assert not outputs.exists()
 
 
 def test_help_lists_every_group_and_option_with_a_line_on_each():
-    done = command("tutelage.cli", "train", "--help")
-    assert done.returncode == 0
-    for group, entries in options().items():
-        assert f"{group}=" in done.stdout
-        for option, told in entries.items():
-            assert option in done.stdout
-            assert told in done.stdout
+    process = command("tutelage.cli", "train", "--help")
+    assert process.returncode == 0
+    for group, entries in list_options().items():
+        assert f"{group}=" in process.stdout
+        for option, summary in entries.items():
+            assert option in process.stdout
+            assert summary in process.stdout
 
 
 OWN_MODEL = """
@@ -314,24 +321,24 @@ def test_a_users_own_architecture_trains_once_its_package_is_allowed(tmp_path):
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "linear.yaml").write_text("_target_: mymodels.Linear\nbias: false\n")
     arguments = ["--config-dir", "conf", "model=linear", "debug=tiny", "callbacks=quiet"]
-    refused = command("tutelage.train", *arguments, cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "'mymodels.Linear' lies outside the allowed packages" in refused.stderr
-    assert "--allow mymodels adds one you trust" in refused.stderr
-    done = command("tutelage.cli", "train", "--allow", "mymodels", *arguments, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "7,840" in done.stdout  # 28 * 28 * 10 weights, no bias
+    process = command("tutelage.train", *arguments, cwd=tmp_path)
+    assert process.returncode == 2
+    assert "'mymodels.Linear' is outside the allowed packages" in process.stderr
+    assert "--allow mymodels allows a package that you trust" in process.stderr
+    process = command("tutelage.cli", "train", "--allow", "mymodels", *arguments, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "7,840" in process.stdout  # 28 * 28 * 10 weights, no bias
     (record,) = tmp_path.glob("outputs/*/*/run.json")
     assert json.loads(record.read_text())["command"].startswith("tutelage train --allow=mymodels --config-dir conf")
 
 
 def test_allow_without_a_package_is_an_error():
-    done = command("tutelage.cli", "train", "--allow", "data=digits")
-    assert done.returncode == 2
-    assert "--allow data=digits: give the name of a top-level package" in done.stderr
+    process = command("tutelage.cli", "train", "--allow", "data=digits")
+    assert process.returncode == 2
+    assert "--allow data=digits: give the name of a top-level package" in process.stderr
 
 
-def test_an_unknown_key_in_a_config_file_is_told_once(tmp_path):
+def test_an_unknown_key_in_a_config_file_is_named(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "odd.yaml").write_text("defaults:\n  - override /dat: digits\n")
     with pytest.raises(UserError, match="unknown key 'dat' in a config file: did you mean 'data'"):

@@ -63,7 +63,7 @@ def ranks(outputs: Path, *overrides: str, count: int = 2, before: Callable[[int]
     from tutelage.errors import UserError, complain
 
     def work() -> int:
-        errors.FIRST_SPEAKS_SECONDS = 0.0  # nobody ends the others here
+        errors.RANK0_HEAD_START_SECONDS = 0.0  # nobody ends the others here
         words = [*QUIET, "trainer=ddp_cpu", f"trainer.devices={count}", f"paths.outputs={outputs}", *overrides]
         try:
             return execute(compose(words))
@@ -426,10 +426,10 @@ def test_what_is_wrong_is_said_once_and_both_end_with_2(outputs, words, told, ca
 def test_a_run_that_another_process_holds_is_refused_once(outputs, capfd):
     from tutelage.config.compose import compose
     from tutelage.runs import RunFolder, run_path
-    from tutelage.storage import locked
+    from tutelage.storage import hold_lock
 
     config = compose([*QUIET, f"paths.outputs={outputs}", *SMALL])
-    with locked(RunFolder(run_path(config, "")).lock_file, "run"):
+    with hold_lock(RunFolder(run_path(config, "")).lock_file, "run"):
         assert ranks(outputs, *SMALL) == [2, 2]
     assert capfd.readouterr().err.count("in use by process") == 1
 

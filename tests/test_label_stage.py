@@ -257,13 +257,13 @@ def test_a_helper_with_other_images_is_told_so(copied):
 
 
 def test_what_cannot_be_helped_is_told_at_once(copied, tmp_path):
-    assert "this run is finished, and so are its labels" in command("tutelage.cli", "label", str(copied)).stdout
+    assert "this run is finished; there is nothing to label" in command("tutelage.cli", "label", str(copied)).stdout
     done = command("tutelage.cli", "label", str(tmp_path))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "no run; label takes the folder of a run that labels its pool" in done.stderr
+    assert "no run; label needs the folder of a run that labels its pool" in done.stderr
     record = copied / "run.json"
     record.write_text(record.read_text().replace('"name": "noisy_student"', '"name": "supervised"'))
-    assert "strategy=supervised stores no labels" in command("tutelage.cli", "label", str(copied)).stderr
+    assert "strategy=supervised stores no pseudo-labels" in command("tutelage.cli", "label", str(copied)).stderr
 
 
 def test_a_helper_on_another_kind_of_device_is_told_so(copied, monkeypatch):

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from helpers.networks import count_parameters, make_spec
 from tutelage.config import OptimizerConfig, SchedulerConfig
-from tutelage.config.compose import compose, options
+from tutelage.config.compose import compose
+from tutelage.config.options import list_options
 from tutelage.errors import UserError
 from tutelage.models import (
     MLP,
@@ -234,7 +235,7 @@ AT_ONCE = {"nearest_neighbours"}  # learns in one pass; tests of its own
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("option", sorted(set(options()["model"]) - AT_ONCE))
+@pytest.mark.parametrize("option", sorted(set(list_options()["model"]) - AT_ONCE))
 def test_every_architecture_trains_a_step_stops_and_goes_on(option, device, outputs):
     """Found by itself: a YAML dropped into conf/model is trained, saved and resumed here."""
     import signal

@@ -91,7 +91,7 @@ def test_the_stages_are_the_papers_and_then_the_control():
         "teacher": 5, "student-1": 20, "student-2": 10, "control": 35,
     }  # fmt: skip
     assert [stage.teacher for stage in plan if isinstance(stage, PseudoLabelStage)] == ["teacher", "student-1"]
-    assert fits["control"].model == fits["student-2"].model == config.grown(config.strategy.students[1])
+    assert fits["control"].model == fits["student-2"].model == config.student_model(config.strategy.students[1])
     assert fits["control"].model.dropout == 0.5
     assert fits["student-1"].images_per_step == 8 + 24
     spec_sizes = [

@@ -27,7 +27,7 @@ from tutelage.explain.scene import (
 )
 from tutelage.explain.sheet import Grid, Section, draw_sheet, fit_image, save_sheet
 from tutelage.randomness import Key
-from tutelage.sweeps.overrides import first_job
+from tutelage.sweeps.overrides import find_first_job
 
 LABELS, BATCH, PASSES = 40, 8, 3
 TINY = ("data=digits", f"data.limit={LABELS}", "data.validation=none", f"data.batch_size={BATCH}")
@@ -226,11 +226,11 @@ def test_what_a_pass_takes_follows_from_the_speed():
 
 
 def test_of_a_sweep_the_first_run_is_shown_and_named():
-    words, arm = first_job(["experiment=knn_cost", "seed=3,4"], [])
+    words, arm = find_first_job(["experiment=knn_cost", "seed=3,4"], [])
     assert arm == "run 1 of 16: seed=3 model=nearest_neighbours data.labels_per_class=10"
     assert compose(words).data.labels_per_class == 10
-    assert first_job(["experiment=why_cnn", "model=lenet5"], []) == (["experiment=why_cnn", "model=lenet5"], "")
-    assert first_job(["seed=range(2,5)"], []) == (["seed=2"], "run 1 of 3: seed=2")
+    assert find_first_job(["experiment=why_cnn", "model=lenet5"], []) == (["experiment=why_cnn", "model=lenet5"], "")
+    assert find_first_job(["seed=range(2,5)"], []) == (["seed=2"], "run 1 of 3: seed=2")
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_the_picture_is_opened_where_somebody_sits_before_a_screen(changes, term
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setattr("subprocess.Popen", lambda words, **_: opened.append(words))
-    cli._open(Path("picture.png"))
+    cli._open_picture(Path("picture.png"))
     assert opened == ([[str(program), "picture.png"]] if opens else [])
 
 
@@ -289,7 +289,7 @@ def test_a_program_that_cannot_be_started_is_no_error(tmp_path, monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    cli._open(tmp_path / "picture.png")
+    cli._open_picture(tmp_path / "picture.png")
 
 
 def test_files_of_different_sizes_are_shown_in_colour(tmp_path):

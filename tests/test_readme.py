@@ -73,9 +73,9 @@ def test_what_a_page_links_to_exists(page):
 
 
 def test_the_method_tables_name_every_option():
-    from tutelage.config.compose import options
+    from tutelage.config.options import list_options
 
     text = (ROOT / "README.md").read_text()
     for group in ("strategy", "data", "model", "augmentation"):
-        for option in options()[group]:
+        for option in list_options()[group]:
             assert f"`{option}`" in text, f"{group}={option}"

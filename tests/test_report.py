@@ -99,7 +99,7 @@ def test_evaluate_prints_the_numbers_and_adds_the_picture(finished):
         ([], "evaluate needs one run's folder"),
         (["nowhere"], "nowhere: no run; this needs the folder of a finished run"),
         (["RUN", "shift=rotat"], "shift=rotat: no such shift; allowed are brightness, crop, rotate, translate"),
-        (["RUN", "strength=3"], "strength: evaluate knows shift=NAME"),
+        (["RUN", "strength=3"], "strength: unknown option; evaluate takes shift=NAME"),
     ],
 )
 def test_what_evaluate_cannot_do_is_one_line(finished, arguments, message):

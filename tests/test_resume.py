@@ -296,11 +296,11 @@ def test_a_second_process_on_the_same_run_is_refused_and_told_who_holds_it(outpu
     from tutelage.config.compose import compose
     from tutelage.errors import UserError
     from tutelage.runs import RunFolder, run_path
-    from tutelage.storage import locked
+    from tutelage.storage import hold_lock
 
     config = compose([*QUIET, f"paths.outputs={outputs}", *NOISY_STUDENT])
     with (
-        locked(RunFolder(run_path(config, "")).lock_file, "run"),
+        hold_lock(RunFolder(run_path(config, "")).lock_file, "run"),
         pytest.raises(UserError, match=rf"in use by process {os.getpid()} on \S+ \(since .*wait for it, or stop it"),
     ):
         execute(config)

@@ -1,4 +1,4 @@
-"""Every write is whole or absent; locks name their holder."""
+"""Every write is whole or absent; locks name the process that holds them."""
 
 import json
 import os
@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from helpers.forks import call_in_fork
 from tutelage.errors import UserError
-from tutelage.storage import PARTIAL_PREFIX, digest, locked, remove_partials, write_json, write_whole
+from tutelage.storage import PARTIAL_PREFIX, digest, hold_lock, remove_partials, write_json, write_whole
 
 
 def test_a_write_that_is_killed_leaves_the_old_content(tmp_path):
     file = tmp_path / "run.json"
     write_json(file, {"old": True})
 
-    def die_half_way() -> int:
+    def die_while_writing() -> int:
         def write(out) -> None:
             out.write(b"half of the new")
             out.flush()
@@ -26,7 +26,7 @@ def test_a_write_that_is_killed_leaves_the_old_content(tmp_path):
         write_whole(file, write)
         return 0
 
-    assert call_in_fork(die_half_way) == -signal.SIGKILL
+    assert call_in_fork(die_while_writing) == -signal.SIGKILL
     assert json.loads(file.read_text()) == {"old": True}
     assert list(tmp_path.glob(f"{PARTIAL_PREFIX}*"))
     remove_partials(tmp_path)
@@ -46,27 +46,27 @@ def test_a_lock_is_free_again_when_its_holder_was_killed(tmp_path):
     lock = tmp_path / "a.lock"
 
     def hold_and_die() -> int:
-        with locked(lock, "it"):
+        with hold_lock(lock, "it"):
             os.kill(os.getpid(), signal.SIGKILL)
         return 0
 
     assert call_in_fork(hold_and_die) == -signal.SIGKILL
-    with locked(lock, "it"):
+    with hold_lock(lock, "it"):
         pass
 
 
 def test_a_held_lock_is_refused_by_another_process(tmp_path):
     lock = tmp_path / "a.lock"
 
-    def try_it() -> int:
+    def try_lock() -> int:
         try:
-            with locked(lock, "run x"):
+            with hold_lock(lock, "run x"):
                 return 1
         except UserError as error:
             return 0 if f"run x is in use by process {os.getppid()} " in str(error) else 2
 
-    with locked(lock, "run x"):
-        assert call_in_fork(try_it) == 0
+    with hold_lock(lock, "run x"):
+        assert call_in_fork(try_lock) == 0
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.floats(allow_nan=False) | st.text(), max_size=6))

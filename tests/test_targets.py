@@ -1,4 +1,4 @@
-"""What a stored config may name."""
+"""The classes that a stored config may name."""
 
 import albumentations
 import pytest
@@ -29,27 +29,27 @@ def test_an_architecture_of_ours_is_found():
     ],
 )
 def test_anything_else_is_refused_in_one_line(target):
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as error:
         resolve(target, ImageClassifier, "model._target_")
-    assert "\n" not in str(refused.value)
-    assert str(refused.value).startswith("model._target_: ")
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("model._target_: ")
 
 
 def test_a_class_from_elsewhere_that_has_the_right_base_is_refused(monkeypatch):
     class Evil(albumentations.BasicTransform):
         pass
 
-    import tutelage.augmentation as room
+    import tutelage.augmentation as package
 
-    monkeypatch.setattr(room, "Evil", Evil, raising=False)
+    monkeypatch.setattr(package, "Evil", Evil, raising=False)
     with pytest.raises(UserError, match="outside the allowed packages"):
         resolve("tutelage.augmentation.Evil", albumentations.BasicTransform, "augmentation")
 
 
-def test_refused_arguments_are_told_in_one_line():
-    with pytest.raises(UserError, match="augmentation: Rotate refuses limit") as refused:
+def test_refused_arguments_are_named_in_one_line():
+    with pytest.raises(UserError, match="augmentation: Rotate refuses limit") as error:
         build({"_target_": "albumentations.Rotate", "limit": "much"}, albumentations.BasicTransform, "augmentation")
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 def test_an_argument_that_albumentations_only_warns_of_is_refused():

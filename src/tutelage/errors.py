@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to see."""
+"""The exception for a user's mistakes, its one line on stderr, and the exit codes."""
 
 import sys
 import time
@@ -6,25 +6,25 @@ import time
 from tutelage.process_group import read_world
 
 USER_ERROR = 2  # exit code
-BY_SIGNAL = 128  # and the signal's number: the exit code of what a signal ended, by the shell's custom
-FIRST_SPEAKS_SECONDS = 2.0  # srun may end all processes at the first that ends: that is to be the one that speaks
+BY_SIGNAL = 128  # plus the number of the signal that ended a process: its exit code in a shell
+RANK0_HEAD_START_SECONDS = 2.0  # srun may end all processes once one has ended: rank 0, which prints, ends first
 
 
 class UserError(Exception):
-    """Something the user can put right; ends in one line on stderr and exit code 2.
+    """An error that the user can correct; it ends in one line on stderr and exit code 2.
 
     The message names the thing, its value and the way out.
     """
 
 
 def complain(error: UserError) -> int:
-    """Print the one line, where this is the first of a run's processes, and return the exit code.
+    """Print the error's one line, in the first of a run's processes alone, and return the exit code.
 
-    One that was raised in a DataLoader's worker comes with that process's traceback before it: the last line counts.
+    The message of an error in a DataLoader's worker starts with the worker's traceback: its last line is printed.
     """
     line = str(error).strip().splitlines()[-1].removeprefix("tutelage.errors.UserError: ")
     if read_world().is_rank0:
         print(f"tutelage: {line}", file=sys.stderr, flush=True)
     else:
-        time.sleep(FIRST_SPEAKS_SECONDS)
+        time.sleep(RANK0_HEAD_START_SECONDS)
     return USER_ERROR

@@ -1,4 +1,4 @@
-"""Writes that are whole or absent, hashes, and locks that name their holder."""
+"""Atomic writes, checksums, and locks that name the process that holds them."""
 
 import hashlib
 import json
@@ -20,10 +20,15 @@ BLOCK = 1 << 20
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object], keep: Path | None = None) -> None:
-    """Write a file so that a reader, or a crash at any instant, meets the old content or the new, never a part.
+    """Write a file atomically: a reader, also after a crash at any instant, finds the old content or the new.
 
-    The temporary file lies beside the target (a move across file systems is a copy), is flushed to the disk and takes
-    the target's name; then the folder is flushed too. With ``keep``, what was there before goes on under that name.
+    The temporary file is in the target's folder (a move across file systems is a copy). It is flushed to the disk and
+    renamed to the target; then the folder is flushed, too.
+
+    Args:
+        path: the target; its folder is made where it is missing.
+        write: writes the content to an open binary file.
+        keep: the new name of the file that was at ``path`` before; None to replace that file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL_PREFIX)
@@ -42,16 +47,16 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object], keep: Path | N
     flush_folder(path.parent)
 
 
-class _Hashed:
-    """A file that is written and hashed at once."""
+class _HashingFile:
+    """A binary file whose content is hashed while it is written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._hash = hashlib.sha256()
 
-    def write(self, part: bytes) -> int:
-        self._hash.update(part)
-        return self._file.write(part)
+    def write(self, content: bytes) -> int:
+        self._hash.update(content)
+        return self._file.write(content)
 
     def flush(self) -> None:
         self._file.flush()
@@ -61,49 +66,49 @@ class _Hashed:
 
 
 def write_checked(path: Path, write: Callable[[Any], object], keep: Path | None = None) -> str:
-    """Write a file whole or absent, followed by its own SHA-256 (see ``is_sound``), and return that.
+    """Write a file atomically with the SHA-256 of its content at its end (see ``is_sound``); return that digest.
 
-    Zip archives, which torch writes, are read from their end backwards and do not mind what follows.
+    Zip archives, which torch writes, stay readable: a reader searches their directory from the end backwards.
 
     Args:
         path: the target.
-        write: writes the content, in sequence.
-        keep: takes the file that was at ``path`` before, once the new one is complete.
+        write: writes the content from its start to its end, without going back.
+        keep: the new name of the file that was at ``path`` before, once the new file is complete.
     """
 
-    def write_both(file: IO[bytes]) -> None:
-        hashed = _Hashed(file)
-        write(hashed)
-        file.write(TRAILER + hashed.hexdigest().encode())
-        digests.append(hashed.hexdigest())
+    def write_with_trailer(file: IO[bytes]) -> None:
+        hashing_file = _HashingFile(file)
+        write(hashing_file)
+        file.write(TRAILER + hashing_file.hexdigest().encode())
+        digests.append(hashing_file.hexdigest())
 
     digests: list[str] = []
-    write_whole(path, write_both, keep)
+    write_whole(path, write_with_trailer, keep)
     return digests[0]
 
 
 def is_sound(path: Path) -> bool:
-    """Return whether a file that ``write_checked`` wrote is there and as it was written."""
+    """Return whether a file that ``write_checked`` wrote exists and matches its checksum."""
     return sound_digest(path) is not None
 
 
 def sound_digest(path: Path) -> str | None:
-    """Return the SHA-256 of a file that ``write_checked`` wrote; None where it is not as it was written."""
+    """Return the SHA-256 of a file that ``write_checked`` wrote; None where it is missing or damaged."""
     try:
         with path.open("rb") as file:
-            left = path.stat().st_size - TRAILER_LENGTH
-            whole = hashlib.sha256()
-            while left > 0 and (part := file.read(min(left, BLOCK))):
-                whole.update(part)
-                left -= len(part)
-            sound = left == 0 and file.read() == TRAILER + whole.hexdigest().encode()
-            return whole.hexdigest() if sound else None
+            remaining = path.stat().st_size - TRAILER_LENGTH
+            content_hash = hashlib.sha256()
+            while remaining > 0 and (block := file.read(min(remaining, BLOCK))):
+                content_hash.update(block)
+                remaining -= len(block)
+            sound = remaining == 0 and file.read() == TRAILER + content_hash.hexdigest().encode()
+            return content_hash.hexdigest() if sound else None
     except OSError:
         return None
 
 
 def has_checksum(path: Path) -> bool:
-    """Return whether a file ends as those that ``write_checked`` wrote; ``is_sound`` says whether it is as written."""
+    """Return whether a file ends in a checksum of ``write_checked``; whether it matches is for ``is_sound``."""
     try:
         with path.open("rb") as file:
             file.seek(-TRAILER_LENGTH, os.SEEK_END)
@@ -113,7 +118,7 @@ def has_checksum(path: Path) -> bool:
 
 
 def flush_folder(folder: Path) -> None:
-    """Make renames within ``folder`` durable (a no-op where folders cannot be opened)."""
+    """Flush a folder to the disk, so that renames in it survive a crash (a no-op where folders cannot be opened)."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -123,23 +128,23 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or absent."""
+    """Write a text file atomically."""
     write_whole(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or absent."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed writers left in ``folder`` and below it; call only while holding the folder's lock."""
+    """Remove the temporary files of killed processes below ``folder``; call it only while holding the folder's lock."""
     for path in folder.rglob(f"{PARTIAL_PREFIX}*"):
         path.unlink(missing_ok=True)
 
 
 def digest(value: Any) -> str:
-    """Return the SHA-256 of a JSON-able value, independent of the order of keys."""
+    """Return the SHA-256 of a value that JSON can hold; the order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -148,7 +153,7 @@ def file_digest(path: Path, key: str) -> str:
     """Return the SHA-256 of a file that the config's ``key`` names.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -158,15 +163,18 @@ def file_digest(path: Path, key: str) -> str:
 
 
 @contextmanager
-def locked(path: Path, what: str, patience: float = 0.0) -> Iterator[None]:
-    """Hold the lock at ``path``; where another process holds it, raise a UserError that says which.
+def hold_lock(path: Path, resource: str, timeout: float = 0.0) -> Iterator[None]:
+    """Hold the lock at ``path`` while the block runs.
 
-    The operating system gives the lock up when the process ends, however it ends.
+    The operating system releases the lock when the process ends, however it ends.
 
     Args:
-        path: the lock.
-        what: is locked, for the message.
-        patience: seconds that another process is waited for.
+        path: the lock's file.
+        resource: what the lock is for, for the error message.
+        timeout: seconds to wait for another process that holds the lock.
+
+    Raises:
+        UserError: another process holds the lock, or the lock's folder cannot be made.
     """
     from filelock import FileLock, Timeout
 
@@ -177,9 +185,9 @@ def locked(path: Path, what: str, patience: float = 0.0) -> Iterator[None]:
     holder = path.with_suffix(".holder.json")
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=patience)
+        lock.acquire(timeout=timeout)
     except Timeout:
-        raise UserError(f"{what} is in use by {_describe(holder)}: wait for it, or stop it first") from None
+        raise UserError(f"{resource} is in use by {_describe_holder(holder)}: wait for it, or stop it first") from None
     try:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": started})
@@ -189,7 +197,7 @@ def locked(path: Path, what: str, patience: float = 0.0) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Return whether a process holds the lock at ``path``."""
+    """Return whether any process holds the lock at ``path``."""
     from filelock import FileLock, Timeout
 
     if not path.exists():
@@ -201,9 +209,9 @@ def is_held(path: Path) -> bool:
         return True
 
 
-def _describe(holder: Path) -> str:
+def _describe_holder(holder: Path) -> str:
     try:
-        held = json.loads(holder.read_text())
-        return f"process {held['pid']} on {held['host']} (since {held['since']})"
+        process = json.loads(holder.read_text())
+        return f"process {process['pid']} on {process['host']} (since {process['since']})"
     except (OSError, ValueError, KeyError):
         return "another process"

@@ -1,4 +1,4 @@
-"""Sweeps by Ray, each job in a process of Ray's: they end as they would one job after the other."""
+"""Sweeps with Ray, each job in its own process: their results are those of one job after the other."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from helpers.overrides import QUIET
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
-REFUSED = ("-m", "debug=tiny", "model=timm", "model.name=test_resnet,resnet_18")
-LONG = (
+ONE_FAILING = ("-m", "debug=tiny", "model=timm", "model.name=test_resnet,resnet_18")
+LONG_SWEEP = (
     *("-m", "seed=0,1,2", "data=digits", "model=lenet5", "data.labels_per_class=20", "data.batch_size=100"),
     *("schedule.epochs=null", "schedule.steps=150"),
 )
@@ -30,7 +30,7 @@ LONG = (
 
 @pytest.fixture
 def environment():
-    """What Ray needs to leave nothing behind; its sockets want a short path."""
+    """The environment of Ray, with a folder that is removed; its sockets need a short path."""
     if find_spec("ray") is None:
         assert os.environ.get("CI") != "true", "the extra ray is not installed"
         pytest.skip("needs the extra ray")
@@ -41,91 +41,91 @@ def environment():
 
 @pytest.fixture
 def cluster(environment):
-    """A Ray that runs already, in another folder than a sweep is begun in."""
-    head = ["start", "--head", "--block", "--port=0", "--num-cpus=2", "--include-dashboard=false"]
-    script = [sys.executable, "-m", "ray.scripts.scripts", *head, "--disable-usage-stats"]
-    with subprocess.Popen(script, cwd=environment["HOME"], env=environment, stdout=subprocess.DEVNULL) as ray:
+    """A Ray cluster that runs already, in another folder than the one where a sweep starts."""
+    arguments = ["start", "--head", "--block", "--port=0", "--num-cpus=2", "--include-dashboard=false"]
+    script = [sys.executable, "-m", "ray.scripts.scripts", *arguments, "--disable-usage-stats"]
+    with subprocess.Popen(script, cwd=environment["HOME"], env=environment, stdout=subprocess.DEVNULL) as head:
         try:
             wait_until(lambda: Path(environment["RAY_TMPDIR"], "ray", "ray_current_cluster").exists())
             yield environment
         finally:
-            ray.terminate()
+            head.terminate()
 
 
-def wait_until(true, seconds=400):
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until
+def wait_until(condition, seconds=400):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
 def records(outputs):
-    found = [json.loads(file.read_text()) for file in sorted(outputs.glob("runs/*/run.json"))]
-    return {one["identity"]["seed"]: one for one in found}
+    runs = [json.loads(file.read_text()) for file in sorted(outputs.glob("runs/*/run.json"))]
+    return {run["identity"]["seed"]: run for run in runs}
 
 
 def weights(outputs):
-    return {seed: (one["threads"], one["stages"][0]["weights_sha256"]) for seed, one in records(outputs).items()}
+    return {seed: (run["threads"], run["stages"][0]["weights_sha256"]) for seed, run in records(outputs).items()}
 
 
-def one_after_the_other(outputs, *words):
+def run_one_after_the_other(outputs, *words):
     return fresh_command("tutelage.train", *QUIET, f"paths.outputs={outputs}", *words).returncode
 
 
-def under_way(outputs, seed):
-    """Return whether a job has begun to train."""
+def is_training(outputs, seed):
+    """Return whether a job has started to train."""
     return any(len(file.read_text().splitlines()) > 2 for file in outputs.glob(f"runs/*-s{seed}-*/metrics.csv"))
 
 
-def process_of(outputs, seed):
+def process_id(outputs, seed):
     (record,) = outputs.glob(f"runs/*-s{seed}-*/run.json")
-    (holder,) = (one for one in outputs.rglob("*.holder.json") if record.parent.name in str(one))
+    (holder,) = (file for file in outputs.rglob("*.holder.json") if record.parent.name in str(file))
     return json.loads(holder.read_text())["pid"]
 
 
-def test_a_sweep_by_ray_gives_what_it_gives_one_job_after_the_other(environment, outputs, tmp_path):
-    words = [*QUIET, f"paths.outputs={outputs}", *REFUSED]
-    by_ray = ["hydra/launcher=ray", "hydra.launcher.init.num_cpus=2"]
-    done = fresh_command("tutelage.train", *words, *by_ray, env=environment)
-    assert done.returncode == 1, done.stderr
-    assert done.stdout.count("no result: model.name=resnet_18") == 1
-    assert "model.name=resnet_18: timm has no such architecture" in done.stdout
-    assert one_after_the_other(tmp_path / "alone", *REFUSED) == 1
+def test_a_sweep_with_ray_gives_the_weights_of_one_job_after_the_other(environment, outputs, tmp_path):
+    words = [*QUIET, f"paths.outputs={outputs}", *ONE_FAILING]
+    with_ray = ["hydra/launcher=ray", "hydra.launcher.init.num_cpus=2"]
+    process = fresh_command("tutelage.train", *words, *with_ray, env=environment)
+    assert process.returncode == 1, process.stderr
+    assert process.stdout.count("no result: model.name=resnet_18") == 1
+    assert "model.name=resnet_18: timm has no such architecture" in process.stdout
+    assert run_one_after_the_other(tmp_path / "alone", *ONE_FAILING) == 1
     assert len(weights(outputs)) == 1
     assert weights(outputs) == weights(tmp_path / "alone")
-    finished = [word.replace(",resnet_18", "") for word in words]
-    again = fresh_command("tutelage.train", *finished, *by_ray, env=environment)
-    assert (again.returncode, again.stderr) == (0, "")  # nothing is missing: Ray is not begun
+    finished_job = [word.replace(",resnet_18", "") for word in words]
+    again = fresh_command("tutelage.train", *finished_job, *with_ray, env=environment)
+    assert (again.returncode, again.stderr) == (0, "")  # nothing is missing: Ray is not started
 
 
-def test_jobs_stop_in_order_die_alone_and_go_on(cluster, outputs, tmp_path):
-    # A path that is relative to where the sweep is begun, which is not where Ray was
-    by_ray = ["hydra/launcher=ray", "hydra.launcher.init.address=auto", f"paths.outputs={outputs.name}"]
-    begin = partial(
-        *(subprocess.Popen, [sys.executable, "-m", "tutelage.train", *QUIET, *LONG, *by_ray]),
+def test_jobs_stop_at_a_signal_die_alone_and_resume(cluster, outputs, tmp_path):
+    # The path of the outputs is relative to the folder where the sweep starts, which is not that of Ray
+    with_ray = ["hydra/launcher=ray", "hydra.launcher.init.address=auto", f"paths.outputs={outputs.name}"]
+    start_sweep = partial(
+        *(subprocess.Popen, [sys.executable, "-m", "tutelage.train", *QUIET, *LONG_SWEEP, *with_ray]),
         **{"cwd": outputs.parent, "env": cluster, "stdout": PIPE, "stderr": PIPE, "text": True},
     )
-    with begin() as told_to_stop:
-        wait_until(lambda: under_way(outputs, 0) and under_way(outputs, 1))
-        told_to_stop.send_signal(signal.SIGTERM)
-        said, complaints = told_to_stop.communicate(timeout=500)
-    assert told_to_stop.returncode == 128 + signal.SIGTERM, (said, complaints)
-    assert "the same command goes on from here" in complaints
-    assert all("stopped" in one["sessions"][0] for one in records(outputs).values())
+    with start_sweep() as stopped_sweep:
+        wait_until(lambda: is_training(outputs, 0) and is_training(outputs, 1))
+        stopped_sweep.send_signal(signal.SIGTERM)
+        stdout, stderr = stopped_sweep.communicate(timeout=500)
+    assert stopped_sweep.returncode == 128 + signal.SIGTERM, (stdout, stderr)
+    assert "the same command goes on from here" in stderr
+    assert all("stopped" in run["sessions"][0] for run in records(outputs).values())
     assert len(list(outputs.glob("runs/*/checkpoints/last.ckpt"))) == len(records(outputs))
 
-    with begin() as losing_one:
+    with start_sweep() as sweep_with_a_loss:
         wait_until(lambda: len(records(outputs)[0]["sessions"]) == 2)
-        os.kill(process_of(outputs, 0), signal.SIGKILL)
-        said, complaints = losing_one.communicate(timeout=500)
-    assert losing_one.returncode == 1, (said, complaints)
-    assert re.findall("no result: (.*?):", said) == ["seed=0"]
-    assert re.search(r"tutelage: Ray has lost a job: .* seed=0 ", complaints)
-    assert {seed for seed, one in records(outputs).items() if one["status"] == "finished"} == {1, 2}
+        os.kill(process_id(outputs, 0), signal.SIGKILL)
+        stdout, stderr = sweep_with_a_loss.communicate(timeout=500)
+    assert sweep_with_a_loss.returncode == 1, (stdout, stderr)
+    assert re.findall("no result: (.*?):", stdout) == ["seed=0"]
+    assert re.search(r"tutelage: Ray has lost a job: .* seed=0 ", stderr)
+    assert {seed for seed, run in records(outputs).items() if run["status"] == "finished"} == {1, 2}
 
-    with begin() as again:
-        said, complaints = again.communicate(timeout=500)
-    assert again.returncode == 0, (said, complaints)
-    assert re.findall(r"pid=.*run (\d) of 3", said) == ["1"]
-    assert one_after_the_other(tmp_path / "alone", *LONG) == 0
+    with start_sweep() as again:
+        stdout, stderr = again.communicate(timeout=500)
+    assert again.returncode == 0, (stdout, stderr)
+    assert re.findall(r"pid=.*run (\d) of 3", stdout) == ["1"]
+    assert run_one_after_the_other(tmp_path / "alone", *LONG_SWEEP) == 0
     assert weights(outputs) == weights(tmp_path / "alone")

@@ -1,4 +1,4 @@
-"""On a real SLURM of two virtual nodes: whatever it does to a job, the run ends as if nothing had happened."""
+"""On a real SLURM of two virtual nodes: whatever SLURM does to a job, the run ends with the same weights."""
 
 import csv
 import json
@@ -26,55 +26,57 @@ RUN = (
     *("augmentation=affine_randaugment", "optimizer.ema_decay=0.9", "schedule.epochs=null", "schedule.steps=200"),
     *("trainer.threads=1", "callbacks=quiet", "logger=csv"),
 )
-TWO = ("trainer=ddp_cpu", "schedule.steps=80")
-SMALL = ("--cpus-per-task=1", "--time=10")
+TWO_PROCESSES = ("trainer=ddp_cpu", "schedule.steps=80")
+SMALL_JOB = ("--cpus-per-task=1", "--time=10")
 
 
 @pytest.fixture(scope="module")
 def slurm():
-    with virtual_slurm() as one:
-        yield one
+    with virtual_slurm() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory):
     outputs = tmp_path_factory.mktemp("undisturbed")
-    typed(outputs)
+    run_outside_slurm(outputs)
     return outcome(outputs)
 
 
 @pytest.fixture(scope="module")
 def undisturbed_by_two(tmp_path_factory: pytest.TempPathFactory):
-    """Two processes on one machine, which the command starts itself."""
+    """Return the outcome of a run by two processes on one machine, which the command starts itself."""
     outputs = tmp_path_factory.mktemp("undisturbed_by_two")
-    typed(outputs, *TWO)
+    run_outside_slurm(outputs, *TWO_PROCESSES)
     return outcome(outputs)
 
 
-def typed(outputs: Path, *more: str) -> None:
-    """Run to the end, outside SLURM."""
-    command = [str(Path(sys.executable).with_name("tutelage")), "train", *RUN, *more, f"paths.outputs={outputs}"]
+def run_outside_slurm(outputs: Path, *overrides: str) -> None:
+    """Run the command to its end, outside SLURM."""
+    command = [str(Path(sys.executable).with_name("tutelage")), "train", *RUN, *overrides, f"paths.outputs={outputs}"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
-def recipe(heading: str) -> str:
+def read_script(heading: str) -> str:
     """Return the first script below a heading of the page on clusters."""
     return re.search(rf"^## {heading}$.*?```bash\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)[1]
 
 
 def submit(slurm: Slurm, outputs: Path, *options: str, arguments=RUN) -> str:
-    """Hand a run in by the page's script."""
-    return slurm.submit(recipe("A run as a batch job"), [*SMALL, *options], [*arguments, f"paths.outputs={outputs}"])
+    """Submit a run by the page's script."""
+    return slurm.submit(
+        read_script("A run as a batch job"), [*SMALL_JOB, *options], [*arguments, f"paths.outputs={outputs}"]
+    )
 
 
 def wait_for_step(slurm: Slurm, job: str, outputs: Path, step: int) -> int:
-    """Wait until a run has trained so many steps and return how many it has."""
-    until = time.monotonic() + 600
-    while (done := steps(outputs)) < step:
+    """Wait until a run has trained a number of steps and return how many it has trained."""
+    deadline = time.monotonic() + 600
+    while (count := steps(outputs)) < step:
         assert slurm.job(job)["JobState"] in {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}, slurm.log(job)
-        assert time.monotonic() < until, slurm.log(job)
+        assert time.monotonic() < deadline, slurm.log(job)
         time.sleep(0.1)
-    return done
+    return count
 
 
 def steps(outputs: Path, run: str = "*") -> int:
@@ -86,10 +88,10 @@ def sessions(outputs: Path) -> list[dict]:
     return json.loads((only_run(outputs) / "run.json").read_text())["sessions"]
 
 
-def ended(slurm: Slurm, job: str, restarts: int) -> None:
-    """Wait until a job is completed, started again so often."""
-    found = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
-    assert (found["JobState"], found["Restarts"]) == ("COMPLETED", str(restarts)), slurm.log(job)
+def check_completed(slurm: Slurm, job: str, restarts: int) -> None:
+    """Wait until a job is completed, after a number of restarts."""
+    state = slurm.wait(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", str(restarts)), slurm.log(job)
 
 
 def test_a_job_is_requeued_at_each_warning_while_it_loads_and_while_it_trains(undisturbed, slurm, outputs):
@@ -99,7 +101,7 @@ def test_a_job_is_requeued_at_each_warning_while_it_loads_and_while_it_trains(un
     slurm.wait_for_restart(job, 1)
     wait_for_step(slurm, job, outputs, 20)
     slurm.cancel(job, "--signal=USR1")
-    ended(slurm, job, restarts=2)
+    check_completed(slurm, job, restarts=2)
     assert slurm.log(job).count(f"SLURM job {job} is requeued") == 2
     assert outcome(outputs) == undisturbed
 
@@ -108,7 +110,7 @@ def test_scontrol_requeue_loses_no_step(undisturbed, slurm, outputs):
     job = submit(slurm, outputs)
     before = wait_for_step(slurm, job, outputs, 20)
     slurm.call("scontrol", "requeue", job)
-    ended(slurm, job, restarts=1)
+    check_completed(slurm, job, restarts=1)
     first, second = sessions(outputs)
     assert "stopped" in first
     assert second["step"] >= before
@@ -121,12 +123,12 @@ def test_a_preempted_job_makes_room_and_goes_on(undisturbed, slurm, outputs):
     before = wait_for_step(slurm, job, outputs, 20)
     other = slurm.submit("#!/bin/bash\nsleep 1\n", ["--partition=high", "--nodes=2", "--exclusive"])
     slurm.wait(other, "COMPLETED")
-    ended(slurm, job, restarts=1)
+    check_completed(slurm, job, restarts=1)
     assert sessions(outputs)[1]["step"] >= before
     assert outcome(outputs) == undisturbed
 
 
-def test_a_cancelled_job_stays_cancelled_and_the_typed_command_goes_on_from_there(undisturbed, slurm, outputs):
+def test_a_cancelled_job_stays_cancelled_and_the_same_command_goes_on_from_there(undisturbed, slurm, outputs):
     job = submit(slurm, outputs)
     before = wait_for_step(slurm, job, outputs, 20)
     slurm.cancel(job)
@@ -134,7 +136,7 @@ def test_a_cancelled_job_stays_cancelled_and_the_typed_command_goes_on_from_ther
     slurm.wait_until_gone(job)
     (session,) = sessions(outputs)
     assert "stopped" in session
-    typed(outputs)
+    run_outside_slurm(outputs)
     assert slurm.job(job)["JobState"] == "CANCELLED"
     assert len(sessions(outputs)) == 2
     assert steps(outputs) > before
@@ -148,7 +150,7 @@ def test_a_job_whose_node_dies_goes_on_elsewhere_from_the_last_checkpoint(undist
     slurm.kill_node(node)
     slurm.wait_for_restart(job, 1)
     slurm.start_node(node)
-    ended(slurm, job, restarts=1)
+    check_completed(slurm, job, restarts=1)
     slurm.wait_for_nodes()
     first, second = sessions(outputs)
     assert "stopped" not in first
@@ -157,27 +159,27 @@ def test_a_job_whose_node_dies_goes_on_elsewhere_from_the_last_checkpoint(undist
 
 
 def test_a_job_that_dies_at_the_same_step_again_and_again_is_refused(slurm, outputs):
-    script = recipe("A run as a batch job").replace("srun", "export PYTHONPATH=$TRAP:$PYTHONPATH\nsrun")
+    script = read_script("A run as a batch job").replace("srun", "export PYTHONPATH=$TRAP:$PYTHONPATH\nsrun")
     trap = outputs.parent / "trap"
     trap.mkdir()
-    (trap / "sitecustomize.py").write_text(DIES)
-    job = slurm.submit(script, [*SMALL, f"--export=ALL,TRAP={trap}"], [*RUN, f"paths.outputs={outputs}"])
+    (trap / "sitecustomize.py").write_text(KILL_AFTER_A_STEP)
+    job = slurm.submit(script, [*SMALL_JOB, f"--export=ALL,TRAP={trap}"], [*RUN, f"paths.outputs={outputs}"])
     for restart in range(1, FAILURES + 1):
         slurm.wait(job, "FAILED")
         slurm.call("scontrol", "requeue", job)
         slurm.wait_for_restart(job, restart)
-    found = slurm.wait(job, "FAILED", "COMPLETED")
-    assert found["ExitCode"] == "2:0"
+    state = slurm.wait(job, "FAILED", "COMPLETED")
+    assert state["ExitCode"] == "2:0"
     assert f"SLURM job {job} has failed {FAILURES} times behind step 0 of stage supervised" in slurm.log(job)
     assert str(slurm.log_file(job)) in slurm.log(job)
 
 
 def test_two_nodes_train_one_run_and_are_requeued_as_one(undisturbed_by_two, slurm, outputs):
     two_nodes = ("trainer.devices=1", "trainer.nodes=2")
-    job = submit(slurm, outputs, "--nodes=2", arguments=(*RUN, *TWO, *two_nodes))
+    job = submit(slurm, outputs, "--nodes=2", arguments=(*RUN, *TWO_PROCESSES, *two_nodes))
     before = wait_for_step(slurm, job, outputs, 20)
     slurm.cancel(job, "--signal=USR1")
-    ended(slurm, job, restarts=1)
+    check_completed(slurm, job, restarts=1)
     assert slurm.log(job).count(f"SLURM job {job} is requeued") == 1  # by the first process alone
     assert sessions(outputs)[1]["step"] >= before
     assert outcome(outputs) == undisturbed_by_two
@@ -191,49 +193,49 @@ def test_tasks_that_the_config_does_not_ask_for_are_an_error(slurm, outputs):
 
 
 def test_a_sweep_is_an_array_whose_tasks_are_requeued_and_die_one_by_one(undisturbed, slurm, outputs):
-    command = [*shlex.split(recipe("A sweep as an array")), *RUN[1:], f"paths.outputs={outputs}"]
+    command = [*shlex.split(read_script("A sweep as an array")), *RUN[1:], f"paths.outputs={outputs}"]
     command += ["hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=10"]
     with subprocess.Popen(command, cwd=ROOT, env=slurm.environment, stdout=PIPE, stderr=PIPE, text=True) as sweep:
         try:
-            array = re.match(r"SLURM job (\d+) has 3 of them", sweep.stdout.readline())[1]
-            left = {0: (f"{array}_0", "--signal=USR1"), 1: (f"{array}_1",)}
-            while left:  # each as soon as it trains
+            array = re.match(r"SLURM job (\d+) has 3 of the jobs", sweep.stdout.readline())[1]
+            to_cancel = {0: (f"{array}_0", "--signal=USR1"), 1: (f"{array}_1",)}
+            while to_cancel:  # each as soon as it trains
                 assert sweep.poll() is None, sweep.communicate()
-                for seed in [seed for seed in left if steps(outputs, f"*-s{seed}-*")]:
-                    slurm.cancel(*left.pop(seed))
+                for seed in [seed for seed in to_cancel if steps(outputs, f"*-s{seed}-*")]:
+                    slurm.cancel(*to_cancel.pop(seed))
                 time.sleep(0.05)
-            said, complaints = sweep.communicate(timeout=600)
+            stdout, stderr = sweep.communicate(timeout=600)
         finally:
             sweep.kill()
-    assert sweep.returncode == 1, (said, complaints)
-    assert re.search(rf"SLURM job {array}_1 left no result: {outputs}/.sweeps/slurm/{array}_1/\S+", complaints)
-    assert finished(outputs) == {0, 2}
+    assert sweep.returncode == 1, (stdout, stderr)
+    assert re.search(rf"SLURM job {array}_1 left no result: {outputs}/.sweeps/slurm/{array}_1/\S+", stderr)
+    assert finished_seeds(outputs) == {0, 2}
     (requeued,) = outputs.glob("*/*-s0-*/run.json")
-    assert [one["restart"] for one in json.loads(requeued.read_text())["sessions"]] == [0, 1]
-    assert weights(requeued) == [stage["weights_sha256"] for stage in undisturbed["stages"]]
+    assert [session["restart"] for session in json.loads(requeued.read_text())["sessions"]] == [0, 1]
+    assert read_weight_hashes(requeued) == [stage["weights_sha256"] for stage in undisturbed["stages"]]
     again = subprocess.run(command, cwd=ROOT, env=slurm.environment, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert "has 1 of them" in again.stdout
-    assert finished(outputs) == {0, 1, 2}
+    assert "has 1 of the jobs" in again.stdout
+    assert finished_seeds(outputs) == {0, 1, 2}
 
 
-def finished(outputs: Path) -> set[int]:
+def finished_seeds(outputs: Path) -> set[int]:
     records = [json.loads(file.read_text()) for file in outputs.glob("*/*/run.json")]
     return {record["identity"]["seed"] for record in records if record["status"] == "finished"}
 
 
-def weights(record: Path) -> list[str]:
+def read_weight_hashes(record: Path) -> list[str]:
     return [stage["weights_sha256"] for stage in json.loads(record.read_text())["stages"]]
 
 
-DIES = f"""
+KILL_AFTER_A_STEP = f"""
 import os, sys, threading, time
 
 def die():
     while "tutelage.runs.callbacks" not in sys.modules:
         time.sleep(0.05)
     from tutelage.runs import callbacks
-    callbacks.EpochTable.on_train_batch_end = lambda *rest: os.kill(os.getpid(), {signal.SIGKILL.value})
+    callbacks.EpochTable.on_train_batch_end = lambda *arguments: os.kill(os.getpid(), {signal.SIGKILL.value})
 
 if "tutelage.train" in " ".join(sys.orig_argv):
     threading.Thread(target=die, daemon=True).start()

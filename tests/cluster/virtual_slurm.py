@@ -1,4 +1,4 @@
-"""A real SLURM of two virtual nodes on this machine, in a scratch folder, for whoever is running: root or not."""
+"""A real SLURM of two virtual nodes on this machine, in a temporary folder; it needs no root."""
 
 import os
 import pwd
@@ -59,14 +59,14 @@ PartitionName=high Nodes=n1,n2 PriorityTier=2 PreemptMode=OFF DefMemPerCPU=100 S
 """
 
 
-def missing() -> list[str]:
+def list_missing_programs() -> list[str]:
     """Return the programs that are not installed."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     return [name for name in PROGRAMS if shutil.which(name, path=path) is None]
 
 
 class Slurm:
-    """A SLURM that is up; its commands see it through ``SLURM_CONF``."""
+    """A running SLURM; its commands find it by ``SLURM_CONF``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -75,25 +75,26 @@ class Slurm:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin",
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PYTHONPATH": str(ROOT / "src"),
-            "MASTER_ADDR": "127.0.0.1",  # the nodes' names mean nothing to the network
+            "MASTER_ADDR": "127.0.0.1",  # the nodes' names are unknown to the network
         }
 
     def call(self, *command: str) -> str:
-        """Run a command of SLURM and return what it printed."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=200)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-        return done.stdout
+        """Run a command of SLURM and return its output."""
+        process = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=200)
+        if process.returncode:
+            output = process.stdout + process.stderr
+            raise RuntimeError(f"{' '.join(command)}: exit code {process.returncode}\n{output}")
+        return process.stdout
 
     def submit(self, script: str, options: Sequence[str], arguments: Sequence[str] = ()) -> str:
-        """Hand a batch script in and return the job's number."""
+        """Submit a batch script and return the job's number."""
         file = self.folder / f"{secrets.token_hex(4)}.sbatch"
         file.write_text(script)
         output = f"--output={self.folder}/job-%j.log"
         return self.call("sbatch", "--parsable", output, *options, str(file), *arguments).strip()
 
     def job(self, number: str) -> dict[str, str]:
-        """Return what SLURM knows of a job, by SLURM's own names."""
+        """Return the fields that scontrol shows of a job."""
         text = self.call("scontrol", "show", "job", "--oneliner", number)
         return dict(word.partition("=")[::2] for word in text.split() if "=" in word)
 
@@ -102,48 +103,48 @@ class Slurm:
         return self.job(task)["JobId"]
 
     def log(self, number: str) -> str:
-        """Return what a job printed."""
+        """Return the output of a job."""
         file = self.log_file(number)
         return file.read_text() if file.exists() else ""
 
     def log_file(self, number: str) -> Path:
-        """Return where a job prints to."""
+        """Return the file of a job's output."""
         return self.folder / f"job-{number}.log"
 
     def wait(self, number: str, *states: str, seconds: float = 300.0) -> dict[str, str]:
-        """Wait until a job is in one of some states and return what SLURM knows of it."""
-        until = time.monotonic() + seconds
+        """Wait until a job is in one of some states and return the fields that scontrol shows of it."""
+        deadline = time.monotonic() + seconds
         while (job := self.job(number))["JobState"] not in states:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise TimeoutError(f"job {number} is {job['JobState']}, not {' or '.join(states)}:\n{self.log(number)}")
             time.sleep(0.2)
         return job
 
     def wait_for_restart(self, number: str, restart: int) -> None:
-        """Wait until a job runs for the so-manieth time again."""
-        self._until(
+        """Wait until a job has been restarted ``restart`` times and runs again, or has ended."""
+        self._wait_until(
             lambda: self.job(number)["Restarts"] == str(restart), number, f"was not started again {restart} times"
         )
         self.wait(number, "RUNNING", "COMPLETED", "FAILED")
 
     def wait_until_gone(self, number: str) -> None:
-        """Wait until nothing of a job runs any more."""
-        self._until(lambda: not self.call("squeue", "--noheader", f"--jobs={number}"), number, "is still there")
+        """Wait until squeue no longer lists a job."""
+        self._wait_until(lambda: not self.call("squeue", "--noheader", f"--jobs={number}"), number, "is still there")
 
     def wait_for_process(self, number: str, word: str) -> None:
         """Wait until a job has a process with ``word`` on its command line."""
         variable = f"SLURM_JOB_ID={number}".encode()
-        self._until(
+        self._wait_until(
             lambda: any(word in line and variable in environment for _, line, environment in _processes()),
             number,
             f"began no {word}",
         )
 
-    def _until(self, true: Callable[[], bool], number: str, told: str, seconds: float = 300.0) -> None:
-        until = time.monotonic() + seconds
-        while not true():
-            if time.monotonic() > until:
-                raise TimeoutError(f"job {number} {told}:\n{self.log(number)}")
+    def _wait_until(self, condition: Callable[[], bool], number: str, message: str, seconds: float = 300.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"job {number} {message}:\n{self.log(number)}")
             time.sleep(0.05)
 
     def cancel(self, number: str, *options: str) -> None:
@@ -155,9 +156,9 @@ class Slurm:
         self._start(f"slurmd-{node}", "slurmd", "-N", node)
 
     def kill_node(self, node: str) -> None:
-        """Kill a node's daemons, then all that runs there, with -9: as in a power cut, nobody reports anything."""
+        """Kill a node's daemons, then its jobs, by SIGKILL: as in a power cut, nothing is reported."""
         log, conf = self.folder / f"slurmd-{node}.log", f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()
-        daemons = [process for process, _, _ in _processes() if _opens(process, log)]
+        daemons = [process for process, _, _ in _processes() if _has_open(process, log)]
         jobs = [
             process
             for process, _, environment in _processes()
@@ -181,8 +182,8 @@ class Slurm:
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o600)
         files = [
-            f"--{what}-file={self.folder / f'munged.{end}'}"
-            for what, end in (("pid", "pid"), ("seed", "seed"), ("log", "log"))
+            f"--{kind}-file={self.folder / f'munged.{suffix}'}"
+            for kind, suffix in (("pid", "pid"), ("seed", "seed"), ("log", "log"))
         ]
         self._start(
             "munged", "munged", "--force", f"--socket={self.folder / 'munge.socket'}", f"--key-file={key}", *files
@@ -194,29 +195,29 @@ class Slurm:
 
     def wait_for_nodes(self) -> None:
         """Wait until all nodes are idle."""
-        until = time.monotonic() + START_SECONDS
-        while (found := self.call("sinfo", "--noheader", "--Node", "--partition=debug", "--format=%T").split()) != [
+        deadline = time.monotonic() + START_SECONDS
+        while (states := self.call("sinfo", "--noheader", "--Node", "--partition=debug", "--format=%T").split()) != [
             "idle"
         ] * len(NODES):
-            if time.monotonic() > until:
-                raise TimeoutError(f"nodes are {found}:\n{(self.folder / 'slurmctld.log').read_text()[-2000:]}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nodes are {states}:\n{(self.folder / 'slurmctld.log').read_text()[-2000:]}")
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """Cancel everything and end the daemons."""
+        """Cancel all jobs and end the daemons."""
         with suppress(RuntimeError):
             self.call("scancel", "--user", pwd.getpwuid(os.getuid()).pw_name)
-        until = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + START_SECONDS
         with suppress(RuntimeError):
-            while self.call("squeue", "--noheader") and time.monotonic() < until:
+            while self.call("squeue", "--noheader") and time.monotonic() < deadline:
                 time.sleep(0.2)
         for name in (*(f"slurmd-{node}" for node in NODES), "slurmctld", "munged"):
             self._kill(name)
 
     def _start(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("wb") as out:
-            done = subprocess.run(command, env=self.environment, stdout=out, stderr=out, timeout=120)
-        if done.returncode:
+            process = subprocess.run(command, env=self.environment, stdout=out, stderr=out, timeout=120)
+        if process.returncode:
             raise RuntimeError(f"{' '.join(command)}:\n{(self.folder / f'{name}.out').read_text()}")
 
     def _kill(self, name: str) -> None:
@@ -225,14 +226,14 @@ class Slurm:
 
 
 def _processes() -> Iterator[tuple[Path, str, list[bytes]]]:
-    """Yield each process that we may look at: its folder in /proc, its command line, its environment."""
+    """Yield each process that we may read: its folder in /proc, its command line, its environment."""
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             yield process, line, (process / "environ").read_bytes().split(b"\0")
 
 
-def _opens(process: Path, file: Path) -> bool:
+def _has_open(process: Path, file: Path) -> bool:
     with suppress(OSError):
         return file in [descriptor.readlink() for descriptor in (process / "fd").iterdir()]
     return False
@@ -240,20 +241,20 @@ def _opens(process: Path, file: Path) -> bool:
 
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    for item in sockets:
+        item.bind(("127.0.0.1", 0))
+    ports = [item.getsockname()[1] for item in sockets]
+    for item in sockets:
+        item.close()
     return ports
 
 
 @contextmanager
 def virtual_slurm() -> Iterator[Slurm]:
-    """Have a SLURM while the block runs; a test without its programs is skipped, in continuous integration it fails."""
-    if lacking := missing():
-        told = f"not installed: {', '.join(lacking)} (apt-get install slurm-wlm munge)"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(told)
+    """Run a SLURM while the block runs; without its programs skip the test, and fail in continuous integration."""
+    if missing := list_missing_programs():
+        message = f"not installed: {', '.join(missing)} (apt-get install slurm-wlm munge)"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(message)
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder:  # a socket's path has to be short
         slurm = Slurm(Path(folder))
         try:

@@ -1,4 +1,7 @@
-"""Jobs of a sweep by Ray, on this machine or on a cluster of Ray's: each in a process of its own."""
+"""A launcher that runs the jobs of a sweep with Ray, each in its own process, on this machine or on a Ray cluster.
+
+It replaces hydra-ray-launcher, whose release 1.2.2 needs cloudpickle<3; we use 3.
+"""
 
 import os
 import sys
@@ -12,29 +15,29 @@ from hydra.plugins.launcher import Launcher
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
 
-LOOK_SECONDS = 1.0  # between looks whether the sweep was told to stop
-# Read by Ray when it is imported: a line that several jobs print is shown each time, and Ray's makers are told nothing.
-SETTINGS = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+POLL_SECONDS = 1.0  # between two checks whether a signal stops the sweep
+# Ray reads these when it is imported: show a line each time that a job prints it, without colours; report no usage.
+RAY_ENVIRONMENT = {"RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 class RayLauncher(Launcher):
-    """Gives each job to a process that Ray starts for it, waits for all, and says which of them died."""
+    """Runs each job in a process that Ray starts for it, waits for all, and reports those that died."""
 
     def __init__(self, init: Mapping[str, Any], remote: Mapping[str, Any]) -> None:
-        """Take the settings of the config: of ``ray.init``, and of each job; null leaves one to Ray."""
-        self.init, self.remote = _given(init), _given(remote)
+        """Take the arguments of ``ray.init`` and of ``ray.remote`` for each job; null leaves an argument to Ray."""
+        self.init, self.remote = _drop_nulls(init), _drop_nulls(remote)
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        """Take what Hydra hands over: its loader of configs, the job, and the config that all jobs share."""
+        """Take Hydra's loader of configs, the function that runs a job, and the config before a job's overrides."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> "Sequence[JobReturn]":
         """Run jobs, given by their overrides, and return how each ended.
 
         Raises:
-            SystemExit: the sweep was told to stop; each job has saved what it had.
+            SystemExit: a signal stopped the sweep; each job has saved its state.
         """
-        os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
+        os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
         import ray
         from hydra.core.singleton import Singleton
 
@@ -43,49 +46,54 @@ class RayLauncher(Launcher):
 
         ray.init(**self.init)
         try:
-            with handed_on() as came:  # in place of Ray's own handlers, which end the jobs at once
-                train = ray.remote(max_retries=0, max_calls=1, **self.remote)(_train)
-                of_all = (self.hydra_context, self.task_function, self.config, Singleton.get_state(), *_here())
-                surroundings = ray.put(of_all)
+            with handed_on() as signals:  # replaces Ray's own handlers, which end the jobs at once
+                run_remotely = ray.remote(max_retries=0, max_calls=1, **self.remote)(_run_job)
+                hydra_state = (self.hydra_context, self.task_function, self.config, Singleton.get_state())
+                shared_state = ray.put((*hydra_state, *_read_process_state()))
                 jobs = [
-                    train.remote(surroundings, list(overrides), number)
+                    run_remotely.remote(shared_state, list(overrides), number)
                     for number, overrides in enumerate(job_overrides, initial_job_idx)
                 ]
-                _wait(jobs, came)
-                if not came:
-                    return [_ended(*one) for one in zip(jobs, job_overrides, strict=True)]
+                _wait_for_jobs(jobs, signals)
+                if not signals:
+                    return [_collect_return(*pair) for pair in zip(jobs, job_overrides, strict=True)]
             print("stopped; the same command goes on from here", file=sys.stderr)
-            sys.exit(BY_SIGNAL + came[0])
+            sys.exit(BY_SIGNAL + signals[0])
         finally:
             ray.shutdown()
 
 
-def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _drop_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _here() -> tuple[Path, str]:
-    """Return what jobs do not share with this process: where it is, and the packages that ``--allow`` named."""
-    from tutelage.config.targets import by_flag
+def _read_process_state() -> tuple[Path, str]:
+    """Return this process's working directory and the packages of ``--allow``, which a job's process must take over."""
+    from tutelage.config.targets import list_flag_packages
 
-    return Path.cwd(), " ".join(by_flag())
+    return Path.cwd(), " ".join(list_flag_packages())
 
 
-def _wait(jobs: Sequence[Any], came: Sequence[int]) -> None:
-    """Wait until each job has ended; once a signal came, tell them to stop."""
+def _wait_for_jobs(jobs: Sequence[Any], signals: Sequence[int]) -> None:
+    """Wait until each job has ended; once a signal has arrived, cancel the jobs.
+
+    Args:
+        jobs: Ray's references to the jobs.
+        signals: the signals that have arrived; a handler adds to them.
+    """
     import ray
 
-    left, told = list(jobs), False
-    while left:
-        left = ray.wait(left, num_returns=len(left), timeout=LOOK_SECONDS)[1]
-        if came and not told:
-            told = True
-            for job in left:
-                ray.cancel(job)  # one that runs sees a SIGINT, the others do not begin
+    pending, cancelled = list(jobs), False
+    while pending:
+        pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_SECONDS)[1]
+        if signals and not cancelled:
+            cancelled = True
+            for job in pending:
+                ray.cancel(job)  # a running job gets a SIGINT, the others do not start
 
 
-def _ended(job: Any, overrides: Sequence[str]) -> "JobReturn":
-    """Return how a job ended; say so if its process died."""
+def _collect_return(job: Any, overrides: Sequence[str]) -> "JobReturn":
+    """Return how a job ended; print a line if its process died."""
     import ray
     from hydra.core.utils import JobReturn, JobStatus
 
@@ -97,20 +105,26 @@ def _ended(job: Any, overrides: Sequence[str]) -> "JobReturn":
     return JobReturn(status=JobStatus.FAILED)
 
 
-def _train(surroundings: Any, overrides: Sequence[str], number: int) -> "JobReturn":
-    """Run one job, in the process that Ray has for it, as if it ran where the sweep was begun."""
+def _run_job(shared_state: Any, overrides: Sequence[str], number: int) -> "JobReturn":
+    """Run one job, in the process that Ray started for it, as if it ran in the process of the sweep.
+
+    Args:
+        shared_state: Hydra's state, the working directory and the allowed packages of the sweep's process.
+        overrides: the job's.
+        number: the job's among all jobs of the sweep.
+    """
     from hydra.core.singleton import Singleton
     from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
     from omegaconf import open_dict
 
     from tutelage.config.targets import ALLOW_VARIABLE
 
-    hydra_context, task_function, shared, states, folder, allowed = surroundings
-    os.chdir(folder)  # a path of the config may be relative
+    hydra_context, task_function, shared_config, singletons, folder, allowed = shared_state
+    os.chdir(folder)  # paths in the config may be relative
     os.environ[ALLOW_VARIABLE] = allowed
-    Singleton.set_state(states)
+    Singleton.set_state(singletons)
     setup_globals()
-    config = hydra_context.config_loader.load_sweep_config(shared, list(overrides))
+    config = hydra_context.config_loader.load_sweep_config(shared_config, list(overrides))
     with open_dict(config.hydra.job):
         config.hydra.job.id, config.hydra.job.num = f"ray_{number}", number
     with suppress(SystemExit):  # a signal stopped it

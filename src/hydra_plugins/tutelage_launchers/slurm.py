@@ -1,7 +1,8 @@
-"""Jobs of a sweep as an array of SLURM, handed in by submitit.
+"""A launcher that submits the jobs of a sweep to SLURM as a job array, with submitit.
 
-How a job ends is told by ``squeue``, which every SLURM has, rather than by ``sacct``, which needs a database:
-submitit's own waiting goes on for ever without it, and ends at the first job that died while others are still running.
+It replaces hydra-submitit-launcher, which waits for jobs by submitit's own means and so needs ``sacct`` with its
+database: without these the waiting never ends, and it ends at the first job that died while others still run. This
+launcher asks ``squeue``, which every SLURM has.
 """
 
 import getpass
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
     from submitit import Job
 
-SIGNAL = "USR1@{}"  # submitit's own is USR2, at which nothing of ours is saved
-LOOK_SECONDS, ASK_SECONDS = 1.0, 15.0  # between looks for results, and questions to the controller
-LATE_SECONDS = 15.0  # that a shared folder may take to show what a job left
+SIGNAL = "USR1@{}"  # seconds before the time limit; submitit's own is USR2, at which a run saves nothing
+POLL_SECONDS, SQUEUE_SECONDS = 1.0, 15.0  # between two checks for results, and between two calls of squeue
+VISIBILITY_SECONDS = 15.0  # that a shared folder may take to show the result of a job
 
 
 class SlurmLauncher(Launcher):
-    """Hands a sweep's jobs in as an array, waits until SLURM has no more of them, and says which left no result."""
+    """Submits a sweep's jobs as an array, waits until all have ended, and reports those without a result."""
 
     def __init__(
         self, folder: str, warning_s: int, sbatch: Mapping[str, Any], setup: Sequence[str], **resources: Any
@@ -32,23 +33,23 @@ class SlurmLauncher(Launcher):
         """Take the settings of the config.
 
         Args:
-            folder: of scripts, logs and results; ``%j`` stands for the job.
-            warning_s: how many seconds before its time limit a job saves and requeues itself.
+            folder: the folder of scripts, logs and results; ``%j`` stands for the job's number.
+            warning_s: the seconds before its time limit at which a job saves and requeues itself.
             sbatch: further options of sbatch.
-            setup: lines of shell before a job begins.
-            resources: as submitit names them; null leaves one to SLURM.
+            setup: lines of shell to run before a job.
+            resources: by the names of submitit; null leaves a resource to SLURM.
         """
         self.folder = Path(folder).absolute()
-        more = {"requeue": True, "signal": SIGNAL.format(warning_s), **sbatch}
+        sbatch_options = {"requeue": True, "signal": SIGNAL.format(warning_s), **sbatch}
         self.parameters = {
             **{name: value for name, value in resources.items() if value is not None},
             "slurm_setup": list(setup),
-            "slurm_srun_args": ["--kill-on-bad-exit=1"],  # else the others wait for a process that died
-            "slurm_additional_parameters": more,
+            "slurm_srun_args": ["--kill-on-bad-exit=1"],  # without it the others wait for a process that died
+            "slurm_additional_parameters": sbatch_options,
         }
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        """Take what Hydra hands over: its loader of configs, the job, and the config that all jobs share."""
+        """Take Hydra's loader of configs, the function that runs a job, and the config before a job's overrides."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> "Sequence[JobReturn]":
@@ -58,25 +59,26 @@ class SlurmLauncher(Launcher):
 
         executor = submitit.AutoExecutor(folder=self.folder, cluster="slurm")
         executor.update_parameters(**self.parameters)
-        numbers, states = range(initial_job_idx, initial_job_idx + len(job_overrides)), Singleton.get_state()
-        jobs = executor.map_array(self, [list(one) for one in job_overrides], numbers, [states] * len(numbers))
+        numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
+        singletons = [Singleton.get_state()] * len(numbers)
+        jobs = executor.map_array(self, [list(overrides) for overrides in job_overrides], numbers, singletons)
         array = jobs[0].job_id.partition("_")[0]
-        print(f"SLURM job {array} has {len(jobs)} of them; logs: {self.folder.parent}", flush=True)
+        print(f"SLURM job {array} has {len(jobs)} of the jobs; logs: {self.folder.parent}", flush=True)
         try:
-            _wait(jobs)
+            _wait_for_jobs(jobs)
         except KeyboardInterrupt:
-            print(f"the jobs stay with SLURM: 'scancel {array}' ends them", file=sys.stderr)
+            print(f"SLURM keeps running the jobs: 'scancel {array}' ends them", file=sys.stderr)
             raise
-        return [_ended(job) for job in jobs]
+        return [_collect_return(job) for job in jobs]
 
-    def __call__(self, overrides: Sequence[str], number: int, states: Any) -> "JobReturn":
-        """Run one job, in the process that SLURM has for it."""
+    def __call__(self, overrides: Sequence[str], number: int, singletons: Any) -> "JobReturn":
+        """Run one job, in the process that SLURM started for it; ``singletons`` are Hydra's, of the sweep's process."""
         import submitit
         from hydra.core.singleton import Singleton
         from hydra.core.utils import run_job, setup_globals
         from omegaconf import open_dict
 
-        Singleton.set_state(states)
+        Singleton.set_state(singletons)
         setup_globals()
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config.hydra.job):
@@ -90,46 +92,46 @@ class SlurmLauncher(Launcher):
         )
 
     def checkpoint(self, *arguments: Any) -> Any:
-        """Return what submitit runs again after a signal of its own (USR2, where a site sends that): the same."""
+        """Return what submitit runs after its own signal (USR2, where a site sends that): the same job again."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self, *arguments)
 
 
-def _wait(jobs: "Sequence[Job[Any]]") -> None:
-    """Wait until each job has left its results, or is known to SLURM no more."""
-    left, asked = list(jobs), time.monotonic()
-    while left := [job for job in left if not _has_result(job)]:
-        if time.monotonic() - asked > ASK_SECONDS:
-            known, asked = _known(), time.monotonic()
-            left = [job for job in left if known is None or job.job_id in known]
-        time.sleep(LOOK_SECONDS)
+def _wait_for_jobs(jobs: "Sequence[Job[Any]]") -> None:
+    """Wait until each job has written its results, or squeue no longer lists it."""
+    pending, last_call = list(jobs), time.monotonic()
+    while pending := [job for job in pending if not _has_result(job)]:
+        if time.monotonic() - last_call > SQUEUE_SECONDS:
+            queued, last_call = _list_queued_jobs(), time.monotonic()
+            pending = [job for job in pending if queued is None or job.job_id in queued]
+        time.sleep(POLL_SECONDS)
 
 
 def _has_result(job: "Job[Any]") -> bool:
     return all(job.task(number).paths.result_pickle.exists() for number in range(job.num_tasks))
 
 
-def _known() -> set[str] | None:
-    """Return the jobs that wait or run, by squeue; None where the controller does not answer."""
+def _list_queued_jobs() -> set[str] | None:
+    """Return the ids of the jobs that wait or run, by squeue; None where squeue fails."""
     command = ["squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%i"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ours
-    return None if done.returncode else set(done.stdout.split())
+    process = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own command
+    return None if process.returncode else set(process.stdout.split())
 
 
-def _ended(job: "Job[Any]") -> "JobReturn":
-    """Return how a job ended; say where its log lies if it failed."""
+def _collect_return(job: "Job[Any]") -> "JobReturn":
+    """Return how a job ended; print the path of its log if it failed."""
     import submitit
     from hydra.core.utils import JobReturn, JobStatus
 
-    until = time.monotonic() + LATE_SECONDS
-    while not _has_result(job) and time.monotonic() < until:
-        time.sleep(LOOK_SECONDS)
-    how = "left no result"
+    deadline = time.monotonic() + VISIBILITY_SECONDS
+    while not _has_result(job) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    end = "left no result"
     if _has_result(job):
         try:
             return job.results()[0]  # type: ignore[no-any-return]
         except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError):
-            how = "failed"
-    print(f"tutelage: SLURM job {job.job_id} {how}: {job.paths.stderr}", file=sys.stderr)
+            end = "failed"
+    print(f"tutelage: SLURM job {job.job_id} {end}: {job.paths.stderr}", file=sys.stderr)
     return JobReturn(status=JobStatus.FAILED)

@@ -1,1 +1,1 @@
-"""Tutelage's sweepers. Hydra imports these modules at every start: what is heavy is imported when it is needed."""
+"""Tutelage's sweepers. Hydra imports these modules at every start, so they import heavy modules only when needed."""

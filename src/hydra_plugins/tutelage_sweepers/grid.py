@@ -1,4 +1,7 @@
-"""Every combination of what a sweep varies; and what all sweepers share."""
+"""A sweeper of every combination of values, and the base class of our other sweepers.
+
+It replaces Hydra's BasicSweeper, which launches finished jobs again, and ends when the launcher fails.
+"""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class GridSweeper(Sweeper):
-    """Runs every combination: what is missing by the launcher, what is finished answers at once."""
+    """Runs every combination: the launcher starts only jobs whose runs are not finished."""
 
     def __init__(self, **settings: Any) -> None:
         from tutelage.config import SWEEPERS
@@ -23,87 +26,89 @@ class GridSweeper(Sweeper):
         self.settings: Any = SWEEPERS[target].model_validate({"_target_": target, **settings})
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        """Take what Hydra hands over: its loader of configs, the job, and the config that all jobs share."""
+        """Take Hydra's loader of configs, the function that runs a job, and the config before a job's overrides."""
         from hydra.core.plugins import Plugins
 
         from tutelage.sweeps.folder import SweepFolder
 
-        self.loader, self.shared = hydra_context.config_loader, config
+        self.loader, self.shared_config = hydra_context.config_loader, config
         self.launcher: Any = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
-        self.folder = SweepFolder.of(config.hydra)
-        self.launched = 0
+        self.folder = SweepFolder.from_hydra_config(config.hydra)
+        self.launched_count = 0
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the jobs; what becomes of them stands in the sweep's folder."""
-        from tutelage.sweeps.space import dimensions
+        """Run the jobs of a sweep, given by its overrides; their outcomes are in the sweep's folder."""
+        from tutelage.sweeps.space import parse_dimensions
 
-        self.go_through(dimensions(arguments, self.loader))
+        self.run_space(parse_dimensions(arguments, self.loader))
 
-    def go_through(self, space: "Sequence[Dimension]") -> None:
-        """Run the jobs of a space."""
-        from tutelage.sweeps.space import grid
+    def run_space(self, space: "Sequence[Dimension]") -> None:
+        """Run a job for every combination of values."""
+        from tutelage.sweeps.space import build_grid
 
-        self.run_all(grid(space))
+        self.run_all(build_grid(space))
 
     def run_all(self, jobs: Sequence[tuple[str, ...]]) -> None:
-        """Run jobs that are all known beforehand."""
-        self.folder.expect(len(set(jobs)))
-        self.run(jobs)
+        """Run all jobs of a sweep whose jobs are known from the start."""
+        self.folder.set_job_count(len(set(jobs)))
+        self.run_jobs(jobs)
 
-    def run(self, jobs: Sequence[tuple[str, ...]], short: bool = False) -> "list[Outcome]":
-        """List jobs, run those of them that have something to do, and return what became of each.
+    def run_jobs(self, jobs: Sequence[tuple[str, ...]], shortened: bool = False) -> "list[Outcome]":
+        """List jobs in the sweep's folder, launch those that are not finished, and return the outcome of each.
 
         Args:
-            jobs: their overrides; the same ones are one job.
-            short: their schedules are shortened.
+            jobs: their overrides; equal ones are one job.
+            shortened: whether their schedules are shortened.
         """
         from tutelage.app.sweep import settle
 
-        self.folder.add(jobs, short)
-        missing = [job for job in dict.fromkeys(jobs) if not settle(partial(self.composed, job), job, self.folder)]
-        if missing:
-            self._launch(missing)
-        return [self.folder.outcome(job, short) for job in jobs]
+        self.folder.add_jobs(jobs, shortened)
+        unfinished = [
+            job for job in dict.fromkeys(jobs) if not settle(partial(self.compose_job, job), job, self.folder)
+        ]
+        if unfinished:
+            self._launch(unfinished)
+        return [self.folder.read_outcome(job, shortened) for job in jobs]
 
-    def composed(self, job: Sequence[str]) -> "Config":
+    def compose_job(self, job: Sequence[str]) -> "Config":
         """Return a job's config.
 
         Raises:
-            UserError: its values do not go together.
+            UserError: its values are refused.
         """
         from omegaconf import OmegaConf
 
-        from tutelage.config.compose import checked, in_one_line
+        from tutelage.config.compose import hydra_errors_as_user_errors, validate_config
 
-        with in_one_line(job):
-            whole = self.loader.load_sweep_config(self.shared, list(job))
-        return checked(OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"]))
+        with hydra_errors_as_user_errors(job):
+            composed = self.loader.load_sweep_config(self.shared_config, list(job))
+        return validate_config(OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"]))
 
     def _launch(self, jobs: Sequence[Sequence[str]]) -> None:
-        """Hand jobs to the launcher; where it ended before them, hand in alone each of those that left no word.
+        """Give jobs to the launcher; if it fails, give it each job without an outcome again, alone.
 
         Raises:
-            Stopped: the workers were told to stop, and have.
+            Stopped: a signal stopped the workers.
         """
         from tutelage.app.workers import WITH_WORKERS, handed_on
         from tutelage.runs.cluster.signals import Stopped
         from tutelage.sweeps.folder import Outcome
 
-        first, self.launched = self.launched, self.launched + len(jobs)
-        with_workers = self.shared.hydra.runtime.choices["hydra/launcher"] in WITH_WORKERS
-        alone: AbstractContextManager[list[int]] = nullcontext([])
+        first, self.launched_count = self.launched_count, self.launched_count + len(jobs)
+        has_workers = self.shared_config.hydra.runtime.choices["hydra/launcher"] in WITH_WORKERS
+        no_signals: AbstractContextManager[list[int]] = nullcontext([])
         reason = ""
-        with handed_on(self.folder.stop) if with_workers else alone as came:
+        with handed_on(self.folder.request_stop) if has_workers else no_signals as signals:
             try:
                 self.launcher.launch(jobs, initial_job_idx=first)
-            except Exception as error:  # of a worker that died, too; the others died with it
+            except Exception as error:  # also where a worker died: the launcher ends the others with it
                 reason = f"the launcher ended with {type(error).__name__}: {error}".splitlines()[0]
-        if came:
-            raise Stopped(came[0])
-        for job in self.folder.silent(jobs) if reason else ():
+        if signals:
+            raise Stopped(signals[0])
+        for job in self.folder.jobs_without_outcome(jobs) if reason else ():
             if len(jobs) > 1:
                 self._launch([job])
             else:
-                self.folder.write(Outcome(job, None, reason, code=1))
+                self.folder.write_outcome(Outcome(job, None, reason, code=1))

@@ -1,4 +1,8 @@
-"""Independent draws from what a sweep varies."""
+"""A sweeper of independent random draws.
+
+It replaces hydra-optuna-sweeper with its random sampler: here a draw is a function of the search's seed, the trial's
+number and the key alone, so that more trials, or further keys, leave the others as they are.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class RandomSweeper(GridSweeper):
-    """Runs a number of draws; each follows from the search's seed and its own number alone."""
+    """Runs a number of different draws from the space."""
 
-    def go_through(self, space: "Sequence[Dimension]") -> None:
-        """Run the draws."""
-        from tutelage.sweeps.space import draws
+    def run_space(self, space: "Sequence[Dimension]") -> None:
+        """Run the jobs that are drawn."""
+        from tutelage.sweeps.space import draw_trials
 
-        self.run_all(draws(space, self.settings.trials, self.settings.seed))
+        self.run_all(draw_trials(space, self.settings.trials, self.settings.seed))

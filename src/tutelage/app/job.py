@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tutelage.config.targets import ALLOW_FLAG, by_flag
+from tutelage.config.targets import ALLOW_FLAG, list_flag_packages
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:  # at run time they are imported when they are needed
@@ -80,7 +80,7 @@ def _run_in_group(
 ) -> int:
     """Do as ``run_job`` does, as one of several processes: rank 0 decides, writes and prints."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch starts: each process would print warnings
-    from tutelage.errors import FIRST_SPEAKS_SECONDS, USER_ERROR
+    from tutelage.errors import RANK0_HEAD_START_SECONDS, USER_ERROR
     from tutelage.process_group import join_process_group
     from tutelage.runs import RunFolder, is_complete
     from tutelage.runs.cluster.process_checks import propagate_failure, uses_gpu
@@ -103,7 +103,7 @@ def _run_in_group(
     finally:
         group.close()
     if code == USER_ERROR and world.started_by == "srun":
-        time.sleep(FIRST_SPEAKS_SECONDS)
+        time.sleep(RANK0_HEAD_START_SECONDS)
     if not code and group.is_rank0 and not is_launched():
         _show_result(config, folder, one_line)
     return code
@@ -137,12 +137,12 @@ def train_run(config: "Config", location: RunLocation, arguments: Sequence[str],
     from tutelage.runs.cluster.signals import Stopped
     from tutelage.runs.cluster.slurm import lock_patience
     from tutelage.runs.observer import SilentObserver
-    from tutelage.storage import locked
+    from tutelage.storage import hold_lock
     from tutelage.terminal.display import create_display
 
     folder, fingerprint = location
     is_rank0 = group.is_rank0
-    with locked(folder.lock_file, f"run {folder.path}", lock_patience()) if is_rank0 else nullcontext():
+    with hold_lock(folder.lock_file, f"run {folder.path}", lock_patience()) if is_rank0 else nullcontext():
         if group.broadcast_from_rank0(lambda: is_complete(folder, config)):  # another process was here since
             return 0
         identity = run_identity(config, fingerprint)
@@ -167,7 +167,7 @@ def train_run(config: "Config", location: RunLocation, arguments: Sequence[str],
 
 def command_line(arguments: Sequence[str]) -> str:
     """Return the command that does the same again."""
-    flags = [f"{ALLOW_FLAG}={package}" for package in by_flag()]
+    flags = [f"{ALLOW_FLAG}={package}" for package in list_flag_packages()]
     return shlex.join(["tutelage", "train", *flags, *arguments])
 
 

@@ -17,8 +17,8 @@ from tutelage.app.job import as_typed, execute, place_of
 from tutelage.app.workers import WITH_WORKERS, worker
 from tutelage.errors import BY_SIGNAL, UserError, complain
 from tutelage.process_group import read_world
-from tutelage.sweeps.overrides import sweeps_itself
-from tutelage.sweeps.search import ONE_PROCESS_EACH, checked_sweep
+from tutelage.sweeps.overrides import may_be_sweep
+from tutelage.sweeps.search import ONE_PROCESS_EACH, check_sweep_command
 
 if TYPE_CHECKING:  # at run time they are imported when they are needed
     from tutelage.config import Config
@@ -41,22 +41,22 @@ def sweep(overrides: Sequence[str], folders: Sequence[str]) -> int:
     Raises:
         UserError: the sweep is refused before any of its jobs runs.
     """
-    from tutelage.config.compose import search_path
+    from tutelage.config.compose import search_path_override
     from tutelage.report.sweep_report import report_sweep
     from tutelage.runs.cluster.signals import SAVE, Stopped
-    from tutelage.storage import locked
+    from tutelage.storage import hold_lock
     from tutelage.sweeps.folder import SweepFolder
-    from tutelage.sweeps.overrides import with_sweeper
+    from tutelage.sweeps.overrides import add_default_sweeper
 
     command = as_typed(["-m", *_flags(folders), *overrides])
-    overrides = with_sweeper(overrides, folders)
-    plan = checked_sweep(overrides, folders)
+    overrides = add_default_sweeper(overrides, folders)
+    plan = check_sweep_command(overrides, folders)
     folder = SweepFolder(plan.path)
-    with locked(folder.lock_file, f"sweep {plan.path}"):
+    with hold_lock(folder.lock_file, f"sweep {plan.path}"):
         folder.begin(command)
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, rather than end the process
         # What an experiment sweeps over stands in the overrides; Hydra must not add it again.
-        of_hydra = [*search_path(folders), "hydra.sweeper.params=null", f"hydra.sweep.subdir={plan.path.name}"]
+        of_hydra = [*search_path_override(folders), "hydra.sweeper.params=null", f"hydra.sweep.subdir={plan.path.name}"]
         if signal.getsignal(SAVE) == signal.SIG_DFL:
             signal.signal(SAVE, signal.SIG_IGN)  # between two jobs there is nothing to save
         try:
@@ -64,7 +64,7 @@ def sweep(overrides: Sequence[str], folders: Sequence[str]) -> int:
         except Stopped as stopped:
             print(f"{stopped}; the same command goes on from here", file=sys.stderr)
             return stopped.exit_code
-        outcomes = folder.outcomes()
+        outcomes = folder.read_outcomes()
     report_sweep(outcomes, command, plan.search)
     codes = {outcome.code for outcome in outcomes}
     return max(codes & ORDERED, default=int(any(codes)))
@@ -78,7 +78,7 @@ def job(composed: Any) -> None:
     """
     from hydra.core.hydra_config import HydraConfig
 
-    from tutelage.config.compose import checked
+    from tutelage.config.compose import validate_config
     from tutelage.runs.cluster.signals import defer_slurm_signals
     from tutelage.sweeps.folder import SweepFolder
 
@@ -92,7 +92,9 @@ def job(composed: Any) -> None:
         if not may_begin or sweep_folder.is_stopped:
             return
         beside_others = launcher in ONE_PROCESS_EACH
-        outcome = _done(lambda: checked(composed), task, sweep_folder, _flags(folders), beside_others=beside_others)
+        outcome = _done(
+            lambda: validate_config(composed), task, sweep_folder, _flags(folders), beside_others=beside_others
+        )
         gc.collect()  # a run's images and network lie in cycles: they go before the next run's come
     if this is None and outcome is not None and outcome.code in ORDERED:
         sys.exit(outcome.code)
@@ -125,7 +127,7 @@ def _done(
     from tutelage.sweeps.folder import Outcome
 
     path, reason, first = None, "", read_world().is_rank0
-    announce = functools.cache(lambda: print(folder.title(task), flush=True) if first else None)
+    announce = functools.cache(lambda: print(folder.describe_job(task), flush=True) if first else None)
     try:
         config = make()
         place = place_of(config)
@@ -148,7 +150,7 @@ def _done(
         reason, code = f"{type(error).__name__}: {error}".splitlines()[0], FAILED
     outcome = Outcome(list(task), path, reason, code)
     if first:
-        folder.write(outcome)
+        folder.write_outcome(outcome)
     return outcome
 
 
@@ -184,7 +186,7 @@ def _with_its_share(config: "Config", folder: "RunFolder") -> "Config":
 
 def _alone(task: Sequence[str]) -> list[str]:
     """Return what it takes to type a job's overrides as one run, where what they name is itself a sweep."""
-    return ["hydra.mode=RUN"] if any(map(sweeps_itself, task)) else []
+    return ["hydra.mode=RUN"] if any(map(may_be_sweep, task)) else []
 
 
 def _flags(folders: Sequence[str]) -> list[str]:
@@ -198,10 +200,10 @@ def answer_by_hydra(arguments: Sequence[str]) -> int:
     def alone(composed: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
-        from tutelage.config.compose import checked
+        from tutelage.config.compose import validate_config
 
         try:
-            codes.append(execute(checked(composed), list(HydraConfig.get().overrides.task)))
+            codes.append(execute(validate_config(composed), list(HydraConfig.get().overrides.task)))
         except UserError as error:
             codes.append(complain(error))
 
@@ -213,7 +215,7 @@ def _by_hydra(task: Callable[[Any], None], arguments: Sequence[str]) -> None:
     """Let Hydra do what the arguments say."""
     import hydra
 
-    from tutelage.config.compose import conf_dir
+    from tutelage.config.options import conf_dir
 
     sys.argv[1:] = arguments
     hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()

@@ -1,4 +1,4 @@
-"""What a run is, typed and checked, without torch."""
+"""The typed schema of a run's config, checked without torch."""
 
 from tutelage.config.models import (
     OWN_MODELS,
@@ -23,7 +23,7 @@ from tutelage.config.schema import (
     Shift,
     TrainerConfig,
 )
-from tutelage.config.section import Section, Targeted, too_small
+from tutelage.config.section import Section, Targeted, describe_too_small_image
 from tutelage.config.strategies import (
     STRATEGIES,
     Decoupled,
@@ -45,7 +45,7 @@ from tutelage.config.strategies import (
     TransferGradualConfig,
 )
 from tutelage.config.sweepers import (
-    FALLING,
+    MINIMIZED_OBJECTIVES,
     OBJECTIVES,
     SWEEPERS,
     OptunaSweeperConfig,
@@ -54,7 +54,7 @@ from tutelage.config.sweepers import (
 )
 
 __all__ = [
-    "FALLING",
+    "MINIMIZED_OBJECTIVES",
     "OBJECTIVES",
     "OWN_MODELS",
     "SHIFTS",
@@ -99,5 +99,5 @@ __all__ = [
     "TransferFrozenConfig",
     "TransferGradualConfig",
     "VGGConfig",
-    "too_small",
+    "describe_too_small_image",
 ]

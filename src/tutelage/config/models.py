@@ -10,7 +10,7 @@ Width = Annotated[float, Field(gt=0, le=64)]  # multiplies the channels of every
 
 
 class PerceptronConfig(Targeted):
-    """One fully connected layer on all pixels."""
+    """One fully connected layer on all pixels of an image."""
 
     target: Literal["tutelage.models.Perceptron"] = Field(alias="_target_")
 
@@ -27,16 +27,16 @@ class MLPConfig(Targeted):
 class LeNet5Config(Targeted):
     """LeNet-5; ``width`` multiplies the channels of every layer."""
 
-    smallest: ClassVar = 12  # pixels; after two convolutions and poolings nothing is left of a smaller image
+    smallest: ClassVar = 12  # pixels; two convolutions and poolings leave nothing of a smaller image
     target: Literal["tutelage.models.LeNet5"] = Field(alias="_target_")
     width: Width = 1.0
     dropout: PartOf = 0.0
 
 
 class AlexNetConfig(Targeted):
-    """AlexNet in two groups."""
+    """AlexNet, its convolutions in two groups as in the paper."""
 
-    smallest: ClassVar = 67  # after the first convolution and three poolings nothing is left of a smaller image
+    smallest: ClassVar = 67  # pixels; the first convolution and three poolings leave nothing of a smaller image
     target: Literal["tutelage.models.AlexNet"] = Field(alias="_target_")
     width: Width = 1.0
     norm: Literal["lrn", "batch", "none"] = "lrn"
@@ -47,7 +47,7 @@ class AlexNetConfig(Targeted):
 class VGGConfig(Targeted):
     """VGG of 11, 13, 16 or 19 layers."""
 
-    smallest: ClassVar = 32  # halved five times
+    smallest: ClassVar = 32  # pixels; halved five times
     target: Literal["tutelage.models.VGG"] = Field(alias="_target_")
     depth: Literal[11, 13, 16, 19]
     batch_norm: bool = False
@@ -57,9 +57,9 @@ class VGGConfig(Targeted):
 
 
 class SmallVGGConfig(Targeted):
-    """VGG's idea for small images: three blocks of two convolutions."""
+    """A VGG for small images: three blocks of two convolutions."""
 
-    smallest: ClassVar = 8  # halved three times
+    smallest: ClassVar = 8  # pixels; halved three times
     target: Literal["tutelage.models.SmallVGG"] = Field(alias="_target_")
     width: Width = 1.0
     dropout: PartOf = 0.0
@@ -76,7 +76,7 @@ class ResNetConfig(Targeted):
 
 
 class TimmConfig(Targeted):
-    """Any architecture of timm, by its name there."""
+    """An architecture of timm, by its name in timm."""
 
     target: Literal["tutelage.models.Timm"] = Field(alias="_target_")
     name: str
@@ -85,7 +85,7 @@ class TimmConfig(Targeted):
 
 
 class TorchvisionConfig(Targeted):
-    """Any classifier of torchvision, by its name there."""
+    """A classifier of torchvision, by its name in torchvision."""
 
     target: Literal["tutelage.models.Torchvision"] = Field(alias="_target_")
     name: str
@@ -101,7 +101,7 @@ class NearestNeighboursConfig(Targeted):
 
     @field_validator("backbone", mode="before")
     @classmethod
-    def _composed(cls, value: Any) -> Any:
+    def _refuse_option_name(cls, value: Any) -> Any:
         if isinstance(value, str):
             raise ValueError(f"a model is composed into a key by +model@model.backbone={value}")
         return value
@@ -118,7 +118,8 @@ OWN_MODELS = frozenset(
 )
 
 
-def _which_model(value: Any) -> str:
+def _find_model_tag(value: Any) -> str:
+    """Return the tag in ``ModelConfig`` of a model, given as a mapping or as a section."""
     target = value.get("_target_", "") if isinstance(value, dict) else value.target
     module, _, name = str(target).rpartition(".")
     return name if module == "tutelage.models" and name in OWN_MODELS else "other"
@@ -136,5 +137,5 @@ ModelConfig = Annotated[
     | Annotated[TimmConfig, Tag("Timm")]
     | Annotated[NearestNeighboursConfig, Tag("NearestNeighbours")]
     | Annotated[OtherModelConfig, Tag("other")],
-    Discriminator(_which_model),
+    Discriminator(_find_model_tag),
 ]

@@ -1,11 +1,11 @@
-"""The schema of ``conf/``: every key, its type and its range. Models and strategies have files of their own."""
+"""The schema of ``conf/``: each key, its type and its range. Models and strategies have files of their own."""
 
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from tutelage.config.models import ModelConfig, NearestNeighboursConfig
-from tutelage.config.section import Fraction, PartOf, Positive, Section, Targeted, too_small
+from tutelage.config.section import Fraction, PartOf, Positive, Section, Targeted, describe_too_small_image
 from tutelage.config.strategies import (
     FixMatchConfig,
     FrozenTeacherConfig,
@@ -18,17 +18,17 @@ from tutelage.config.strategies import (
     TransferFrozenConfig,
 )
 
-Alpha = Annotated[float, Field(ge=0, le=100)]  # both parameters of a beta distribution; 0 is off
+Alpha = Annotated[float, Field(ge=0, le=100)]  # both parameters of a beta distribution; 0 turns it off
 Shift = Literal["brightness", "crop", "rotate", "translate"]
 SHIFTS: tuple[Shift, ...] = get_args(Shift)
 RGB = 3
-MOST_WORKERS = 256
-NOISE = ("dropout", "stochastic_depth")  # arguments of models that change no weight's shape
-FILE_DATA = {"ImageFolder": "image_folder", "ImageNet": "imagenet", "Table": "table"}  # datasets of image files
+MAX_WORKERS = 256
+NOISE_ARGUMENTS = ("dropout", "stochastic_depth")  # of models; they change the shape of no weight
+FILE_DATASETS = {"ImageFolder": "image_folder", "ImageNet": "imagenet", "Table": "table"}  # their options of data
 
 
 class DataConfig(Section):
-    """A dataset, the labels that may be used, and how images reach the network."""
+    """A dataset, its label budget, and how its images are read and given to the network."""
 
     target: str = Field(alias="_target_")
     image_size: Annotated[int, Field(ge=1, le=4096)]
@@ -53,39 +53,41 @@ class DataConfig(Section):
 
     @field_validator("num_workers", mode="before")
     @classmethod
-    def _workers(cls, value: Any) -> Any:
-        if value == "auto" or (type(value) is int and 0 <= value <= MOST_WORKERS):
+    def _check_num_workers(cls, value: Any) -> Any:
+        if value == "auto" or (type(value) is int and 0 <= value <= MAX_WORKERS):
             return value
-        raise ValueError(f"allowed are auto and numbers from 0 to {MOST_WORKERS}")
+        raise ValueError(f"allowed are auto and numbers from 0 to {MAX_WORKERS}")
 
     @field_validator("validation")
     @classmethod
-    def _validation(cls, value: str) -> str:
+    def _check_validation(cls, value: str) -> str:
         kind, _, count = value.partition(":")
         if value in {"auto", "none", "inside"} or (kind == "outside" and count.isdigit() and int(count) > 0):
             return value
         raise ValueError("allowed are auto, none, inside and outside:N (N images beside the label budget)")
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_data(self) -> Self:
         if self.labels is not None and self.labels_per_class is not None:
             raise ValueError("data.labels and data.labels_per_class exclude each other: set one of them to null")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             grey = ", such as data.mean=[0.449] data.std=[0.226]" if self.channels == 1 else ""
             raise ValueError(f"data.mean and data.std need one value for each of the {self.channels} channels{grey}")
-        named = self.target.startswith("tutelage.data.") and self.target.rpartition(".")[2] not in FILE_DATA
-        if self.unlabelled is not None and named:
-            raise ValueError(f"data.unlabelled goes with data={', '.join(FILE_DATA.values())}, not with {self.target}")
-        if self.pack and self.target not in {f"tutelage.data.{name}" for name in FILE_DATA}:
-            suited = ", ".join(FILE_DATA.values())
-            raise ValueError(f"data.pack=true goes with data={suited}, not with {self.target}: set it to false")
+        is_fixed = self.target.startswith("tutelage.data.") and self.target.rpartition(".")[2] not in FILE_DATASETS
+        if self.unlabelled is not None and is_fixed:
+            raise ValueError(
+                f"data.unlabelled goes with data={', '.join(FILE_DATASETS.values())}, not with {self.target}"
+            )
+        if self.pack and self.target not in {f"tutelage.data.{name}" for name in FILE_DATASETS}:
+            allowed = ", ".join(FILE_DATASETS.values())
+            raise ValueError(f"data.pack=true goes with data={allowed}, not with {self.target}: set it to false")
         if len(self.background) != RGB:
             raise ValueError("data.background needs three values, red, green and blue, such as [255,255,255]")
         return self
 
 
 class MixConfig(Section):
-    """Images and labels of a batch mixed with one another: CutMix, MixUp, or by chance one of the two."""
+    """Mixing of the images and labels within a batch: CutMix, MixUp, or one of the two drawn at random."""
 
     cutmix: Alpha = 0.0
     mixup: Alpha = 0.0
@@ -94,14 +96,14 @@ class MixConfig(Section):
     per: Literal["batch", "sample"] = "batch"
 
     @model_validator(mode="after")
-    def _mixes(self) -> Self:
+    def _check_mix(self) -> Self:
         if not (self.cutmix or self.mixup):
-            raise ValueError("cutmix=0 and mixup=0 mix nothing: set one above 0, or augmentation.mix=null")
+            raise ValueError("cutmix=0 and mixup=0 mix nothing: set one of them above 0, or augmentation.mix=null")
         return self
 
 
 class AugmentationConfig(Section):
-    """A pipeline of Albumentations transforms, those of a second view on top of it, and mixing of whole batches."""
+    """Albumentations transforms, further ones that make a second view, and mixing within whole batches."""
 
     transforms: list[dict[str, Any]] = Field(default_factory=list)
     strong: list[dict[str, Any]] = Field(default_factory=list)
@@ -109,14 +111,14 @@ class AugmentationConfig(Section):
 
     @field_validator("transforms", "strong")
     @classmethod
-    def _named(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _check_targets(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if any("_target_" not in transform for transform in value):
             raise ValueError("each entry needs a _target_, such as albumentations.HorizontalFlip")
         return value
 
 
 class OptimizerConfig(Section):
-    """The update rule."""
+    """The optimizer and its settings."""
 
     name: Literal["sgd", "adam", "adamw"]
     lr: Annotated[float, Field(gt=0)]
@@ -126,7 +128,7 @@ class OptimizerConfig(Section):
     ema_decay: PartOf = 0.0
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_momentum(self) -> Self:
         if self.name != "sgd" and (self.momentum or self.nesterov):
             raise ValueError(f"optimizer.momentum and optimizer.nesterov belong to sgd, not to {self.name}")
         if self.nesterov and not self.momentum:
@@ -150,7 +152,7 @@ class ScheduleConfig(Section):
     steps: Positive | None = None
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
+    def _check_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 "set exactly one of schedule.epochs and schedule.steps, the other one to null (schedule.epochs=null)"
@@ -159,9 +161,9 @@ class ScheduleConfig(Section):
 
 
 class TrainerConfig(Section):
-    """Where it runs, on how many devices and in which precision.
+    """Where a run is computed, on how many devices and in which precision.
 
-    A process drives a device; ``devices`` are those of a machine, and all ``nodes`` have as many.
+    Each process drives one device; ``devices`` counts those of one machine, and all ``nodes`` have the same number.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -175,49 +177,49 @@ class TrainerConfig(Section):
 
     @field_validator("devices", mode="before")
     @classmethod
-    def _devices(cls, value: Any) -> Any:
+    def _check_devices(cls, value: Any) -> Any:
         if value == "auto" or (type(value) is int and value >= 1):
             return value
         raise ValueError("allowed are auto (all GPUs of the machine) and whole numbers from 1")
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_trainer(self) -> Self:
         if self.accelerator == "cpu" and self.precision == "16-mixed":
             raise ValueError("trainer.precision=16-mixed needs a GPU: on the CPU use 32-true or bf16-mixed")
         if self.parallel == "none":
-            self._alone()
+            self._check_one_process()
         if self.accelerator == "cpu":
-            self._on_the_cpu()
+            self._check_cpu()
         return self
 
-    def _alone(self) -> None:
-        for key, value, alone in (("devices", self.devices, 1), ("nodes", self.nodes, 1)):
-            if value != alone:
+    def _check_one_process(self) -> None:
+        for key, value in (("devices", self.devices), ("nodes", self.nodes)):
+            if value != 1:
                 raise ValueError(
-                    f"trainer.{key}={value} needs trainer.parallel=ddp or fsdp (trainer=ddp, ddp_cpu, fsdp): "
-                    f"say how they train together, or trainer.{key}=1"
+                    f"trainer.{key}={value} needs trainer.parallel=ddp or fsdp: choose trainer=ddp, ddp_cpu or fsdp, "
+                    f"or trainer.{key}=1"
                 )
         if self.sync_batchnorm:
             raise ValueError(
-                "trainer.sync_batchnorm=true: one process has nobody to share its batch norms with; set it to false, "
-                "or trainer=ddp"
+                "trainer.sync_batchnorm=true needs several processes, whose batch norms it joins: set it to false, or "
+                "choose trainer=ddp"
             )
 
-    def _on_the_cpu(self) -> None:
+    def _check_cpu(self) -> None:
         if self.devices == "auto":
             raise ValueError("trainer.devices=auto counts GPUs: on the CPU give a number, such as trainer.devices=2")
         if self.sync_batchnorm:
-            raise ValueError("trainer.sync_batchnorm=true needs GPUs (torch has none for the CPU): set it to false")
+            raise ValueError("trainer.sync_batchnorm=true needs GPUs (torch has it for no CPU): set it to false")
 
 
 class LoggerConfig(Section):
-    """Loggers beside metrics.csv, which is always written."""
+    """Loggers in addition to metrics.csv, which is always written."""
 
     tensorboard: bool = False
 
 
 class CallbacksConfig(Section):
-    """What watches a run."""
+    """Checkpoints, the live display, the report and the shifts that a run is tested under."""
 
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     display: bool = True
@@ -226,13 +228,13 @@ class CallbacksConfig(Section):
 
 
 class PathsConfig(Section):
-    """Where results go."""
+    """The folder of the results."""
 
     outputs: Annotated[str, Field(min_length=1)] = "outputs"
 
 
 class Config(Section):
-    """A whole run."""
+    """The config of a whole run."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -253,79 +255,83 @@ class Config(Section):
     callbacks: CallbacksConfig
 
     @model_validator(mode="after")
-    def _model_fits_the_data(self) -> Self:
-        needed, given = self.model.smallest, self.data.image_size
-        if given < needed:
-            raise ValueError(too_small(self.model.target.rpartition(".")[2], needed, given))
+    def _check_model(self) -> Self:
+        self._check_image_size(self.model)
         if isinstance(self.model, NearestNeighboursConfig) and self.data.balance != "none":
-            raise ValueError(f"data.balance={self.data.balance} has no meaning for nearest neighbours; set it to none")
+            raise ValueError(f"data.balance={self.data.balance} does nothing for nearest neighbours; set it to none")
         if isinstance(self.model, NearestNeighboursConfig) and self.strategy.name != "supervised":
-            raise ValueError("model=nearest_neighbours learns from labels alone: it goes with strategy=supervised")
+            raise ValueError(
+                "model=nearest_neighbours learns only from labelled images: it goes with strategy=supervised"
+            )
         return self
 
     @model_validator(mode="after")
-    def _strategy_fits(self) -> Self:
-        """Check what a strategy asks of the other groups."""
+    def _check_strategy(self) -> Self:
+        """Check the strategy against the other groups."""
         strategy = self.strategy
         if isinstance(strategy, NoisyStudentConfig):
-            self._noisy_student_fits(strategy)
+            self._check_noisy_student(strategy)
         if isinstance(strategy, FixMatchConfig | MeanTeacherConfig) and self.augmentation.mix is not None:
             raise ValueError(
-                f"strategy={strategy.name} compares views of one image, which mixing with others would spoil: "
-                "augmentation.mix=null"
+                f"strategy={strategy.name} compares views of one image, and mixing would put other images into them: "
+                "set augmentation.mix=null"
             )
         if isinstance(strategy, FixMatchConfig) and not (self.augmentation.transforms or self.augmentation.strong):
-            raise ValueError("strategy=fixmatch needs two different views of an image: augmentation=weak_strong")
+            raise ValueError("strategy=fixmatch needs two different views of an image: choose augmentation=weak_strong")
         if isinstance(strategy, FrozenTeacherConfig) and strategy.teacher is not None and not strategy.teachers:
             if isinstance(strategy.teacher, NearestNeighboursConfig):
                 raise ValueError(
                     "strategy.teacher: nearest neighbours go with strategy=supervised; name a network, such as "
                     "model@strategy.teacher=small_vgg"
                 )
-            needed, given = strategy.teacher.smallest, self.data.image_size
-            if given < needed:
-                raise ValueError(
-                    f"strategy.teacher: {too_small(strategy.teacher.target.rpartition('.')[2], needed, given)}"
-                )
+            self._check_image_size(strategy.teacher, "strategy.teacher: ")
         if isinstance(strategy, TransferFrozenConfig | TransferFinetuneConfig) and self.init_from is None:
             raise ValueError(
-                f"strategy={strategy.name} begins from weights: give init_from=RUN, FILE, timm:NAME, torchvision:NAME "
-                "or package:PACKAGE/FILE"
+                f"strategy={strategy.name} starts from trained weights: give init_from=RUN, FILE, timm:NAME, "
+                "torchvision:NAME or package:PACKAGE/FILE"
             )
         if isinstance(strategy, LwFConfig) and not strategy.tasks and self.init_from is None:
-            raise ValueError("strategy.tasks=[] goes on from a network that has learned before: give init_from=RUN")
+            raise ValueError("strategy.tasks=[] adds a task to a trained network: give init_from=RUN")
         if isinstance(strategy, FrozenTeacherConfig | LwFConfig) and self.augmentation.strong:
-            raise ValueError(f"strategy={strategy.name} takes one view of an image: augmentation.strong=[] leaves one")
+            raise ValueError(f"strategy={strategy.name} takes one view of an image: set augmentation.strong=[]")
         return self
 
-    def _noisy_student_fits(self, strategy: NoisyStudentConfig) -> None:
-        students = [self.grown(student) for student in strategy.students]
-        if strategy.start == "teacher" and any(_shape(student) != _shape(self.model) for student in students):
+    def _check_image_size(self, model: Targeted, prefix: str = "") -> None:
+        if self.data.image_size < model.smallest:
+            name = model.target.rpartition(".")[2]
+            raise ValueError(prefix + describe_too_small_image(name, model.smallest, self.data.image_size))
+
+    def _check_noisy_student(self, strategy: NoisyStudentConfig) -> None:
+        students = [self.student_model(student) for student in strategy.students]
+        if strategy.start == "teacher" and any(
+            _list_shape_arguments(student) != _list_shape_arguments(self.model) for student in students
+        ):
             raise ValueError(
-                "strategy.start=teacher: a student of another size than its teacher's cannot begin with its weights; "
-                "change no more than dropout and stochastic_depth in strategy.students, or strategy.start=scratch"
+                "strategy.start=teacher: a student starts from its teacher's weights, whose shapes its own must have: "
+                "change only dropout and stochastic_depth in strategy.students, or set strategy.start=scratch"
             )
         if strategy.until == "validation" and self.data.validation == "none":
-            raise ValueError("strategy.until=validation needs validation images: data.validation=inside or outside:N")
-        views = self.augmentation
-        if strategy.label_source == "live" and (views.strong or views.mix is not None):
             raise ValueError(
-                "strategy.label_source=live: the teacher sees the images as they are beside one view of each: "
-                "augmentation.strong=[] augmentation.mix=null, or strategy.label_source=stored"
+                "strategy.until=validation needs validation images: set data.validation=inside or outside:N"
+            )
+        augmentation = self.augmentation
+        if strategy.label_source == "live" and (augmentation.strong or augmentation.mix is not None):
+            raise ValueError(
+                "strategy.label_source=live: the teacher sees images without augmentation, and the student one view of "
+                "each: set augmentation.strong=[] augmentation.mix=null, or strategy.label_source=stored"
             )
         size = strategy.finetune.image_size if strategy.finetune is not None else None
         if size is not None and size < self.data.image_size:
             raise ValueError(
-                f"strategy.finetune.image_size={size}: it goes on from images of {self.data.image_size} pixels; give "
-                "as many or more, or null"
+                f"strategy.finetune.image_size={size} is smaller than data.image_size={self.data.image_size}: give as "
+                "many pixels or more, or null"
             )
 
-    def grown(self, student: StudentConfig) -> Targeted:
-        """Return the student's model: ``model`` with the student's changes, checked like any other."""
-        changed = {**self.model.arguments(), **student.model}
-        return type(self.model).model_validate(changed)
+    def student_model(self, student: StudentConfig) -> Targeted:
+        """Return a student's model: ``model`` with the student's changes, validated as any model is."""
+        return type(self.model).model_validate({**self.model.arguments(), **student.model})
 
 
-def _shape(model: Targeted) -> dict[str, Any]:
-    """Return a model's arguments that its weights' shapes follow from."""
-    return {name: value for name, value in model.arguments().items() if name not in NOISE}
+def _list_shape_arguments(model: Targeted) -> dict[str, Any]:
+    """Return the arguments of a model that determine the shapes of its weights."""
+    return {name: value for name, value in model.arguments().items() if name not in NOISE_ARGUMENTS}

@@ -1,8 +1,8 @@
-"""What all parts of the schema share: sections, targets, ranges.
+"""The base classes of the schema's sections, and the ranges that several of them use.
 
-A default in the schema is a key's *neutral* value: the one under which a run is what it was before the key existed.
-Identities leave neutral values out, so a new key leaves the names of old runs alone. The values that users get by
-default stand in ``conf/``.
+A default in the schema is a key's *neutral* value: with it a run is what it was before the key existed. A run's
+identity leaves neutral values out, so that a new key does not rename old runs. The defaults that users get are in
+``conf/``.
 """
 
 from typing import Annotated, Any, ClassVar
@@ -10,18 +10,18 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-PartOf = Annotated[float, Field(ge=0, lt=1)]  # a probability under which something is left
+PartOf = Annotated[float, Field(ge=0, lt=1)]  # a fraction that is never the whole, such as a dropout rate
 Positive = Annotated[int, Field(ge=1)]
-Ratio = Annotated[float, Field(gt=0, le=1000)]  # of the schedule, or of another batch's size
+Ratio = Annotated[float, Field(gt=0, le=1000)]  # to the length of the schedule, or to the size of another batch
 
 
-def too_small(model: str, needed: int, given: int) -> str:
-    """Return what is said of images that are too small for a model."""
-    return f"model={model.lower()} needs images of {needed} pixels or more, not data.image_size={given}"
+def describe_too_small_image(model: str, min_size: int, image_size: int) -> str:
+    """Return the error line for images that are too small for a model; sizes are sides in pixels."""
+    return f"model={model.lower()} needs images of {min_size} pixels or more, not data.image_size={image_size}"
 
 
 class Section(BaseModel):
-    """A group of keys; unknown ones are errors."""
+    """A group of keys; a key that the group does not have is an error."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, populate_by_name=True, serialize_by_alias=True, allow_inf_nan=False
@@ -29,11 +29,11 @@ class Section(BaseModel):
 
 
 class Targeted(Section):
-    """A group whose ``_target_`` names the class to build."""
+    """A group of keys whose ``_target_`` names the class to build."""
 
-    smallest: ClassVar[int] = 1  # side in pixels of the smallest image that it takes
+    smallest: ClassVar[int] = 1  # side in pixels of the smallest image that the class takes
     target: str = Field(alias="_target_")
 
     def arguments(self) -> dict[str, Any]:
-        """Return ``_target_`` and what its class is built with, as plain containers."""
+        """Return ``_target_`` and the arguments of its class, as plain containers."""
         return self.model_dump()

@@ -18,20 +18,20 @@ class SupervisedConfig(Section):
 
 
 class StudentConfig(Section):
-    """One student: what changes against ``model``, and its share of the schedule."""
+    """One student: its changes to ``model``, and its length as a ratio to the schedule's."""
 
     model: dict[str, Any] = Field(default_factory=dict)
     length: Ratio = 1.0
 
 
 class FinetuneConfig(Section):
-    """The last student goes on for a while on the labelled images as they are, at a higher resolution.
+    """Further training of the last student, on the labelled images without augmentation, at a higher resolution.
 
     Attributes:
-        image_size: the side of these images; None for ``data.image_size``.
-        length: its share of the schedule.
-        lr_scale: its learning rate as a share of ``optimizer.lr``.
-        frozen_layers: so many of the lowest layers stay as they are.
+        image_size: the side of these images in pixels; None for ``data.image_size``.
+        length: the number of epochs or steps as a ratio to the schedule's.
+        lr_scale: the learning rate as a fraction of ``optimizer.lr``.
+        frozen_layers: the number of the lowest layers that are not trained.
     """
 
     image_size: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -44,16 +44,17 @@ class NoisyStudentConfig(Section):
     """Noisy-student self-training (Xie et al. 2020).
 
     Attributes:
-        students: one after another; where there are more rounds, the last one again.
-        rounds: how many students; None for those listed, under ``until=validation`` for no limit.
-        until: all rounds, or until validation no longer gains; the student that did not gain is not chosen.
-        start: a student's weights before it learns: random ones (or those of ``init_from``), or its teacher's.
-        label_source: the teacher's answers are stored, and selected among, or given in each step.
-        tta_views: test-time views of each image, that a stored answer is the mean over.
+        students: one after another; the last one is repeated where there are more rounds.
+        rounds: the number of students; None for those listed, with ``until=validation`` for no limit.
+        until: train all rounds, or stop when validation no longer gains; the student that did not gain is not chosen.
+        start: a student's initial weights: random ones (or those of ``init_from``), or its teacher's.
+        label_source: ``stored``: the teacher's probabilities for the pool are stored, and pseudo-labels are selected
+            from them; ``live``: the teacher computes them in each step.
+        tta_views: the test-time views of each image over which stored probabilities are averaged.
         target_type: the teacher's probabilities, or its most likely class.
-        per_class: pseudo-labels a class under ``balance``; None for the mean over the classes.
-        temperature: divides the logits of soft labels.
-        finetune: the stage at the end, where there is one.
+        per_class: the number of pseudo-labels of each class under ``balance``; None for the mean over the classes.
+        temperature: divides the teacher's logits for soft targets.
+        finetune: the last stage; None for no such stage.
     """
 
     name: Literal["noisy_student"]
@@ -74,25 +75,25 @@ class NoisyStudentConfig(Section):
     control: bool = True
 
     @property
-    def planned(self) -> list[StudentConfig]:
-        """The students, one for each round that is asked for."""
+    def students_by_round(self) -> list[StudentConfig]:
+        """The students of all rounds; of those listed, where the number of rounds is not limited."""
         rounds = self.rounds or len(self.students)
-        return [self.student(number) for number in range(1, rounds + 1)]
+        return [self.student_of_round(number) for number in range(1, rounds + 1)]
 
-    def student(self, number: int) -> StudentConfig:
-        """Return the student of round ``number``, from 1."""
+    def student_of_round(self, number: int) -> StudentConfig:
+        """Return the student of round ``number``; the first round is 1."""
         return self.students[min(number, len(self.students)) - 1]
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_label_source(self) -> Self:
         if self.label_source == "live" and self.balance:
             raise ValueError(
-                "strategy.label_source=live has the teacher's answers to one batch, and no classes to balance: set "
+                "strategy.label_source=live labels one batch at a time, and leaves no classes to balance: set "
                 "strategy.balance=false, or strategy.label_source=stored"
             )
         if self.label_source == "live" and self.tta_views != "one":
             raise ValueError(
-                f"strategy.tta_views={self.tta_views} goes with strategy.label_source=stored; live answers have one view"
+                f"strategy.tta_views={self.tta_views} goes with strategy.label_source=stored; set it to one"
             )
         if self.per_class is not None and not self.balance:
             raise ValueError("strategy.per_class goes with strategy.balance=true; set it to null")
@@ -100,14 +101,14 @@ class NoisyStudentConfig(Section):
 
 
 class TransferFrozenConfig(Section):
-    """A new head on a backbone that stays as it is."""
+    """A new head on a frozen backbone."""
 
     name: Literal["transfer_frozen"]
     control: bool = True
 
 
 class TransferFinetuneConfig(Section):
-    """The whole network, slower below than at its head."""
+    """Training of the whole network, with smaller learning rates for its lower layers than for its head."""
 
     name: Literal["transfer_finetune"]
     backbone_lr_scale: Fraction = 1.0
@@ -117,24 +118,24 @@ class TransferFinetuneConfig(Section):
 
 
 class TransferGradualConfig(TransferFinetuneConfig):
-    """The head first, then the whole network."""
+    """Training of the head alone, then of the whole network."""
 
     name: Literal["transfer_gradual"]  # type: ignore[assignment]
     head_length: Annotated[float, Field(gt=0, lt=1)] = 0.5
 
 
 class FrozenTeacherConfig(Section):
-    """What strategies with a frozen teacher share.
+    """The keys of all strategies with a frozen teacher.
 
     Attributes:
         teacher: the architecture of a teacher that is trained first, where ``teachers`` is empty.
-        teacher_length: that teacher's share of the schedule.
+        teacher_length: the length of that teacher's training, as a ratio to the schedule's.
         teachers: finished runs, or files of weights with their architecture, whose logits are averaged.
-        temperature: divides the logits of both.
-        teacher_logits: the teacher's logits are kept for ``cached_views`` views of each image that repeat, or for every pass; live
-            ones are computed in each step.
+        temperature: divides the logits of teacher and student.
+        teacher_logits: ``views``: the teacher's logits are cached for ``cached_views`` views of each image, which the
+            passes repeat; ``passes``: they are cached for every pass; ``live``: they are computed in each step.
         cached_views: see ``teacher_logits``.
-        control: train the student's network without a teacher, for as many steps.
+        control: train the student's network also without a teacher, for the same number of steps.
     """
 
     teacher: ModelConfig | None = None
@@ -147,44 +148,52 @@ class FrozenTeacherConfig(Section):
 
     @field_validator("teacher", mode="before")
     @classmethod
-    def _composed(cls, value: Any) -> Any:
+    def _refuse_option_name(cls, value: Any) -> Any:
         if isinstance(value, str):
             raise ValueError(f"a model is composed into a key by model@strategy.teacher={value}")
         return value
 
     @model_validator(mode="after")
-    def _has_a_teacher(self) -> Self:
+    def _check_teacher(self) -> Self:
         if self.teacher is None and not self.teachers:
-            raise ValueError("name finished runs by strategy.teachers=[RUN], or a model: model@strategy.teacher=vgg")
+            raise ValueError(
+                "name finished runs by strategy.teachers=[RUN], or a model to train first by model@strategy.teacher=vgg"
+            )
         return self
 
 
 class TeacherStudentConfig(FrozenTeacherConfig):
-    """A student learns a teacher's answers on images without labels."""
+    """Training of a student on a teacher's probabilities for images without labels."""
 
     name: Literal["teacher_student"]
 
 
 class Hints(Section):
-    """FitNets: the student's guided layer first learns to give what the teacher's hint layer gives."""
+    """FitNets: the student's guided layer is first trained to predict the output of the teacher's hint layer.
 
-    teacher: str | None = None  # a module of the teacher, such as backbone.6; the middle one where there is none
+    Attributes:
+        teacher: a module of the teacher, such as backbone.6; None for the middle one.
+        student: the same of the student.
+        length: the length of this stage, as a ratio to the schedule's.
+    """
+
+    teacher: str | None = None
     student: str | None = None
     length: Ratio = 0.5
 
 
 class Decoupled(Section):
-    """DKD: weights of the true class's part of the divergence and of the other classes' part."""
+    """DKD: the weights of the two parts of the divergence, of the true class and of the other classes."""
 
     target: Weight = 1.0
     others: Weight = 8.0
 
 
 class DistillationConfig(FrozenTeacherConfig):
-    """A student learns from labels and from a teacher's softened answers.
+    """Training of a student on labels and on a teacher's softened probabilities.
 
     Attributes:
-        images: what the teacher answers to: the labelled images, or those without labels too.
+        images: the images that the teacher gives targets for: the labelled ones, or the unlabelled ones, too.
     """
 
     name: Literal["distillation"]
@@ -195,14 +204,20 @@ class DistillationConfig(FrozenTeacherConfig):
     hints: Hints | None = None
 
     @model_validator(mode="after")
-    def _one_loss(self) -> Self:
+    def _check_target_type(self) -> Self:
         if self.target_type == "hard" and self.decoupled is not None:
-            raise ValueError("strategy.decoupled weighs soft labels: set it to null, or strategy.target_type=soft")
+            raise ValueError("strategy.decoupled weighs soft targets: set it to null, or strategy.target_type=soft")
         return self
 
 
 class PseudoLabelConfig(Section):
-    """Lee 2013: the network's own answers to the pool are labels, renewed at every step, that weigh more and more."""
+    """Pseudo-labels (Lee 2013): the network's own predictions on the pool, computed anew at every step.
+
+    Attributes:
+        ramp_begins: the fraction of the steps up to which the pool's loss has no weight.
+        ramp_ends: the fraction of the steps from which it has ``final_weight``; it rises linearly in between.
+        threshold: the confidence below which a prediction has no weight.
+    """
 
     name: Literal["pseudo_label"]
     unlabelled_ratio: Ratio = 1.0
@@ -213,19 +228,19 @@ class PseudoLabelConfig(Section):
     control: bool = True
 
     @model_validator(mode="after")
-    def _in_order(self) -> Self:
+    def _check_ramp(self) -> Self:
         if self.ramp_begins > self.ramp_ends:
-            raise ValueError("strategy.ramp_begins comes before strategy.ramp_ends")
+            raise ValueError("strategy.ramp_begins must not be greater than strategy.ramp_ends")
         return self
 
 
 class FixMatchConfig(Section):
-    """Sohn et al. 2020: an answer to a weak view that is sure enough is the label of a strong one.
+    """FixMatch (Sohn et al. 2020): a confident prediction for the weak view is the target for the strong view.
 
     Attributes:
-        unlabelled_ratio: mu.
-        threshold: tau.
-        weight: of the pool's loss, lambda_u.
+        unlabelled_ratio: the size of the pool's batch as a ratio to the labelled one's, mu.
+        threshold: the confidence that a prediction needs, tau.
+        weight: the weight of the pool's loss, lambda_u.
     """
 
     name: Literal["fixmatch"]
@@ -236,12 +251,12 @@ class FixMatchConfig(Section):
 
 
 class MeanTeacherConfig(Section):
-    """Tarvainen and Valpola 2017: a network agrees with the average of its own past weights.
+    """Mean teacher (Tarvainen and Valpola 2017): the teacher is the average of the student's past weights.
 
     Attributes:
-        weight: of the disagreement, once the ramp is over.
-        ramp_up: the share of the steps over which it grows to that.
-        decay: of the average, alpha.
+        weight: the weight of the consistency loss after the ramp.
+        ramp_up: the fraction of the steps over which it grows to ``weight``.
+        decay: the decay of the average, alpha.
     """
 
     name: Literal["mean_teacher"]
@@ -253,7 +268,7 @@ class MeanTeacherConfig(Section):
 
 
 class LwFConfig(Section):
-    """Learning without forgetting: new tasks with the old ones' answers kept."""
+    """Learning without forgetting: new tasks are learned while the predictions for the old ones are kept close."""
 
     name: Literal["lwf"]
     tasks: list[list[Annotated[int, Field(ge=0)]]] = Field(default_factory=list)
@@ -266,7 +281,7 @@ class LwFConfig(Section):
 
     @field_validator("tasks")
     @classmethod
-    def _apart(cls, value: list[list[int]]) -> list[list[int]]:
+    def _check_tasks(cls, value: list[list[int]]) -> list[list[int]]:
         classes = [c for task in value for c in task]
         if len(value) == 1 or [] in value or len(classes) != len(set(classes)):
             raise ValueError("two tasks or more are needed, each with classes of its own, such as [[0,1,2],[3,4]]")

@@ -1,4 +1,4 @@
-"""The schema of ``hydra.sweeper``: by what a sweep goes through what it varies, and by what it judges."""
+"""The schema of ``hydra.sweeper``: how a sweep draws its jobs, and the objective by which it ranks them."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,11 +7,11 @@ from pydantic import Field, field_validator, model_validator
 from tutelage.config.section import Positive, Section
 
 OBJECTIVES = ("val/accuracy", "val/loss")
-FALLING = ("val/loss",)  # the lower the better
+MINIMIZED_OBJECTIVES = ("val/loss",)
 
 
 class SweeperConfig(Section):
-    """What all sweepers know; with nothing more it is a grid."""
+    """The keys of all sweepers, and the only ones of a grid."""
 
     target: str = Field(alias="_target_")
     params: dict[str, Any] | None = None
@@ -19,38 +19,38 @@ class SweeperConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_those_of_others(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """A prepared sweep may be gone through by another sweeper: what only its own one knows has no meaning then."""
-        unknown = set(OptunaSweeperConfig.model_fields) - set(cls.model_fields)
-        return {key: value for key, value in given.items() if key not in unknown}
+    def _drop_keys_of_other_sweepers(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings without keys of other sweepers: a prepared sweep that names them may run as a grid."""
+        foreign = set(OptunaSweeperConfig.model_fields) - set(cls.model_fields)
+        return {key: value for key, value in settings.items() if key not in foreign}
 
     @field_validator("objective")
     @classmethod
-    def _seen_by_validation(cls, value: str) -> str:
+    def _check_objective(cls, value: str) -> str:
         if value not in OBJECTIVES:
-            raise ValueError(f"a search goes by what validation says: allowed are {' and '.join(OBJECTIVES)}")
+            raise ValueError(f"a search ranks its jobs by validation: allowed are {' and '.join(OBJECTIVES)}")
         return value
 
     @property
-    def searches(self) -> bool:
-        """Whether it draws from what is varied, so that it must not see the test set."""
+    def is_search(self) -> bool:
+        """Whether the jobs are drawn, so that the sweep must not see the test set."""
         return False
 
 
 class RandomSweeperConfig(SweeperConfig):
-    """Independent draws."""
+    """Independent draws, ``trials`` of them."""
 
     trials: Positive
     seed: Annotated[int, Field(ge=0)]
 
     @property
-    def searches(self) -> bool:
-        """Whether it draws from what is varied, so that it must not see the test set."""
+    def is_search(self) -> bool:
+        """Whether the jobs are drawn, so that the sweep must not see the test set."""
         return True
 
 
 class OptunaSweeperConfig(RandomSweeperConfig):
-    """Draws that follow from what the trials before gave; only the best of a rung go on to the next, longer one."""
+    """Draws that depend on the results of earlier trials; only the best of a rung go on to the next, longer one."""
 
     sampler: Literal["tpe", "random"]
     at_once: Positive

@@ -1,4 +1,7 @@
-"""A ``_target_`` of a config becomes an object, if it is one that may stand there."""
+"""The class that a ``_target_`` names, checked before it is used, and an instance of it.
+
+Hydra's ``instantiate`` builds whatever a ``_target_`` names; a stored config must not be able to run any function.
+"""
 
 import importlib
 import inspect
@@ -16,98 +19,104 @@ ALLOW_FLAG = "--allow"
 ALLOW_VARIABLE = "TUTELAGE_ALLOW"
 
 
-def take_allowed(arguments: Sequence[str]) -> list[str]:
-    """Note the packages of ``--allow PACKAGE`` for this process and those it starts; return the other arguments.
+def apply_allow_flags(arguments: Sequence[str]) -> list[str]:
+    """Allow the packages of ``--allow PACKAGE`` in this process and those it starts; return the other arguments.
 
     Raises:
-        UserError: no package follows.
+        UserError: no name of a top-level package follows the flag.
     """
-    left: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
+    others: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
         name, _, package = argument.partition("=")
         if name != ALLOW_FLAG:
-            left.append(argument)
+            others.append(argument)
             continue
-        package = package or next(rest, "")
+        package = package or next(remaining, "")
         if not package.isidentifier():
             raise UserError(
                 f"{ALLOW_FLAG} {package}: give the name of a top-level package, such as {ALLOW_FLAG} mymodels"
             )
-        os.environ[ALLOW_VARIABLE] = " ".join(dict.fromkeys([*by_flag(), package]))
-    return left
+        os.environ[ALLOW_VARIABLE] = " ".join(dict.fromkeys([*list_flag_packages(), package]))
+    return others
 
 
-def by_flag() -> list[str]:
+def list_flag_packages() -> list[str]:
     """Return the packages that ``--allow`` named."""
     return os.environ.get(ALLOW_VARIABLE, "").split()
 
 
-def allowed_packages() -> frozenset[str]:
-    """Return the top-level packages whose classes a config may name: ours, plug-ins' and those of ``--allow``."""
-    return frozenset({"tutelage", "albumentations", *_plugins(), *by_flag()})
+def list_allowed_packages() -> frozenset[str]:
+    """Return the top-level packages whose classes a config may name: our own, plug-ins and those of ``--allow``."""
+    return frozenset({"tutelage", "albumentations", *_list_plugin_packages(), *list_flag_packages()})
 
 
 @cache
-def _plugins() -> frozenset[str]:
-    """Return the top-level packages of installed plug-ins; looking for them reads a file of every distribution."""
+def _list_plugin_packages() -> frozenset[str]:
+    """Return the top-level packages of installed plug-ins, cached: the search reads a file of every distribution."""
     return frozenset(point.module.split(".")[0] for point in entry_points(group=PLUGIN_GROUP))
 
 
 def resolve(target: str, base: type, key: str) -> type:
     """Return the class that ``target`` names.
 
-    What counts is where the class was defined and what it is, not how its dotted path begins: a path such as
-    ``timm.models._hub.os.system`` starts in an allowed package and ends elsewhere.
+    The module that defines the class must be in an allowed package. The start of the dotted path is not enough:
+    ``timm.models._hub.os.system`` starts in an allowed package and ends in ``os``.
 
     Args:
-        target: dotted path of a class.
+        target: the dotted path of a class.
         base: the class that it must inherit from.
-        key: the config key, for the message.
+        key: the config key, for the error message.
 
     Raises:
-        UserError: the path leads nowhere, outside the allowed packages, or to something that is no ``base``.
+        UserError: the path names nothing, something outside the allowed packages, or something that is no ``base``.
     """
     module, _, name = target.rpartition(".")
-    if module.split(".")[0] not in allowed_packages():
-        raise _refused(target, key)
+    if module.split(".")[0] not in list_allowed_packages():
+        raise _not_allowed_error(target, key)
     try:
-        found = getattr(importlib.import_module(module), name)
+        cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
-        raise UserError(f"{key}: nothing is found at {target!r}; check the spelling of the path") from None
-    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise UserError(f"{key}: {target!r} does not exist; check the spelling of the path") from None
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise UserError(f"{key}: {target!r} is no {base.__name__}")
-    if found.__module__.split(".")[0] not in allowed_packages():
-        raise _refused(target, key)
-    return found
+    if cls.__module__.split(".")[0] not in list_allowed_packages():
+        raise _not_allowed_error(target, key)
+    return cls
 
 
 def build(config: Mapping[str, Any], base: type, key: str, **extra: Any) -> Any:
-    """Return an instance of ``config['_target_']`` made with the config's other entries.
+    """Return an instance of the class ``config['_target_']``, made with the config's other entries.
+
+    Args:
+        config: ``_target_`` and the arguments of its class.
+        base: the class that it must inherit from.
+        key: the config key, for the error message.
+        extra: further arguments.
 
     Raises:
-        UserError: the target may not stand here (see ``resolve``) or refuses the arguments; the message is its own.
+        UserError: the class is not allowed here (see ``resolve``), or it refuses the arguments with this message.
     """
     arguments = {name: value for name, value in config.items() if name != "_target_"}
-    found = resolve(str(config["_target_"]), base, key)
+    cls = resolve(str(config["_target_"]), base, key)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", r"Argument\(s\).*not valid")  # Albumentations only warns of misspelt ones
-            return found(**arguments, **extra)
+            return cls(**arguments, **extra)
     except (TypeError, ValueError, UserWarning) as error:
         from pydantic import ValidationError
 
         if isinstance(error.__cause__, ValidationError):  # Albumentations' schemas
             first = error.__cause__.errors(include_url=False)[0]
-            told = f"{first['loc'][0]}={first['input']}: {first['msg']}"
-            raise UserError(f"{key}: {found.__name__} refuses {told}") from None
+            message = f"{first['loc'][0]}={first['input']}: {first['msg']}"
+            raise UserError(f"{key}: {cls.__name__} refuses {message}") from None
         reason = " ".join(str(error).split())
-        raise UserError(f"{key}: {found.__name__} refuses its arguments: {reason}") from None
+        raise UserError(f"{key}: {cls.__name__} refuses its arguments: {reason}") from None
 
 
-def _refused(target: str, key: str) -> UserError:
-    allowed, package = ", ".join(sorted(allowed_packages())), target.partition(".")[0]
+def _not_allowed_error(target: str, key: str) -> UserError:
+    allowed, package = ", ".join(sorted(list_allowed_packages())), target.partition(".")[0]
     return UserError(
-        f"{key}: {target!r} lies outside the allowed packages ({allowed}); "
-        f"{ALLOW_FLAG} {package} adds one you trust, an entry point in {PLUGIN_GROUP!r} does so for good"
+        f"{key}: {target!r} is outside the allowed packages ({allowed}); "
+        f"{ALLOW_FLAG} {package} allows a package that you trust, an entry point in {PLUGIN_GROUP!r} does so for good"
     )

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tutelage.config import OptimizerConfig, SchedulerConfig, Targeted, too_small
+from tutelage.config import OptimizerConfig, SchedulerConfig, Targeted, describe_too_small_image
 from tutelage.data import EvalBatch, StreamBatch
 from tutelage.errors import UserError
 from tutelage.models.parameter_groups import ALL_ALIKE, FineTuning, freeze, frozen_modules, lr_scales
@@ -66,7 +66,9 @@ class Recipe:
 def check_size(spec: ImageSpec, model: type[Targeted]) -> None:
     """Raise a UserError unless images are as large as a model needs them; configs are checked before."""
     if spec.image_size < model.smallest:
-        raise UserError(too_small(model.__name__.removesuffix("Config"), model.smallest, spec.image_size))
+        raise UserError(
+            describe_too_small_image(model.__name__.removesuffix("Config"), model.smallest, spec.image_size)
+        )
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from tutelage.config import FALLING, OBJECTIVES, SweeperConfig
+from tutelage.config import MINIMIZED_OBJECTIVES, OBJECTIVES, SweeperConfig
 from tutelage.report import page
 from tutelage.report.jobs import SEED, Job, format_percent, group_jobs, is_number, shorten_key
 from tutelage.report.pictures import COLORS, MIN_LOG_RANGE, TEXT_COLOR
@@ -59,7 +59,7 @@ def average_objective(jobs: Sequence[Job], objective: str) -> float:
 
 def format_objective(value: float, objective: str) -> str:
     """Return a value of the objective as a text: a loss as a number, an accuracy in percent."""
-    return f"{value:.4g}" if objective in FALLING else format_percent(value)
+    return f"{value:.4g}" if objective in MINIMIZED_OBJECTIVES else format_percent(value)
 
 
 def build_full_command(best: Job, command: str, search: SweeperConfig) -> str:
@@ -74,7 +74,7 @@ def build_full_command(best: Job, command: str, search: SweeperConfig) -> str:
     flags = [word for word in words if word.startswith("--")]
     launcher = [word for word in words if word.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
     settings = [word for word in best.overrides if word.lstrip("+").partition("=")[0] not in RESET_KEYS]
-    sweeper = ["hydra/sweeper=grid"] if search.searches else []
+    sweeper = ["hydra/sweeper=grid"] if search.is_search else []
     seeds = [f"{SEED}={FULL_SEEDS}", "evaluate_test=true"]
     return shlex.join(["tutelage", "train", *flags, "-m", *settings, *launcher, *sweeper, *seeds])
 
@@ -121,7 +121,7 @@ def draw_grid_map(grid: Mapping[str, Sequence[str]], jobs: Sequence[Job], object
     cells = _collect_cells(keys, jobs, objective)
     rows, columns = (sorted(set(map(float, grid[key]))) for key in keys)
     means = np.array([[np.mean(cells.get((row, column), [math.nan])) for column in columns] for row in rows])
-    goodness = -means if objective in FALLING else means
+    goodness = -means if objective in MINIMIZED_OBJECTIVES else means
     low, high = float(np.nanmin(goodness)), float(np.nanmax(goodness))
     size = (MAP_MARGIN + CELL_SIDE * len(columns), MAP_MARGIN + CELL_SIDE * len(rows))
     figure, axes = plt.subplots(figsize=size, layout="constrained")

@@ -63,7 +63,7 @@ def _noisy_student_identity(config: Config, strategy: NoisyStudentConfig, values
             "model": config.student_model(student).model_dump(mode="json", exclude_defaults=True),
             "length": student.length,
         }
-        for student in strategy.planned
+        for student in strategy.students_by_round
     ]
     unused = {"rounds"} if strategy.until == "rounds" else set[str]()
     if strategy.target_type == "hard":

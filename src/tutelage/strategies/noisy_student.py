@@ -117,10 +117,10 @@ class _Recipe:
 
     def round(self, number: int, teacher: TrainStage) -> Sequence[Stage]:
         """Return what a round is: the labels of a teacher, where they are stored, and a student."""
-        student = self.strategy.student(number)
+        student = self.strategy.student_of_round(number)
         extent = length(self.config, student.length, self._labelled_size, (len(self.splits.pool), self.pool_batch))
         fit = replace(
-            supervised_on(f"student-{number}", self.config.grown(student), extent, self.labelled),
+            supervised_on(f"student-{number}", self.config.student_model(student), extent, self.labelled),
             images_per_step=self.labelled.batch_size + self.pool_batch,
             grows_from=teacher.name,
             starts_from=teacher.name if self.strategy.start == "teacher" else None,
@@ -204,7 +204,7 @@ def _rounds(make: _Recipe, results: Results) -> tuple[list[Stage], TrainStage]:
     plan: list[Stage] = [chosen]
     endless = recipe.until == "validation" and recipe.rounds is None
     number, seen = 1, True
-    while number <= len(recipe.planned) or (endless and seen):
+    while number <= len(recipe.students_by_round) or (endless and seen):
         *labels, student = make.round(number, chosen)
         assert isinstance(student, TrainStage)  # noqa: S101 - a round ends with its student
         gains = _gains(student, chosen, results) if recipe.until == "validation" else None

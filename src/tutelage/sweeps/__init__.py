@@ -1,1 +1,1 @@
-"""What a sweep varies, its folder, and what a search may look at. Needs no torch."""
+"""The jobs of a sweep, the folder that records how they ended, and the checks before the first one. Needs no torch."""

@@ -1,4 +1,4 @@
-"""A sweep's folder: which jobs it has, and what became of each. Needs no torch."""
+"""A sweep's folder: the list of its jobs, and how each of them ended. Needs no torch."""
 
 import json
 import shlex
@@ -15,14 +15,14 @@ UNKNOWN = "ended without saying why; the same command goes on from here"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job of a sweep.
+    """How a job of a sweep ended.
 
     Attributes:
         overrides: the job's.
-        path: its run's folder; None where none belongs to it.
-        reason: why it has no result; empty where it has one.
-        code: its exit code.
-        partial: its schedule was shortened by a search, so that it is no candidate for the best.
+        path: the folder of the job's run; None where there is no run.
+        reason: why the job has no result; empty where it has one.
+        code: the job's exit code.
+        partial: whether a search shortened the job's schedule, so that it cannot be the best.
     """
 
     overrides: Sequence[str]
@@ -35,85 +35,90 @@ class Outcome:
 class SweepFolder:
     """``outputs/.sweeps/<sweep>/``: ``sweep.json`` lists the jobs, ``outcomes/`` has a file for each that has ended.
 
-    Only the process that holds ``lock_file`` writes the list; each job writes its own outcome, whatever ran it.
+    Only the process that holds ``lock_file`` writes the list. Each job writes its own outcome, in whatever process.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._list = path / "sweep.json"
-        self._stop = path / "stop"
+        self._list_file = path / "sweep.json"
+        self._stop_file = path / "stop"
 
     @property
     def lock_file(self) -> Path:
-        """Held by the process that runs the sweep."""
+        """The lock that the process which runs the sweep holds."""
         return self.path / "sweep.lock"
 
     @classmethod
-    def of(cls, hydra: Any) -> "SweepFolder":
-        """Return the folder that a sweep's settings of Hydra name."""
+    def from_hydra_config(cls, hydra: Any) -> "SweepFolder":
+        """Return the folder that a sweep's ``hydra`` section names."""
         return cls(Path(str(hydra.sweep.dir)) / str(hydra.sweep.subdir))
 
     def begin(self, command: str) -> None:
-        """Note what was typed, and forget the list of a time before."""
-        self._stop.unlink(missing_ok=True)
-        write_json(self._list, {"command": command, "count": 0, "jobs": []})
+        """Write an empty list of jobs with the command of the sweep, and withdraw an earlier request to stop."""
+        self._stop_file.unlink(missing_ok=True)
+        write_json(self._list_file, {"command": command, "count": 0, "jobs": []})
 
-    def expect(self, count: int) -> None:
-        """Note how many jobs there will be."""
-        write_json(self._list, {**self._content(), "count": count})
+    def set_job_count(self, count: int) -> None:
+        """Write down how many jobs the sweep will have."""
+        write_json(self._list_file, {**self._read_list(), "count": count})
 
-    def add(self, jobs: Sequence[Sequence[str]], partial: bool = False) -> None:
-        """Add jobs, each given by its overrides, unless they are listed; forget what became of them before."""
-        content = self._content()
+    def add_jobs(self, jobs: Sequence[Sequence[str]], partial: bool = False) -> None:
+        """Add jobs to the list unless it has them, and remove their earlier outcomes.
+
+        Args:
+            jobs: the overrides of each.
+            partial: whether a search shortened their schedules.
+        """
+        content = self._read_list()
         for job in jobs:
-            self._file(job).unlink(missing_ok=True)
-            one = {"overrides": list(job), "partial": partial}
-            content["jobs"] += [one] if one not in content["jobs"] else []
-        write_json(self._list, content)
+            self._outcome_file(job).unlink(missing_ok=True)
+            entry = {"overrides": list(job), "partial": partial}
+            content["jobs"] += [entry] if entry not in content["jobs"] else []
+        write_json(self._list_file, content)
 
-    def stop(self) -> None:
-        """Let no other job begin."""
-        self._stop.touch()
+    def request_stop(self) -> None:
+        """Keep further jobs from starting."""
+        self._stop_file.touch()
 
     @property
     def is_stopped(self) -> bool:
-        """Whether no other job is to begin."""
-        return self._stop.exists()
+        """Whether further jobs must not start."""
+        return self._stop_file.exists()
 
-    def title(self, job: Sequence[str]) -> str:
-        """Return which of the jobs it is, and what of it was not typed for all of them."""
-        content = self._content()
-        number = [one["overrides"] for one in content["jobs"]].index(list(job)) + 1
+    def describe_job(self, job: Sequence[str]) -> str:
+        """Return a job's number and those of its overrides that were not typed for all jobs, as one line."""
+        content = self._read_list()
+        number = [entry["overrides"] for entry in content["jobs"]].index(list(job)) + 1
         typed = shlex.split(content["command"])
-        own = [override for override in job if override not in typed] or job
-        return f"run {number} of {content['count'] or '?'}: {' '.join(own)}"
+        own_overrides = [override for override in job if override not in typed] or job
+        return f"run {number} of {content['count'] or '?'}: {' '.join(own_overrides)}"
 
-    def write(self, outcome: Outcome) -> None:
-        """Write down what became of a job."""
+    def write_outcome(self, outcome: Outcome) -> None:
+        """Write down how a job ended."""
         path = None if outcome.path is None else str(outcome.path)
-        told = {"overrides": list(outcome.overrides), "path": path, "reason": outcome.reason, "code": outcome.code}
-        write_json(self._file(outcome.overrides), told)
+        content = {"overrides": list(outcome.overrides), "path": path, "reason": outcome.reason, "code": outcome.code}
+        write_json(self._outcome_file(outcome.overrides), content)
 
-    def silent(self, jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-        """Return those of some jobs that left no word."""
-        return [job for job in jobs if not self._file(job).exists()]
+    def jobs_without_outcome(self, jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+        """Return those of some jobs that have written no outcome."""
+        return [job for job in jobs if not self._outcome_file(job).exists()]
 
-    def outcome(self, job: Sequence[str], partial: bool = False) -> Outcome:
-        """Return what became of a job."""
+    def read_outcome(self, job: Sequence[str], partial: bool = False) -> Outcome:
+        """Return how a job ended; a job that has written no outcome has failed for an unknown reason."""
         try:
-            told = json.loads(self._file(job).read_text())
+            content = json.loads(self._outcome_file(job).read_text())
         except FileNotFoundError:
             return Outcome(job, None, UNKNOWN, code=1, partial=partial)
-        path = None if told["path"] is None else Path(told["path"])
-        return Outcome(told["overrides"], path, told["reason"], told["code"], partial)
+        path = None if content["path"] is None else Path(content["path"])
+        return Outcome(content["overrides"], path, content["reason"], content["code"], partial)
 
-    def outcomes(self) -> list[Outcome]:
-        """Return what became of each job, in the order of the list."""
-        return [self.outcome(job["overrides"], job["partial"]) for job in self._content()["jobs"]]
+    def read_outcomes(self) -> list[Outcome]:
+        """Return how each job ended, in the order of the list."""
+        return [self.read_outcome(job["overrides"], job["partial"]) for job in self._read_list()["jobs"]]
 
-    def _content(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(self._list.read_text())
+    def _read_list(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self._list_file.read_text())
         return content
 
-    def _file(self, job: Sequence[str]) -> Path:
+    def _outcome_file(self, job: Sequence[str]) -> Path:
         return self.path / "outcomes" / f"{digest(list(job))[:NAME_LENGTH]}.json"

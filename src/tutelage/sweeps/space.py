@@ -1,6 +1,6 @@
-"""What a sweep varies: its overrides are fixed, lists or intervals; grids of them, and draws from them.
+"""The space of a sweep: overrides that are fixed, lists or intervals; grids of their values, and draws from them.
 
-They are written in Hydra's grammar: ``a=1,2``, ``a=range(1,9)``, ``a=interval(0.1,0.9)``, ``a=int(interval(1,9))``,
+The overrides use Hydra's grammar: ``a=1,2``, ``a=range(1,9)``, ``a=interval(0.1,0.9)``, ``a=int(interval(1,9))``,
 ``a=tag(log,interval(1e-4,0.1))``; ``a=tag(subset,choice(x,y,z))`` is any list of some of these.
 """
 
@@ -14,8 +14,8 @@ from tutelage.errors import UserError
 from tutelage.randomness import Key
 
 LOG, SUBSET = "log", "subset"  # tags
-TRIES = 20  # for each trial that is asked for, until enough different ones are drawn
-DIGITS = 4  # of a drawn number: enough to tell, and short to type
+MAX_DRAWS_PER_TRIAL = 20  # where draws repeat, before fewer trials than asked for are returned
+DIGITS = 4  # significant ones of a drawn number: enough to distinguish it, and short to type
 
 
 @dataclass(frozen=True)
@@ -23,127 +23,134 @@ class Dimension:
     """One override of a sweep.
 
     Attributes:
-        key: what it sets, with its + and @ as typed.
-        typed: the whole override, as typed.
-        values: a list's; empty where it is fixed or an interval.
-        bounds: an interval's.
-        whole: only whole numbers, both bounds among them.
-        log: drawn so that each factor is as likely as the next.
-        subset: some of ``values`` together, rather than one.
+        key: the key that the override sets, with + and @ as typed.
+        override: the whole override, as typed.
+        values: the values of a list; empty for a fixed override or an interval.
+        bounds: the ends of an interval; None for a fixed override or a list.
+        integer: draw only whole numbers, both bounds included.
+        log: draw uniformly on a logarithmic scale.
+        subset: draw a list of some of ``values`` instead of one of them.
     """
 
     key: str
-    typed: str
+    override: str
     values: tuple[str, ...] = ()
     bounds: tuple[float, float] | None = None
-    whole: bool = False
+    integer: bool = False
     log: bool = False
     subset: bool = False
 
     @property
     def is_fixed(self) -> bool:
-        """Whether there is nothing to choose."""
+        """Whether the override has one value."""
         return not self.values and self.bounds is None
 
     @property
-    def is_drawn(self) -> bool:
-        """Whether there are no single values of which a grid could be made."""
+    def needs_draws(self) -> bool:
+        """Whether there are no single values to make a grid of."""
         return self.bounds is not None or self.subset
 
     @property
-    def typical(self) -> list[str]:
-        """The overrides that show whether all is well: every value of a list, the ends of an interval."""
+    def example_overrides(self) -> list[str]:
+        """The overrides to check before a sweep: one for every value of a list, for both ends of an interval."""
         if self.subset:
-            return [self.chosen(self.values)]
+            return [self.format_list(self.values)]
         if self.bounds is not None:
-            return [self.number(bound) for bound in self.bounds]
-        return [self.one(value) for value in self.values] or [self.typed]
+            return [self.format_number(bound) for bound in self.bounds]
+        return [self.format_value(value) for value in self.values] or [self.override]
 
-    def one(self, value: str) -> str:
-        """Return the override that sets it to a value."""
+    def format_value(self, value: str) -> str:
+        """Return the override that sets the key to a value."""
         return f"{self.key}={value}"
 
-    def chosen(self, values: Sequence[str]) -> str:
-        """Return the override that sets it to a list."""
-        return self.one(f"[{','.join(values)}]")
+    def format_list(self, values: Sequence[str]) -> str:
+        """Return the override that sets the key to a list of values."""
+        return self.format_value(f"[{','.join(values)}]")
 
-    def number(self, value: float) -> str:
-        """Return the override that sets it to a number."""
-        return self.one(str(int(value)) if self.whole else str(float(f"{value:.{DIGITS}g}")))
+    def format_number(self, value: float) -> str:
+        """Return the override that sets the key to a number, rounded to ``DIGITS`` digits."""
+        return self.format_value(str(int(value)) if self.integer else str(float(f"{value:.{DIGITS}g}")))
 
-    def drawn(self, seed: int, trial: int) -> str:
-        """Return the override of a trial: a function of seed, trial and key alone."""
-        draw = Key(seed, "sweep", self.key.lstrip("+")).generator("trial", index=trial)
+    def draw(self, seed: int, trial: int) -> str:
+        """Return the override of a trial: a function of the search's seed, the trial's number and the key alone."""
+        generator = Key(seed, "sweep", self.key.lstrip("+")).generator("trial", index=trial)
         if self.subset:
-            size = int(draw.integers(1, len(self.values) + 1))
-            return self.chosen([self.values[place] for place in sorted(draw.permutation(len(self.values))[:size])])
+            size = int(generator.integers(1, len(self.values) + 1))
+            indices = sorted(generator.permutation(len(self.values))[:size])
+            return self.format_list([self.values[index] for index in indices])
         if self.bounds is not None:
-            return self.number(self._within(float(draw.random())))
-        return self.one(self.values[int(draw.integers(len(self.values)))]) if self.values else self.typed
+            return self.format_number(self._interpolate(float(generator.random()), *self.bounds))
+        if self.values:
+            return self.format_value(self.values[int(generator.integers(len(self.values)))])
+        return self.override
 
-    def _within(self, share: float) -> float:
-        """Return the value that lies a share of [0, 1) into the interval."""
-        assert self.bounds is not None  # noqa: S101 - the caller has seen it
-        low, high = self.bounds[0], self.bounds[1] + (1 if self.whole else 0)
-        value = low * (high / low) ** share if self.log else low + share * (high - low)
-        return math.floor(value) if self.whole else value
+    def _interpolate(self, fraction: float, low: float, high: float) -> float:
+        """Return the value at a fraction, in [0, 1), of the interval between two bounds."""
+        end = high + (1 if self.integer else 0)
+        value = low * (end / low) ** fraction if self.log else low + fraction * (end - low)
+        return math.floor(value) if self.integer else value
 
 
-def dimensions(overrides: Sequence[str], loader: Any = None) -> list[Dimension]:
-    """Return what each override of a sweep stands for; those of Hydra itself are left out.
+def parse_dimensions(overrides: Sequence[str], loader: Any = None) -> list[Dimension]:
+    """Return a dimension for each override of a sweep, but for those of Hydra itself.
 
     Args:
-        overrides: Hydra's, with lists and intervals.
-        loader: Hydra's ConfigLoader, which knows what ``glob(*)`` finds.
+        overrides: in Hydra's grammar, with lists and intervals.
+        loader: Hydra's ConfigLoader, which finds the options that ``glob(*)`` stands for.
 
     Raises:
-        UserError: a list or an interval with which nothing can be done.
+        UserError: a list or an interval that no sweeper can use.
         HydraException: an override cannot be read.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-    both = list(zip(parsed, overrides, strict=True))
-    if wrong := next((typed for one, typed in both if one.is_sweep_override() and one.is_hydra_override()), None):
-        raise UserError(f"{wrong}: what Hydra itself is told has one value in a sweep")
-    return [_dimension(one, typed) for one, typed in both if not one.is_hydra_override()]
+    pairs = list(zip(parsed, overrides, strict=True))
+    if swept := next((typed for item, typed in pairs if item.is_sweep_override() and item.is_hydra_override()), None):
+        raise UserError(f"{swept}: a key of Hydra itself takes one value in a sweep")
+    return [_make_dimension(item, typed) for item, typed in pairs if not item.is_hydra_override()]
 
 
-def _dimension(override: Any, typed: str) -> Dimension:
-    key, value = override.get_key_element(), override.value()
+def _make_dimension(parsed: Any, typed: str) -> Dimension:
+    """Return the dimension of an override, given as Hydra parsed it and as typed."""
+    key, value = parsed.get_key_element(), parsed.value()
     tags = set(getattr(value, "tags", ()))
-    if not override.is_sweep_override():
+    if not parsed.is_sweep_override():
         return Dimension(key, typed)
     if unknown := tags - {LOG, SUBSET}:
-        raise UserError(f"{typed}: no such tag as {min(unknown)}; there are {LOG} (interval) and {SUBSET} (choice)")
-    if override.is_interval_sweep():
+        raise UserError(
+            f"{typed}: no such tag as {min(unknown)}; there are {LOG} (for interval) and {SUBSET} (for choice)"
+        )
+    if parsed.is_interval_sweep():
         low, high = value.start, value.end
         if not (low < high and (low > 0 or LOG not in tags)) or SUBSET in tags:
-            raise UserError(f"{typed}: an interval rises, begins above 0 where it is tagged {LOG}, and is no {SUBSET}")
-        whole = isinstance(low, int) and isinstance(high, int)
-        return Dimension(key, typed, bounds=(low, high), whole=whole, log=LOG in tags)
-    return Dimension(key, typed, values=tuple(override.sweep_string_iterator()), subset=SUBSET in tags)
+            raise UserError(
+                f"{typed}: an interval needs a start below its end, above 0 with the tag {LOG}, and no tag {SUBSET}"
+            )
+        integer = isinstance(low, int) and isinstance(high, int)
+        return Dimension(key, typed, bounds=(low, high), integer=integer, log=LOG in tags)
+    return Dimension(key, typed, values=tuple(parsed.sweep_string_iterator()), subset=SUBSET in tags)
 
 
-def grid(space: Sequence[Dimension]) -> list[tuple[str, ...]]:
-    """Return the overrides of every combination.
+def build_grid(space: Sequence[Dimension]) -> list[tuple[str, ...]]:
+    """Return the overrides of the job for every combination of values.
 
     Raises:
-        UserError: there is an interval or a subset, of which there are no combinations.
+        UserError: the space has an interval or a subset, of which no grid can be made.
     """
     for dimension in space:
-        if dimension.is_drawn:
+        if dimension.needs_draws:
             raise UserError(
-                f"{dimension.typed}: a grid needs lists of values; hydra/sweeper=random or optuna draws from it"
+                f"{dimension.override}: a grid needs lists of values; choose hydra/sweeper=random or optuna"
             )
-    return list(itertools.product(*(dimension.typical for dimension in space)))
+    return list(itertools.product(*(dimension.example_overrides for dimension in space)))
 
 
-def draws(space: Sequence[Dimension], trials: int, seed: int) -> list[tuple[str, ...]]:
-    """Return the overrides of the first ``trials`` different draws, or of as many as there are."""
-    found = dict.fromkeys(tuple(dimension.drawn(seed, trial) for dimension in space) for trial in range(trials))
-    for trial in range(trials, TRIES * trials):
-        if len(found) == trials:
+def draw_trials(space: Sequence[Dimension], trials: int, seed: int) -> list[tuple[str, ...]]:
+    """Return the overrides of the first ``trials`` different draws, or of fewer where the space has no more."""
+    jobs = dict.fromkeys(tuple(dimension.draw(seed, trial) for dimension in space) for trial in range(trials))
+    for trial in range(trials, MAX_DRAWS_PER_TRIAL * trials):
+        if len(jobs) == trials:
             break
-        found.setdefault(tuple(dimension.drawn(seed, trial) for dimension in space))
-    return list(found)
+        jobs.setdefault(tuple(dimension.draw(seed, trial) for dimension in space))
+    return list(jobs)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tutelage.config.targets import ALLOW_FLAG, by_flag
+from tutelage.config.targets import ALLOW_FLAG, list_flag_packages
 from tutelage.data.datasets.download import MAX_REASON_LENGTH
 from tutelage.data.files.listing import MAX_NAMED, abbreviate
 from tutelage.errors import UserError
@@ -71,7 +71,7 @@ def find_shards(unlabelled: str) -> tuple[Shard, ...] | None:
     """
     setting = f"data.unlabelled={unlabelled}"
     if is_remote(unlabelled):
-        if unlabelled.startswith(PIPE) and PIPE[:-1] not in by_flag():
+        if unlabelled.startswith(PIPE) and PIPE[:-1] not in list_flag_packages():
             rule = "a command is run only where you allow it, also for the config of a stored run"
             raise UserError(f"{setting}: {rule}: add {ALLOW_FLAG} {PIPE[:-1]}")
         return tuple(Shard(url.rpartition("/")[2], url, 0, 0) for url in _expand_braces(unlabelled, setting))

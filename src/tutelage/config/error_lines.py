@@ -1,0 +1,95 @@
+"""Errors of Hydra, OmegaConf and pydantic as one line for the user: the key, its value and what is allowed."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from pydantic import ValidationError
+
+from tutelage.config import OWN_MODELS, STRATEGIES, Section
+from tutelage.config.options import list_options
+
+HELP_HINT = "'tutelage train --help' lists groups and options"
+TAGS = OWN_MODELS | STRATEGIES | {"other"}  # the schema's names for alternatives; they are part of no key
+MAX_LINE_LENGTH = 300  # characters of an error that has no line of its own here
+
+
+def describe_validation_error(error: ValidationError, prefix: str = "") -> str:
+    """Return the first problem that a validation found, as one line: key, value, what is allowed.
+
+    Args:
+        error: what pydantic raised.
+        prefix: the key of the validated section with a dot behind it; empty for a whole config.
+    """
+    problems = error.errors(include_url=False)
+    problem = problems[0]
+    key = prefix + ".".join(str(part) for part in problem["loc"] if part not in TAGS)
+    message = problem["msg"].removeprefix("Value error, ")
+    count = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key!r}{count}{suggest_nearest(str(problem['loc'][-1]), _list_schema_keys())} {HELP_HINT}"
+    if isinstance(problem["input"], dict | list) or not key:
+        names_its_key = not key or message.startswith(f"{key.split('.')[0]}.")
+        return (message if names_its_key else f"{key}: {message}") + count
+    return f"{key}={problem['input']}: {message[0].lower()}{message[1:]}{count}"
+
+
+def describe_hydra_error(
+    error: Exception,
+    overrides: Sequence[str] = (),
+    list_keys: Callable[[Sequence[str]], Iterable[str]] = lambda overrides: (),
+) -> str:
+    """Return one line for an error of Hydra or OmegaConf.
+
+    Args:
+        error: what Hydra or OmegaConf raised.
+        overrides: as the user typed them.
+        list_keys: returns the keys of the config that some of the overrides compose, for a hint at the right one.
+    """
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _describe_unknown_key(match[1], overrides, list_keys)
+    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, option = match[1], match[2]
+        allowed = sorted(re.findall(r"^\t(\S+)$", text, re.MULTILINE)) or sorted(list_options().get(group, {}))
+        return f"{group}={option}: no such option{suggest_nearest(option, allowed)} Allowed: {', '.join(allowed)}"
+    if "${experiment}" in text:
+        text = "experiment takes one name; several are a sweep: -m experiment=ONE,OTHER"
+    if match := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{match[1]} needs a value: give {match[1]}=..."
+    if match := re.search(r"[Ii]nterpolation key '([^']+)' not found", text):
+        return f"${{{match[1]}}} in the config refers to a key that does not exist"
+    if match := re.search(r"Error parsing override '([^']+)'", text):
+        return f"{match[1]!r} is not KEY=VALUE; {HELP_HINT}"
+    return " ".join(text.split())[:MAX_LINE_LENGTH]
+
+
+def suggest_nearest(name: str, names: Sequence[str]) -> str:
+    """Return the middle of an error line on an unknown name: the most similar of the known names, if there is one."""
+    if name in names:
+        return ": it goes with other options of its group;"
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f": did you mean {matches[0]!r}?" if matches else ";"
+
+
+def _describe_unknown_key(
+    key: str, overrides: Sequence[str], list_keys: Callable[[Sequence[str]], Iterable[str]]
+) -> str:
+    """Return the line for a key that no config has, with the most similar key that the other overrides compose."""
+    groups = list(list_options())
+    typed = next((override for override in overrides if override.split("=")[0].lstrip("+~") == key), None)
+    if typed is None:  # a config file names it
+        name = key.partition("@")[0]  # without the package that it would go to
+        return f"unknown key {name!r} in a config file{suggest_nearest(name, groups)} {HELP_HINT}"
+    names = [*groups, *list_keys([override for override in overrides if override != typed])]
+    return f"unknown key {key!r} in {typed!r}{suggest_nearest(key, names)} {HELP_HINT}"
+
+
+def _list_schema_keys() -> list[str]:
+    """Return the names of all keys of the schema."""
+    sections, keys = [Section], set[str]()
+    while sections:
+        section = sections.pop()
+        sections += section.__subclasses__()
+        keys |= set(section.model_fields)
+    return sorted(keys)
