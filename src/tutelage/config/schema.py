@@ -299,7 +299,7 @@ class Config(Section):
         return self
 
     def _noisy_student_fits(self, strategy: NoisyStudentConfig) -> None:
-        students = [self.grown(student) for student in strategy.students]
+        students = [self.student_model(student) for student in strategy.students]
         if strategy.start == "teacher" and any(_shape(student) != _shape(self.model) for student in students):
             raise ValueError(
                 "strategy.start=teacher: a student of another size than its teacher's cannot begin with its weights; "
@@ -320,7 +320,7 @@ class Config(Section):
                 "as many or more, or null"
             )
 
-    def grown(self, student: StudentConfig) -> Targeted:
+    def student_model(self, student: StudentConfig) -> Targeted:
         """Return the student's model: ``model`` with the student's changes, checked like any other."""
         changed = {**self.model.arguments(), **student.model}
         return type(self.model).model_validate(changed)

@@ -5,7 +5,8 @@ Identities leave neutral values out, so a new key leaves the names of old runs a
 default stand in ``conf/``.
 """
 
-from typing import Annotated, Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,6 +34,16 @@ class Targeted(Section):
 
     smallest: ClassVar[int] = 1  # side in pixels of the smallest image that it takes
     target: str = Field(alias="_target_")
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
+        """Return the section of a class's keyword arguments; its one ``_target_`` is filled in.
+
+        Raises:
+            ValueError: an argument is missing, unknown or out of range (pydantic's ``ValidationError``).
+        """
+        (target,) = get_args(cls.model_fields["target"].annotation)
+        return cls.model_validate({"_target_": target, **arguments})
 
     def arguments(self) -> dict[str, Any]:
         """Return ``_target_`` and what its class is built with, as plain containers."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from tutelage.config import Config, NoisyStudentConfig
 from tutelage.data import UNKNOWN, ImageDataModule, data_module
-from tutelage.models import ImageClassifier, Perceptron, Predictions, confusion, load_classifier
+from tutelage.models import ImageClassifier, Perceptron, Predictions, compute_confusion_matrix, load_classifier
 from tutelage.randomness import Key
 from tutelage.report import page, pictures
 from tutelage.report.curves import Curve, stored_curves
@@ -65,7 +65,9 @@ def _confusion(
 ) -> page.Picture:
     name = last_fit(record)
     answers = _answers(places[name])
-    matrix = confusion(Predictions(answers["probabilities"].astype(np.float32), answers["labels"], answers["indices"]))
+    matrix = compute_confusion_matrix(
+        Predictions(answers["probabilities"].astype(np.float32), answers["labels"], answers["indices"])
+    )
     told = f"{name} on the {len(answers['labels'])} test images; rows are true classes."
     return page.picture(
         folder.report / "confusion.png",

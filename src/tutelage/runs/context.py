@@ -20,7 +20,15 @@ from tutelage.data import (
     shard_files,
 )
 from tutelage.errors import UserError
-from tutelage.models import BANK_FILES, ImageClassifier, ImageSpec, Teacher, grown, load_classifier, weight_hash
+from tutelage.models import (
+    BANK_FILES,
+    ImageClassifier,
+    ImageSpec,
+    Teacher,
+    load_classifier,
+    weight_hash,
+    with_added_task,
+)
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.randomness import Key
 from tutelage.runs.cluster.signals import NOTHING, SAVE_AND_GO_ON, Signals
@@ -83,7 +91,7 @@ class RunContext:
         """What the networks see and tell apart."""
         spec = spec_of(self.config.data, self.data.source.classes)
         if self.older is not None:
-            return grown(spec, self.older.network.spec)
+            return with_added_task(spec, self.older.network.spec)
         return replace(spec, tasks=tuple(map(tuple, getattr(self.config.strategy, "tasks", ()))))
 
     def sees(self, stage: TrainStage) -> ImageSpec:
@@ -165,7 +173,7 @@ class RunContext:
 
     def judged(self, stage: TrainStage) -> bool:
         """Whether validation chooses which weights of a stage are kept."""
-        return self.validated and stage.judged
+        return self.validated and stage.select_best
 
     def show(self, part: str) -> None:
         """OnProgress the observer which part of the work begins or goes on."""

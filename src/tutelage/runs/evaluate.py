@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data import ImageDataModule
-from tutelage.models import ImageClassifier, Predictions, answers, compute_metrics, compute_task_metrics
+from tutelage.models import ImageClassifier, Predictions, compute_metrics, compute_task_metrics, predict
 from tutelage.runs.context import RunContext
 from tutelage.storage import write_whole
 from tutelage.strategies import TrainStage
@@ -31,7 +31,7 @@ def test(context: RunContext) -> None:
         )
         if context.older is not None and len(context.older.test):
             images = context.older.images(len(context.data.source.classes))
-            found = answers(network, images, context.device, lambda count: context.answer())
+            found = predict(network, images, context.device, lambda count: context.answer())
             entry["result"] |= compute_task_metrics(found, network, "test")
         for name, indices in others.items():
             found = answers_of(context, network, data, indices, lambda share, done=number: (done + 1) / len(fits))  # type: ignore[misc]
@@ -63,7 +63,7 @@ def answers_of(
     of_stage: Callable[[float], float],
 ) -> Predictions:
     """Return a network's answers; progress is shown, signals are heeded."""
-    return answers(network, data.plain(indices), context.device, heed(context, len(indices), of_stage))
+    return predict(network, data.plain(indices), context.device, heed(context, len(indices), of_stage))
 
 
 def heed(context: RunContext, images: int, of_stage: Callable[[float], float]) -> Callable[[int], None]:

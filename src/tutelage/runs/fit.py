@@ -14,14 +14,14 @@ from tutelage.data import UNKNOWN, class_weights
 from tutelage.models import (
     ImageClassifier,
     NearestNeighbours,
-    Recipe,
+    OptimizationConfig,
     Teacher,
-    answers,
     compute_metrics,
     load_classifier,
     load_first_task,
     load_pretrained,
     make_classifier,
+    predict,
     save_classifier,
     weight_hash,
 )
@@ -45,9 +45,9 @@ def fit(context: RunContext, stage: TrainStage) -> dict[str, Any]:
     network = _new(context, stage)
     optimizer = config.optimizer.model_copy(update={"lr": stage.lr_scale * config.optimizer.lr})
     network.configure_training(
-        Recipe(optimizer, config.scheduler, stage.steps, _weights_of_classes(context), stage.tuning)
+        OptimizationConfig(optimizer, config.scheduler, stage.steps, _weights_of_classes(context), stage.fine_tuning)
     )
-    teaching = stage.teaching
+    teaching = stage.teacher
     teacher = teacher_of(context, teaching) if teaching and not teaching.features else None
     module: Any = stage.module(network) if teacher is None else stage.module(network, teacher)
 
@@ -90,7 +90,7 @@ def memorise(context: RunContext, stage: TrainStage) -> dict[str, Any]:
     network.memorise(batches, len(splits.labelled), folder, heed(context, len(splits.labelled), lambda share: share))
     result: dict[str, float] = {}
     if context.validated:
-        found = answers(network, context.data.plain(splits.validation), context.device, lambda images: context.answer())
+        found = predict(network, context.data.plain(splits.validation), context.device, lambda images: context.answer())
         result = {"val/accuracy": compute_metrics(found, context.data.source.classes, "val")["val/accuracy"]}
     save_classifier(network, stage.model.arguments(), context.weights(stage))
     return _entry(context, stage, round(time.monotonic() - started, 3), result)
@@ -128,10 +128,10 @@ def _entry(
         "name": stage.name,
         "kind": "fit",
         "control": stage.control,
-        **({"told": stage.told} if stage.told else {}),
+        **({"told": stage.note} if stage.note else {}),
         **({"after": stage.starts_from} if stage.starts_from else {}),
         **({"teacher_sha256": [weight_hash(one) for one in teacher.networks]} if teacher else {}),
-        **({} if stage.judged else {"judged": False}),
+        **({} if stage.select_best else {"judged": False}),
         **({"image_size": stage.image_size} if stage.image_size else {}),
         "model": stage.model.arguments(),
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -150,7 +150,7 @@ def _trainer(context: RunContext, stage: TrainStage, module: pl.LightningModule,
     """Return the Trainer of a stage, which is one long epoch to Lightning (see ``ImageDataModule``)."""
     config, place, group = context.config, context.place(stage), context.group
     asked, pieces = config.trainer, config.trainer.accumulate
-    averaged = config.optimizer.ema_decay > 0 and not stage.averages
+    averaged = config.optimizer.ema_decay > 0 and not stage.averages_weights
     ema = [EMAWeightAveraging(decay=config.optimizer.ema_decay)] if averaged else []
     trainer = pl.Trainer(
         accelerator=asked.accelerator,

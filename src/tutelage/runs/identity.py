@@ -59,7 +59,10 @@ def identity(config: Config, fingerprint: str) -> dict[str, Any]:
 def _self_trained(config: Config, strategy: NoisyStudentConfig, chosen: dict[str, Any]) -> dict[str, Any]:
     """Return what the students are, not how it was written, without the keys that change nothing beside the others."""
     students = [
-        {"model": config.grown(student).model_dump(mode="json", exclude_defaults=True), "length": student.length}
+        {
+            "model": config.student_model(student).model_dump(mode="json", exclude_defaults=True),
+            "length": student.length,
+        }
         for student in strategy.planned
     ]
     unused = {"rounds"} if strategy.until == "rounds" else set[str]()

@@ -97,7 +97,7 @@ def _before(context: "RunContext", stage: PseudoLabelStage) -> Labels | None:
         (
             labels_of(context, one)
             for one in context.plan
-            if isinstance(one, PseudoLabelStage) and one.name == stage.before
+            if isinstance(one, PseudoLabelStage) and one.name == stage.previous
         ),
         None,
     )
@@ -111,7 +111,7 @@ def about(context: "RunContext", stage: PseudoLabelStage, network: ImageClassifi
         "teacher": str(context.weights(teacher).relative_to(context.folder.path)),
         "weights": weight_hash(network),
         "data": data_key(context.record.content, context.data.splits.pool),
-        "views": stage.views,
+        "views": stage.tta_views,
         "device": context.device.type,
         "precision": FLOAT32 if lower is None else str(lower).removeprefix("torch."),
     }

@@ -9,7 +9,7 @@ from tutelage.config import Config, LwFConfig
 from tutelage.data import EvalBatch, ImageDataModule, data_module
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, load_classifier
-from tutelage.models.weights.sources import pretrained
+from tutelage.models.weights.sources import read_pretrained
 from tutelage.runs.weight_sources import first_data, weights
 
 
@@ -45,7 +45,7 @@ def older(config: Config, tell: Callable[[str, float], None]) -> PreviousRun | N
         return None
     given = config.init_from or ""
     file = weights(given, "init_from")
-    if isinstance(file, str) or pretrained(file).classes is None:
+    if isinstance(file, str) or read_pretrained(file).classes is None:
         raise UserError(f"init_from={given}: it is not known what its classes are; give the folder of a finished run")
     network, nothing = load_classifier(file), np.empty(0, dtype=np.int64)
     seen, told = first_data(given)

@@ -237,7 +237,7 @@ def _check_finetuned(context: RunContext, stage: TrainStage) -> None:
             "image; take a network that pools over the whole of it, such as model=resnet, or null"
         )
     try:
-        freeze(networks[-1].backbone, stage.tuning)
+        freeze(networks[-1].backbone, stage.fine_tuning)
     except UserError as error:
         raise UserError(f"strategy.finetune.{str(error).removeprefix('strategy.')}") from None
 
@@ -250,7 +250,7 @@ def _check_start(context: RunContext) -> None:
         if isinstance(stage, TrainStage):
             with torch.device("meta"):
                 network = make_classifier(stage.model.arguments(), context.spec)
-            freeze(network.backbone, stage.tuning)
+            freeze(network.backbone, stage.fine_tuning)
             if stage.starts_from is None and context.older is not None:
                 told.add(load_first_task(network, context.older.network))
             elif stage.starts_from is None:
@@ -266,7 +266,7 @@ def _plan(context: RunContext, flops: dict[str, float]) -> Sequence[StageWork]:
     splits, plan = context.data.splits, []
     for stage in context.plan:
         if isinstance(stage, PseudoLabelStage):
-            asked = VIEW_COUNTS[stage.views] * len(splits.pool)
+            asked = VIEW_COUNTS[stage.tta_views] * len(splits.pool)
             plan.append(StageWork(stage.name, answering(asked, flops[stage.teacher])))
         elif stage.one_pass:
             plan.append(StageWork(stage.name, answering(len(splits.labelled), flops[stage.name])))
@@ -283,7 +283,7 @@ def _plan(context: RunContext, flops: dict[str, float]) -> Sequence[StageWork]:
 
 def _teaching(context: RunContext, stage: TrainStage, flops: dict[str, float]) -> tuple[Sequence[StageWork], float]:
     """Return what it will cost to ask a stage's teacher before it trains, and the operations of asking it in a step."""
-    teaching = stage.teaching
+    teaching = stage.teacher
     if teaching is None:
         return [], 0.0
     cost = flops[stage.name] if teaching.features else flops_of(outline(context, teaching), context.spec)

@@ -79,11 +79,11 @@ def check_given(config: Config) -> None:
 
 def check(context: "RunContext", stage: TrainStage) -> None:
     """Raise a UserError unless the stage can be taught; say what is done otherwise than asked."""
-    if stage.teaching is None:
+    if stage.teacher is None:
         return
-    if not stage.teaching.features:
-        _check_networks(context, stage, stage.teaching)
-    if context.config.augmentation.mix is not None and stage.teaching.views is not None:
+    if not stage.teacher.features:
+        _check_networks(context, stage, stage.teacher)
+    if context.config.augmentation.mix is not None and stage.teacher.cached_views is not None:
         context.observer.say(
             f"note: stage {stage.name}: images are mixed with others in each step: the teacher's answers are kept for "
             "every step, not for views that repeat"
@@ -134,10 +134,10 @@ def teach(
     if teacher is not None:
         teacher.to(context.device)
         lower = torch.float16 if teaching.live else LOWER.get(context.config.trainer.precision)
-        teacher.lower = None
+        teacher.autocast_dtype = None
         if lower is not None and context.device.type == "cuda":
             right = context.group.broadcast_from_rank0(lambda: _is_right(context, teacher, lower))
-            teacher.lower = lower if right else None
+            teacher.autocast_dtype = lower if right else None
     if teaching.live:
         return {}
     kept = _keep(context, stage, teaching, network, teacher)
@@ -153,7 +153,7 @@ def _is_right(context: "RunContext", teacher: Teacher, lower: torch.dtype) -> bo
     """
     images = next(iter(context.data.plain(context.data.splits.labelled[:CHECKED]))).images.to(context.device)
     expected = teacher(images).softmax(dim=1)
-    teacher.lower = lower
+    teacher.autocast_dtype = lower
     found = teacher(images).softmax(dim=1)
     its_answers = expected.gather(1, found.argmax(dim=1, keepdim=True))
     same = its_answers >= (1 - NEAR_TIE) * expected.amax(dim=1, keepdim=True)
@@ -162,9 +162,9 @@ def _is_right(context: "RunContext", teacher: Teacher, lower: torch.dtype) -> bo
 
 def answers_asked(context: "RunContext", stage: TrainStage) -> int:
     """Return how many answers are to be computed before a stage trains."""
-    if stage.teaching is None or stage.teaching.live:
+    if stage.teacher is None or stage.teacher.live:
         return 0
-    return _Question.of(context, stage, stage.teaching).rows
+    return _Question.of(context, stage, stage.teacher).rows
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class _Question:
     @classmethod
     def of(cls, context: "RunContext", stage: TrainStage, teaching: TeacherSpec) -> "_Question":
         (stream,) = (one for one in stage.streams(context.selections) if one.name == teaching.stream)
-        views, augmentation = teaching.views, context.config.augmentation
+        views, augmentation = teaching.cached_views, context.config.augmentation
         if augmentation.mix is not None:
             views = None
         elif not augmentation.transforms:
@@ -329,7 +329,7 @@ class _Keeper:
 
 def asking(stage: TrainStage) -> str:
     """Return what the work before a stage is called."""
-    features = stage.teaching is not None and stage.teaching.features
+    features = stage.teacher is not None and stage.teacher.features
     return f"{stage.name}: {'the features of its backbone' if features else 'the answers of its teacher'}"
 
 
@@ -364,7 +364,7 @@ def _who(asked: Teacher | ImageClassifier) -> list[dict[str, Any]]:
     networks = asked.networks if isinstance(asked, Teacher) else [asked.backbone]
     seen = asked.networks if isinstance(asked, Teacher) else [asked]
     return [
-        {"weights_sha256": weight_hash(network), "architecture": digest(str(network)), "spec": one.spec.plain()}
+        {"weights_sha256": weight_hash(network), "architecture": digest(str(network)), "spec": one.spec.to_dict()}
         for network, one in zip(networks, seen, strict=True)
     ]
 

@@ -50,7 +50,7 @@ def _place(context: RunContext) -> dict[str, Any]:
     if stage is None:
         return {"stage": "test", "step": 0, "answers": 0}
     step = _done(context, stage)
-    asks = isinstance(stage, TrainStage) and stage.teaching is not None and not stage.teaching.live and not step
+    asks = isinstance(stage, TrainStage) and stage.teacher is not None and not stage.teacher.live and not step
     return {"stage": stage.name, "step": step, "answers": _answers(context) if asks else 0}
 
 
