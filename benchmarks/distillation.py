@@ -86,7 +86,7 @@ class Bench:
         stage = this.plan[0]
         network = make_classifier(stage.model.arguments(), this.spec)
         started = time.perf_counter()
-        teach(this, stage, stage.teaching, network, teacher_of(this, stage.teaching))
+        teach(this, stage, stage.teacher, network, teacher_of(this, stage.teacher))
         return (time.perf_counter() - started) / IMAGES * PASS
 
     def by_hand(self, steps: int) -> float:

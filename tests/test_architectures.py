@@ -488,11 +488,11 @@ def test_a_unit_sees_the_pixels_where_its_gradient_is_not_zero(network, shape):
     built = network()
     rows = [each for each in summarize_layers(built) if each.name.startswith("backbone") and len(each.output) == 3]
     rows = [each for each in rows if each.receptive_field and each.kind != "Folded"]  # whose channels see four places
-    told = {each.name: each.receptive_field for each in reversed(rows)}  # first calls
+    fields = {each.name: each.receptive_field for each in reversed(rows)}  # first calls
     modules = dict(open_paths(built).named_modules())
-    chosen = [*list(told)[:: max(1, len(told) // 8)], "backbone.0"][:12]
-    for name in [each for each in chosen if each in told]:
-        assert seen(built.backbone, modules[name], torch.rand(1, *shape)) == told[name], name
+    chosen = [*list(fields)[:: max(1, len(fields) // 8)], "backbone.0"][:12]
+    for name in [each for each in chosen if each in fields]:
+        assert seen(built.backbone, modules[name], torch.rand(1, *shape)) == fields[name], name
 
 
 def test_windows_of_attention_are_followed_too():

@@ -27,8 +27,8 @@ from tutelage.models import (
     MLP,
     ImageClassifier,
     LeNet5,
+    OptimizationConfig,
     Perceptron,
-    Recipe,
     ResNet,
     SmallVGG,
     Teacher,
@@ -42,7 +42,7 @@ from tutelage.models import (
     softened_divergence,
     weight_hash,
 )
-from tutelage.models.losses import parts_of_divergence
+from tutelage.models.losses import split_divergence
 from tutelage.models.teacher import Regressor, adapt_images, layer_output
 from tutelage.runs import RunFolder, identity, read_record
 from tutelage.runs.checkpoints import WholeCheckpointIO
@@ -94,7 +94,7 @@ def test_the_divergence_is_its_two_parts_with_the_second_weighed_by_the_teachers
     """Zhao 2022, eq. 6: KD = TCKD + (1 - p of the true class) NCKD, image by image."""
     student, teacher = logits_of(seed)
     classes = torch.arange(5) % 7
-    target, others = parts_of_divergence(student / temperature, teacher / temperature, classes)
+    target, others = split_divergence(student / temperature, teacher / temperature, classes)
     doubt = 1 - (teacher / temperature).softmax(dim=1)[torch.arange(5), classes]
     found = temperature**2 * (target + doubt * others).mean()
     torch.testing.assert_close(found, softened_divergence(student, teacher, temperature), rtol=1e-6, atol=1e-6)
@@ -140,7 +140,7 @@ def batch_of(channels: int = 1, size: int = 28, count: int = 6) -> dict[str, Str
     return {"labelled": StreamBatch(images, torch.arange(count) % 10)}
 
 
-def recipe_of(**changes) -> DistillationConfig:
+def config_of(**changes) -> DistillationConfig:
     base = {
         "name": "distillation",
         "teachers": ["x"],
@@ -154,7 +154,9 @@ def recipe_of(**changes) -> DistillationConfig:
 
 def ready(network: ImageClassifier) -> ImageClassifier:
     network.configure_training(
-        Recipe(OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1), SchedulerConfig(name="constant"), steps=10)
+        OptimizationConfig(
+            OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1), SchedulerConfig(name="constant"), steps=10
+        )
     )
     return network.train()
 
@@ -178,7 +180,7 @@ def test_only_the_student_learns_and_the_teacher_stays_as_it_was_to_the_bit(opti
     torch.manual_seed(0)
     network = SmallVGG(make_spec(), width=0.25, dropout=0.5)  # batch norm and dropout
     teacher = Teacher([network])
-    module = Distillation(ready(LeNet5(make_spec())), teacher, recipe=recipe_of(**options))
+    module = Distillation(ready(LeNet5(make_spec())), teacher, config=config_of(**options))
     module.train()
     before, of_student = state_of(network), state_of(module.student)
     first = teacher(batch_of()["labelled"].images)
@@ -194,24 +196,26 @@ def test_only_the_student_learns_and_the_teacher_stays_as_it_was_to_the_bit(opti
 
 def test_the_loss_is_alpha_of_the_labels_and_the_rest_of_the_teacher():
     torch.manual_seed(0)
-    student, network, shown = ready(MLP(make_spec(), width=8)), LeNet5(make_spec()), batch_of()["labelled"]
-    parts = Distillation(student, Teacher([network]), recipe=recipe_of()).training_step({"labelled": shown}, 0)
+    student, network, shown = ready(MLP(make_spec(), width=8, depth=2)), LeNet5(make_spec()), batch_of()["labelled"]
+    parts = Distillation(student, Teacher([network]), config=config_of()).training_step({"labelled": shown}, 0)
     ours, theirs = student(shown.images), network(shown.images)
     on_labels = functional.nll_loss(ours.log_softmax(1), shown.targets)
     divergence = by_hand(ours.detach().double().numpy(), theirs.detach().double().numpy(), 4.0)
     assert parts["loss"].item() == pytest.approx(0.3 * on_labels.item() + 0.7 * divergence, abs=1e-6)
     assert float(parts["agreement"]) == pytest.approx(float((ours.argmax(1) == theirs.argmax(1)).float().mean()))
     assert float(parts["teacher_accuracy"]) == pytest.approx(float((theirs.argmax(1) == shown.targets).float().mean()))
-    hard = Distillation(student, Teacher([network]), recipe=recipe_of(target_type="hard"))
+    hard = Distillation(student, Teacher([network]), config=config_of(target_type="hard"))
     expected = functional.cross_entropy(ours, theirs.argmax(1))
     assert float(hard.training_step({"labelled": shown}, 0)["loss_teacher"]) == pytest.approx(expected.item(), abs=1e-6)
 
 
 def test_over_a_pass_with_and_without_labels_the_label_loss_is_the_mean_over_the_labelled():
     torch.manual_seed(0)
-    student, network, shown = ready(MLP(make_spec(), width=8)), LeNet5(make_spec()), batch_of()["labelled"]
+    student, network, shown = ready(MLP(make_spec(), width=8, depth=2)), LeNet5(make_spec()), batch_of()["labelled"]
     targets = torch.tensor([3, -1, -1, 5, -1, -1])  # in batches of 2: one labelled image, one, none
-    module = Distillation(student, Teacher([network]), recipe=recipe_of(images="all"), stream="all", known=2 / 6)
+    module = Distillation(
+        student, Teacher([network]), config=config_of(images="all"), stream="all", labelled_fraction=2 / 6
+    )
     steps = []
     for first in (0, 2, 4):
         batch = StreamBatch(shown.images[first : first + 2], targets[first : first + 2])
@@ -229,23 +233,23 @@ def test_over_a_pass_with_and_without_labels_the_label_loss_is_the_mean_over_the
 
 def test_kept_answers_stand_in_for_the_teacher():
     torch.manual_seed(0)
-    student, network, shown = ready(MLP(make_spec(), width=8)), LeNet5(make_spec()), batch_of()["labelled"]
-    live = Distillation(student, Teacher([network]), recipe=recipe_of()).training_step({"labelled": shown}, 0)
+    student, network, shown = ready(MLP(make_spec(), width=8, depth=2)), LeNet5(make_spec()), batch_of()["labelled"]
+    live = Distillation(student, Teacher([network]), config=config_of()).training_step({"labelled": shown}, 0)
     with torch.no_grad():
         kept = shown._replace(answers=network(shown.images) - 3.0)
     other = Teacher([LeNet5(make_spec())])  # is not asked
-    found = Distillation(student, other, recipe=recipe_of()).training_step({"labelled": kept}, 0)
+    found = Distillation(student, other, config=config_of()).training_step({"labelled": kept}, 0)
     for name in ("loss", "kl", "agreement"):
         torch.testing.assert_close(found[name], live[name])
 
 
 def test_several_teachers_answer_by_the_geometric_mean():
     torch.manual_seed(0)
-    networks, images = [LeNet5(make_spec()), MLP(make_spec(), width=8)], batch_of()["labelled"].images
+    networks, images = [LeNet5(make_spec()), MLP(make_spec(), width=8, depth=2)], batch_of()["labelled"].images
     found = (Teacher(networks)(images) / 3).softmax(1)
     product = torch.stack([(network(images) / 3).softmax(1) for network in networks]).log().mean(0).exp()
     torch.testing.assert_close(found, product / product.sum(1, keepdim=True))
-    with pytest.raises(UserError, match=r"strategy.teachers: they tell other classes apart \(10 and 5"):
+    with pytest.raises(UserError, match=r"strategy.teachers: their classes differ \(10 and 5"):
         Teacher([networks[0], LeNet5(make_spec(classes=5))])
 
 
@@ -268,22 +272,22 @@ def test_a_teacher_sees_images_in_its_own_size_and_colours():
 def test_for_a_teacher_with_other_classes_the_student_grows_a_second_head():
     torch.manual_seed(0)
     network = LeNet5(make_spec(classes=4))
-    module = Distillation(ready(LeNet5(make_spec())), Teacher([network]), recipe=recipe_of())
+    module = Distillation(ready(LeNet5(make_spec())), Teacher([network]), config=config_of())
     assert module.second.weight.shape == (4, 84)
     before = state_of(module)
     parts = trained(module, batch_of())
     assert "teacher_accuracy" not in parts and float(parts["loss_teacher"]) > 0
     assert not any(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert module.classifier is module.student and weight_hash(module.classifier) == weight_hash(module.student)
-    with pytest.raises(UserError, match=r"strategy.decoupled: the teacher tells other classes apart"):
-        Distillation(module.student, Teacher([network]), recipe=recipe_of(decoupled=Decoupled()))
+    with pytest.raises(UserError, match=r"strategy.decoupled: the teacher's classes are not those of the data"):
+        Distillation(module.student, Teacher([network]), config=config_of(decoupled=Decoupled()))
     with pytest.raises(UserError, match=r"use strategy=distillation"):
         TeacherStudent(module.student, Teacher([network]), stream="pool", temperature=4.0)
 
 
 def test_without_labels_the_student_learns_the_divergence_alone():
     torch.manual_seed(0)
-    student, network, shown = ready(LeNet5(make_spec())), MLP(make_spec(), width=8), batch_of()["labelled"]
+    student, network, shown = ready(LeNet5(make_spec())), MLP(make_spec(), width=8, depth=2), batch_of()["labelled"]
     module = TeacherStudent(student, Teacher([network]), stream="pool", temperature=2.0)
     parts = module.training_step({"pool": shown._replace(targets=shown.targets * 0 - 1)}, 0)
     expected = softened_divergence(student(shown.images), network(shown.images), 2.0)
@@ -319,9 +323,9 @@ def test_a_hint_may_go_from_maps_to_vectors_and_layers_that_are_not_there_are_to
     assert Regressor(maps.shape, vectors.shape)(maps).shape == (2, 12)
     assert Regressor(vectors.shape, maps.shape)(vectors).shape == maps.shape
     teacher = Teacher([SmallVGG(make_spec(), width=0.25)])
-    student = MLP(make_spec(), width=8)
+    student = MLP(make_spec(), width=8, depth=2)
     module = HintTraining(student, teacher, hints=Hints())
-    assert module._layers == ("backbone.1", "backbone.8")
+    assert (module._guided, module._hint) == ("backbone.1", "backbone.8")
     assert layer_output(student, "backbone.3", batch_of()["labelled"].images).shape == (6, 8)
     with pytest.raises(UserError, match=r"strategy.hints.student=backbone.77: no such layer; .* backbone.2, backbone."):
         HintTraining(student, teacher, hints=Hints(student="backbone.77"))
@@ -394,7 +398,7 @@ def test_the_stages_are_teacher_student_control():
     assert [stage.name for stage in plan] == ["teacher", "student", "control"]
     assert [stage.steps for stage in plan] == [5, 10, 10]
     assert plan[0].model == config.strategy.teacher and plan[1].model == plan[2].model == config.model
-    assert plan[1].teaching.networks == "teacher" and plan[1].teaching.views == 8 and plan[2].teaching is None
+    assert plan[1].teacher.networks == "teacher" and plan[1].teacher.cached_views == 8 and plan[2].teacher is None
     assert [stage.control for stage in plan] == [False, False, True]
 
 
@@ -403,7 +407,7 @@ def test_with_hints_there_is_a_stage_of_them_and_the_control_has_as_many_steps()
     assert [(stage.name, stage.steps) for stage in plan] == [
         ("teacher", 10), ("hints", 3), ("student", 10), ("control", 13),
     ]  # fmt: skip
-    assert plan[1].teaching.live and plan[2].starts_from == "hints"
+    assert plan[1].teacher.live and plan[2].starts_from == "hints"
 
 
 def test_a_teacher_may_answer_to_images_without_labels_too():
@@ -412,7 +416,7 @@ def test_a_teacher_may_answer_to_images_without_labels_too():
     (stream,) = student.streams({})
     assert stream.indices.tolist() == [*splits.labelled, *splits.pool]
     assert (stream.targets >= 0).sum() == len(splits.labelled) and (stream.targets[len(splits.labelled) :] == -1).all()
-    assert student.teaching.stream == stream.name == "all"
+    assert student.teacher.stream == stream.name == "all"
     for other in (teacher, control):
         assert other.streams({})[0].indices.tolist() == splits.labelled.tolist()
     for refused, instead in {
@@ -420,15 +424,15 @@ def test_a_teacher_may_answer_to_images_without_labels_too():
         "augmentation=mixup": "null",
         "data.balance=sampling": "none or weights",
     }.items():
-        told = f"strategy.images=all: .* needs the labels of all images; set it to {instead}"
-        with pytest.raises(UserError, match=told):
+        message = f"strategy.images=all: .* needs the labels of all images; set it to {instead}"
+        with pytest.raises(UserError, match=message):
             plan_of("strategy.images=all", refused)
 
 
 def test_given_teachers_are_not_trained():
     _, plan, _ = plan_of("strategy.teachers=[a, b/c]", "strategy.teacher_logits=passes", "strategy.control=false")
     assert [stage.name for stage in plan] == ["student"]
-    assert plan[0].teaching.networks == (Path("a"), Path("b/c")) and plan[0].teaching.views is None
+    assert plan[0].teacher.networks == (Path("a"), Path("b/c")) and plan[0].teacher.cached_views is None
     with pytest.raises(UserError, match="strategy.hints: 2 teachers give no one hint"):
         plan_of("strategy.teachers=[a, b/c]", "strategy.hints={}")
 
@@ -437,10 +441,10 @@ def test_a_student_without_labels_sees_the_pool_or_it_is_said_what_else():
     _, plan, splits = plan_of("strategy=teacher_student")
     (stream,) = plan[1].streams({})
     assert stream.name == "pool" and (stream.indices == splits.pool).all() and (stream.targets == -1).all()
-    assert not plan[1].told
+    assert not plan[1].note
     _, plan, splits = plan_of("strategy=teacher_student", pool=False)
     (stream,) = plan[1].streams({})
-    assert stream.name == "labelled" and "without their labels" in plan[1].told
+    assert stream.name == "labelled" and "without their labels" in plan[1].note
 
 
 def test_a_run_ends_with_students_that_learned_from_runs_of_any_classes_or_size(tmp_path, capfd):
@@ -529,7 +533,7 @@ def test_hints_are_kept_as_they_end_though_the_run_validates(tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (("strategy.hints={teacher: backbone.77}",), r"strategy.hints.teacher=backbone.77: no such layer"),
         (("strategy.hints={}", "model=perceptron"), r"the backbone of Perceptron has 0 layers"),
@@ -538,12 +542,12 @@ def test_hints_are_kept_as_they_end_though_the_run_validates(tmp_path, capfd):
     ],
     ids=["no layer", "no middle", "decoupled", "teacher_student"],
 )
-def test_networks_that_do_not_go_together_are_told_before_anything_is_written(overrides, told, tmp_path, capfd):
+def test_networks_that_do_not_go_together_are_told_before_anything_is_written(overrides, message, tmp_path, capfd):
     file = str(teacher_of(4, tmp_path))
     given = [word.replace("TEACHER", file) for word in overrides]
     words = [word for word in DISTILLATION if "perceptron" not in str(given) or not word.startswith("model.")]
     assert run(tmp_path / "outputs", *words, *given) == 70
-    assert re.search(f"UserError: .*{told}", capfd.readouterr().err)
+    assert re.search(f"UserError: .*{message}", capfd.readouterr().err)
     written = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
     assert {path.parent.name for path in written} == {".locks"}
 
@@ -557,9 +561,9 @@ def test_weights_of_others_are_no_teachers_and_it_is_said_before_data_is_read(tm
     torch.save(LeNet5(make_spec()).state_dict(), tmp_path / "weights.pth")
     for named in ("timm:resnet18", str(tmp_path / "weights.pth")):
         assert run(tmp_path / "outputs", *DISTILLATION, f"strategy.teachers=['{named}']", before=no_data) == 70
-        told = capfd.readouterr().err
-        assert f"strategy.teachers={named}: no network that a run left; name a finished run, or a checkpoint" in told
-        assert f"strategy=transfer_frozen init_from={named}" in told and "damaged" not in told
+        message = capfd.readouterr().err
+        assert f"strategy.teachers={named}: no network that a run left; name a finished run, or a checkpoint" in message
+        assert f"strategy=transfer_frozen init_from={named}" in message and "damaged" not in message
     assert run(tmp_path / "first", *DISTILLATION) == 0
     last = only_run(tmp_path / "first") / "stages/2-student/checkpoints/last.ckpt"
     assert run(tmp_path / "outputs", *DISTILLATION, f"strategy.teachers=[{last}]") == 70

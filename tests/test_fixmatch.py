@@ -23,7 +23,7 @@ from tutelage.strategies import TrainStage, stages
 from tutelage.strategies.fixmatch import FixMatch
 
 
-def recipe(threshold: float = 0.0, weight: float = 1.0) -> FixMatchConfig:
+def config_of(threshold: float = 0.0, weight: float = 1.0) -> FixMatchConfig:
     return FixMatchConfig(name="fixmatch", threshold=threshold, weight=weight)
 
 
@@ -50,10 +50,10 @@ def module(config: FixMatchConfig, views: int = 1) -> FixMatch:
 def test_by_hand_the_loss_is_equations_3_and_4_in_one_forward(views, counted):
     shown = batch(views)
     weak, strong = shown["pool"].images.split(6)
-    probabilities = module(recipe()).student(weak).softmax(1).detach()
+    probabilities = module(config_of()).student(weak).softmax(1).detach()
     certainty, answers = probabilities.max(1)
     threshold = 0.0 if counted == 6 else float(certainty.sort().values[-counted] - 1e-6)
-    learner, calls = module(recipe(threshold, weight=3.0), views), []
+    learner, calls = module(config_of(threshold, weight=3.0), views), []
     learner.student.backbone.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
     parts = learner.training_step(shown, 0)
     assert calls == [4 + 12]  # of two views of a labelled image the weak one
@@ -67,7 +67,7 @@ def test_by_hand_the_loss_is_equations_3_and_4_in_one_forward(views, counted):
 
 
 def test_no_gradient_comes_by_way_of_the_weak_view():
-    learner, shown = module(recipe(weight=1.0)), batch()
+    learner, shown = module(config_of(weight=1.0)), batch()
     images = shown["pool"].images
     logits = []
 

@@ -18,7 +18,7 @@ from helpers.runs import only_run, outcome, run
 from tutelage.data import LabelStore, read_labels, shard_files
 from tutelage.errors import UserError
 from tutelage.models import load_classifier, tta_probabilities
-from tutelage.models.tta_views import shifted
+from tutelage.models.tta_views import shift_images
 from tutelage.runs import stored_config
 from tutelage.runs.folder import RunFolder
 from tutelage.runs.observer import Observer
@@ -64,8 +64,8 @@ def join(folder: Path) -> int:
 
 def test_by_hand_a_shift_moves_the_image_and_repeats_its_edge():
     image = torch.arange(9).reshape(1, 1, 3, 3)
-    assert shifted(image, 1, 0)[0, 0].tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5]]
-    assert shifted(image, 0, -1)[0, 0].tolist() == [[1, 2, 2], [4, 5, 5], [7, 8, 8]]
+    assert shift_images(image, 1, 0)[0, 0].tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5]]
+    assert shift_images(image, 0, -1)[0, 0].tolist() == [[1, 2, 2], [4, 5, 5], [7, 8, 8]]
 
 
 @pytest.mark.parametrize(("views", "count"), [("one", 1), ("mirrored", 2), ("shifted", 5), ("mirrored_shifted", 10)])

@@ -30,11 +30,11 @@ from tutelage.models import (
     Heads,
     ImageClassifier,
     ImageSpec,
-    Recipe,
-    answers,
+    OptimizationConfig,
     compute_task_metrics,
     load_classifier,
     make_classifier,
+    predict,
     save_classifier,
 )
 from tutelage.runs import run_path
@@ -66,7 +66,7 @@ def images(count: int, seed: int = 1) -> torch.Tensor:
 
 def test_each_head_speaks_at_the_columns_of_its_classes_and_the_unlearned_ones_not_at_all():
     heads = Heads(4, TASKS, 10)
-    heads.learn([0, 2])
+    heads.train_tasks([0, 2])
     features = torch.randn(6, 4)
     logits = heads(features)
     assert logits.shape == (6, 10)
@@ -84,20 +84,20 @@ def partitions(draw_count: int = 12):
 def test_log_probabilities_are_those_within_each_task(task_of):
     tasks = [[c for c, t in enumerate(task_of) if t == task] for task in (1, 2)]
     heads = Heads(3, tasks, len(task_of))
-    heads.learn([0, 1])
+    heads.train_tasks([0, 1])
     logits = heads(torch.randn(5, 3))
     found = heads.log_probabilities(logits)
     for task in tasks:
         torch.testing.assert_close(found[:, task], logits[:, task].softmax(1).log(), rtol=1e-6, atol=1e-6)
     labels = torch.tensor([tasks[0][0], tasks[1][-1], *[tasks[1][0]] * 3])
-    told = heads.of_own_task(logits, labels).argmax(1)
-    for answer, label in zip(told.tolist(), labels.tolist(), strict=True):
+    predictions = heads.mask_other_tasks(logits, labels).argmax(1)
+    for answer, label in zip(predictions.tolist(), labels.tolist(), strict=True):
         assert task_of[answer] == task_of[label]
 
 
 def test_a_network_with_heads_is_stored_and_read_again(tmp_path):
     network = network_of()
-    network.head.learn([1])
+    network.head.train_tasks([1])
     save_classifier(network, LENET, tmp_path / "final.ckpt")
     again = load_classifier(tmp_path / "final.ckpt")
     assert again.spec == network.spec
@@ -106,14 +106,14 @@ def test_a_network_with_heads_is_stored_and_read_again(tmp_path):
 
 
 def test_a_spec_that_was_stored_before_there_were_tasks_has_none():
-    plain = make_spec().plain()
+    plain = make_spec().to_dict()
     del plain["tasks"]
-    assert ImageSpec.of(plain) == make_spec()
+    assert ImageSpec.from_dict(plain) == make_spec()
 
 
 def test_a_head_that_cannot_be_replaced_is_an_error():
     with pytest.raises(UserError, match="its head is no single linear layer; strategy=lwf needs another model"):
-        make_classifier({"_target_": "tutelage.models.NearestNeighbours"}, replace(make_spec(), tasks=TASKS))
+        make_classifier({"_target_": "tutelage.models.NearestNeighbours", "k": 5}, replace(make_spec(), tasks=TASKS))
 
 
 def shown(task: int, recorded: torch.Tensor | None = None, count: int = 6) -> dict[str, StreamBatch]:
@@ -124,10 +124,10 @@ def shown(task: int, recorded: torch.Tensor | None = None, count: int = 6) -> di
 def test_the_loss_is_the_papers():
     before, network = network_of(seed=5).eval(), network_of()
     for one in (before, network):
-        one.head.learn([0, 1])
+        one.head.train_tasks([0, 1])
     with torch.no_grad():
         recorded = before(images(6))
-    module = LwF(network, new=[2], kept=range(2), temperature=2.0, old_weight=0.7)
+    module = LwF(network, new=[2], old=range(2), temperature=2.0, old_weight=0.7)
     batch = shown(2, recorded)
     parts = module.training_step(batch, 0)
     features = network.features(batch["labelled"].images)
@@ -170,7 +170,7 @@ def test_soft_and_hard_targets_of_several_tasks_lose_the_same_and_weights_count(
 def changed_by(network: ImageClassifier, module: LwF, batch: dict[str, StreamBatch], tuning: FineTuning) -> set[str]:
     """Return the tensors that a few steps with weight decay change."""
     optimizer = OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.5)
-    network.configure_training(Recipe(optimizer, SchedulerConfig(name="constant"), 3, None, tuning))
+    network.configure_training(OptimizationConfig(optimizer, SchedulerConfig(name="constant"), 3, None, tuning))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     made = module.configure_optimizers()["optimizer"]
     module.train()
@@ -192,7 +192,7 @@ def changed_by(network: ImageClassifier, module: LwF, batch: dict[str, StreamBat
 )
 def test_what_is_not_to_learn_stands_still_also_under_weight_decay(kept, tuning, backbone, heads):
     network = network_of()
-    network.head.learn([0])
+    network.head.train_tasks([0])
     module = LwF(network, [1], kept, 2.0, 1.0)
     changed = changed_by(network, module, shown(1, torch.randn(6, 10)), tuning)
     assert any(name.startswith("backbone.") for name in changed) == backbone
@@ -200,7 +200,7 @@ def test_what_is_not_to_learn_stands_still_also_under_weight_decay(kept, tuning,
 
 
 def test_validation_sees_the_new_tasks_images_and_is_told_their_task():
-    module = LwF(network_of(), new=[1], kept=[0])
+    module = LwF(network_of(), new=[1], old=[0])
     labels = torch.tensor([0, 1, 5, 3, 2, 9])
     found = module.validation_step(EvalBatch(images(6), labels, torch.arange(6)), 0)
     assert found["labels"].tolist() == [1, 5, 2]
@@ -209,10 +209,10 @@ def test_validation_sees_the_new_tasks_images_and_is_told_their_task():
 
 def test_a_tasks_accuracy_is_among_its_own_classes():
     network = network_of()
-    network.head.learn([0, 1])
+    network.head.train_tasks([0, 1])
     labels = torch.tensor([3, 0, 0, 1, 5, 2, 4, 7])
     batch = EvalBatch(images(8), labels, torch.arange(8))
-    found = compute_task_metrics(answers(network, [batch], torch.device("cpu")), network, "test")
+    found = compute_task_metrics(predict(network, [batch], torch.device("cpu")), network, "test")
     features = network.eval().features(batch.images)
     for number, task, of_task in ((1, (3, 0), slice(0, 3)), (2, (1, 5, 2), slice(3, 6))):
         given = torch.tensor(task)[network.head.each[number - 1](features)[of_task].argmax(1)]
@@ -242,34 +242,34 @@ def test_the_stages_are_the_papers_and_each_comparison_takes_as_many_steps():
 
     for method in ("finetuning", "feature_extraction", "joint"):
         assert steps_to(f"{method}-3") == steps_to("lwf-3") == 10 + 2 * (2 + 10)
-        assert plan[f"{method}-3"].told.startswith(f"{method}: ")
-    assert plan["lwf-3"].teaching.networks == "warm-up-3"
-    assert plan["lwf-2"].teaching.networks == "warm-up-2"
-    assert plan["lwf-2"].teaching.views == 8
-    assert [name for name, stage in plan.items() if stage.teaching] == ["lwf-2", "lwf-3"]
+        assert plan[f"{method}-3"].note.startswith(f"{method}: ")
+    assert plan["lwf-3"].teacher.networks == "warm-up-3"
+    assert plan["lwf-2"].teacher.networks == "warm-up-2"
+    assert plan["lwf-2"].teacher.cached_views == 8
+    assert [name for name, stage in plan.items() if stage.teacher] == ["lwf-2", "lwf-3"]
     seen = {name: sorted(set(stage.streams({})[0].targets.tolist())) for name, stage in plan.items()}
     assert (seen["task-1"], seen["lwf-2"], seen["finetuning-3"]) == ([0, 1], [3], [2])
     assert (seen["joint-2"], seen["joint-3"]) == ([0, 1, 3], [0, 1, 2, 3])
-    head_alone = {name for name, stage in plan.items() if stage.tuning.frozen_layers is None}
+    head_alone = {name for name, stage in plan.items() if stage.fine_tuning.frozen_layers is None}
     assert head_alone == {name for name in plan if "warm-up" in name or "extraction" in name}
 
 
 def test_answers_can_be_kept_for_all_passes_and_comparisons_left_out():
     plan = plan_of("strategy.teacher_logits=passes", "strategy.compare=[]")
     assert [stage.name for stage in plan] == ["task-1", "warm-up-2", "lwf-2", "warm-up-3", "lwf-3"]
-    assert plan[2].teaching.views is None
+    assert plan[2].teacher.cached_views is None
 
 
 @pytest.mark.parametrize(
-    ("tasks", "told"),
+    ("tasks", "message"),
     [
         ("[[0,1],[2,4]]", "task 2 names class 4; this data has 4, numbered from 0 to 3"),
         ("[[0,1,2,3]]", "two tasks or more are needed"),
         ("[[0,1],[1,2]]", "each with classes of its own"),
     ],
 )
-def test_tasks_that_cannot_be_are_an_error(tasks, told):
-    with pytest.raises(UserError, match=told):
+def test_tasks_that_cannot_be_are_an_error(tasks, message):
+    with pytest.raises(UserError, match=message):
         plan_of(f"strategy.tasks={tasks}")
 
 
@@ -349,8 +349,8 @@ def test_averaging_weights_leaves_the_order_of_the_classes_alone():
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for _ in range(50):
         averaged.update_parameters(network)
-    network.head.learn([0, 1, 2])
-    averaged.module.head.learn([0, 1, 2])
+    network.head.train_tasks([0, 1, 2])
+    averaged.module.head.train_tasks([0, 1, 2])
     shown = images(4)
     torch.testing.assert_close(averaged.module.eval()(shown), network.eval()(shown), rtol=1e-4, atol=1e-5)
 
@@ -418,21 +418,21 @@ def test_without_the_old_runs_folder_task_1_is_kept_and_not_measured(old_run, ou
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (("model.width=2",), "the old network is another one; model and its keys are to be the old run's"),
         (("data.image_size=32",), "data.image_size=32: the network of init_from sees 28"),
     ],
 )
-def test_a_network_that_does_not_go_on_from_the_old_one_is_an_error(old_run, outputs, overrides, told):
-    assert told in refusal(outputs, f"init_from={old_run}", *overrides)
+def test_a_network_that_does_not_go_on_from_the_old_one_is_an_error(old_run, outputs, overrides, message):
+    assert message in refusal(outputs, f"init_from={old_run}", *overrides)
 
 
 def test_weights_whose_classes_nobody_knows_and_none_at_all_are_errors(tmp_path, outputs):
     torch.save(make_classifier(LENET, make_spec()).state_dict(), tmp_path / "plain.pt")
-    told = refusal(outputs, f"init_from={tmp_path / 'plain.pt'}")
-    assert "it is not known what its classes are; give the folder of a finished run" in told
-    with pytest.raises(UserError, match=r"strategy.tasks=\[\] adds a task to a trained network"):
+    message = refusal(outputs, f"init_from={tmp_path / 'plain.pt'}")
+    assert "it is not known what its classes are; give the folder of a finished run" in message
+    with pytest.raises(UserError, match=r"strategy.tasks=\[\] goes on from a network that has learned before"):
         compose(["strategy=lwf", "strategy.tasks=[]"])
 
 

@@ -25,40 +25,40 @@ from tutelage.errors import UserError
 from tutelage.models import LeNet5, load_classifier
 from tutelage.randomness import Key
 from tutelage.strategies import TrainStage, stages
-from tutelage.strategies.mean_teacher import MeanTeacher, decay_at, weight_at
+from tutelage.strategies.mean_teacher import MeanTeacher, consistency_weight, teacher_decay
 
 MEAN = ("strategy=mean_teacher", "model.dropout=0.3", "augmentation=affine_randaugment", *POOL_STRATEGY)
 
 
-def recipe(weight: float = 100.0, ramp_up: float = 0.25, decay: float = 0.999) -> MeanTeacherConfig:
+def config_of(weight: float = 100.0, ramp_up: float = 0.25, decay: float = 0.999) -> MeanTeacherConfig:
     return MeanTeacherConfig(name="mean_teacher", weight=weight, ramp_up=ramp_up, decay=decay)
 
 
 def test_the_weight_is_the_papers_over_its_steps():
-    paper = recipe(100.0, 40_000 / 150_000)  # appendix B.1: 40,000 of 150,000 steps
-    told = {0: 100 * math.exp(-5), 20_000: 100 * math.exp(-1.25), 40_000: 100.0, 149_999: 100.0}
-    for step, weight in told.items():
-        assert weight_at(step, 150_000, paper) == pytest.approx(weight)
-    assert weight_at(0, 10, recipe(7.0, 0.0)) == 7.0
+    paper = config_of(100.0, 40_000 / 150_000)  # appendix B.1: 40,000 of 150,000 steps
+    schedule = {0: 100 * math.exp(-5), 20_000: 100 * math.exp(-1.25), 40_000: 100.0, 149_999: 100.0}
+    for step, weight in schedule.items():
+        assert consistency_weight(step, 150_000, paper) == pytest.approx(weight)
+    assert consistency_weight(0, 10, config_of(7.0, 0.0)) == 7.0
 
 
 @given(st.floats(0, 100), st.floats(0, 1), st.integers(1, 50))
 def test_the_weight_never_falls_and_ends_at_the_weight(weight, ramp_up, steps):
-    weights = [weight_at(step, steps, recipe(weight, ramp_up)) for step in range(steps + 1)]
+    weights = [consistency_weight(step, steps, config_of(weight, ramp_up)) for step in range(steps + 1)]
     assert weights == sorted(weights)
     assert weights[-1] == weight
 
 
 def test_the_teacher_is_the_mean_of_the_first_steps_and_then_the_running_average():
-    assert [decay_at(step, recipe(decay=0.7)) for step in range(4)] == [0.5, 1 - 1 / 3, 0.7, 0.7]
-    learner = module(recipe(decay=0.99))
+    assert [teacher_decay(step, config_of(decay=0.7)) for step in range(4)] == [0.5, 1 - 1 / 3, 0.7, 0.7]
+    learner = module(config_of(decay=0.99))
     seen = [[parameter.detach().clone() for parameter in learner.student.parameters()]]
     for step in range(3):
         with torch.no_grad():
             for parameter in learner.student.parameters():
                 parameter.add_(torch.randn_like(parameter))
         seen.append([parameter.detach().clone() for parameter in learner.student.parameters()])
-        learner.follow(decay_at(step, recipe(decay=0.99)))
+        learner.update_teacher(teacher_decay(step, config_of(decay=0.99)))
     for place, parameter in enumerate(learner.teacher.parameters()):
         torch.testing.assert_close(parameter, torch.stack([one[place] for one in seen]).mean(dim=0))
 
@@ -82,7 +82,7 @@ def batch(labelled: int = 4, pool: int = 9) -> dict[str, StreamBatch]:
 
 
 def test_by_hand_the_loss_is_classification_and_the_mean_squared_difference_of_probabilities():
-    learner, shown = module(recipe(weight=10.0, ramp_up=0.0)), batch()
+    learner, shown = module(config_of(weight=10.0, ramp_up=0.0)), batch()
     with torch.no_grad():
         for parameter in learner.teacher.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -100,7 +100,7 @@ def test_by_hand_the_loss_is_classification_and_the_mean_squared_difference_of_p
 
 
 def test_the_teacher_is_noised_as_the_student_is_and_only_the_student_learns():
-    learner = module(recipe(ramp_up=0.0), dropout=0.5).train()
+    learner = module(config_of(ramp_up=0.0), dropout=0.5).train()
     same = {name: shown._replace(images=shown.images[: len(shown.images) // 2].repeat(2, 1, 1, 1))
             for name, shown in batch().items()}  # fmt: skip
     assert learner.training_step(same, 0)["loss_pool"] > 0  # equal weights and images, other dropout
@@ -122,7 +122,10 @@ def test_the_control_takes_as_many_steps_on_the_labels_alone():
     assert isinstance(control, TrainStage)
     assert (taught.steps, taught.epoch_steps, taught.model) == (control.steps, control.epoch_steps, control.model)
     assert control.control
-    assert (taught.averages, control.averages) == (True, False)  # whose weights optimizer.ema_decay averages
+    assert (taught.averages_weights, control.averages_weights) == (
+        True,
+        False,
+    )  # whose weights optimizer.ema_decay averages
     assert [(stream.name, stream.beside) for stream in control.streams({})] == [("labelled", "")]
     assert [stream.batch_size for stream in taught.streams({})] == [8, 24]
     assert [stage.name for stage in plan_of("strategy.control=false", labels_per_class=3)[1]] == ["mean_teacher"]

@@ -1,6 +1,7 @@
 """Architectures, losses, optimizers and schedules, against independent definitions."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -18,12 +19,12 @@ from tutelage.errors import UserError
 from tutelage.models import (
     MLP,
     LeNet5,
+    OptimizationConfig,
     Predictions,
-    Recipe,
     ResNet,
     Timm,
+    compute_confusion_matrix,
     compute_metrics,
-    confusion,
     cross_entropy,
     load_classifier,
     load_pretrained,
@@ -31,7 +32,7 @@ from tutelage.models import (
     save_classifier,
     weight_hash,
 )
-from tutelage.models.base import lr_factor, make_optimizer
+from tutelage.models.optimization import lr_factor, make_optimizer
 from tutelage.storage import write_checked
 
 
@@ -83,9 +84,13 @@ def test_stochastic_depth_is_off_in_eval_mode_and_on_in_training():
 
 @pytest.mark.parametrize("size", [12, 28, 32, 64])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", [MLP, LeNet5, ResNet])
-def test_architectures_take_any_sensible_size(kind, channels, size):
-    network = kind(make_spec(channels, size, classes=4)).eval()
+@pytest.mark.parametrize(
+    "build",
+    [partial(MLP, width=800, depth=2), LeNet5, partial(ResNet, width=16, depth=3)],
+    ids=["mlp", "lenet5", "resnet"],
+)
+def test_architectures_take_any_sensible_size(build, channels, size):
+    network = build(make_spec(channels, size, classes=4)).eval()
     images = torch.randint(0, 256, (2, channels, size, size), dtype=torch.uint8)
     features = network.backbone(images.float())
     assert features.ndim == 2
@@ -144,8 +149,10 @@ def test_norms_and_biases_are_not_decayed_and_frozen_parts_not_trained():
 
 
 def test_the_cosine_schedule_warms_up_and_ends_near_zero():
-    recipe = Recipe(OptimizerConfig(name="sgd", lr=1.0), SchedulerConfig(name="cosine", warmup=0.1), steps=100)
-    rates = [lr_factor(step, recipe) for step in range(101)]
+    optimization = OptimizationConfig(
+        OptimizerConfig(name="sgd", lr=1.0), SchedulerConfig(name="cosine", warmup=0.1), steps=100
+    )
+    rates = [lr_factor(step, optimization) for step in range(101)]
     assert rates[:10] == pytest.approx([(i + 1) / 11 for i in range(10)])
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.5)
@@ -155,8 +162,8 @@ def test_the_cosine_schedule_warms_up_and_ends_near_zero():
 
 def test_the_step_schedule_falls_at_its_milestones():
     config = SchedulerConfig(name="step", milestones=[0.5, 0.75], factor=0.1)
-    recipe = Recipe(OptimizerConfig(name="sgd", lr=1.0), config, steps=8)
-    assert [lr_factor(step, recipe) for step in range(8)] == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
+    optimization = OptimizationConfig(OptimizerConfig(name="sgd", lr=1.0), config, steps=8)
+    assert [lr_factor(step, optimization) for step in range(8)] == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 def test_metrics_are_scikit_learns():
@@ -172,7 +179,7 @@ def test_metrics_are_scikit_learns():
     assert result["test/macro_f1"] == pytest.approx(f1_score(labels, given, average="macro"), abs=1e-6)
     assert result["test/top5"] == pytest.approx(top_k_accuracy_score(labels, probabilities, k=5), abs=1e-6)
     matrix = confusion_matrix(labels, given)
-    assert (confusion(found) == matrix).all()
+    assert (compute_confusion_matrix(found) == matrix).all()
     assert result["test/accuracy/c3"] == pytest.approx(matrix[3, 3] / matrix[3].sum(), abs=1e-6)
     sure = probabilities.max(axis=1)
     bins = np.minimum((sure * 15).astype(int), 14)
@@ -211,7 +218,7 @@ def test_weights_of_which_a_bit_was_flipped_are_refused(tmp_path):
 
 
 def test_weights_that_name_a_function_are_refused(tmp_path):
-    content = {"model": {"_target_": "os.system", "command": "true"}, "spec": make_spec().plain(), "state_dict": {}}
+    content = {"model": {"_target_": "os.system", "command": "true"}, "spec": make_spec().to_dict(), "state_dict": {}}
     write_checked(tmp_path / "evil.ckpt", lambda file: torch.save(content, file))
     with pytest.raises(UserError, match="outside the allowed packages"):
         load_classifier(tmp_path / "evil.ckpt")
@@ -288,8 +295,8 @@ def test_timm_starts_from_a_local_weights_file(tmp_path, suffix, classes):
     file = tmp_path / f"weights.{suffix}"
     saved_weights(reference, file)
     network = Timm(make_spec(3, 32, classes), name="resnet10t").eval()
-    told = load_pretrained(network, file)
-    assert ("starts anew" in told) == (classes == 7)
+    message = load_pretrained(network, file)
+    assert ("starts anew" in message) == (classes == 7)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     normalised = (images / 255 - 0.3) / 0.2
     torch.testing.assert_close(

@@ -18,7 +18,7 @@ from tutelage.data import EvalBatch
 from tutelage.errors import UserError
 from tutelage.models import ImageSpec, NearestNeighbours, load_classifier, make_classifier, save_classifier
 from tutelage.models import nearest_neighbours as module
-from tutelage.models.nearest_neighbours import nearest
+from tutelage.models.nearest_neighbours import find_nearest
 
 
 def spec_of(size: int = 8, classes: int = 4) -> ImageSpec:
@@ -43,7 +43,7 @@ def test_neighbours_are_scikit_learns_however_the_bank_is_cut(monkeypatch, kind,
     rng = np.random.default_rng(1)
     bank = rng.integers(0, 256, (500, 64)).astype(kind)
     queries = rng.integers(0, 256, (70, 64)).astype(kind)
-    found = nearest(torch.from_numpy(queries), bank, 7)
+    found = find_nearest(torch.from_numpy(queries), bank, 7)
     distances, expected = (
         NearestNeighbors(n_neighbors=7, algorithm="brute").fit(bank.astype(float)).kneighbors(queries.astype(float))
     )
@@ -60,7 +60,7 @@ def test_distances_are_the_smallest_there_are_however_far_from_zero(seed, count,
     rng = np.random.default_rng(seed)
     bank = (far + rng.normal(size=(count, 5))).astype(np.float32)
     queries = (far + rng.normal(size=(3, 5))).astype(np.float32)
-    found = nearest(torch.from_numpy(queries), bank, k).numpy()
+    found = find_nearest(torch.from_numpy(queries), bank, k).numpy()
     every = ((bank[None].astype(float) - queries[:, None].astype(float)) ** 2).sum(axis=2)
     assert found.shape == (3, min(k, count))
     best = np.sort(every, axis=1)[:, : min(k, count)]
@@ -187,7 +187,7 @@ def peak_growth(side: int, k: int) -> int:
     bank = rng.integers(0, 256, (700, 3 * side * side), dtype=np.uint8)
     queries = torch.from_numpy(bank[:256].copy())
     before = getrusage(RUSAGE_SELF).ru_maxrss
-    found = nearest(queries, bank, k)
+    found = find_nearest(queries, bank, k)
     assert (found[:, 0] == torch.arange(256)).all()
     return (getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024
 

@@ -53,14 +53,14 @@ def test_by_hand_live_labels_are_the_teachers_answers_to_the_images_as_they_are(
     logits = teacher(plain).detach()
     certainty = logits.softmax(1).amax(1)
     confidence = 0.0 if counted == 6 else float(certainty.sort().values[-counted] - 1e-6)
-    told = functional.one_hot(logits.argmax(1), 10).float() if not soft else (logits / temperature).softmax(1)
-    each = -(told * student(views).log_softmax(1)).sum(1)
+    pseudo_labels = functional.one_hot(logits.argmax(1), 10).float() if not soft else (logits / temperature).softmax(1)
+    each = -(pseudo_labels * student(views).log_softmax(1)).sum(1)
     on_pool = each[certainty >= confidence].sum() / 6  # the mean is over all
     changes = {"confidence": confidence, "target_type": "soft" if soft else "hard", "temperature": temperature}
-    recipe = NoisyStudentConfig(
+    config = NoisyStudentConfig(
         name="noisy_student", students=[StudentConfig()], label_source="live", balance=False, **changes
     )
-    parts = LiveNoisyStudent(student, Teacher([teacher]), recipe).training_step({"labelled": labelled, "pool": pool}, 0)
+    parts = LiveNoisyStudent(student, Teacher([teacher]), config).training_step({"labelled": labelled, "pool": pool}, 0)
     torch.testing.assert_close(parts["loss_pool"], on_pool.detach())
     on_labelled = functional.cross_entropy(student(labelled.images), labelled.targets)
     torch.testing.assert_close(parts["loss"], on_labelled + on_pool)
@@ -103,7 +103,7 @@ def test_the_stages_are_the_papers_and_then_the_control():
 def test_each_round_labels_anew_and_knows_the_labels_before():
     _, plan = plan_of("strategy.rounds=3", "strategy.tta_views=mirrored")
     labels = [stage for stage in plan if isinstance(stage, PseudoLabelStage)]
-    assert [(one.teacher, one.before, one.views) for one in labels] == [
+    assert [(one.teacher, one.previous, one.tta_views) for one in labels] == [
         ("teacher", None, "mirrored"), ("student-1", "labels-1", "mirrored"), ("student-2", "labels-2", "mirrored"),
     ]  # fmt: skip
 
@@ -195,7 +195,7 @@ def test_live_labels_need_no_stage_and_the_whole_pool_is_shown_beside_its_views(
     _, plan = plan_of("strategy.label_source=live", "strategy.balance=false")
     assert [stage.name for stage in plan] == ["teacher", "student-1", "student-2", "control"]
     student = plan[2]
-    assert (student.teaching.networks, student.teaching.live) == ("student-1", True)
+    assert (student.teacher.networks, student.teacher.live) == ("student-1", True)
     labelled, pool = student.streams({})
     assert (labelled.beside, pool.beside) == ("", "plain")
     assert set(pool.targets.tolist()) == {UNKNOWN}
@@ -206,12 +206,12 @@ def test_the_finetune_sees_the_labels_as_they_are_at_its_own_size():
     assert [stage.name for stage in plan][-2:] == ["finetune", "control"]
     last = plan[-2]
     assert (last.steps, last.image_size, last.augmented, last.lr_scale) == (5, 32, False, 0.1)
-    assert last.tuning.frozen_layers == 1
+    assert last.fine_tuning.frozen_layers == 1
     assert [stream.name for stream in last.streams({})] == ["labelled"]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (
             "strategy.label_source=live",
@@ -230,8 +230,8 @@ def test_the_finetune_sees_the_labels_as_they_are_at_its_own_size():
         ("strategy.tta_views=all", "strategy.*tta_views"),
     ],
 )
-def test_what_does_not_go_together_is_said_in_a_line(overrides, told):
-    with pytest.raises(UserError, match=told) as raised:
+def test_what_does_not_go_together_is_said_in_a_line(overrides, message):
+    with pytest.raises(UserError, match=message) as raised:
         compose(["strategy=noisy_student", *overrides.split()])
     assert "\n" not in str(raised.value)
 
@@ -280,8 +280,8 @@ def record_of(outputs) -> dict:
     return json.loads((only_run(outputs) / "run.json").read_text())
 
 
-def told(accuracies):
-    """Return a trap by which validation finds, stage after stage, what it is told."""
+def report_accuracies(accuracies):
+    """Return a trap by which validation reports given accuracies, stage after stage."""
 
     def trap() -> None:
         from tutelage.runs import callbacks
@@ -310,7 +310,7 @@ GAINED = {"teacher": 50, "student-1": 60, "student-2": 70, "student-3": 70, "fin
 @pytest.fixture(scope="module")
 def until(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("until")
-    assert run(outputs, *UNTIL, before=told(GAINED)) == 0
+    assert run(outputs, *UNTIL, before=report_accuracies(GAINED)) == 0
     return outputs
 
 
@@ -329,11 +329,11 @@ def test_a_run_goes_on_beyond_the_listed_students_until_validation_no_longer_gai
 @pytest.mark.parametrize(("stage", "step"), [("student-2", 4), ("student-3", 2), ("finetune", 1), ("control", 2)])
 def test_a_run_until_validation_that_was_killed_plans_as_if_nothing_had_happened(until, outputs, stage, step):
     def both() -> None:
-        told(GAINED)()
+        report_accuracies(GAINED)()
         kill_after(stage, step, "on_validation_end" if step == 4 else "on_train_batch_end")()
 
     assert run(outputs, *UNTIL, before=both) == -signal.SIGKILL
-    assert run(outputs, *UNTIL, before=told(GAINED)) == 0
+    assert run(outputs, *UNTIL, before=report_accuracies(GAINED)) == 0
     assert outcome(outputs) == outcome(until)
 
 
@@ -341,7 +341,7 @@ def test_a_run_killed_before_it_wrote_down_that_a_student_is_rejected_does_so_la
     def die_in_between() -> None:
         from tutelage.runs import runner
 
-        told(GAINED)()
+        report_accuracies(GAINED)()
         again = runner._plan_again
 
         def trap(this):
@@ -353,7 +353,7 @@ def test_a_run_killed_before_it_wrote_down_that_a_student_is_rejected_does_so_la
 
     assert run(outputs, *UNTIL, before=die_in_between) == -signal.SIGKILL
     assert "rejected" not in record_of(outputs)["stages"][-1]
-    assert run(outputs, *UNTIL, before=told(GAINED)) == 0
+    assert run(outputs, *UNTIL, before=report_accuracies(GAINED)) == 0
     assert [entry.get("rejected") for entry in record_of(outputs)["stages"]] == [
         entry.get("rejected") for entry in record_of(until)["stages"]
     ]

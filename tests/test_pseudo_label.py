@@ -18,7 +18,7 @@ from tutelage.data import UNKNOWN, StreamBatch, split
 from tutelage.errors import UserError
 from tutelage.models import LeNet5
 from tutelage.strategies import TrainStage, stages
-from tutelage.strategies.pseudo_label import PseudoLabel, weight_at
+from tutelage.strategies.pseudo_label import PseudoLabel, pseudo_label_weight
 
 TINY = (
     "strategy=pseudo_label",
@@ -32,23 +32,23 @@ TINY = (
 )
 
 
-def recipe(begins: float = 0.1, ends: float = 0.6, final: float = 3.0, threshold: float = 0.0) -> PseudoLabelConfig:
+def config_of(begins: float = 0.1, ends: float = 0.6, final: float = 3.0, threshold: float = 0.0) -> PseudoLabelConfig:
     return PseudoLabelConfig(
         name="pseudo_label", ramp_begins=begins, ramp_ends=ends, final_weight=final, threshold=threshold
     )
 
 
 def test_the_weight_is_the_papers_over_its_epochs():
-    paper = recipe(100 / 800, 600 / 800, 3.0)  # section 3.2: T1 = 100, T2 = 600, alpha_f = 3
-    told = {99: 0.0, 100: 0.0, 225: 0.75, 350: 1.5, 599: 3.0 * 499 / 500, 600: 3.0, 799: 3.0}
-    for epoch, weight in told.items():
-        assert weight_at(epoch, 800, paper) == pytest.approx(weight)
+    paper = config_of(100 / 800, 600 / 800, 3.0)  # section 3.2: T1 = 100, T2 = 600, alpha_f = 3
+    schedule = {99: 0.0, 100: 0.0, 225: 0.75, 350: 1.5, 599: 3.0 * 499 / 500, 600: 3.0, 799: 3.0}
+    for epoch, weight in schedule.items():
+        assert pseudo_label_weight(epoch, 800, paper) == pytest.approx(weight)
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 100), st.integers(1, 50))
 def test_the_weight_never_falls_and_stays_within_its_ends(one, other, final, steps):
     begins, ends = sorted((one, other))
-    weights = [weight_at(step, steps, recipe(begins, ends, final)) for step in range(steps)]
+    weights = [pseudo_label_weight(step, steps, config_of(begins, ends, final)) for step in range(steps)]
     assert weights == sorted(weights)
     assert all(0 <= weight <= final for weight in weights)
     assert weights[-1] == final or ends * steps > steps - 1
@@ -75,10 +75,10 @@ def module(config: PseudoLabelConfig) -> PseudoLabel:
 @pytest.mark.parametrize("counted", [9, 4])
 def test_the_loss_is_equation_15_in_one_forward(counted):
     shown = batch()
-    probabilities = module(recipe()).student(shown["pool"].images).softmax(1)
+    probabilities = module(config_of()).student(shown["pool"].images).softmax(1)
     certainty = probabilities.max(1).values.detach()
     threshold = 0.0 if counted == len(certainty) else float(certainty.sort().values[-counted] - 1e-6)
-    learner, calls = module(recipe(0, 0, 3.0, threshold)), []
+    learner, calls = module(config_of(0, 0, 3.0, threshold)), []
     learner.student.backbone.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
     parts = learner.training_step(shown, 0)
     assert calls == [13]
@@ -91,7 +91,12 @@ def test_the_loss_is_equation_15_in_one_forward(counted):
 
 def test_the_pools_truth_changes_nothing_and_before_t1_the_pool_does_not_either():
     gradients = []
-    for pool, config in ((0, recipe(0, 0)), (7, recipe(0, 0)), (0, recipe(0.5, 0.6)), (0, recipe(0, 0, final=0))):
+    for pool, config in (
+        (0, config_of(0, 0)),
+        (7, config_of(0, 0)),
+        (0, config_of(0.5, 0.6)),
+        (0, config_of(0, 0, final=0)),
+    ):
         learner, shown = module(config), batch()
         shown["pool"] = shown["pool"]._replace(targets=torch.full((9,), pool))
         learner.training_step(shown, 0)["loss"].backward()
@@ -119,7 +124,7 @@ def test_the_control_takes_as_many_steps_on_the_labels_alone():
     assert not set(labelled.indices) & set(pool.indices)
     assert set(pool.targets.tolist()) == {UNKNOWN}  # the truth stays outside
     assert control.control
-    assert "labels alone" in control.told
+    assert "labels alone" in control.note
 
 
 def test_it_runs_without_its_control():
@@ -137,4 +142,6 @@ def test_a_run_killed_on_the_ramp_ends_with_the_same_weights_and_tables(outputs,
     assert run(tmp_path, *TINY) == 0
     assert outcome(tmp_path) == outcome(outputs)
     (row,) = outcome(outputs)["tables"]["stages/1-pseudo_label/metrics.csv"]
-    assert float(row["train/weight"]) == pytest.approx(sum(weight_at(step, 6, recipe()) for step in range(6)) / 6)
+    assert float(row["train/weight"]) == pytest.approx(
+        sum(pseudo_label_weight(step, 6, config_of()) for step in range(6)) / 6
+    )

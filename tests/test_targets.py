@@ -5,7 +5,7 @@ import pytest
 
 from tutelage.config.targets import build, resolve
 from tutelage.errors import UserError
-from tutelage.models import ImageClassifier, LeNet5
+from tutelage.models import ImageClassifier, ImageSpec, LeNet5
 
 
 def test_an_architecture_of_ours_is_found():
@@ -50,6 +50,27 @@ def test_refused_arguments_are_named_in_one_line():
     with pytest.raises(UserError, match="augmentation: Rotate refuses limit") as error:
         build({"_target_": "albumentations.Rotate", "limit": "much"}, albumentations.BasicTransform, "augmentation")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"_target_": "tutelage.models.LeNet5", "width": -1},
+            "LeNet5 refuses width=-1: Input should be greater than 0",
+        ),
+        (
+            {"_target_": "tutelage.models.MLP", "width": 8, "depth": "two"},
+            "MLP refuses depth=two: Input should be a valid",
+        ),
+        ({"_target_": "tutelage.models.LeNet5", "widht": 2}, "LeNet5 refuses widht=2: Extra inputs are not permitted"),
+        ({"_target_": "tutelage.models.VGG"}, "VGG refuses to be built without depth: give it a value"),
+    ],
+)
+def test_a_wrong_argument_of_an_architecture_is_named_in_one_line(model, message):
+    with pytest.raises(UserError, match=f"^model: {message}") as refused:
+        build(model, ImageClassifier, "model", spec=ImageSpec(1, 28, ("a", "b"), (0.3,), (0.2,)))
+    assert "\n" not in str(refused.value)
 
 
 def test_an_argument_that_albumentations_only_warns_of_is_refused():

@@ -363,10 +363,10 @@ def test_mixed_images_are_answered_as_they_are_mixed(tmp_path, capfd):
 )
 def test_a_lower_precision_is_right_where_it_gives_the_same_probabilities_and_answers(logits, in_lower, right):
     class Predictions:
-        lower = None
+        autocast_dtype = None
 
         def __call__(self, images):
-            return torch.tensor([logits if self.lower is None else in_lower])
+            return torch.tensor([logits if self.autocast_dtype is None else in_lower])
 
     data = SimpleNamespace(
         splits=SimpleNamespace(labelled=np.arange(3)),

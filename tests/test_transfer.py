@@ -32,8 +32,8 @@ from tutelage.models import (
     make_classifier,
     save_classifier,
 )
-from tutelage.models.base import make_optimizer
-from tutelage.models.parameter_groups import layers, lr_scales
+from tutelage.models.optimization import make_optimizer
+from tutelage.models.parameter_groups import layer_of_parameters, lr_scales
 from tutelage.strategies import SCRATCH, stages
 
 ADAMW = OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1)
@@ -81,7 +81,7 @@ def test_rates_of_layers_are_those_that_timm_gives_them(name, decay):
 
 def test_without_timm_a_parameter_of_two_axes_opens_a_layer():
     network = LeNet5(spec_of(1))
-    assert list(layers(network.backbone).values()) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert list(layer_of_parameters(network.backbone).values()) == [0, 0, 1, 1, 2, 2, 3, 3]
     shares = lr_scales(network, FineTuning(backbone_lr_scale=0.1, layer_decay=0.5))
     by_hand = [0.0125, 0.0125, 0.025, 0.025, 0.05, 0.05, 0.1, 0.1, 1.0, 1.0]
     assert list(shares.values()) == pytest.approx(by_hand)
@@ -136,7 +136,7 @@ def test_a_frozen_backbone_stays_to_the_bit_with_its_statistics_and_its_dropout(
 def test_so_many_lowest_layers_stay_and_all_above_learn(frozen):
     torch.manual_seed(0)
     network = Torchvision(spec_of(), name="resnet18")
-    of = layers(network.backbone)
+    of = layer_of_parameters(network.backbone)
     before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
     trained(network, FineTuning(frozen_layers=frozen))
     for name, tensor in network.backbone.named_parameters():
@@ -168,18 +168,18 @@ def plan_of(*words: str):
 def test_gradual_first_trains_the_head_and_goes_on_with_all_of_it():
     head, whole, control = plan_of("strategy=transfer_gradual", "strategy.head_length=0.3", "augmentation=basic")
     assert (head.steps, whole.steps, control.steps) == (30, 70, 100)
-    assert (head.tuning, head.teaching, head.starts_from) == (FineTuning(frozen_layers=None), None, None)
-    assert (whole.tuning, whole.starts_from) == (FineTuning(backbone_lr_scale=0.1), "head")
-    assert (control.tuning, control.starts_from, control.control) == (FineTuning(), SCRATCH, True)
-    assert "from random weights" in control.told
+    assert (head.fine_tuning, head.teacher, head.starts_from) == (FineTuning(frozen_layers=None), None, None)
+    assert (whole.fine_tuning, whole.starts_from) == (FineTuning(backbone_lr_scale=0.1), "head")
+    assert (control.fine_tuning, control.starts_from, control.control) == (FineTuning(), SCRATCH, True)
+    assert "from random weights" in control.note
 
 
 def test_features_are_kept_where_images_are_not_augmented():
     frozen, control = plan_of("strategy=transfer_frozen", "augmentation=none")
-    assert frozen.teaching is not None and frozen.teaching.features
-    assert control.teaching is None
+    assert frozen.teacher is not None and frozen.teacher.features
+    assert control.teacher is None
     for words in (["augmentation=flip"], ["augmentation=cutmix", "augmentation.transforms=[]"]):
-        assert plan_of("strategy=transfer_frozen", *words)[0].teaching is None
+        assert plan_of("strategy=transfer_frozen", *words)[0].teacher is None
     assert plan_of("strategy=transfer_frozen", "strategy.control=false")[0].name == "frozen"
     assert len(plan_of("strategy=transfer_frozen", "strategy.control=false")) == 1
 
@@ -238,8 +238,10 @@ def test_kept_features_give_the_weights_that_the_live_backbone_gives(outputs, pr
     from tutelage.strategies import transfer
 
     def live():
-        plain = transfer._Plan._fit
-        transfer._Plan.head = lambda self, name, share: replace(plain(self, name, share), tuning=transfer.FROZEN)
+        cached = transfer.train_head
+        transfer.train_head = lambda *arguments: replace(
+            cached(*arguments), module=lambda network: network, teacher=None
+        )
 
     words = (*SMALL, "strategy=transfer_frozen", f"init_from={pretrained}", "augmentation=none", "debug=tiny")
     assert run(outputs / "kept", *words, "schedule.steps=30") == 0

@@ -5,7 +5,8 @@ identity leaves neutral values out, so that a new key does not rename old runs. 
 ``conf/``.
 """
 
-from typing import Annotated, Any, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,6 +34,16 @@ class Targeted(Section):
 
     smallest: ClassVar[int] = 1  # side in pixels of the smallest image that the class takes
     target: str = Field(alias="_target_")
+
+    @classmethod
+    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
+        """Return the section of a class's keyword arguments; its one ``_target_`` is filled in.
+
+        Raises:
+            ValueError: an argument is missing, unknown or out of range (pydantic's ``ValidationError``).
+        """
+        (target,) = get_args(cls.model_fields["target"].annotation)
+        return cls.model_validate({"_target_": target, **arguments})
 
     def arguments(self) -> dict[str, Any]:
         """Return ``_target_`` and the arguments of its class, as plain containers."""

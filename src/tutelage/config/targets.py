@@ -106,12 +106,20 @@ def build(config: Mapping[str, Any], base: type, key: str, **extra: Any) -> Any:
     except (TypeError, ValueError, UserWarning) as error:
         from pydantic import ValidationError
 
-        if isinstance(error.__cause__, ValidationError):  # Albumentations' schemas
-            first = error.__cause__.errors(include_url=False)[0]
-            message = f"{first['loc'][0]}={first['input']}: {first['msg']}"
-            raise UserError(f"{key}: {cls.__name__} refuses {message}") from None
+        invalid = error if isinstance(error, ValidationError) else error.__cause__  # our schema's, Albumentations'
+        if isinstance(invalid, ValidationError):
+            raise UserError(f"{key}: {cls.__name__} refuses {_first_invalid(invalid)}") from None
         reason = " ".join(str(error).split())
         raise UserError(f"{key}: {cls.__name__} refuses its arguments: {reason}") from None
+
+
+def _first_invalid(error: Any) -> str:
+    """Return the first complaint of a pydantic ``ValidationError``: argument, value and what is allowed."""
+    first = error.errors(include_url=False)[0]
+    argument = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"to be built without {argument}: give it a value"
+    return f"{argument}={first['input']}: {first['msg']}"
 
 
 def _not_allowed_error(target: str, key: str) -> UserError:

@@ -1,20 +1,21 @@
-"""Architectures, one file each, and what they share."""
+"""Architectures, one file each, and the base class, weights and metrics that they share."""
 
 from tutelage.models.alexnet import AlexNet
-from tutelage.models.base import ImageClassifier, ImageSpec, Recipe, accuracy, cross_entropy
+from tutelage.models.base import ImageClassifier, ImageSpec, accuracy, cross_entropy
 from tutelage.models.evaluation import (
     Predictions,
-    answers,
+    compute_confusion_matrix,
     compute_metrics,
     compute_task_metrics,
-    confusion,
+    predict,
     task_logits,
 )
-from tutelage.models.heads import UNLEARNED, Heads, grown, load_first_task
+from tutelage.models.heads import UNLEARNED, Heads, load_first_task, task_heads, with_added_task
 from tutelage.models.lenet5 import LeNet5
 from tutelage.models.losses import decoupled_divergence, hint_loss, softened_divergence
 from tutelage.models.mlp import MLP
 from tutelage.models.nearest_neighbours import BANK_FILES, NearestNeighbours
+from tutelage.models.optimization import OptimizationConfig
 from tutelage.models.parameter_groups import FineTuning, freeze
 from tutelage.models.perceptron import Perceptron
 from tutelage.models.resnet import ResNet
@@ -41,9 +42,9 @@ __all__ = [
     "ImageSpec",
     "LeNet5",
     "NearestNeighbours",
+    "OptimizationConfig",
     "Perceptron",
     "Predictions",
-    "Recipe",
     "Regressor",
     "ResNet",
     "SmallVGG",
@@ -51,14 +52,12 @@ __all__ = [
     "Timm",
     "Torchvision",
     "accuracy",
-    "answers",
+    "compute_confusion_matrix",
     "compute_metrics",
     "compute_task_metrics",
-    "confusion",
     "cross_entropy",
     "decoupled_divergence",
     "freeze",
-    "grown",
     "hint_loss",
     "layer_output",
     "load_classifier",
@@ -66,9 +65,12 @@ __all__ = [
     "load_pretrained",
     "make_classifier",
     "middle_layer",
+    "predict",
     "save_classifier",
     "softened_divergence",
+    "task_heads",
     "task_logits",
     "tta_probabilities",
     "weight_hash",
+    "with_added_task",
 ]

@@ -1,4 +1,8 @@
-"""What a network answers on a set of images, and how good the answers are."""
+"""A network's predictions on a set of images, and their metrics.
+
+The metrics are torchmetrics' functions, over the whole set at once: its classes would add up counts batch by batch,
+while the probabilities are stored here anyway.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +27,7 @@ CALIBRATION_BINS = 15  # Guo et al. 2017
 
 @dataclass(frozen=True)
 class Predictions:
-    """A network's answers: probabilities (N, C) float32, labels (N,) int64, indices (N,) int64 into the source."""
+    """A network's predictions: probabilities (N, C) float32, labels (N,) int64, indices (N,) int64 into the source."""
 
     probabilities: np.ndarray
     labels: np.ndarray
@@ -31,29 +35,34 @@ class Predictions:
 
 
 def task_logits(network: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
-    """Return logits (B, C) of images; a network with a head a task is told the task that each of ``labels`` (B,) is of.
+    """Return logits (B, C) of images; with several heads, each image is classified by the head of its label's task.
 
-    The classes of other tasks are then at minus infinity.
+    The logits of the other tasks' classes are then minus infinity.
+
+    Args:
+        network: has one head, or a head for each task.
+        images: (B, C', H, W) uint8.
+        labels: (B,) int64, from which the task of each image follows.
     """
     logits: Tensor = network(images)
-    return network.head.of_own_task(logits, labels) if isinstance(network.head, Heads) else logits
+    return network.head.mask_other_tasks(logits, labels) if isinstance(network.head, Heads) else logits
 
 
-def answers(
+def predict(
     network: ImageClassifier,
     batches: Iterable[EvalBatch],
     device: torch.device,
     after_batch: Callable[[int], None] = lambda images: None,
 ) -> Predictions:
-    """Return the un-noised answers of ``network`` (in eval mode, without gradients), ``task_logits`` of the task.
+    """Return a network's predictions without noise: in eval mode, without gradients, from ``task_logits``.
 
-    A network with a head a task is asked only about the tasks that it has learned.
+    With several heads, only the images of tasks that the network has learned are kept.
 
     Args:
         network: moved to ``device`` and put into eval mode.
         batches: un-augmented images.
         device: where to compute.
-        after_batch: called with the number of images just answered; may raise to stop.
+        after_batch: called with the number of images of each batch; may raise to stop.
     """
     network.eval().to(device)
     probabilities, labels, indices = [], [], []
@@ -64,34 +73,27 @@ def answers(
             labels.append(batch.labels.numpy())
             indices.append(batch.indices.numpy())
             after_batch(len(batch.images))
-    found = Predictions(np.concatenate(probabilities), np.concatenate(labels), np.concatenate(indices))
+    predictions = Predictions(np.concatenate(probabilities), np.concatenate(labels), np.concatenate(indices))
     if not isinstance(network.head, Heads):
-        return found
-    known = np.isin(found.labels, _learned_classes(network))
-    return Predictions(found.probabilities[known], found.labels[known], found.indices[known])
+        return predictions
+    learned = np.isin(predictions.labels, network.head.learned_classes())
+    return Predictions(predictions.probabilities[learned], predictions.labels[learned], predictions.indices[learned])
 
 
-def _learned_classes(network: ImageClassifier) -> list[int]:
-    """Return the classes of the tasks that a network has learned."""
-    assert isinstance(network.head, Heads)  # noqa: S101 - the caller has looked
-    learned = network.head.learned.tolist()
-    return [c for task, known in zip(network.spec.tasks, learned, strict=True) if known for c in task]
-
-
-def confusion(found: Predictions) -> np.ndarray:
-    """Return the confusion matrix (C, C) int64: rows are true classes, columns are answers."""
-    probabilities, labels = torch.from_numpy(found.probabilities), torch.from_numpy(found.labels)
+def compute_confusion_matrix(predictions: Predictions) -> np.ndarray:
+    """Return the confusion matrix (C, C) int64: rows are true classes, columns are predicted classes."""
+    probabilities, labels = torch.from_numpy(predictions.probabilities), torch.from_numpy(predictions.labels)
     matrix: np.ndarray = multiclass_confusion_matrix(probabilities, labels, probabilities.shape[1]).numpy()
     return matrix
 
 
-def compute_metrics(found: Predictions, classes: Sequence[str], prefix: str) -> dict[str, float]:
-    """Return the metrics of some answers, keyed ``prefix/...``.
+def compute_metrics(predictions: Predictions, classes: Sequence[str], prefix: str) -> dict[str, float]:
+    """Return the metrics of predictions, keyed ``prefix/...``.
 
     Accuracy, top-5 accuracy (above 5 classes), macro F1, expected calibration error (15 bins, Guo et al. 2017) and the
     accuracy within each class that occurs.
     """
-    probabilities, labels = torch.from_numpy(found.probabilities), torch.from_numpy(found.labels)
+    probabilities, labels = torch.from_numpy(predictions.probabilities), torch.from_numpy(predictions.labels)
     count = len(classes)
     result = {
         "accuracy": multiclass_accuracy(probabilities, labels, count, average="micro"),
@@ -100,18 +102,18 @@ def compute_metrics(found: Predictions, classes: Sequence[str], prefix: str) -> 
     }
     if count > TOP_K:
         result["top5"] = multiclass_accuracy(probabilities, labels, count, average="micro", top_k=TOP_K)
-    matrix = confusion(found)
+    matrix = compute_confusion_matrix(predictions)
     for c, name in enumerate(classes):
         if matrix[c].sum():
             result[f"accuracy/{name}"] = torch.tensor(matrix[c, c] / matrix[c].sum())
     return {f"{prefix}/{name}": round(float(value), 6) for name, value in result.items()}
 
 
-def compute_task_metrics(found: Predictions, network: ImageClassifier, prefix: str) -> dict[str, float]:
-    """Return the accuracy on each task that a network has learned, keyed ``prefix/task-1`` and so on."""
-    right, result = found.probabilities.argmax(axis=1) == found.labels, {}
+def compute_task_metrics(predictions: Predictions, network: ImageClassifier, prefix: str) -> dict[str, float]:
+    """Return the accuracy on each task that has predictions, keyed ``prefix/task-1`` and so on."""
+    correct, result = predictions.probabilities.argmax(axis=1) == predictions.labels, {}
     for number, task in enumerate(network.spec.tasks, start=1):
-        of_task = np.isin(found.labels, task)
-        if of_task.any():
-            result[f"{prefix}/task-{number}"] = round(float(right[of_task].mean()), 6)
+        in_task = np.isin(predictions.labels, task)
+        if in_task.any():
+            result[f"{prefix}/task-{number}"] = round(float(correct[in_task].mean()), 6)
     return result

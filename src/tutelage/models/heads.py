@@ -1,4 +1,4 @@
-"""Several heads on one backbone, one a task: each tells its own classes apart and knows nothing of the others'."""
+"""Several heads on one backbone, one for each task; a head classifies among its own task's classes alone."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,12 +15,12 @@ UNLEARNED = -1e4  # the logit of a class that no head has learned: no probabilit
 
 
 class Heads(nn.Module):
-    """A linear layer for each task; their logits stand at the columns of the tasks' classes.
+    """A linear layer for each task; its logits are written to the columns of the task's classes.
 
     Args:
-        inputs: D, numbers of a feature vector.
-        tasks: the numbers of each task's classes; no class stands in two.
-        classes: C, all classes, of which some may be in no task.
+        inputs: D, features of an image.
+        tasks: the class indices of each task; no class is in two tasks.
+        classes: C, number of all classes, of which some may be in no task.
     """
 
     learned: Tensor
@@ -30,52 +30,68 @@ class Heads(nn.Module):
         self.tasks = [list(task) for task in tasks]
         self.each = nn.ModuleList(nn.Linear(inputs, len(task)) for task in tasks)
         self.register_buffer("learned", torch.zeros(len(tasks), dtype=torch.bool))
-        in_turn = [c for task in tasks for c in task]
-        columns = [in_turn.index(c) if c in in_turn else 0 for c in range(classes)]
-        task_of = [next((t for t, task in enumerate(tasks) if c in task), len(tasks)) for c in range(classes)]
-        # No buffers: averaged weights average these too, and an index has no mean.
-        self.columns = torch.tensor(columns)  # (C,) within the heads' in turn
-        self.task_of = torch.tensor(task_of)  # (C,), beyond the last: of no task
+        head_outputs = [c for task in tasks for c in task]
+        columns = [head_outputs.index(c) if c in head_outputs else 0 for c in range(classes)]
+        task_of_class = [next((t for t, task in enumerate(tasks) if c in task), len(tasks)) for c in range(classes)]
+        # No buffers: weight averaging averages buffers too, and the mean of indices has no meaning.
+        self.columns = torch.tensor(columns)  # (C,) column of each class in the heads' concatenated outputs
+        self.task_of_class = torch.tensor(task_of_class)  # (C,), the number of tasks for a class of no task
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.columns, self.task_of = fn(self.columns), fn(self.task_of)
+        self.columns, self.task_of_class = fn(self.columns), fn(self.task_of_class)
         return self
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return logits (B, C) of features (B, D)."""
-        return self._in_order([head(features) for head in self.each], UNLEARNED)
+        """Return logits (B, C) of features (B, D); those of classes that no head has learned are ``UNLEARNED``."""
+        return self._arrange_by_class([head(features) for head in self.each])
 
-    def learn(self, new: Sequence[int], kept: Sequence[int] = ()) -> None:
-        """Let the heads of some tasks learn and all others stand still; ``new`` ones count as learned from now on."""
+    def train_tasks(self, new: Sequence[int], old: Sequence[int] = ()) -> None:
+        """Train the heads of the ``new`` and ``old`` tasks and freeze all others; ``new`` tasks count as learned."""
         self.learned[list(new)] = True
         for task, head in enumerate(self.each):
-            head.requires_grad_(task in {*new, *kept})
+            head.requires_grad_(task in {*new, *old})
+
+    def learned_classes(self) -> list[int]:
+        """Return the class indices of the tasks that have been learned."""
+        return [c for task, learned in zip(self.tasks, self.learned.tolist(), strict=True) if learned for c in task]
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
-        """Return log-probabilities (B, C), each class's among those of its own task, of logits (B, C).
+        """Return log-probabilities (B, C) of logits (B, C), where the softmax is taken within each task.
 
-        Classes that no head has learned are at ``UNLEARNED``.
+        Those of classes that no head has learned are ``UNLEARNED``.
         """
-        return self._in_order([functional.log_softmax(logits[:, task], dim=1) for task in self.tasks], UNLEARNED)
+        return self._arrange_by_class([functional.log_softmax(logits[:, task], dim=1) for task in self.tasks])
 
-    def of_own_task(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Return logits (B, C) where those outside the task that each of ``classes`` (B,) is of are minus infinity."""
-        return logits.masked_fill(self.task_of[classes][:, None] != self.task_of, -torch.inf)
+    def mask_other_tasks(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return logits (B, C) with minus infinity at the classes outside the task of each of ``labels`` (B,)."""
+        return logits.masked_fill(self.task_of_class[labels][:, None] != self.task_of_class, -torch.inf)
 
-    def _in_order(self, of_tasks: Sequence[Tensor], otherwise: float) -> Tensor:
-        """Return what heads gave (B, classes of the task) each as (B, C), in the order of the classes."""
-        known = functional.pad(self.learned, (0, 1))[self.task_of]
-        return torch.where(known, torch.cat(list(of_tasks), dim=1)[:, self.columns], otherwise)
+    def _arrange_by_class(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return the outputs of each head (B, classes of the task) as one tensor (B, C) in the order of the classes."""
+        learned = functional.pad(self.learned, (0, 1))[self.task_of_class]
+        return torch.where(learned, torch.cat(list(outputs), dim=1)[:, self.columns], UNLEARNED)
 
 
-def grown(spec: ImageSpec, old: ImageSpec) -> ImageSpec:
-    """Return what a network sees and tells apart that knew ``old`` classes and is to learn those of ``spec`` too.
-
-    The old ones are its first task. Their columns come last, so that the new images' labels are columns as they are.
+def task_heads(network: ImageClassifier) -> Heads:
+    """Return the head of a network with a head for each task.
 
     Raises:
-        UserError: images are not what the old network sees.
+        TypeError: the network has one head.
+    """
+    if not isinstance(network.head, Heads):
+        raise TypeError(f"{type(network).__name__}: the network has one head, not one for each task")
+    return network.head
+
+
+def with_added_task(spec: ImageSpec, old: ImageSpec) -> ImageSpec:
+    """Return the spec of a network that was trained on the ``old`` classes and is to learn those of ``spec`` too.
+
+    The old classes are its first task. Their columns come last, so that the labels of the new images are right as
+    column numbers without a change.
+
+    Raises:
+        UserError: the new images differ from the old network's in channels or size.
     """
     for name in ("channels", "image_size"):
         if getattr(spec, name) != getattr(old, name):
@@ -86,22 +102,22 @@ def grown(spec: ImageSpec, old: ImageSpec) -> ImageSpec:
 
 
 def load_first_task(network: ImageClassifier, old: ImageClassifier) -> str:
-    """Let a network whose spec has ``grown`` begin as the old one, and return what was done, as a sentence.
+    """Copy the old network's weights into a network whose spec is ``with_added_task``; return a sentence on it.
 
     Args:
-        network: on the meta device the fit is checked and nothing copied.
+        network: its backbone and first head get the weights; on the meta device only the fit is checked.
         old: its head becomes that of the first task.
 
     Raises:
         UserError: the networks differ, or the old one has tasks of its own.
     """
-    heads, own, theirs = network.head, network.backbone.state_dict(), old.backbone.state_dict()
+    heads, new_state, old_state = network.head, network.backbone.state_dict(), old.backbone.state_dict()
     if not isinstance(heads, Heads) or not isinstance(old.head, nn.Linear):
         raise UserError("init_from: the old network has several heads; give all tasks in one run by strategy.tasks")
-    if [(n, t.shape) for n, t in own.items()] != [(n, t.shape) for n, t in theirs.items()]:
+    if [(n, t.shape) for n, t in new_state.items()] != [(n, t.shape) for n, t in old_state.items()]:
         raise UserError("init_from: the old network is another one; model and its keys are to be the old run's")
     if not any(tensor.is_meta for tensor in network.parameters()):
-        network.backbone.load_state_dict(theirs)
+        network.backbone.load_state_dict(old_state)
         heads.each[0].load_state_dict(old.head.state_dict())
-        heads.learn([0])
+        heads.train_tasks([0])
     return f"init_from: the old network's {len(old.spec.classes)} classes are task 1, the data's are task 2"

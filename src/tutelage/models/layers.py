@@ -1,21 +1,21 @@
-"""Layers and initial weights that several architectures share."""
+"""Layers and initial weights that several architectures use."""
 
 from torch import Tensor, nn
 
 
 class Mean(nn.Module):
-    """The mean over the image, (B, C, H, W) to (B, C); unlike adaptive pooling, deterministic on CUDA too."""
+    """Global average pooling, (B, C, H, W) to (B, C); torch's adaptive pooling is not deterministic on CUDA."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mean over height and width."""
         return x.mean(dim=(2, 3))
 
 
-def initialise(network: nn.Module) -> None:
-    """Draw weights as in He et al. 2015: normal, of variance 2 / fan-in; biases 0, norms 1.
+def initialise_weights(network: nn.Module) -> None:
+    """Draw weights as in He et al. 2015: normal, of variance 2 / fan-in; biases are 0, norms' scales 1.
 
-    With torch's default (variance 1 / (3 fan-in)) a rectified layer passes on a sixth of its input's variance, so that
-    deep plain networks do not start to learn.
+    With torch's default (variance 1 / (3 fan-in)) the output of a layer with ReLU has a sixth of its input's variance,
+    so that deep networks without norms do not start to learn.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -6,7 +6,7 @@ from tutelage.models.base import ImageClassifier, ImageSpec
 
 
 class Perceptron(ImageClassifier):
-    """One linear unit a class on all pixels; under the cross-entropy, multinomial logistic regression."""
+    """One linear unit for each class on all pixels: with cross-entropy, multinomial logistic regression."""
 
     head: nn.Linear
 

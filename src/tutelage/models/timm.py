@@ -2,15 +2,18 @@
 
 from typing import Any
 
+from tutelage.config import TimmConfig
 from tutelage.errors import UserError
 from tutelage.models.base import ImageClassifier, ImageSpec
 
 
 class Timm(ImageClassifier):
-    """The architecture that timm knows as ``name``, from random weights, with a linear head of our own."""
+    """The architecture that timm calls ``name``, with random weights and our linear head. Arguments: ``TimmConfig``."""
 
-    def __init__(self, spec: ImageSpec, *, name: str, dropout: float = 0.0, stochastic_depth: float = 0.0) -> None:
+    def __init__(self, spec: ImageSpec, **arguments: Any) -> None:
         super().__init__(spec)
+        config = TimmConfig.from_arguments(arguments)
+        name = config.name
         import timm
         from torch import nn
 
@@ -18,21 +21,22 @@ class Timm(ImageClassifier):
             close = timm.list_models(f"*{name.split('_', maxsplit=1)[0]}*")[:5]
             hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
             raise UserError(f"model.name={name}: timm has no such architecture; {hint}")
-        noise: dict[str, Any] = {"drop_path_rate": stochastic_depth} if stochastic_depth else {}
         try:
-            network = self._create(name, spec, noise)
+            network = self._create(name, spec, config.stochastic_depth)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UserError(f"model.name={name}: timm refuses it: {' '.join(str(error).split())}") from None
-        self.backbone = nn.Sequential(network, nn.Dropout(dropout))
+        self.backbone = nn.Sequential(network, nn.Dropout(config.dropout))
         self.head = nn.Linear(getattr(network, "head_hidden_size", network.num_features), len(spec.classes))
 
     @staticmethod
-    def _create(name: str, spec: ImageSpec, noise: dict[str, Any]) -> Any:
-        """Return timm's network without its head; those that are built for one image size are told ours."""
+    def _create(name: str, spec: ImageSpec, stochastic_depth: float) -> Any:
+        """Return timm's network without its head, built for the spec's image size where it needs one."""
         import timm
 
-        arguments = {"num_classes": 0, "in_chans": spec.channels, **noise}
+        arguments: dict[str, Any] = {"num_classes": 0, "in_chans": spec.channels}
+        if stochastic_depth:
+            arguments["drop_path_rate"] = stochastic_depth
         try:
             return timm.create_model(name, img_size=spec.image_size, **arguments)
-        except TypeError:  # it takes any size
+        except TypeError:  # it has no such argument: it takes any size
             return timm.create_model(name, **arguments)

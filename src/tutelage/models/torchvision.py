@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tutelage.config import TorchvisionConfig
 from tutelage.errors import UserError
 from tutelage.models.base import ImageClassifier, ImageSpec
 
@@ -16,48 +17,53 @@ RGB = 3
 
 
 class Unflatten(nn.Module):
-    """The inverse of flattening a square image: (B, D) to (B, ``channels``, H, W) with H equal to W."""
+    """The inverse of flattening square feature maps: (B, D) to (B, ``channels``, H, W) with H equal to W."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the image."""
+        """Return the feature maps."""
         side = math.isqrt(x.shape[1] // self.channels)
         return x.reshape(len(x), self.channels, side, side)
 
 
-class _NumbersOnCPU(TorchFunctionMode):
-    """RegNets work their widths out with tensors, which have no values where a network is built on the meta device."""
+class _TensorsOnCPU(TorchFunctionMode):
+    """Creates tensors of numbers on the CPU while a network is built on the meta device.
+
+    RegNets compute their widths with tensors, which have no values on the meta device.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        where = {"device": "cpu"} if func in {torch.arange, torch.tensor} else {}
-        return func(*args, **{**(kwargs or {}), **where})
+        device = {"device": "cpu"} if func in {torch.arange, torch.tensor} else {}
+        return func(*args, **{**(kwargs or {}), **device})
 
 
 class Torchvision(ImageClassifier):
-    """The architecture that torchvision knows as ``name``, from random weights; its last layer is our ``head``.
+    """The architecture that torchvision calls ``name``, with random weights; its last layer is our ``head``.
 
-    The state dict's tensors stand in torchvision's order. ``dropout`` comes on top of the architecture's own.
+    The state dict's tensors are in torchvision's order. ``dropout`` is applied in addition to the architecture's own.
+    Arguments: ``TorchvisionConfig``.
     """
 
-    def __init__(self, spec: ImageSpec, *, name: str, dropout: float = 0.0) -> None:
+    def __init__(self, spec: ImageSpec, **arguments: Any) -> None:
         super().__init__(spec)
-        network = self._create(name, spec)
+        config = TorchvisionConfig.from_arguments(arguments)
+        network = self._create(config.name, spec)
         if spec.channels != RGB:
             _replace_first_convolution(network, spec.channels)
-        if name.startswith("squeezenet"):  # its classifier is a convolution over the whole image
-            self.backbone = nn.Sequential(network.features, nn.Flatten(), nn.Dropout(dropout))
+        if config.name.startswith("squeezenet"):  # its classifier is a convolution over the whole image
+            self.backbone = nn.Sequential(network.features, nn.Flatten(), nn.Dropout(config.dropout))
             self.head = nn.Sequential(Unflatten(network.classifier[1].in_channels), network.classifier, nn.Flatten())
         else:
             head = _take_last_linear(network)
-            self.backbone = nn.Sequential(network, nn.Dropout(dropout))
+            self.backbone = nn.Sequential(network, nn.Dropout(config.dropout))
             self.head = head
 
     @staticmethod
     def _create(name: str, spec: ImageSpec) -> Any:
-        """Return torchvision's network; those that are built for one image size are told ours."""
+        """Return torchvision's network, built for the spec's image size where it needs one."""
         from torchvision import models
 
         names = models.list_models(module=models)
@@ -70,10 +76,10 @@ class Torchvision(ImageClassifier):
             arguments["image_size"] = spec.image_size
         elif name.startswith("maxvit"):
             arguments["input_size"] = (spec.image_size, spec.image_size)
-        elif name in {"googlenet", "inception_v3"}:  # heads for training alone, and a warning where it is left open
+        elif name in {"googlenet", "inception_v3"}:  # no auxiliary heads; without init_weights they warn
             arguments |= {"aux_logits": False, "init_weights": False}
         try:
-            with _NumbersOnCPU() if name.startswith("regnet") else nullcontext():
+            with _TensorsOnCPU() if name.startswith("regnet") else nullcontext():
                 return models.get_model(name, weights=None, **arguments)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             reason = " ".join(str(error).split())

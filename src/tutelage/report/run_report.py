@@ -11,7 +11,7 @@ from torch import nn
 
 from tutelage.config import Config, NoisyStudentConfig
 from tutelage.data import UNKNOWN, ImageDataModule, data_module
-from tutelage.models import ImageClassifier, Perceptron, Predictions, confusion, load_classifier
+from tutelage.models import ImageClassifier, Perceptron, Predictions, compute_confusion_matrix, load_classifier
 from tutelage.randomness import Key
 from tutelage.report import page, pictures
 from tutelage.report.curves import Curve, read_curves

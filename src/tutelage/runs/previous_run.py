@@ -9,7 +9,7 @@ from tutelage.config import Config, LwFConfig
 from tutelage.data import DataRuntime, EvalBatch, ImageDataModule, data_module
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, load_classifier
-from tutelage.models.weights.sources import pretrained
+from tutelage.models.weights.sources import read_pretrained
 from tutelage.runs.weight_sources import find_run_data, find_weights
 
 
@@ -45,7 +45,7 @@ def find_previous_run(config: Config, runtime: DataRuntime) -> PreviousRun | Non
         return None
     name, no_images = config.init_from or "", np.empty(0, dtype=np.int64)
     file = find_weights(name, "init_from")
-    if isinstance(file, str) or pretrained(file).classes is None:
+    if isinstance(file, str) or read_pretrained(file).classes is None:
         raise UserError(f"init_from={name}: it is not known what its classes are; give the folder of a finished run")
     network = load_classifier(file)
     data_config, reason = find_run_data(name)

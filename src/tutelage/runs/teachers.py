@@ -97,10 +97,10 @@ def prepare_teacher(
     if teacher is not None:
         teacher.to(context.device)
         lower = torch.float16 if spec.live else LOWER_PRECISION.get(context.config.trainer.precision)
-        teacher.lower = None
+        teacher.autocast_dtype = None
         if lower is not None and context.device.type == "cuda":
             is_right = context.group.broadcast_from_rank0(lambda: _is_precise(context, teacher, lower))
-            teacher.lower = lower if is_right else None
+            teacher.autocast_dtype = lower if is_right else None
     if spec.live:
         return {}
     cached = cache_logits(context, stage, spec, network, teacher)
@@ -117,7 +117,7 @@ def _is_precise(context: RunContext, teacher: Teacher, lower: torch.dtype) -> bo
     labelled = context.data.splits.labelled[:CHECKED_IMAGES]
     images = next(iter(context.data.eval_dataloader(labelled))).images.to(context.device)
     expected = teacher(images).softmax(dim=1)
-    teacher.lower = lower
+    teacher.autocast_dtype = lower
     probabilities = teacher(images).softmax(dim=1)
     of_predictions = expected.gather(1, probabilities.argmax(dim=1, keepdim=True))
     are_same = of_predictions >= (1 - NEAR_TIE) * expected.amax(dim=1, keepdim=True)

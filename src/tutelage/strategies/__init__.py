@@ -1,4 +1,4 @@
-"""How labels are used: one file a method, each a list of stages."""
+"""How labels are used: one file for each method, which is a list of stages."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ from tutelage.strategies import (
     transfer,
 )
 from tutelage.strategies.noisy_student import NoisyStudent
-from tutelage.strategies.stages import NOTHING, SCRATCH, PseudoLabelStage, Results, Stage, TeacherSpec, TrainStage
+from tutelage.strategies.stages import NO_RESULTS, SCRATCH, PseudoLabelStage, Results, Stage, TeacherSpec, TrainStage
 
 _STAGES: dict[str, Callable[[Config, Source, Splits], Sequence[Stage]]] = {
     "distillation": distillation.stages,
@@ -27,24 +27,24 @@ _STAGES: dict[str, Callable[[Config, Source, Splits], Sequence[Stage]]] = {
     "pseudo_label": pseudo_label.stages,
     "supervised": supervised.stages,
     "teacher_student": teacher_student.stages,
-    "transfer_finetune": transfer.finetune,
-    "transfer_frozen": transfer.frozen,
-    "transfer_gradual": transfer.gradual,
+    "transfer_finetune": transfer.finetune_stages,
+    "transfer_frozen": transfer.frozen_stages,
+    "transfer_gradual": transfer.gradual_stages,
 }
 
 
-def stages(config: Config, source: Source, splits: Splits, results: Results = NOTHING) -> Sequence[Stage]:
+def stages(config: Config, source: Source, splits: Splits, results: Results = NO_RESULTS) -> Sequence[Stage]:
     """Return the stages of the config's strategy.
 
     Args:
         config: the whole config.
         source: the data.
-        splits: who may see which image.
-        results: of the Fit stages that are finished, by name: a plan may depend on them, and on nothing else that
-            happens. What it lists up to them stays as it was.
+        splits: which images are labelled, unlabelled, for validation, for testing.
+        results: of the finished training stages, by name. The list of stages may depend on them and on nothing else
+            that happens; up to the last of them it must not change.
 
     Raises:
-        UserError: the data cannot serve the strategy.
+        UserError: the data does not fit the strategy.
     """
     if config.strategy.name == "noisy_student":
         return noisy_student.stages(config, source, splits, results)

@@ -1,10 +1,10 @@
 """FixMatch (Sohn et al. 2020, "FixMatch: simplifying semi-supervised learning with consistency and confidence").
 
-One network answers to a weak view of a pool image; where it is sure, that is the label of a strong view of the same.
+One network predicts the class of a weak view of a pool image; where it is confident, this class is the label of a
+strong view of the same image.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,77 +15,71 @@ from tutelage.config import Config, FixMatchConfig
 from tutelage.data import Source, Splits, StreamBatch
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
 from tutelage.strategies.learner import StudentModule
-from tutelage.strategies.stages import (
-    CONTROL,
-    Stage,
-    labelled_stream,
-    length,
-    pool_batch,
-    supervised_on,
-    unknown_stream,
-)
+from tutelage.strategies.stage_builder import StageBuilder, strategy_config
+from tutelage.strategies.stages import Stage
 
 
 class FixMatch(StudentModule):
-    """A network that learns from labels, and from its own sure answers to weak views of the pool.
+    """A network that learns from labels, and from its own confident predictions for weak views of the pool.
 
-    Labelled images and both views of the pool's go through one concatenated forward, so that batch normalisation sees
-    them together.
+    Labelled images and both views of the pool's images go through one concatenated forward pass, so that batch
+    normalisation sees them together.
     """
 
     def __init__(self, student: ImageClassifier, config: FixMatchConfig, labelled_views: int = 1) -> None:
-        """Take the threshold tau, the weight lambda_u, and how many views of a labelled image a batch holds.
+        """Keep the threshold tau, the weight lambda_u, and the number of views of a labelled image in a batch.
 
-        Of two views the first, weak one counts.
+        Of two views the first, weak one is used.
         """
         super().__init__(student)
         self._config = config
         self._labelled_views = labelled_views
 
     def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
-        """Return the loss l_s + lambda_u l_u (section 2.2 of the paper), its parts, and how right and sure answers are.
+        """Return the loss l_s + lambda_u l_u (section 2.2 of the paper), its parts, and rates of the predictions.
 
-        The pool's batch is all weak views, then all strong ones. ``sure`` is the share of pool images whose answer
-        reaches the threshold; the others count nothing, and the mean is still over all.
+        The pool's batch is all weak views, then all strong ones. ``mask_rate`` is the fraction of pool images whose
+        confidence reaches the threshold; the others have loss 0, and the mean is still over all.
         """
         labelled, targets = (part.chunk(self._labelled_views)[0] for part in batch["labelled"][:2])
         pool = batch["pool"].images
         logits = self.student(torch.cat([labelled, pool]))
-        half = len(pool) // 2
-        on_labelled, on_weak, on_strong = logits.split([len(labelled), half, half])
-        certainty, answers = on_weak.detach().float().softmax(dim=1).max(dim=1)
-        sure = (certainty >= self._config.threshold).float()
-        loss_labelled = cross_entropy(on_labelled, targets, self.student.class_weights)  # equation 3
-        loss_pool = (sure * functional.cross_entropy(on_strong, answers, reduction="none")).mean()  # equation 4
+        count = len(pool) // 2
+        labelled_logits, weak_logits, strong_logits = logits.split([len(labelled), count, count])
+        confidence, pseudo_labels = weak_logits.detach().float().softmax(dim=1).max(dim=1)
+        mask = (confidence >= self._config.threshold).float()
+        loss_labelled = cross_entropy(labelled_logits, targets, self.student.class_weights)  # equation 3
+        loss_pool = (mask * functional.cross_entropy(strong_logits, pseudo_labels, reduction="none")).mean()  # eq. 4
         return {
             "loss": loss_labelled + self._config.weight * loss_pool,
             "loss_labelled": loss_labelled.detach(),
             "loss_pool": loss_pool.detach(),
-            "mask_rate": sure.mean(),
-            "agreement": accuracy(on_strong.detach(), answers),
-            "accuracy": accuracy(on_labelled.detach(), targets),
+            "mask_rate": mask.mean(),
+            "agreement": accuracy(strong_logits.detach(), pseudo_labels),
+            "accuracy": accuracy(labelled_logits.detach(), targets),
         }
 
 
 def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
-    """Return the one stage, then the control: the same network on the labels alone, for as many steps.
+    """Return FixMatch, then the control: the same network on the labels alone, for as many steps.
 
-    The weak and the strong view are those of ``augmentation.transforms`` and ``.strong``. Where there is no second one,
-    they are the image as it is and the one view there is.
+    The weak and the strong view are those of ``augmentation.transforms`` and ``.strong``. Without ``.strong``, the weak
+    view is the image as it is and the strong one that of ``.transforms``.
 
     Raises:
         UserError: there is no pool.
     """
-    recipe, two = config.strategy, bool(config.augmentation.strong)
-    assert isinstance(recipe, FixMatchConfig)  # noqa: S101 - the strategy was chosen by this type
-    labelled = labelled_stream(config, source, splits)
-    pool = unknown_stream(splits, pool_batch(config, splits, recipe.unlabelled_ratio), "" if two else "plain")
-    extent = length(config, 1.0, (labelled.length, labelled.batch_size), (pool.length, pool.batch_size))
-
-    matched = replace(
-        supervised_on("fixmatch", config.model, extent, labelled, pool),
+    strategy = strategy_config(config, FixMatchConfig)
+    build, has_strong = StageBuilder(config, source, splits), bool(config.augmentation.strong)
+    labelled = build.labelled
+    pool = build.unlabelled_stream(build.pool_batch_size(strategy.unlabelled_ratio), "" if has_strong else "plain")
+    length = build.length(1.0, labelled, pool)
+    fixmatch = build.supervised_stage(
+        "fixmatch",
+        length,
+        labelled,
+        pool,
         images_per_step=labelled.batch_size + 2 * pool.batch_size,
-        module=partial(FixMatch, config=recipe, labelled_views=2 if two else 1),
+        module=partial(FixMatch, config=strategy, labelled_views=2 if has_strong else 1),
     )
-    control = replace(supervised_on("control", config.model, extent, labelled), control=True, told=CONTROL)
-    return [matched, control] if recipe.control else [matched]
+    return [fixmatch, build.control(length)] if strategy.control else [fixmatch]

@@ -1,4 +1,4 @@
-"""What the modules of most strategies share: a network that learns, is validated and is kept."""
+"""The base of most strategies' modules: a student that is trained, validated and saved."""
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -9,10 +9,10 @@ from tutelage.models import ImageClassifier
 
 
 class StudentModule(pl.LightningModule):
-    """A module around a network; a strategy adds its training step.
+    """A module around a student; a strategy adds its training step.
 
     Attributes:
-        student: the network that learns.
+        student: the network that is trained.
     """
 
     def __init__(self, student: ImageClassifier) -> None:
@@ -21,13 +21,13 @@ class StudentModule(pl.LightningModule):
 
     @property
     def classifier(self) -> ImageClassifier:
-        """The network whose weights a stage is after: the student."""
+        """The network whose weights a stage is to save: the student."""
         return self.student
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Return that network's logits (B, C) of un-augmented images, and the labels (B,)."""
+        """Return the classifier's logits (B, C) of un-augmented images, and the labels (B,)."""
         return self.classifier.validation_step(batch, batch_idx)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the student's optimizer."""
+        """Return the student's optimizer and learning rate schedule."""
         return self.student.configure_optimizers()

@@ -5,243 +5,246 @@ as large or larger, with noise, on both; make the student the teacher and go on.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tutelage.config import Config, NoisyStudentConfig
+from tutelage.config import Config, FinetuneConfig, NoisyStudentConfig
 from tutelage.data import Rules, Selection, Source, Splits, Stream, StreamBatch, select
 from tutelage.errors import UserError
 from tutelage.models import FineTuning, ImageClassifier, Teacher, accuracy, cross_entropy
 from tutelage.strategies.learner import StudentModule
-from tutelage.strategies.stages import (
-    NOTHING,
-    Length,
-    PseudoLabelStage,
-    Results,
-    Stage,
-    TeacherSpec,
-    TrainStage,
-    labelled_stream,
-    length,
-    pool_batch,
-    supervised_on,
-    unknown_stream,
-)
+from tutelage.strategies.stage_builder import Length, StageBuilder, stage_length, strategy_config
+from tutelage.strategies.stages import NO_RESULTS, PseudoLabelStage, Results, Stage, TeacherSpec, TrainStage
 
-VALIDATED = "val/accuracy"  # what has to gain
+METRIC = "val/accuracy"  # a student gains where this is higher than its teacher's
 
 
 class NoisyStudent(StudentModule):
     """A student that learns from labelled images and from a teacher's stored labels of the pool.
 
-    Labelled and pool images, each batch of its own size, go through one concatenated forward, so that batch
+    Labelled and pool images, each batch of its own size, go through one concatenated forward pass, so that batch
     normalisation sees them together; the loss is the sum of both mean cross-entropies.
     """
 
     def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
-        """Return the loss, its parts, and how right the answers are.
+        """Return the loss, its parts, the accuracy on labelled images, and the agreement with the teacher.
 
-        ``agreement`` is what the stored labels weigh on the student's answers to the pool (see ``accuracy``): the share
-        that is answered as the teacher did where labels are hard, how sure the teacher was of it where they are soft.
+        ``agreement`` is the weight of the student's predictions in the pool's stored labels (see ``accuracy``): for
+        hard labels how often student and teacher predict the same class, for soft labels the teacher's mean probability
+        of the student's prediction.
         """
         labelled, pool = batch["labelled"], batch["pool"]
-        on_labelled, on_pool = self.both(labelled.images, pool.images)
-        return self.parts(on_labelled, labelled.targets, on_pool, pool.targets, cross_entropy(on_pool, pool.targets))
+        labelled_logits, pool_logits = self.split_logits(labelled.images, pool.images)
+        loss_pool = cross_entropy(pool_logits, pool.targets)
+        return self.parts(labelled_logits, labelled.targets, pool_logits, pool.targets, loss_pool)
 
-    def both(self, labelled: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the student's logits of labelled images and of the pool's, from one forward."""
-        on_labelled, on_pool = self.student(torch.cat([labelled, pool])).split([len(labelled), len(pool)])
-        return on_labelled, on_pool
+    def split_logits(self, labelled: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the student's logits of labelled images and of the pool's, from one forward pass."""
+        labelled_logits, pool_logits = self.student(torch.cat([labelled, pool])).split([len(labelled), len(pool)])
+        return labelled_logits, pool_logits
 
     def parts(
-        self, on_labelled: Tensor, targets: Tensor, on_pool: Tensor, told: Tensor, loss_pool: Tensor
+        self, labelled_logits: Tensor, targets: Tensor, pool_logits: Tensor, pseudo_labels: Tensor, loss_pool: Tensor
     ) -> dict[str, Tensor]:
-        """Return the loss, its parts, and how right the answers are."""
-        loss_labelled = cross_entropy(on_labelled, targets, self.student.class_weights)
+        """Return the loss, its parts, the accuracy on labelled images, and the agreement with the teacher."""
+        loss_labelled = cross_entropy(labelled_logits, targets, self.student.class_weights)
         return {
             "loss": loss_labelled + loss_pool,
             "loss_labelled": loss_labelled.detach(),
             "loss_pool": loss_pool.detach(),
-            "accuracy": accuracy(on_labelled.detach(), targets),
-            "agreement": accuracy(on_pool.detach(), told),
+            "accuracy": accuracy(labelled_logits.detach(), targets),
+            "agreement": accuracy(pool_logits.detach(), pseudo_labels),
         }
 
 
 class LiveNoisyStudent(NoisyStudent):
-    """A student whose teacher answers to the pool's images, as they are, in the very step that shows views of them."""
+    """A student whose teacher labels the pool's images, as they are, in the very step that shows views of them."""
 
     def __init__(self, student: ImageClassifier, teacher: Teacher, config: NoisyStudentConfig) -> None:
-        """Take the confidence below which an answer counts nothing, and the kind and temperature of its labels."""
+        """Keep the confidence below which a label is not used, and the type and temperature of the labels."""
         super().__init__(student)
         self.teacher = teacher
         self._config = config
 
     def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
-        """Return the loss, its parts, and how right and sure the answers are.
+        """Return what ``NoisyStudent`` does, and the mask rate.
 
-        The pool's batch is all images as they are, then a view of each. ``sure`` is the share of them whose answer
-        reaches the confidence; the others count nothing, and the mean is still over all.
+        The pool's batch is all images as they are, then a view of each. ``mask_rate`` is the fraction of them where the
+        teacher reaches the confidence; the others have loss 0, and the mean is still over all.
         """
         labelled, (plain, views) = batch["labelled"], batch["pool"].images.chunk(2)
-        answers = self.teacher(plain)
-        certainty, hard = answers.softmax(dim=1).max(dim=1)
-        told = hard if self._config.target_type == "hard" else (answers / self._config.temperature).softmax(dim=1)
-        sure = (certainty >= self._config.confidence).float()
-        on_labelled, on_pool = self.both(labelled.images, views)
-        loss_pool = (sure * functional.cross_entropy(on_pool, told, reduction="none")).mean()
-        return {**self.parts(on_labelled, labelled.targets, on_pool, told, loss_pool), "mask_rate": sure.mean()}
+        teacher_logits = self.teacher(plain)
+        confidence, classes = teacher_logits.softmax(dim=1).max(dim=1)
+        pseudo_labels = classes
+        if self._config.target_type == "soft":
+            pseudo_labels = (teacher_logits / self._config.temperature).softmax(dim=1)
+        mask = (confidence >= self._config.confidence).float()
+        labelled_logits, pool_logits = self.split_logits(labelled.images, views)
+        loss_pool = (mask * functional.cross_entropy(pool_logits, pseudo_labels, reduction="none")).mean()
+        parts = self.parts(labelled_logits, labelled.targets, pool_logits, pseudo_labels, loss_pool)
+        return {**parts, "mask_rate": mask.mean()}
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """Makes the stages of a run."""
+class _RoundStages(StageBuilder):
+    """Builds the stages of teacher, rounds, fine-tuning and control."""
 
-    config: Config
-    strategy: NoisyStudentConfig
-    labelled: Stream
-    splits: Splits
-    pool_batch: int
+    @cached_property
+    def strategy(self) -> NoisyStudentConfig:
+        """The strategy's config."""
+        return strategy_config(self.config, NoisyStudentConfig)
 
-    @property
-    def _labelled_size(self) -> tuple[int, int]:
-        return self.labelled.length, self.labelled.batch_size
+    @cached_property
+    def unlabelled_batch_size(self) -> int:
+        """The number of pool images of a step."""
+        return self.pool_batch_size(self.strategy.unlabelled_ratio)
 
-    def teacher(self) -> TrainStage:
-        """Return the first stage: the labels alone."""
-        extent = length(self.config, self.strategy.teacher_length, self._labelled_size)
-        return supervised_on("teacher", self.config.model, extent, self.labelled)
+    def first_teacher(self) -> TrainStage:
+        """Return the first stage: a teacher learns from the labelled images alone."""
+        length = self.length(self.strategy.teacher_length, self.labelled)
+        return self.supervised_stage("teacher", length, self.labelled)
 
-    def round(self, number: int, teacher: TrainStage) -> Sequence[Stage]:
-        """Return what a round is: the labels of a teacher, where they are stored, and a student."""
-        student = self.strategy.student_of_round(number)
-        extent = length(self.config, student.length, self._labelled_size, (len(self.splits.pool), self.pool_batch))
-        fit = replace(
-            supervised_on(f"student-{number}", self.config.student_model(student), extent, self.labelled),
-            images_per_step=self.labelled.batch_size + self.pool_batch,
+    def round(self, number: int, teacher: TrainStage) -> tuple[Sequence[PseudoLabelStage], TrainStage]:
+        """Return the stages of a round: the teacher labels the pool, unless it does so live, and a student learns."""
+        student_config = self.strategy.student(number)
+        labelled, batch_size = self.labelled, self.unlabelled_batch_size
+        student = self.supervised_stage(
+            f"student-{number}",
+            stage_length(
+                self.config,
+                student_config.length,
+                (labelled.length, labelled.batch_size),
+                (len(self.splits.pool), batch_size),
+            ),
+            labelled,
+            model=self.config.student_model(student_config),
+            images_per_step=labelled.batch_size + batch_size,
             grows_from=teacher.name,
             starts_from=teacher.name if self.strategy.start == "teacher" else None,
         )
         if self.strategy.label_source == "live":
-            module = partial(LiveNoisyStudent, config=self.strategy)
-            asked = TeacherSpec("pool", teacher.name, live=True)
-            return [replace(fit, streams=self._both_live, module=module, teaching=asked)]
-        before = f"labels-{number - 1}" if number > 1 else None
-        rules = partial(select, rules=self._rules())
-        labels = PseudoLabelStage(f"labels-{number}", teacher.name, rules, self.strategy.tta_views, before)
-        return [labels, replace(fit, streams=partial(self._both, labels.name), module=NoisyStudent)]
+            return [], replace(
+                student,
+                streams=self._live_streams,
+                module=partial(LiveNoisyStudent, config=self.strategy),
+                teacher=TeacherSpec("pool", teacher.name, live=True),
+            )
+        labelling = PseudoLabelStage(
+            f"labels-{number}",
+            teacher.name,
+            select=partial(select, rules=self._selection_rules()),
+            tta_views=self.strategy.tta_views,
+            previous=f"labels-{number - 1}" if number > 1 else None,
+        )
+        return [labelling], replace(
+            student, streams=partial(self._selected_streams, labelling.name), module=NoisyStudent
+        )
 
-    def _rules(self) -> Rules:
-        chosen = self.strategy
+    def _selection_rules(self) -> Rules:
+        strategy = self.strategy
         return Rules(
-            confidence=0.0 if self.config.debug else chosen.confidence,  # four steps make no network sure
-            balance=chosen.balance,
-            per_class=chosen.per_class,
-            hard=chosen.target_type == "hard",
-            temperature=chosen.temperature,
+            confidence=0.0 if self.config.debug else strategy.confidence,  # after four steps no network is confident
+            balance=strategy.balance,
+            per_class=strategy.per_class,
+            hard=strategy.target_type == "hard",
+            temperature=strategy.temperature,
             in_order=len(self.splits.blocks) > 0,
         )
 
-    def _both_live(self, selections: Mapping[str, Selection]) -> Sequence[Stream]:
-        """Return the streams of a student whose teacher answers in each step; made when they are asked for."""
-        return [self.labelled, unknown_stream(self.splits, self.pool_batch, "plain")]
+    def _live_streams(self, selections: Mapping[str, Selection]) -> Sequence[Stream]:
+        """Return the streams of a student with a live teacher: the labelled images, and the whole pool."""
+        return [self.labelled, self.unlabelled_stream(self.unlabelled_batch_size, "plain")]
 
-    def _both(self, labels: str, selections: Mapping[str, Selection]) -> Sequence[Stream]:
-        """Return the streams of a student: the labelled images, and those of the pool that were selected.
+    def _selected_streams(self, labels: str, selections: Mapping[str, Selection]) -> Sequence[Stream]:
+        """Return the streams of a student: the labelled images, and those of the pool that a stage selected.
 
         Raises:
-            UserError: there are none.
+            UserError: none was selected.
         """
-        chosen = selections[labels]
-        if not len(chosen.entries):
+        selection = selections[labels]
+        if not len(selection.entries):
             raise UserError(f"strategy.confidence={self.strategy.confidence}: no pool image reaches it; set it lower")
-        indices, blocks = self.splits.pool[chosen.entries], self.splits.blocks
-        pool = Stream("pool", indices, chosen.targets, self.pool_batch, chosen.copies, blocks=blocks)
+        indices, batch_size = self.splits.pool[selection.entries], self.unlabelled_batch_size
+        pool = Stream("pool", indices, selection.targets, batch_size, selection.copies, blocks=self.splits.blocks)
         return [self.labelled, pool]
 
-    def finetune(self, student: TrainStage) -> TrainStage:
-        """Return the last stage: un-augmented labels at a higher resolution, in which shallow layers may stay.
+    def finetune(self, finetune: FinetuneConfig, student: TrainStage) -> TrainStage:
+        """Return the last stage: un-augmented labelled images at a higher resolution; lower layers may be frozen.
 
         Section 3.1 of the paper, after Touvron et al. 2019 ("Fixing the train-test resolution discrepancy"): objects
-        look larger in a random crop than in the image as it is, and a network goes on where it will be used.
+        are larger in a random crop than in the whole image, and the network is fine-tuned at the size that objects have
+        at test time.
         """
-        recipe = self.strategy.finetune
-        assert recipe is not None  # noqa: S101 - the caller has looked
-        return replace(
-            supervised_on(
-                "finetune", student.model, length(self.config, recipe.length, self._labelled_size), self.labelled
-            ),
+        return self.supervised_stage(
+            "finetune",
+            self.length(finetune.length, self.labelled),
+            self.labelled,
+            model=student.model,
             starts_from=student.name,
-            image_size=recipe.image_size,
+            image_size=finetune.image_size,
             augmented=False,
-            lr_scale=recipe.lr_scale,
-            tuning=FineTuning(frozen_layers=recipe.frozen_layers),
+            lr_scale=finetune.lr_scale,
+            fine_tuning=FineTuning(frozen_layers=finetune.frozen_layers),
         )
 
-    def control(self, last: TrainStage, fits: Sequence[TrainStage]) -> TrainStage:
-        """Return plain training on the labels, with a student's network and noise, as long as some stages together."""
-        extent = Length(sum(fit.steps for fit in fits), last.epoch_steps)
-        return replace(supervised_on("control", last.model, extent, self.labelled), control=True)
 
-
-def _gains(student: TrainStage, over: TrainStage, results: Results) -> bool | None:
-    """Return whether a student is better on validation than what it came from; None where that is yet to be seen."""
-    if student.name not in results or over.name not in results:
+def _has_gained(student: TrainStage, teacher: TrainStage, results: Results) -> bool | None:
+    """Return whether a student is better on validation than its teacher; None where either has no result yet."""
+    if student.name not in results or teacher.name not in results:
         return None
-    return results[student.name][VALIDATED] > results[over.name][VALIDATED]
+    return results[student.name][METRIC] > results[teacher.name][METRIC]
 
 
-def _rounds(make: _Recipe, results: Results) -> tuple[list[Stage], TrainStage]:
-    """Return teacher, labels and student in turn, and the one that is chosen, as far as is known.
+def _rounds(build: _RoundStages, results: Results) -> tuple[list[Stage], TrainStage]:
+    """Return teacher, pseudo-labels and student in turn, and the stage of the best network, as far as is known.
 
-    Under ``until=validation`` what is yet to be seen is planned as if it gained; where there is no limit, one round
-    beyond those listed.
+    Under ``until=validation`` students without a result are listed as if they gained; where there is no limit, one
+    round beyond those in the config.
     """
-    recipe, chosen = make.strategy, make.teacher()
-    plan: list[Stage] = [chosen]
-    endless = recipe.until == "validation" and recipe.rounds is None
-    number, seen = 1, True
-    while number <= len(recipe.students_by_round) or (endless and seen):
-        *labels, student = make.round(number, chosen)
-        assert isinstance(student, TrainStage)  # noqa: S101 - a round ends with its student
-        gains = _gains(student, chosen, results) if recipe.until == "validation" else None
-        plan += [*labels, replace(student, rejected=gains is False)]
-        if gains is False:
+    strategy, teacher = build.strategy, build.first_teacher()
+    stages: list[Stage] = [teacher]
+    unlimited = strategy.until == "validation" and strategy.rounds is None
+    number, measured = 1, True
+    while number <= len(strategy.students_by_round) or (unlimited and measured):
+        labelling, student = build.round(number, teacher)
+        gained = _has_gained(student, teacher, results) if strategy.until == "validation" else None
+        stages += [*labelling, replace(student, rejected=gained is False)]
+        if gained is False:
             break
-        chosen, seen, number = student, gains is not None, number + 1
-    return plan, chosen
+        teacher, measured, number = student, gained is not None, number + 1
+    return stages, teacher
 
 
-def stages(config: Config, source: Source, splits: Splits, results: Results = NOTHING) -> Sequence[Stage]:
-    """Return teacher, then labels and student in turn, a fine-tune where one is asked for, then the control.
+def stages(config: Config, source: Source, splits: Splits, results: Results = NO_RESULTS) -> Sequence[Stage]:
+    """Return teacher, then pseudo-labels and student in turn, under ``strategy.finetune`` that stage, then the control.
 
     The control is plain supervised training on the same labels with the last student's architecture, augmentation and
-    noise, for as many steps as all the other stages together: what it lacks against the last student is the method.
+    noise, for as many steps as all the other stages together: the last student's gain over it is due to the method.
 
     Args:
         config: the whole config.
         source: the data.
-        splits: who may see which image.
-        results: of the stages that are finished, by name. What comes after them follows from them alone.
+        splits: which images are labelled, unlabelled, for validation, for testing.
+        results: of the finished stages, by name. The later stages depend on them alone.
 
     Raises:
-        UserError: there is no pool, or nothing to validate on where that decides.
+        UserError: there is no pool, or no validation images under ``until=validation``.
     """
-    recipe = config.strategy
-    assert isinstance(recipe, NoisyStudentConfig)  # noqa: S101 - the strategy was chosen by this type
-    if recipe.until == "validation" and not len(splits.validation):
+    strategy = strategy_config(config, NoisyStudentConfig)
+    if strategy.until == "validation" and not len(splits.validation):
         raise UserError(
             "strategy.until=validation: there are no validation images; give some by data.validation=inside or "
             "outside:N, or strategy.until=rounds"
         )
-    labelled = labelled_stream(config, source, splits)
-    make = _Recipe(config, recipe, labelled, splits, pool_batch(config, splits, recipe.unlabelled_ratio))
-    plan, chosen = _rounds(make, results)
-    if recipe.finetune is not None:
-        plan.append(make.finetune(chosen))
-    if recipe.control:
-        plan.append(make.control(chosen, [stage for stage in plan if isinstance(stage, TrainStage)]))
-    return plan
+    build = _RoundStages(config, source, splits)
+    listed, best = _rounds(build, results)
+    if strategy.finetune is not None:
+        listed.append(build.finetune(strategy.finetune, best))
+    if strategy.control:
+        trained = [stage for stage in listed if isinstance(stage, TrainStage)]
+        length = Length(sum(stage.steps for stage in trained), best.epoch_steps)
+        listed.append(build.control(length, note="", model=best.model))
+    return listed

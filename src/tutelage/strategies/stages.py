@@ -1,39 +1,38 @@
-"""A strategy is a list of stages; these are the two kinds there are."""
+"""The two kinds of stages that a strategy is a list of: training a network, and pseudo-labelling the pool."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
 from pytorch_lightning import LightningModule
 
-from tutelage.config import Config, Targeted
-from tutelage.data import UNKNOWN, Labels, Selection, Source, Splits, Stream
-from tutelage.errors import UserError
+from tutelage.config import Targeted
+from tutelage.data import Labels, Selection, Stream
 from tutelage.models import FineTuning
 
-Results = Mapping[str, Mapping[str, float]]  # of finished Fit stages, by name
-NOTHING: Results = MappingProxyType({})
-CONTROL = "Control: the same network and augmentation on the labels alone, for as many steps."
+Results = Mapping[str, Mapping[str, float]]  # of finished training stages, by name
+NO_RESULTS: Results = MappingProxyType({})
 SCRATCH = ""  # as a stage to start from: random weights, whatever init_from says
 
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """What frozen networks answer to the images of a stream; the stage's module finds it in ``StreamBatch.answers``.
+    """The frozen networks that teach in a stage, and the stream whose images they see.
+
+    Their cached logits or features reach the stage's module as ``StreamBatch.answers``.
 
     Attributes:
         stream: the name of the stream.
-        networks: the Fit stage whose network answers, or files and runs whose logits are averaged.
-        views: how many views of each image there are, which repeat; None where each pass shows new ones.
-        live: nothing is kept: ``TrainStage.module`` gets the networks as a ``Teacher`` and asks them itself.
-        features: the answers are features (B, D) of the backbone that the stage starts with, and no image is shown.
+        networks: the training stage whose network is the teacher, or files and runs whose logits are averaged.
+        cached_views: number of views of each image, which repeat; None where each pass shows new ones.
+        live: nothing is cached: ``TrainStage.module`` gets the networks as a ``Teacher`` and calls it in each step.
+        features: features (B, D) of the backbone that the stage starts with are cached, and no images are shown.
     """
 
     stream: str
     networks: str | Sequence[Path] = ()
-    views: int | None = None
+    cached_views: int | None = None
     live: bool = False
     features: bool = False
 
@@ -48,22 +47,22 @@ class TrainStage:
         steps: optimizer steps.
         epoch_steps: steps between two rows of metrics.csv (and two validations).
         images_per_step: for estimates of the time left.
-        streams: what it trains on, given the selections of the Label stages before it.
-        module: makes the LightningModule around the network; under ``teaching`` it gets the ``Teacher`` too.
-        control: it is there to be compared with, not what the run is after.
+        streams: returns the streams to train on, given the selections of the pseudo-labelling stages before.
+        module: makes the LightningModule around the network; with a ``teacher`` it gets the ``Teacher`` too.
+        control: the stage is there to be compared with; its network is not the run's result.
         grows_from: the stage whose network must not be larger than this one's.
-        one_pass: the network stores the labelled images in one pass, un-augmented, instead of optimizing.
+        one_pass: the network stores the labelled images in one pass, un-augmented, instead of being optimized.
         starts_from: the stage whose weights it starts with, or ``SCRATCH``; None for ``init_from``, where there is one.
-        tuning: which parts learn, and how fast against one another.
-        teaching: what it learns from other networks.
-        judged: validation can tell how good its network is; where it cannot (no head has learned yet), there is none
-            and the final weights are kept.
-        told: what the stage is there for, as a sentence under the table.
-        rejected: it did not gain on validation: not what the run is after either.
-        image_size: the side of the images that it sees; None for ``data.image_size``.
-        augmented: whether images are augmented; else they are shown as they are.
-        lr_scale: its learning rate as a share of ``optimizer.lr``.
-        averages: its module averages weights itself, which ``optimizer.ema_decay`` then does not.
+        fine_tuning: which parts learn, and how fast against one another.
+        teacher: the frozen networks that it learns from; None for no teacher.
+        select_best: whether validation selects the best weights; where it cannot (no head has learned yet), there is no
+            validation and the final weights are kept.
+        note: what the stage is for, as a sentence under the table.
+        rejected: it did not gain on validation: its network is not the run's result either.
+        image_size: height and width of the images that it sees; None for ``data.image_size``.
+        augmented: whether images are augmented.
+        lr_scale: its learning rate as a fraction of ``optimizer.lr``.
+        averages_weights: its module averages weights itself, so that ``optimizer.ema_decay`` does not.
     """
 
     name: str
@@ -77,15 +76,15 @@ class TrainStage:
     grows_from: str | None = None
     one_pass: bool = False
     starts_from: str | None = None
-    tuning: FineTuning = field(default_factory=FineTuning)
-    teaching: TeacherSpec | None = None
-    judged: bool = True
-    told: str = ""
+    fine_tuning: FineTuning = field(default_factory=FineTuning)
+    teacher: TeacherSpec | None = None
+    select_best: bool = True
+    note: str = ""
     rejected: bool = False
     image_size: int | None = None
     augmented: bool = True
     lr_scale: float = 1.0
-    averages: bool = False
+    averages_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,82 +93,17 @@ class PseudoLabelStage:
 
     Attributes:
         name: unique within the strategy.
-        teacher: the name of the Fit stage whose network answers.
-        select: which answers are kept; a pure function of the store.
-        views: which views of each image the teacher's probabilities are the mean of (see ``models.views``).
-        before: the Label stage of the round before, to count the labels that changed.
+        teacher: the name of the training stage whose network labels the pool.
+        select: returns the pseudo-labels to train on; a pure function of the stored ones.
+        tta_views: the views of each image whose probabilities are averaged (see ``models.tta_views``).
+        previous: the pseudo-labelling stage of the round before, to count the labels that changed.
     """
 
     name: str
     teacher: str
     select: Callable[[Labels], Selection]
-    views: str = "one"
-    before: str | None = None
+    tta_views: str = "one"
+    previous: str | None = None
 
 
 Stage = TrainStage | PseudoLabelStage
-
-MOST_EPOCHS = 100  # rows of metrics.csv of a stage whose passes are shorter than a hundredth of it
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a stage is, and how it is cut into epochs."""
-
-    steps: int
-    epoch_steps: int
-
-
-def length(config: Config, share: float, *sizes: tuple[int, int]) -> Length:
-    """Return a stage's length: ``share`` of the schedule.
-
-    An epoch is a pass over whatever takes longest, or a hundredth of the stage where a pass is shorter.
-
-    Args:
-        config: holds ``schedule.epochs`` or ``schedule.steps``.
-        share: the stage's part of the schedule.
-        sizes: (images, batch size) of each stream.
-    """
-    a_pass = max(-(-images // batch) for images, batch in sizes)
-    steps = config.schedule.steps
-    total = max(1, round(share * (steps if steps is not None else (config.schedule.epochs or 1) * a_pass)))
-    return Length(total, min(total, max(a_pass, -(-total // MOST_EPOCHS))))
-
-
-def labelled_stream(config: Config, source: Source, splits: Splits) -> Stream:
-    """Return the stream of the labelled images; under ``data.balance=sampling`` each class comes equally often."""
-    labelled, even = splits.labelled, config.data.balance == "sampling"
-    return Stream("labelled", labelled, source.labels[labelled], config.data.batch_size, even=even)
-
-
-def pool_batch(config: Config, splits: Splits, ratio: float) -> int:
-    """Return how many images without labels a step shows, ``ratio`` for each labelled one.
-
-    Raises:
-        UserError: there are none.
-    """
-    if not len(splits.pool):
-        raise UserError(
-            f"strategy={config.strategy.name}: no unlabelled images; use fewer labels (data.labels_per_class=10) "
-            "or give unlabelled ones by data.unlabelled or an unlabelled/ in the folder"
-        )
-    return max(1, round(ratio * config.data.batch_size))
-
-
-def unknown_stream(splits: Splits, batch_size: int, beside: str = "") -> Stream:
-    """Return the stream of the images without labels; whatever the truth is, training does not see it."""
-    unknown = np.full(len(splits.pool), UNKNOWN, dtype=np.int8)
-    return Stream("pool", splits.pool, unknown, batch_size, beside=beside, blocks=splits.blocks)
-
-
-def supervised_on(name: str, model: Targeted, extent: Length, *streams: Stream) -> TrainStage:
-    """Return plain supervised training; what else a stage is, ``dataclasses.replace`` says."""
-    return TrainStage(
-        name=name,
-        model=model,
-        steps=extent.steps,
-        epoch_steps=extent.epoch_steps,
-        images_per_step=sum(stream.batch_size for stream in streams),
-        streams=lambda selections: streams,
-        module=lambda network: network,
-    )

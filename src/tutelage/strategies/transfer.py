@@ -1,7 +1,7 @@
-"""Transfer: a backbone that learned elsewhere, and a new head (Oquab et al. 2014, Yosinski et al. 2014).
+"""Transfer: a pretrained backbone and a new head (Oquab et al. 2014, Yosinski et al. 2014).
 
-Three ways with the backbone: it stays as it is; it learns, slower than the head; or it stays until the head has learned
-and then learns too (Howard and Ruder 2018).
+There are three ways: the backbone is frozen; it is fine-tuned, more slowly than the head; or it is frozen until the
+head has learned and fine-tuned then (Howard and Ruder 2018).
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,15 @@ from torch import Tensor
 from tutelage.config import Config, TransferFinetuneConfig, TransferFrozenConfig, TransferGradualConfig
 from tutelage.data import EvalBatch, Source, Splits, StreamBatch
 from tutelage.models import FineTuning, ImageClassifier, accuracy, cross_entropy
-from tutelage.strategies.stages import SCRATCH, Stage, TeacherSpec, TrainStage, labelled_stream, length, supervised_on
+from tutelage.strategies.stage_builder import Length, StageBuilder, strategy_config
+from tutelage.strategies.stages import SCRATCH, Stage, TeacherSpec, TrainStage
 
-FROZEN = FineTuning(frozen_layers=None)
-CONTROL = "Control: the same network from random weights, all of it learning, for as many steps."
+FROZEN_BACKBONE = FineTuning(frozen_layers=None)
+CONTROL_NOTE = "Control: the same network from random weights, all of it learning, for as many steps."
 
 
 class HeadOnCachedFeatures(pl.LightningModule):
-    """A network whose head learns from features of its frozen backbone that were computed before."""
+    """A network whose head learns from cached features of its frozen backbone."""
 
     def __init__(self, network: ImageClassifier) -> None:
         super().__init__()
@@ -29,16 +30,16 @@ class HeadOnCachedFeatures(pl.LightningModule):
 
     @property
     def classifier(self) -> ImageClassifier:
-        """The whole network."""
+        """The network whose weights a stage is to save: backbone and head."""
         return self.network
 
     def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
-        """Return the loss and accuracy on features (B, D), which come as the stream's answers."""
-        shown = batch["labelled"]
-        logits = self.network.head(shown.answers)
+        """Return the loss and accuracy on cached features (B, D)."""
+        labelled = batch["labelled"]
+        logits = self.network.head(labelled.answers)
         return {
-            "loss": cross_entropy(logits, shown.targets, self.network.class_weights),
-            "accuracy": accuracy(logits.detach(), shown.targets),
+            "loss": cross_entropy(logits, labelled.targets, self.network.class_weights),
+            "accuracy": accuracy(logits.detach(), labelled.targets),
         }
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Tensor]:
@@ -46,64 +47,56 @@ class HeadOnCachedFeatures(pl.LightningModule):
         return self.network.validation_step(batch, batch_idx)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the network's optimizer."""
+        """Return the network's optimizer and learning rate schedule."""
         return self.network.configure_optimizers()
 
 
-def frozen(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
-    """Return a stage in which the head learns on a frozen backbone, and the control."""
-    plan = _Plan(config, source, splits)
-    return plan.against_scratch(plan.head("frozen", 1.0))
+def frozen_stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
+    """Return training of the head on a frozen backbone, and the control."""
+    strategy = strategy_config(config, TransferFrozenConfig)
+    build = StageBuilder(config, source, splits)
+    frozen = train_head(build, "frozen", 1.0)
+    return with_control(build, strategy.control, frozen)
 
 
-def finetune(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
-    """Return a stage in which all learns, slower below, and the control."""
-    plan = _Plan(config, source, splits)
-    return plan.against_scratch(plan.whole("finetuned", 1.0))
+def finetune_stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
+    """Return fine-tuning of the whole network, slower in its lower layers, and the control."""
+    strategy = strategy_config(config, TransferFinetuneConfig)
+    build = StageBuilder(config, source, splits)
+    finetuned = fine_tune(build, strategy, "finetuned", 1.0)
+    return with_control(build, strategy.control, finetuned)
 
 
-def gradual(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
-    """Return a stage in which the head learns, one in which all does, and the control."""
-    recipe = config.strategy
-    assert isinstance(recipe, TransferGradualConfig)  # noqa: S101 - the strategy was chosen by this type
-    plan = _Plan(config, source, splits)
-    head = plan.head("head", recipe.head_length)
-    return plan.against_scratch(head, plan.whole("whole", 1 - recipe.head_length, head))
+def gradual_stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
+    """Return training of the head, then fine-tuning of the whole network, and the control."""
+    strategy = strategy_config(config, TransferGradualConfig)
+    build = StageBuilder(config, source, splits)
+    head = train_head(build, "head", strategy.head_length)
+    whole = fine_tune(build, strategy, "whole", 1 - strategy.head_length, starts_from=head.name)
+    return with_control(build, strategy.control, head, whole)
 
 
-class _Plan:
-    """Makes the stages of a config, all of the same network on the labelled images."""
+def train_head(build: StageBuilder, name: str, fraction: float) -> TrainStage:
+    """Return the stage that trains the head alone; where images are not augmented, from cached features."""
+    labelled, augmentation = build.labelled, build.config.augmentation
+    head = build.supervised_stage(name, build.length(fraction, labelled), labelled, fine_tuning=FROZEN_BACKBONE)
+    if augmentation.transforms or augmentation.strong or augmentation.mix:
+        return head
+    return replace(head, module=HeadOnCachedFeatures, teacher=TeacherSpec(labelled.name, features=True))
 
-    def __init__(self, config: Config, source: Source, splits: Splits) -> None:
-        self._config = config
-        self._stream = labelled_stream(config, source, splits)
 
-    def head(self, name: str, share: float) -> TrainStage:
-        """Return a stage in which the head alone learns; where images are not augmented, from features kept."""
-        fit, views = replace(self._fit(name, share), tuning=FROZEN), self._config.augmentation
-        if views.transforms or views.strong or views.mix:
-            return fit
-        return replace(fit, module=HeadOnCachedFeatures, teaching=TeacherSpec(self._stream.name, features=True))
+def fine_tune(
+    build: StageBuilder, strategy: TransferFinetuneConfig, name: str, fraction: float, starts_from: str | None = None
+) -> TrainStage:
+    """Return the stage that trains the layers that the config does not freeze, each at its own learning rate."""
+    fine_tuning = FineTuning(strategy.frozen_layers, strategy.backbone_lr_scale, strategy.layer_decay)
+    length = build.length(fraction, build.labelled)
+    return build.supervised_stage(name, length, build.labelled, fine_tuning=fine_tuning, starts_from=starts_from)
 
-    def whole(self, name: str, share: float, after: TrainStage | None = None) -> TrainStage:
-        """Return a stage in which the layers that the config does not freeze learn, each at its own rate."""
-        recipe = self._config.strategy
-        assert isinstance(recipe, TransferFinetuneConfig)  # noqa: S101 - frozen has no such stage
-        tuning = FineTuning(recipe.frozen_layers, recipe.backbone_lr_scale, recipe.layer_decay)
-        return replace(self._fit(name, share), tuning=tuning, starts_from=after.name if after else None)
 
-    def against_scratch(self, *fits: TrainStage) -> Sequence[Stage]:
-        """Return stages with what they are compared with: random weights, all of which learn, for as many steps."""
-        recipe = self._config.strategy
-        assert isinstance(recipe, TransferFrozenConfig | TransferFinetuneConfig)  # noqa: S101 - as above
-        if not recipe.control:
-            return fits
-        steps = sum(fit.steps for fit in fits)
-        control = replace(self._fit("control", 1.0), steps=steps, starts_from=SCRATCH, control=True, told=CONTROL)
-        return [*fits, control]
-
-    def _fit(self, name: str, share: float) -> TrainStage:
-        """Return plain training on the labelled images for a share of the schedule."""
-        stream = self._stream
-        extent = length(self._config, share, (stream.length, stream.batch_size))
-        return supervised_on(name, self._config.model, extent, stream)
+def with_control(build: StageBuilder, control: bool, *stages: TrainStage) -> Sequence[Stage]:
+    """Return stages and, if ``control``, the same network from random weights, for as many steps as all of them."""
+    if not control:
+        return stages
+    length = Length(sum(stage.steps for stage in stages), build.length(1.0, build.labelled).epoch_steps)
+    return [*stages, build.control(length, CONTROL_NOTE, starts_from=SCRATCH)]

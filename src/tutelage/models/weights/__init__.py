@@ -1,1 +1,1 @@
-"""Files of weights, other sources of them, and how a network starts from them."""
+"""A network's weights: their files, other sources, and how a network starts from them."""

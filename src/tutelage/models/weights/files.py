@@ -1,4 +1,4 @@
-"""A network's weights in one file, with all that is needed to build it again."""
+"""A network's weights in one file, with all values that are needed to build the network again."""
 
 import hashlib
 from pathlib import Path
@@ -15,12 +15,12 @@ from tutelage.storage import is_sound, write_checked
 
 
 def make_classifier(model: dict[str, Any], spec: ImageSpec) -> ImageClassifier:
-    """Return the architecture of a ``model`` config, with random weights from torch's generator.
+    """Build the architecture of a ``model`` config, with random weights from torch's generator.
 
-    Where the spec has tasks, each has a head of its own in place of the architecture's.
+    Where the spec has tasks, a head for each task replaces the architecture's head.
 
     Raises:
-        UserError: the config names no architecture, one that refuses it, or one whose head cannot be replaced.
+        UserError: the config names no architecture, its arguments are wrong, or its head cannot be replaced.
     """
     network: ImageClassifier = build(model, ImageClassifier, "model", spec=spec)
     if spec.tasks:
@@ -34,27 +34,27 @@ def make_classifier(model: dict[str, Any], spec: ImageSpec) -> ImageClassifier:
 def save_classifier(
     network: ImageClassifier, model: dict[str, Any], path: Path, state: dict[str, Any] | None = None
 ) -> None:
-    """Write weights, architecture and image spec, whole or absent.
+    """Write weights, architecture and image spec to a file, whole or absent.
 
     Args:
-        network: what to write.
-        model: the config that it was made of.
-        path: the target.
-        state: its state dict, where the network holds a part of it; else the network's own.
+        network: the network to write.
+        model: the config that the network was built from.
+        path: the file.
+        state: the whole state dict, where the network holds a part of it; None for the network's own.
     """
     content = {"state_dict": network.state_dict() if state is None else state, "model": model}
-    content["spec"] = network.spec.plain()
+    content["spec"] = network.spec.to_dict()
     write_checked(path, lambda file: torch.save(content, file))
 
 
 def load_classifier(path: Path) -> ImageClassifier:
-    """Return the network that ``save_classifier`` wrote.
+    """Read the network that ``save_classifier`` wrote.
 
     Nothing in the file is executed: it is read by torch's restricted loader, and its target must be an architecture
     from an allowed package.
 
     Raises:
-        UserError: the file is missing or damaged, or no network.
+        UserError: the file is missing or damaged, or holds no network.
     """
     if not is_sound(path):
         raise UserError(f"{path}: missing or damaged (its checksum differs); the run's command makes it again")
@@ -64,7 +64,7 @@ def load_classifier(path: Path) -> ImageClassifier:
         raise UserError(f"{path}: cannot be read as weights ({type(error).__name__})") from None
     if not (isinstance(content, dict) and {"state_dict", "model", "spec"} <= set(content)):
         raise UserError(f"{path}: holds no network alone; name the run's folder, or its best.ckpt or final.ckpt")
-    network = make_classifier(content["model"], ImageSpec.of(content["spec"]))
+    network = make_classifier(content["model"], ImageSpec.from_dict(content["spec"]))
     network.load_state_dict(content["state_dict"])
     network.attach(path.parent)
     return network
@@ -72,9 +72,9 @@ def load_classifier(path: Path) -> ImageClassifier:
 
 def weight_hash(network: torch.nn.Module) -> str:
     """Return the SHA-256 of all entries of the state dict: names, types, shapes and bytes."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         tensor = value.detach().cpu().contiguous()
-        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        whole.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return whole.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,113 @@
+"""Builds stages from a run's config and data: streams, lengths, supervised training and the control."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tutelage.config import Config
+from tutelage.data import UNKNOWN, Source, Splits, Stream
+from tutelage.errors import UserError
+from tutelage.strategies.stages import TrainStage
+
+MAX_EPOCHS = 100  # rows of metrics.csv of a stage whose passes are shorter than a hundredth of it
+CONTROL_NOTE = "Control: the same network and augmentation on the labels alone, for as many steps."
+
+Strategy = TypeVar("Strategy")
+
+
+def strategy_config(config: Config, kind: type[Strategy]) -> Strategy:
+    """Return the config's strategy, whose type is ``kind``.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    strategy: Any = config.strategy
+    if not isinstance(strategy, kind):
+        raise TypeError(f"strategy={config.strategy.name}: its config is no {kind.__name__}")
+    return strategy
+
+
+@dataclass(frozen=True)
+class Length:
+    """The optimizer steps of a stage, and of each of its epochs."""
+
+    steps: int
+    epoch_steps: int
+
+
+def stage_length(config: Config, fraction: float, *sizes: tuple[int, int]) -> Length:
+    """Return a stage's length, a fraction of the schedule.
+
+    An epoch is a pass over the stream that takes longest, or a hundredth of the stage where a pass is shorter.
+
+    Args:
+        config: has ``schedule.epochs`` or ``schedule.steps``.
+        fraction: the stage's fraction of the schedule.
+        sizes: (images of a pass, batch size) of each stream.
+    """
+    pass_steps = max(-(-images // batch_size) for images, batch_size in sizes)
+    steps = config.schedule.steps
+    total = max(1, round(fraction * (steps if steps is not None else (config.schedule.epochs or 1) * pass_steps)))
+    return Length(total, min(total, max(pass_steps, -(-total // MAX_EPOCHS))))
+
+
+@dataclass(frozen=True)
+class StageBuilder:
+    """Builds the stages of a run.
+
+    Attributes:
+        config: the whole config.
+        source: the data.
+        splits: which images are labelled, unlabelled (the pool), for validation, for testing.
+    """
+
+    config: Config
+    source: Source
+    splits: Splits
+
+    @cached_property
+    def labelled(self) -> Stream:
+        """The stream of the labelled images; under ``data.balance=sampling`` each class comes equally often."""
+        indices, even = self.splits.labelled, self.config.data.balance == "sampling"
+        return Stream("labelled", indices, self.source.labels[indices], self.config.data.batch_size, even=even)
+
+    def pool_batch_size(self, ratio: float) -> int:
+        """Return the number of unlabelled images of a step, ``ratio`` for each labelled one.
+
+        Raises:
+            UserError: there are no unlabelled images.
+        """
+        if not len(self.splits.pool):
+            raise UserError(
+                f"strategy={self.config.strategy.name}: no unlabelled images; use fewer labels "
+                "(data.labels_per_class=10) or give unlabelled ones by data.unlabelled or an unlabelled/ in the folder"
+            )
+        return max(1, round(ratio * self.config.data.batch_size))
+
+    def unlabelled_stream(self, batch_size: int, beside: str = "") -> Stream:
+        """Return the stream of the pool, without labels even where the source has them (see ``Stream.beside``)."""
+        unknown = np.full(len(self.splits.pool), UNKNOWN, dtype=np.int8)
+        return Stream("pool", self.splits.pool, unknown, batch_size, beside=beside, blocks=self.splits.blocks)
+
+    def length(self, fraction: float, *streams: Stream) -> Length:
+        """Return the length of a stage on some streams, a fraction of the schedule (see ``stage_length``)."""
+        return stage_length(self.config, fraction, *((stream.length, stream.batch_size) for stream in streams))
+
+    def supervised_stage(self, name: str, length: Length, *streams: Stream, **changes: Any) -> TrainStage:
+        """Return plain supervised training of the config's network; ``changes`` set further fields of the stage."""
+        stage = TrainStage(
+            name=name,
+            model=self.config.model,
+            steps=length.steps,
+            epoch_steps=length.epoch_steps,
+            images_per_step=sum(stream.batch_size for stream in streams),
+            streams=lambda selections: streams,
+            module=lambda network: network,
+        )
+        return replace(stage, **changes)
+
+    def control(self, length: Length, note: str = CONTROL_NOTE, **changes: Any) -> TrainStage:
+        """Return the stage that a method is compared with: supervised training on the labelled images."""
+        return self.supervised_stage("control", length, self.labelled, control=True, note=note, **changes)
