@@ -32,11 +32,11 @@ from tutelage.data import ImageDataModule, data_module
 from tutelage.models import load_classifier, make_classifier, save_classifier
 from tutelage.runs import RunFolder, identity
 from tutelage.runs.cluster.signals import Signals
-from tutelage.runs.context import RunContext, spec_of
-from tutelage.runs.fit import fit
+from tutelage.runs.context import RunContext, make_image_spec
+from tutelage.runs.fit import fit_stage
 from tutelage.runs.folder import Record
 from tutelage.runs.observer import Observer
-from tutelage.runs.teacher_cache import teach, teacher_of
+from tutelage.runs.teachers import load_teacher, prepare_teacher
 from tutelage.strategies import stages
 
 PROMISED = 1.15  # times supervised, where the answers are there
@@ -61,20 +61,20 @@ class Bench:
     folder: Path
     runs: int = 0
 
-    def begun(self, steps: int, *overrides: str) -> RunContext:
+    def start(self, steps: int, *overrides: str) -> RunContext:
         """Return a run that is about to train its one stage."""
         self.runs += 1
         config = compose([*OVERRIDES, f"schedule.steps={steps}", f"paths.outputs={self.folder}", *overrides])
-        place = RunFolder(self.folder / "runs" / str(self.runs))
-        record = Record(place)
+        folder = RunFolder(self.folder / "runs" / str(self.runs))
+        record = Record(folder)
         record.begin(identity(config, ""), "", 1, {}, {})
-        plan = stages(config, self.data.source, self.data.splits)
-        return RunContext(config, place, record, self.data, Signals(), Observer(), plan=plan)
+        planned = stages(config, self.data.source, self.data.splits)
+        return RunContext(config, folder, record, self.data, Signals(), Observer(), stages=planned)
 
     def trained(self, steps: int, *overrides: str) -> float:
         """Return the seconds that a pass takes, from so many steps."""
-        this = self.begun(steps, *overrides)
-        return float(fit(this, this.plan[0])["seconds"]) / (steps * BATCH) * PASS
+        context = self.start(steps, *overrides)
+        return float(fit_stage(context, context.stages[0])["seconds"]) / (steps * BATCH) * PASS
 
     def distilled(self, steps: int, *overrides: str) -> float:
         """Return the seconds that a pass of distillation takes."""
@@ -82,17 +82,19 @@ class Bench:
 
     def asked(self) -> float:
         """Return the seconds that it takes to ask the teacher about a pass, and leave the answers there."""
-        this = self.begun(STEPS, *DISTILLED, f"strategy.teachers=[{self.teacher}]")
-        stage = this.plan[0]
-        network = make_classifier(stage.model.arguments(), this.spec)
+        context = self.start(STEPS, *DISTILLED, f"strategy.teachers=[{self.teacher}]")
+        stage = context.stages[0]
+        network = make_classifier(stage.model.arguments(), context.image_spec)
         started = time.perf_counter()
-        teach(this, stage, stage.teacher, network, teacher_of(this, stage.teacher))
+        prepare_teacher(context, stage, stage.teacher, network, load_teacher(context, stage.teacher))
         return (time.perf_counter() - started) / IMAGES * PASS
 
     def by_hand(self, steps: int) -> float:
         """Return the seconds that a pass of a plain loop with a live teacher takes."""
         config = compose([*OVERRIDES, f"schedule.steps={steps}"])
-        student = make_classifier(config.model.arguments(), spec_of(config.data, self.data.source.classes)).train()
+        student = make_classifier(
+            config.model.arguments(), make_image_spec(config.data, self.data.source.classes)
+        ).train()
         teacher = load_classifier(self.teacher).eval()
         optimizer = torch.optim.AdamW(student.parameters(), lr=config.optimizer.lr, weight_decay=0.01)
         images = torch.from_numpy(self.data.source.images[self.data.splits.labelled]).permute(0, 3, 1, 2)
@@ -121,7 +123,7 @@ def main() -> None:
     data = data_module(config.data)
     with tempfile.TemporaryDirectory() as top:
         teacher = Path(top) / "vgg11.ckpt"
-        network = make_classifier(config.model.arguments(), spec_of(config.data, data.source.classes))
+        network = make_classifier(config.model.arguments(), make_image_spec(config.data, data.source.classes))
         save_classifier(network, config.model.arguments(), teacher)
         bench = Bench(data, teacher, Path(top))
         ask = bench.asked()

@@ -136,7 +136,9 @@ def two_processes(top: Path) -> str:
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     two = child("by_gloo", top / "two", *words, "trainer.parallel=ddp", "trainer.devices=1", "trainer.nodes=2")
     both = [
-        subprocess.Popen(two, env={**os.environ, **EXACT, **torchrun_environment(World(rank, 2, 0, 1, rank)), **address})
+        subprocess.Popen(
+            two, env={**os.environ, **EXACT, **torchrun_environment(World(rank, 2, 0, 1, rank)), **address}
+        )
         for rank in range(2)
     ]
     try:

@@ -29,8 +29,8 @@ from tutelage.data import ImageDataModule, LabelStore, Source
 from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH
 from tutelage.data.source import IndexNames
 from tutelage.models import ImageClassifier, ImageSpec, make_classifier
-from tutelage.runs.label import fill
-from tutelage.runs.observer import StageWork
+from tutelage.runs.label import fill_store
+from tutelage.runs.observer import PartCost
 from tutelage.terminal.display import create_display
 
 PAIRS, AIM = length(5, 2), 0.90
@@ -101,13 +101,13 @@ def bare(case: Case, network: ImageClassifier, images: torch.Tensor) -> float:
 
 
 def ours(case: Case, network: ImageClassifier, data: Pool, folder: Path) -> float:
-    """PseudoLabelStage all images and return the seconds."""
+    """Label all images and return the seconds."""
     observer = create_display(wanted=True)
-    observer.begin([StageWork("labels-1", 1.0)])
-    observer.stage(1)
+    observer.begin([PartCost("labels-1", 1.0)])
+    observer.part(1)
     started = seconds_of(torch.device(case.device))
     store = LabelStore(folder, case.images, case.classes, {"views": "one", "precision": case.precision})
-    with closing(fill(store, network, data, torch.device(case.device))) as batches:
+    with closing(fill_store(store, network, data, torch.device(case.device))) as batches:
         for answered in batches:
             observer.progress(answered / case.images, {"images": f"{answered}/{case.images}"})
     seconds = seconds_of(torch.device(case.device)) - started

@@ -32,7 +32,7 @@ from tutelage.config.compose import compose
 from tutelage.data import StageData, Stream
 from tutelage.data.datasets.image_files import FileImages
 from tutelage.data.files.packing import pack_images
-from tutelage.data.loading.batches import EvalDataset, TrainDataset, worker_init
+from tutelage.data.loading.batches import EvalDataset, TrainDataset, ignore_signals
 from tutelage.data.shards.images import ShardImages
 from tutelage.data.shards.index import index_shards
 from tutelage.data.shards.pools import find_shards
@@ -125,7 +125,7 @@ def own_memory(images: Images, config: Config) -> float:
     steps = TIMES * SMALL // BATCH
     dataset, before = batches(images, config, steps), set(multiprocessing.active_children())
     loader = DataLoader(
-        dataset, batch_size=None, num_workers=1, worker_init_fn=worker_init, persistent_workers=True
+        dataset, batch_size=None, num_workers=1, worker_init_fn=ignore_signals, persistent_workers=True
     )  # persistent: it is still there when all is shown
     assert sum(1 for _ in loader) == steps
     (worker,) = set(multiprocessing.active_children()) - before
@@ -140,10 +140,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         top = Path(name)
         os.environ["XDG_CACHE_HOME"] = f"{top}/cache"
-        cores = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {min(cores)})
+        count_cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(count_cores)})
         found = rates(top)
-        os.sched_setaffinity(0, cores)
+        os.sched_setaffinity(0, count_cores)
         ratio = found["their pack"] / found["JPEG files"]
         for kind, rate in found.items():
             print(f"images a second, {kind:<28}{rate:>8,.0f}")

@@ -32,15 +32,14 @@ from torch.utils.data import DataLoader, Dataset
 from lengths import length
 from tutelage.config import Config
 from tutelage.config.compose import compose
-from tutelage.data import ImageDataModule, data_module
+from tutelage.data import DataRuntime, ImageDataModule, data_module
 from tutelage.models import ImageSpec, make_classifier
 from tutelage.runs import RunFolder
 from tutelage.runs.cluster.signals import Signals
 from tutelage.runs.context import RunContext
-from tutelage.runs.fit import fit
+from tutelage.runs.fit import fit_stage
 from tutelage.runs.folder import Record
-from tutelage.runs.observer import StageWork
-from tutelage.strategies import stages
+from tutelage.runs.observer import PartCost
 from tutelage.terminal.display import create_display
 
 STEPS, PAIRS, WARM_UP = length(200, 40), length(9, 3), length(50, 10)
@@ -108,12 +107,11 @@ def plain_loop(config: Config, data: ImageDataModule, steps: int, device: torch.
 def ours(config: Config, data: ImageDataModule, folder: Path) -> float:
     """Train as a run does, all logging and the display on, and return the seconds of its steps."""
     observer = create_display(wanted=True)
-    this = RunContext(config, RunFolder(folder), Record(RunFolder(folder)), data, Signals(), observer)
-    data.device = this.device
-    this.plan = stages(config, data.source, data.splits)
-    observer.begin([StageWork(stage.name, 1.0) for stage in this.plan])
-    observer.stage(1)
-    entry = fit(this, this.plan[0])
+    context = RunContext(config, RunFolder(folder), Record(RunFolder(folder)), data, Signals(), observer)
+    context.follow_results()
+    observer.begin([PartCost(stage.name, 1.0) for stage in context.stages])
+    observer.part(1)
+    entry = fit_stage(context, context.train_stages[0])
     observer.end()
     return float(entry["seconds"])
 
@@ -122,7 +120,7 @@ def compared(overrides: Sequence[str], device: torch.device, workers: int = 0) -
     """Print every pair and return the median of ours over theirs."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="(pytorch_lightning|lightning_fabric)")
-    data = data_module(compose([*OVERRIDES, *overrides, "schedule.steps=1"]).data)
+    data = data_module(compose([*OVERRIDES, *overrides, "schedule.steps=1"]).data, DataRuntime(device))
     ratios = []
     with tempfile.TemporaryDirectory() as top:
         for number in range(-1, PAIRS):

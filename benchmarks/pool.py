@@ -126,7 +126,7 @@ def trainer(folder: Path, pool: int) -> dict[str, float]:
     student = next(stage for stage in plan if isinstance(stage, TrainStage) and stage.name == "student-1")
     streams = student.streams({label.name: chosen})
     training = StageData(streams, config.augmentation.transforms, partial(Key, 0, "student-1"), STEPS)
-    batches = data.shown(training, range(STEPS))
+    batches = data.train_batches(training, range(STEPS))
     next(batches)
     tick("first batch")
     told["in all"] = sum(told.values())

@@ -33,7 +33,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import tutelage.runs.runner  # noqa: F401 - imported once, before the forks
 from lengths import length
-from tutelage.app.job import execute
+from tutelage.app.job import run_job
 from tutelage.config.compose import compose
 from tutelage.process_group import World, torchrun_environment
 
@@ -79,7 +79,7 @@ def trained(outputs: Path, worlds: Sequence[World]) -> float:
         timed(outputs / f"{core}.seconds")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         words = [*OVERRIDES, f"trainer={trainer}", f"schedule.steps={STEPS}", f"paths.outputs={place}"]
-        os._exit(execute(compose(words), line_only=True))
+        os._exit(run_job(compose(words), one_line=True))
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     if any(codes):
         raise SystemExit(f"the processes ended with {codes}")

@@ -24,7 +24,7 @@ from tutelage.models import (
     load_pretrained,
     make_classifier,
 )
-from tutelage.runs.cost import size_of
+from tutelage.runs.network_size import measure_network
 
 NAMES = models.list_models(module=models)
 OF_EACH_KIND = {  # the smallest; others differ in depth and width alone
@@ -301,7 +301,7 @@ def test_a_misspelt_torchvision_name_is_an_error_with_a_hint():
 def test_a_size_that_a_torchvision_network_does_not_take_is_one_line(name, size, message):
     config = compose(["model=torchvision", f"model.name={name}"]).model
     with pytest.raises(UserError, match=message) as refused:
-        size_of(config.arguments(), make_spec(3, size))
+        measure_network(config.arguments(), make_spec(3, size))
     assert "\n" not in str(refused.value)
 
 

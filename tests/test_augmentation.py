@@ -15,8 +15,9 @@ from torchvision.transforms.v2 import functional
 
 from helpers.images import smooth_image
 from tutelage.augmentation import AugMix, Pipeline, RandAugment, RandomResizedCrop, ThreePoints, TrivialAugment
-from tutelage.augmentation.crop import NUMBERS, cut, draw_boxes
-from tutelage.augmentation.operations import OPERATIONS, SIGNED, operate
+from tutelage.augmentation.chains import apply_chain
+from tutelage.augmentation.crop import NUMBERS_PER_CROP, crop_and_resize, draw_boxes
+from tutelage.augmentation.operations import OPERATIONS, SIGNED
 from tutelage.config.compose import compose
 from tutelage.config.options import list_options
 from tutelage.errors import UserError

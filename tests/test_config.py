@@ -10,7 +10,7 @@ from tutelage.config import Config
 from tutelage.config.compose import compose
 from tutelage.config.options import conf_dir, list_options
 from tutelage.errors import UserError
-from tutelage.runs import identity, run_path
+from tutelage.runs import run_identity, run_path
 
 EVERY_OPTION = [(group, option) for group, entries in list_options().items() for option in entries]
 WITH_WEIGHTS = ["init_from=weights.pth"]
@@ -165,10 +165,10 @@ LIBRARY_ERRORS = [
 )
 def test_errors_that_only_the_libraries_find_come_before_anything_is_written(overrides, message, outputs):
     from conftest import QUIET
-    from tutelage.app.job import execute
+    from tutelage.app.job import run_job
 
     with pytest.raises(UserError) as error:
-        execute(compose([*QUIET, f"paths.outputs={outputs}", *overrides]))
+        run_job(compose([*QUIET, f"paths.outputs={outputs}", *overrides]))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert not [path for path in outputs.rglob("*") if path.is_file() and ".locks" not in path.parts]
@@ -216,7 +216,7 @@ def test_a_runs_name_depends_on_its_science_alone():
 
 
 def test_a_key_at_its_neutral_value_does_not_enter_so_old_runs_keep_their_names():
-    keys = identity(compose([]), "")
+    keys = run_identity(compose([]), "")
     assert "ema_decay" not in keys["optimizer"]
     assert "dropout" not in keys["model"]
     assert "attempt" not in keys
@@ -251,7 +251,7 @@ def test_the_folders_fingerprint_is_part_of_a_run():
 
 
 def test_seed_zero_is_a_seed():
-    assert identity(compose(["seed=0"]), "")["seed"] == 0
+    assert run_identity(compose(["seed=0"]), "")["seed"] == 0
     assert compose(["seed=3"]).data.split_seed == 3
 
 

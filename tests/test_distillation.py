@@ -44,9 +44,9 @@ from tutelage.models import (
 )
 from tutelage.models.losses import split_divergence
 from tutelage.models.teacher import Regressor, adapt_images, layer_output
-from tutelage.runs import RunFolder, identity, read_record
+from tutelage.runs import RunFolder, read_record, run_identity
 from tutelage.runs.checkpoints import WholeCheckpointIO
-from tutelage.runs.folder import trained as files_of
+from tutelage.runs.folder import weights_files
 from tutelage.strategies import stages
 from tutelage.strategies.distillation import Distillation, HintTraining
 from tutelage.strategies.teacher_student import TeacherStudent
@@ -161,7 +161,7 @@ def ready(network: ImageClassifier) -> ImageClassifier:
     return network.train()
 
 
-def trained(module, batch, steps: int = 3):
+def train_steps(module, batch, steps: int = 3):
     optimizer = module.configure_optimizers()["optimizer"]
     for _ in range(steps):
         optimizer.zero_grad()
@@ -184,7 +184,7 @@ def test_only_the_student_learns_and_the_teacher_stays_as_it_was_to_the_bit(opti
     module.train()
     before, of_student = state_of(network), state_of(module.student)
     first = teacher(batch_of()["labelled"].images)
-    parts = trained(module, batch_of())
+    parts = train_steps(module, batch_of())
     assert not network.training and not any(p.requires_grad or p.grad is not None for p in network.parameters())
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert torch.equal(first, teacher(batch_of()["labelled"].images))
@@ -275,7 +275,7 @@ def test_for_a_teacher_with_other_classes_the_student_grows_a_second_head():
     module = Distillation(ready(LeNet5(make_spec())), Teacher([network]), config=config_of())
     assert module.second.weight.shape == (4, 84)
     before = state_of(module)
-    parts = trained(module, batch_of())
+    parts = train_steps(module, batch_of())
     assert "teacher_accuracy" not in parts and float(parts["loss_teacher"]) > 0
     assert not any(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert module.classifier is module.student and weight_hash(module.classifier) == weight_hash(module.student)
@@ -310,7 +310,7 @@ def test_hints_teach_the_layers_up_to_the_guided_one():
     network.eval()
     hint = network.backbone[:10]((shown.images - network.mean) * network.scale)
     torch.testing.assert_close(loss, ((maps - hint) ** 2).mean() / 2)
-    trained(module, batch_of())
+    train_steps(module, batch_of())
     moved = {name for name, value in module.state_dict().items() if not torch.equal(before[name], value)}
     assert moved == {
         *(f"student.backbone.{layer}.{kind}" for layer in (0, 3) for kind in ("weight", "bias")),
@@ -479,7 +479,7 @@ def test_the_identity_has_the_teachers_weights_and_nothing_of_a_teacher_that_is_
 
     def identity_of(*overrides: str) -> dict:
         config = compose([*DISTILLATION, *overrides])
-        return identity(config, fingerprint(config.data))["strategy"]
+        return run_identity(config, fingerprint(config.data))["strategy"]
 
     given = identity_of(f"strategy.teachers=[{file}]")
     assert len(given["teachers"][0]) == 64 and "teacher" not in given
@@ -523,7 +523,7 @@ def test_hints_are_kept_as_they_end_though_the_run_validates(tmp_path, capfd):
     entry = record["stages"][1]
     assert entry["judged"] is False and not [name for name in entry["result"] if name.startswith("val/")]
     assert "val/accuracy" in record["result"] and "judged" not in record["stages"][2]
-    files = {name: file.name for name, file in files_of(RunFolder(folder), record).items()}
+    files = {name: file.name for name, file in weights_files(RunFolder(folder), record).items()}
     assert files == {"teacher": "best.ckpt", "hints": "final.ckpt", "student": "best.ckpt"}
     assert run(tmp_path / "b", *hinted, before=kill_after("student", 4)) == -signal.SIGKILL
     (only_run(tmp_path / "b") / "stages/2-hints/checkpoints/final.ckpt").unlink()

@@ -58,7 +58,7 @@ def ranks(outputs: Path, *overrides: str, count: int = 2, before: Callable[[int]
     """Execute a run as so many processes and return their exit codes."""
     fork_server.preload()
     from tutelage import errors
-    from tutelage.app.job import execute
+    from tutelage.app.job import run_job
     from tutelage.config.compose import compose
     from tutelage.errors import UserError, complain
 
@@ -66,7 +66,7 @@ def ranks(outputs: Path, *overrides: str, count: int = 2, before: Callable[[int]
         errors.RANK0_HEAD_START_SECONDS = 0.0  # nobody ends the others here
         words = [*QUIET, "trainer=ddp_cpu", f"trainer.devices={count}", f"paths.outputs={outputs}", *overrides]
         try:
-            return execute(compose(words))
+            return run_job(compose(words))
         except UserError as error:
             return complain(error)
 
@@ -208,13 +208,13 @@ def test_what_differs_on_two_devices_does_not_by_how_the_weights_lie(recipe, out
 
 def test_a_weight_that_cannot_be_spread_is_named():
     from tutelage.errors import UserError
-    from tutelage.runs.cluster.parallel import check_spread
+    from tutelage.runs.cluster.parallel import check_shardable
 
     network = torch.nn.Linear(2, 2)
-    check_spread("plain", network)
+    check_shardable("plain", network)
     network.temperature = torch.nn.Parameter(torch.tensor(1.0))
     with pytest.raises(UserError, match=r"temperature of model odd is a single number.* use trainer.parallel=ddp"):
-        check_spread("odd", network)
+        check_shardable("odd", network)
 
 
 @pytest.mark.slow
@@ -465,11 +465,11 @@ def test_the_process_that_fails_first_gives_the_exit_code_and_ends_the_others(mo
 
 
 def test_of_those_that_ended_together_the_one_that_was_killed_counts():
-    from tutelage.app.launch import _failed
+    from tutelage.app.launch import _find_failed
 
-    assert _failed([None, 0]) is None
-    assert _failed([2, -signal.SIGKILL, None]) == 1
-    assert _failed([0, 2, 1]) == 1
+    assert _find_failed([None, 0]) is None
+    assert _find_failed([2, -signal.SIGKILL, None]) == 1
+    assert _find_failed([0, 2, 1]) == 1
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -494,7 +494,7 @@ def test_signals_are_handed_on(before, monkeypatch):
     noting = signal.getsignal(signal.SIGUSR1)
     assert isinstance(noting.__self__, Signals)
     try:
-        with launch._handed_on(processes):
+        with launch._forwarded_signals(processes):
             if not before:
                 os.kill(os.getpid(), signal.SIGUSR1)
             assert launch._wait(processes) == 5

@@ -19,7 +19,7 @@ from tutelage.data import LabelStore, read_labels, shard_files
 from tutelage.errors import UserError
 from tutelage.models import load_classifier, tta_probabilities
 from tutelage.models.tta_views import shift_images
-from tutelage.runs import stored_config
+from tutelage.runs import read_config
 from tutelage.runs.folder import RunFolder
 from tutelage.runs.observer import Observer
 
@@ -94,7 +94,7 @@ def test_the_store_holds_what_the_teacher_answers_to_the_pool_as_it_is(finished)
     from tutelage.data import data_module
 
     folder = only_run(finished)
-    data = data_module(stored_config(RunFolder(folder)).data)
+    data = data_module(read_config(RunFolder(folder)).data)
     teacher = load_classifier(folder / "stages/1-teacher/checkpoints/final.ckpt").eval()
     images = torch.from_numpy(data.source.images[data.splits.pool]).permute(0, 3, 1, 2)
     with torch.inference_mode():
@@ -217,14 +217,14 @@ def test_a_run_waits_for_a_shard_that_another_process_is_at_and_takes_it_over_wh
 
 def test_progress_counts_each_image_once_also_those_of_others(copied):
     from tutelage.data import data_module
-    from tutelage.runs.label import fill
+    from tutelage.runs.label import fill_store
 
     (copied / STAGE / "labels/00000.npy").unlink()
     (copied / STAGE / "labels/00002.npy").unlink()
     store = LabelStore.open_existing(copied / STAGE)
-    data = data_module(stored_config(RunFolder(copied)).data)
+    data = data_module(read_config(RunFolder(copied)).data)
     teacher = load_classifier(copied / "stages/1-teacher/checkpoints/final.ckpt")
-    assert list(fill(store, teacher, data, torch.device("cpu"))) == [1024, POOL]
+    assert list(fill_store(store, teacher, data, torch.device("cpu"))) == [1024, POOL]
     assert store.complete
 
 
@@ -282,13 +282,13 @@ def test_a_teacher_whose_answers_are_no_numbers_is_one_line(outputs, capfd):
         label.tta_probabilities = lambda network, images, views: torch.full((len(images), 10), torch.nan)
 
     def work() -> int:
-        from tutelage.app.job import execute
+        from tutelage.app.job import run_job
         from tutelage.config.compose import compose
         from tutelage.errors import complain
 
         diverge()
         try:
-            return execute(compose(["callbacks=quiet", "trainer.threads=1", f"paths.outputs={outputs}", *TINY]))
+            return run_job(compose(["callbacks=quiet", "trainer.threads=1", f"paths.outputs={outputs}", *TINY]))
         except UserError as error:
             return complain(error)
 

@@ -35,14 +35,14 @@ from tutelage.data.files.decoding import BadImage, open_picture, read_pixels
 from tutelage.data.files.listing import list_folder
 from tutelage.data.files.packing import pack_images
 from tutelage.data.loading import streams
-from tutelage.data.loading.batches import EVALUATION_BATCH, EvalDataset, TrainDataset, worker_init
+from tutelage.data.loading.batches import EVALUATION_BATCH, EvalDataset, TrainDataset, ignore_signals
 from tutelage.data.loading.prefetch import PrefetchLoader, map_tensors
-from tutelage.data.loading.shared_memory import Shared, Texts, cores
+from tutelage.data.loading.shared_memory import SharedArray, SharedTexts, count_cores
 from tutelage.data.source import ArrayImages, WholeImages, resize_center_crop
 from tutelage.errors import UserError, complain
 from tutelage.models import ImageSpec, make_classifier
 from tutelage.randomness import Key
-from tutelage.runs.identity import identity
+from tutelage.runs.identity import run_identity
 from tutelage.storage import PARTIAL_PREFIX
 
 SIDE = 16
@@ -129,7 +129,7 @@ def test_a_batch_lies_in_one_piece_of_memory_and_holds_each_images_own_view():
 
 def test_a_batch_comes_from_a_worker_as_it_was_made():
     dataset = step_batches(WholeImages(noise(30)))
-    loader = DataLoader(dataset, batch_size=None, num_workers=1, worker_init_fn=worker_init)
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, worker_init_fn=ignore_signals)
     for step, batch in enumerate(loader):
         assert equal(batch, dataset[step])
         assert batch["labelled"].images.permute(0, 2, 3, 1).is_contiguous()  # no copy turned it round
@@ -201,7 +201,7 @@ def test_a_long_pass_shows_every_image_once_though_its_order_is_made_in_parts(co
 
 @given(st.lists(st.text(st.characters(codec="utf-8")) | st.just("\udcff/\udc80.png"), max_size=20))
 def test_texts_in_one_piece_are_the_texts(texts):
-    held = Texts(texts)
+    held = SharedTexts(texts)
     assert list(held) == texts
     assert len(held) == len(texts)
     assert held[1:-1] == texts[1:-1]
@@ -234,9 +234,9 @@ def test_workers_are_sent_handles_not_copies(tmp_path):
 def test_a_view_of_a_mapped_file_is_sent_as_a_view_of_that_file(tmp_path):
     array = np.arange(2 * 3 * 4 * 5, dtype=np.int32).reshape(2, 3, 4, 5)
     for view in (mapped(tmp_path, array)[1:].transpose(0, 3, 2, 1), mapped(tmp_path, array)[:, ::-1, 1:, ::2]):
-        state = Shared(view).__getstate__()
+        state = SharedArray(view).__getstate__()
         assert "tensor" not in state
-        again = Shared.__new__(Shared)
+        again = SharedArray.__new__(SharedArray)
         again.__setstate__(state)
         assert (again.array == view).all()
 
@@ -248,7 +248,7 @@ def test_a_worker_that_is_started_anew_gives_the_same_batches(tmp_path):
     for images in (WholeImages(array), files):
         dataset = step_batches(images, steps=2)
         loader = DataLoader(
-            dataset, batch_size=None, num_workers=1, worker_init_fn=worker_init, multiprocessing_context="spawn"
+            dataset, batch_size=None, num_workers=1, worker_init_fn=ignore_signals, multiprocessing_context="spawn"
         )
         for step, batch in enumerate(loader):
             assert equal(batch, dataset[step])
@@ -299,7 +299,7 @@ def test_a_workers_memory_does_not_grow_with_the_dataset(tmp_path, kind):
             images = FileImages([path + "g" for _ in range(count)], folder_config(str(tmp_path)))
         dataset = step_batches(images, batch=batch, steps=large // batch)
         loader = DataLoader(
-            dataset, batch_size=None, num_workers=1, worker_init_fn=worker_init, persistent_workers=True
+            dataset, batch_size=None, num_workers=1, worker_init_fn=ignore_signals, persistent_workers=True
         )
         before = set(multiprocessing.active_children())
         assert sum(1 for _ in loader) == large // batch
@@ -476,7 +476,7 @@ def test_a_file_that_is_damaged_after_it_was_tried_ends_a_run_in_one_line(tmp_pa
     images = image_files(listing, config).images
     path = Path(listing.entries[1].path)
     path.write_bytes(path.read_bytes()[:-20])
-    batches = iter(DataLoader(step_batches(images), batch_size=None, num_workers=1, worker_init_fn=worker_init))
+    batches = iter(DataLoader(step_batches(images), batch_size=None, num_workers=1, worker_init_fn=ignore_signals))
     with pytest.raises(UserError) as caught:
         list(batches)
     batches._shutdown_workers()  # or the collection of this cycle, in a later test, waits 10 s for the worker
@@ -678,7 +678,7 @@ def test_packing_is_for_datasets_of_files_and_part_of_what_a_run_is():
     ):
         compose(["data=mnist", "+data.pack=true"])
     files = ["data=image_folder", "data.root=x"]
-    without, packs = (identity(compose([*files, f"data.pack={value}"]), "")["data"] for value in ("false", "true"))
+    without, packs = (run_identity(compose([*files, f"data.pack={value}"]), "")["data"] for value in ("false", "true"))
     assert packs == {**without, "pack": True}
 
 
@@ -709,16 +709,16 @@ def test_workers_pick_themselves(root, cache, monkeypatch):
     assert workers("cpu", pack=True, num_workers=3) == 3
     monkeypatch.setattr(modules, "cores", lambda: 2)
     assert workers("cpu", **auto) == 2
-    assert "num_workers" not in identity(compose([]), "")["data"]
+    assert "num_workers" not in run_identity(compose([]), "")["data"]
 
 
 def test_cores_are_those_that_the_process_may_use():
     def on_one() -> int:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-        return cores()
+        return count_cores()
 
     assert call_in_fork(on_one) == 1
-    assert cores() <= len(os.sched_getaffinity(0))
+    assert count_cores() <= len(os.sched_getaffinity(0))
 
 
 def test_evaluation_starts_no_workers_for_images_that_are_pixels_and_no_more_than_batches(root, cache, monkeypatch):
@@ -726,7 +726,7 @@ def test_evaluation_starts_no_workers_for_images_that_are_pixels_and_no_more_tha
 
     def loader(**changes) -> DataLoader:
         module = data_module(folder_config(root, num_workers=4, **changes))
-        return module.plain(module.source.train)
+        return module.eval_dataloader(module.source.train)
 
     assert loader().num_workers == 0  # a single batch
     monkeypatch.setattr(batches, "EVALUATION_BATCH", 4)
@@ -793,7 +793,7 @@ def test_batches_arrive_on_the_gpu_one_ahead_whole_and_in_order(workers):
     def work() -> int:
         dataset = step_batches(WholeImages(noise(300)), batch=256, steps=20)
         device = torch.device("cuda", 0)
-        loader = PrefetchLoader(dataset, device, batch_size=None, num_workers=workers, worker_init_fn=worker_init)
+        loader = PrefetchLoader(dataset, device, batch_size=None, num_workers=workers, worker_init_fn=ignore_signals)
         assert len(loader) == 20
         busy = torch.rand(2000, 2000, device=device)
         for _ in range(2):

@@ -19,7 +19,7 @@ from helpers.overrides import QUIET
 from helpers.runs import only_run, outcome, run
 from helpers.sources import make_source
 from helpers.traps import kill_after
-from tutelage.app.job import execute
+from tutelage.app.job import run_job
 from tutelage.config import OptimizerConfig, SchedulerConfig
 from tutelage.config.compose import compose
 from tutelage.data import EvalBatch, StreamBatch, split
@@ -439,6 +439,6 @@ def test_weights_whose_classes_nobody_knows_and_none_at_all_are_errors(tmp_path,
 def refusal(outputs: Path, *overrides: str) -> str:
     """Return what is said of a run that goes on from nothing that it could; nothing is written."""
     with pytest.raises(UserError) as refused:
-        execute(compose([*QUIET, f"paths.outputs={outputs}", *ONWARD, *overrides]))
+        run_job(compose([*QUIET, f"paths.outputs={outputs}", *ONWARD, *overrides]))
     assert not list(outputs.glob("*/*/run.json"))
     return str(refused.value)

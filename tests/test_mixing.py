@@ -359,7 +359,7 @@ def test_workers_and_a_later_start_change_no_batch():
 def test_batches_of_evaluation_are_never_mixed():
     module = data_module(compose(["data=digits"]).data)
     module.training = training(CUTMIX)
-    (batch, *_) = module.plain(np.arange(20))
+    (batch, *_) = module.eval_dataloader(np.arange(20))
     assert isinstance(batch, EvalBatch)
     assert module.on_after_batch_transfer(batch, 0) is batch
 
@@ -449,13 +449,13 @@ def test_what_is_wrong_with_a_mix_is_told_in_one_line(overrides, told):
 
 
 def test_mixing_is_part_of_what_a_run_is_and_transforms_stay_the_basic_ones():
-    from tutelage.runs import identity
+    from tutelage.runs import run_identity
 
     basic, cutmix, mixup = (compose([f"augmentation={name}"]) for name in ("basic", "cutmix", "mixup"))
     assert basic.augmentation.transforms == cutmix.augmentation.transforms == mixup.augmentation.transforms
-    assert "mix" not in identity(basic, "")["augmentation"]
-    assert identity(cutmix, "")["augmentation"]["mix"] == {"cutmix": 1, "probability": 0.5}
-    assert identity(mixup, "")["augmentation"]["mix"] == {"mixup": 0.2}
+    assert "mix" not in run_identity(basic, "")["augmentation"]
+    assert run_identity(cutmix, "")["augmentation"]["mix"] == {"cutmix": 1, "probability": 0.5}
+    assert run_identity(mixup, "")["augmentation"]["mix"] == {"mixup": 0.2}
 
 
 def test_nearest_neighbours_store_images_as_they_are_whatever_the_augmentation(outputs):

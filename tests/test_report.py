@@ -13,7 +13,7 @@ from helpers.runs import only_run, run
 from tutelage.errors import UserError
 from tutelage.report import pictures
 from tutelage.report.shifts import STRENGTHS, shift_images
-from tutelage.runs import RunFolder, finished_run, stored_config
+from tutelage.runs import RunFolder, open_finished_run, read_config
 
 
 def draw_images(channels: int = 1, size: int = 20) -> torch.Tensor:
@@ -78,7 +78,7 @@ def test_a_run_measures_the_shifts_that_its_config_asks_for(finished):
     page = (finished / "report" / "index.html").read_text()
     for heading in ("Shift: crop", "Templates", "Confusion matrix", "Learning curves"):
         assert f"<h2>{heading}</h2>" in page
-    assert stored_config(RunFolder(finished)).callbacks.shifts == ["crop"]
+    assert read_config(RunFolder(finished)).callbacks.shifts == ["crop"]
 
 
 def test_evaluate_prints_the_numbers_and_adds_the_picture(finished):
@@ -177,11 +177,11 @@ def test_explain_shows_a_network_without_its_run_and_with_it(finished):
 
 def test_finished_run_takes_finished_runs_only(finished, tmp_path):
     with pytest.raises(UserError, match="no run; this needs the folder of a finished run"):
-        finished_run(str(tmp_path))
+        open_finished_run(str(tmp_path))
     (tmp_path / "run.json").write_text((finished / "run.json").read_text().replace('"finished"', '"running"', 1))
     with pytest.raises(UserError, match="stopped; this needs the folder of a finished run"):
-        finished_run(str(tmp_path))
-    folder, record = finished_run(str(finished))
+        open_finished_run(str(tmp_path))
+    folder, record = open_finished_run(str(finished))
     assert folder.path == finished
     assert record["status"] == "finished"
 

@@ -292,7 +292,7 @@ def test_sigterm_to_the_whole_process_group_saves_and_stops_with_workers_too(und
 
 
 def test_a_second_process_on_the_same_run_is_refused_and_told_who_holds_it(outputs):
-    from tutelage.app.job import execute
+    from tutelage.app.job import run_job
     from tutelage.config.compose import compose
     from tutelage.errors import UserError
     from tutelage.runs import RunFolder, run_path
@@ -303,7 +303,7 @@ def test_a_second_process_on_the_same_run_is_refused_and_told_who_holds_it(outpu
         hold_lock(RunFolder(run_path(config, "")).lock_file, "run"),
         pytest.raises(UserError, match=rf"in use by process {os.getpid()} on \S+ \(since .*wait for it, or stop it"),
     ):
-        execute(config)
+        run_job(config)
     assert not list(outputs.glob("*/*/run.json"))
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tutelage.config import MixConfig
-from tutelage.data import UNKNOWN, Share, StageData, Stream
-from tutelage.data.loading.batches import WHOLE, EvalDataset, PendingMix, TrainDataset, apply_mix
+from tutelage.data import UNKNOWN, BatchShard, StageData, Stream
+from tutelage.data.loading.batches import WHOLE_BATCH, EvalDataset, PendingMix, TrainDataset, apply_mix
 from tutelage.data.source import WholeImages
-from tutelage.process_group import Ended, ProcessGroup, World, torchrun_environment, tasks_on_node, read_world
+from tutelage.process_group import Ended, ProcessGroup, World, read_world, tasks_on_node, torchrun_environment
 from tutelage.randomness import Key
 
 CUTS = {"2 processes": (2, 1), "4 processes": (4, 1), "2 pieces": (1, 2), "2 processes, 2 pieces": (2, 2)}
@@ -25,7 +25,7 @@ VIEWS = {
 }
 
 
-def batches(share: Share, mix: MixConfig | None, strong: Sequence[dict[str, Any]] = (), beside: str = ""):
+def batches(share: BatchShard, mix: MixConfig | None, strong: Sequence[dict[str, Any]] = (), beside: str = ""):
     """Return three steps' batches of two streams, labelled and pool, as they reach a network."""
     images = np.random.default_rng(0).integers(0, 256, (50, 12, 12, 1), dtype=np.uint8)
     labels = np.arange(50) % 3
@@ -49,8 +49,8 @@ def batches(share: Share, mix: MixConfig | None, strong: Sequence[dict[str, Any]
 def test_the_parts_of_a_batch_are_the_batch_byte_for_byte_mixing_partners_and_shares_included(cut, per, views):
     processes, pieces = cut
     mix = MixConfig(cutmix=1.0, mixup=0.5, per=per)
-    whole = batches(WHOLE, mix, **views)
-    parts = [batches(Share(rank, processes, pieces), mix, **views) for rank in range(processes)]
+    whole = batches(WHOLE_BATCH, mix, **views)
+    parts = [batches(BatchShard(rank, processes, pieces), mix, **views) for rank in range(processes)]
     assert all(len(part) == 3 * pieces for part in parts)
     for step, expected in enumerate(whole):
         for name, shown in expected.items():
@@ -60,7 +60,7 @@ def test_the_parts_of_a_batch_are_the_batch_byte_for_byte_mixing_partners_and_sh
                 chunks = [getattr(each, one).chunk(count) for each in own]
                 joined = torch.cat([found([chunk[view] for chunk in chunks]) for view in range(count)])
                 assert torch.equal(joined, getattr(shown, one))
-    unmixed = batches(WHOLE, None, **views)
+    unmixed = batches(WHOLE_BATCH, None, **views)
     assert not torch.equal(unmixed[0]["pool"].images, whole[0]["pool"].images)  # something was mixed
 
 
@@ -68,7 +68,7 @@ def test_the_parts_of_a_batch_are_the_batch_byte_for_byte_mixing_partners_and_sh
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
 def test_every_validation_image_counts_once_and_no_process_has_more_batches(count, processes):
     indices = np.random.default_rng(0).permutation(1000)[:count]
-    shares = [Share(rank, processes).of_all(indices) for rank in range(processes)]
+    shares = [BatchShard(rank, processes).of_all(indices) for rank in range(processes)]
     assert len({len(own) for own, _ in shares}) == 1
     assert np.concatenate([own[:known] for own, known in shares]).tolist() == indices.tolist()
     images, labels = np.zeros((1000, 2, 2, 1), dtype=np.uint8), np.arange(1000) % 7
@@ -90,17 +90,17 @@ def test_processes_that_have_met_stay_together_and_one_that_stops_before_stops_t
         first.meet()
         raise Told
 
-    second.heed = first_comes_then_both_are_told
+    second.check_signals = first_comes_then_both_are_told
     second.meet()  # the other one is in already
 
     def tell() -> None:
         raise Told
 
-    first.heed = tell
+    first.check_signals = tell
     with pytest.raises(Told):
         first.meet()
     first.end(143)
-    second.heed = lambda: None
+    second.check_signals = lambda: None
     with pytest.raises(Ended) as ended:
         second.meet()
     assert (ended.value.rank, ended.value.code) == (0, 143)
@@ -117,7 +117,7 @@ def test_in_lockstep_a_process_that_waits_is_not_stopped_by_itself():
         def told() -> None:
             raise Told
 
-        second.heed = told
+        second.check_signals = told
         later = Timer(0.1, lambda: first.broadcast_from_rank0(lambda: 7))
         later.start()
         assert second.broadcast_from_rank0(lambda: 0) == 7
@@ -156,8 +156,14 @@ def test_sruns_processes_are_told_what_torchruns_are():
         "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1",
         "MASTER_ADDR": "gpu03", "MASTER_PORT": "",
     }  # fmt: skip
-    assert told["MASTER_PORT"] != torchrun_environment(World(3, 4, 1, 2, 1, "srun"), job | {"SLURM_STEP_ID": "3"})["MASTER_PORT"]
-    assert torchrun_environment(World(3, 4, 1, 2, 1, "srun"), job | {"MASTER_ADDR": "127.0.0.1"})["MASTER_ADDR"] == "127.0.0.1"
+    assert (
+        told["MASTER_PORT"]
+        != torchrun_environment(World(3, 4, 1, 2, 1, "srun"), job | {"SLURM_STEP_ID": "3"})["MASTER_PORT"]
+    )
+    assert (
+        torchrun_environment(World(3, 4, 1, 2, 1, "srun"), job | {"MASTER_ADDR": "127.0.0.1"})["MASTER_ADDR"]
+        == "127.0.0.1"
+    )
 
 
 @pytest.mark.parametrize(
@@ -183,32 +189,32 @@ def test_what_does_not_go_together_is_refused(words, told):
 def test_more_processes_than_a_machine_has_gpus_for_are_refused(monkeypatch):
     from tutelage.config.compose import compose
     from tutelage.errors import UserError
-    from tutelage.runs.cluster.process_checks import processes_of
+    from tutelage.runs.cluster.process_checks import count_processes
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     four = compose(["trainer=ddp", "trainer.devices=4"]).trainer
     for who in (World(), World(1, 4, 1, 4, 0, "srun")):
         with pytest.raises(UserError, match="trainer.devices=4: 2 GPUs are visible"):
-            processes_of(four, who)
-    assert processes_of(compose(["trainer=ddp"]).trainer, World()) == 2
-    assert processes_of(compose(["trainer=ddp_cpu", "trainer.devices=4"]).trainer, World()) == 4
+            count_processes(four, who)
+    assert count_processes(compose(["trainer=ddp"]).trainer, World()) == 2
+    assert count_processes(compose(["trainer=ddp_cpu", "trainer.devices=4"]).trainer, World()) == 4
 
 
 def test_a_process_that_only_looks_for_signals_hears_that_another_has_ended():
     store = torch.distributed.HashStore()
     first, second = (ProcessGroup(World(rank, 2, rank, 2), store) for rank in range(2))
-    assert second.told(0) == 0
+    assert second.agree_on_request(0) == 0
     first.end(2, "the disk is full")
     second._looked = 0.0
     with pytest.raises(Ended) as ended:
-        second.told(0)
-    assert ended.value.told == "the disk is full"
+        second.agree_on_request(0)
+    assert ended.value.message == "the disk is full"
 
 
 def test_where_and_how_a_run_trains_is_no_part_of_what_it_is():
     from tutelage.config.compose import compose
-    from tutelage.runs import identity
+    from tutelage.runs import run_identity
 
-    plain = identity(compose(["trainer=cpu"]), "")
+    plain = run_identity(compose(["trainer=cpu"]), "")
     for words in (["trainer=ddp"], ["trainer=ddp_cpu", "trainer.accumulate=4"], ["trainer=fsdp", "trainer.nodes=8"]):
-        assert identity(compose(words), "") == plain
+        assert run_identity(compose(words), "") == plain

@@ -283,11 +283,11 @@ def test_a_search_shows_no_test_result_that_a_run_had_before(tmp_path, capsys):
     record = json.loads(file.read_text().replace('"val/loss"', '"test/accuracy": 0.123, "val/loss"'))
     record["stages"][0]["answer_seconds"] = 7.0
     file.write_text(json.dumps(record))
-    compare(outcomes, "tutelage train -m sweep=it", search_settings())
+    report_sweep(outcomes, "tutelage train -m sweep=it", search_settings())
     text = capsys.readouterr().out + (next(tmp_path.glob("few/sweep-*/index.html"))).read_text()
     assert "val" in text
     assert not re.search(r"12\.3|\btest +|ms an answer +", text.partition("in full")[0])
-    compare(outcomes, "tutelage train -m sweep=it")
+    report_sweep(outcomes, "tutelage train -m sweep=it")
     assert "12.3" in capsys.readouterr().out
 
 
@@ -298,14 +298,14 @@ def test_a_job_that_ends_by_any_error_takes_no_other_with_it_and_is_tried_again(
     def break_one_job():
         import tutelage.app.sweep
 
-        original = tutelage.app.sweep.execute
+        original = tutelage.app.sweep.run_job
 
-        def execute(config, *arguments, **options):
+        def run_job(config, *arguments, **options):
             if config.seed == 1:
                 raise RuntimeError("the disk is full")
             return original(config, *arguments, **options)
 
-        tutelage.app.sweep.execute = execute
+        tutelage.app.sweep.run_job = run_job
 
     words = ["-m", "debug=tiny", "seed=0,1,2"]
     assert sweep(outputs, *words, before=break_one_job) == 1
@@ -369,14 +369,14 @@ def test_a_run_is_gone_from_memory_before_the_next_one_of_a_sweep(outputs):
         import tutelage.app.sweep
         from tutelage.data.modules import Digits
 
-        original = tutelage.app.sweep.execute
+        original = tutelage.app.sweep.run_job
 
-        def execute(config, *arguments, **options):
+        def run_job(config, *arguments, **options):
             assert sum(isinstance(item, Digits) for item in gc.get_objects()) <= 1
             return original(config, *arguments, **options)
 
         gc.disable()  # a collection by chance must not be needed
-        tutelage.app.sweep.execute = execute
+        tutelage.app.sweep.run_job = run_job
 
     assert sweep(outputs, "-m", "debug=tiny", "seed=0,1,2", before=count_datasets) == 0
 
@@ -403,7 +403,7 @@ def test_a_signal_to_stop_ends_a_sweep_and_a_job_whose_process_died_does_not(cod
     def end_first_job():
         import tutelage.app.sweep
 
-        tutelage.app.sweep.execute = lambda config, *arguments, **options: code if config.seed == 0 else 0
+        tutelage.app.sweep.run_job = lambda config, *arguments, **options: code if config.seed == 0 else 0
 
     assert sweep(outputs, "-m", "debug=tiny", "seed=0,1", before=end_first_job) == exit_code
     assert len(list(outputs.glob(".sweeps/*/outcomes/*.json"))) == outcome_count
@@ -417,7 +417,7 @@ def test_a_run_that_is_still_being_saved_is_waited_for(outputs):
         from tutelage.app import sweep
         from tutelage.config.compose import compose
 
-        folder, _ = sweep.place_of(compose([*QUIET, f"paths.outputs={outputs}", "debug=tiny", "seed=1"]))
+        folder, _ = sweep.locate_run(compose([*QUIET, f"paths.outputs={outputs}", "debug=tiny", "seed=1"]))
         lock = FileLock(folder.lock_file)
         folder.lock_file.parent.mkdir(parents=True)
         lock.acquire()
@@ -672,7 +672,7 @@ def test_runs_without_the_objective_come_last_and_the_others_stay_ranked(tmp_pat
 
 
 def test_runs_are_ranked_by_the_mean_of_the_objective(tmp_path):
-    jobs, keys, _ = finished_jobs(write_search(tmp_path))
+    jobs, keys, _ = read_finished_jobs(write_search(tmp_path))
     best = [searches.mean(members, "val/accuracy") for members in searches.ranked(keys, jobs, "val/accuracy")]
     assert best == pytest.approx(sorted(map(np.mean, SCORES.values()), reverse=True))
     losses = [searches.mean(members, "val/loss") for members in searches.ranked(keys, jobs, "val/loss")]
@@ -683,8 +683,8 @@ def test_runs_are_ranked_by_the_mean_of_the_objective(tmp_path):
 def test_the_map_shows_every_cell_with_its_mean_its_spread_and_its_runs(tmp_path):
     failed = [Outcome([*OVERRIDES[:2], "augmentation.num_ops=3", f"augmentation.magnitude={m}"], None) for m in (3, 9)]
     outcomes = [*write_search(tmp_path)[:-3], *write_search(tmp_path / "few", {(2, 9): (0.5,)}), *failed]
-    jobs, _, _ = finished_jobs(outcomes)
-    (axes,) = searches.grid_map(crossed(outcomes), jobs, "val/accuracy").axes
+    jobs, _, _ = read_finished_jobs(outcomes)
+    (axes,) = searches.grid_map(find_grid_values(outcomes), jobs, "val/accuracy").axes
     cells = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
     for y, n in enumerate((1, 2)):
         for x, m in enumerate((3, 9)):
@@ -699,7 +699,7 @@ def test_the_map_shows_every_cell_with_its_mean_its_spread_and_its_runs(tmp_path
 def test_the_end_of_a_search_names_the_best_and_how_to_train_it_in_full(tmp_path, capsys):
     outcomes = [*write_search(tmp_path / "few"), Outcome([*OVERRIDES, "seed=9"], None, "it broke", 1)]
     typed = "tutelage train --config-dir=mine --allow=pkg -m hydra/launcher=slurm experiment=few sweep=it"
-    compare(outcomes, typed, search_settings())
+    report_sweep(outcomes, typed, search_settings())
     out = capsys.readouterr().out
     table = [line.split()[:2] for line in out.splitlines() if re.match(r"^\d +\d ", line)]
     assert table == [["2", "9"], ["1", "9"], ["1", "3"], ["2", "3"]]
@@ -722,10 +722,10 @@ def test_drawn_values_are_shown_as_clouds_and_combined_ones_as_a_grid(tmp_path):
         write_run(tmp_path / str(n), [f"a.lr={lr}", f"a.ops=[{ops}]", "seed=0"], {"val/accuracy": value})
         for n, (lr, ops, value) in enumerate([(0.001, "x,y", 0.5), (0.1, "y", 0.7), (0.05, "x", 0.6)])
     ]
-    assert crossed(write_search(tmp_path / "grid"))
-    assert crossed(write_search(tmp_path / "again")[:-1])  # its other seeds are there
-    assert not crossed(drawn)
-    jobs, keys, _ = finished_jobs(drawn)
+    assert find_grid_values(write_search(tmp_path / "grid"))
+    assert find_grid_values(write_search(tmp_path / "again")[:-1])  # its other seeds are there
+    assert not find_grid_values(drawn)
+    jobs, keys, _ = read_finished_jobs(drawn)
     numbers, members = searches.clouds(keys, jobs, "val/accuracy").axes
     assert sorted(map(tuple, numbers.collections[0].get_offsets().tolist())) == [(0.001, 0.5), (0.05, 0.6), (0.1, 0.7)]
     assert numbers.get_xscale() == "log"

@@ -19,18 +19,18 @@ from helpers.overrides import DISTILLATION, QUIET
 from helpers.runs import outcome, run
 from tutelage.config.compose import compose
 from tutelage.data import (
-    ANSWERS,
+    LOGITS_FILE,
     CachedLogits,
     CachedLogitsWriter,
     StageData,
     Stream,
     StreamSampler,
+    count_views,
     data_module,
-    mapped,
-    packed,
+    map_rows,
+    pack_rows,
     row_dtype,
-    unpacked,
-    views_shown,
+    unpack_rows,
 )
 from tutelage.data.cached_logits import ALL_CLASSES, PARTIAL, TOP
 from tutelage.data.loading.batches import TrainDataset
@@ -49,8 +49,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 @given(st.integers(2, 400), st.floats(0.1, 20), st.integers(0, 99), st.sampled_from([1.0, 4.0]))
 def test_kept_logits_give_the_same_probabilities(classes, spread, seed, temperature):
     logits = np.random.default_rng(seed).normal(5, spread, (6, classes)).astype(np.float32)
-    rows = packed(logits, row_dtype(classes, exact=False))
-    back = unpacked(rows, classes)
+    rows = pack_rows(logits, row_dtype(classes, exact=False))
+    back = unpack_rows(rows, classes)
     assert back.shape == logits.shape and back.dtype == np.float32
     whole, kept = softmax(logits / temperature), softmax(back / temperature)
     if classes <= ALL_CLASSES:
@@ -66,7 +66,7 @@ def test_of_many_classes_the_rest_shares_its_mass_evenly():
     logits = np.random.default_rng(0).normal(0, 2, (3, 1000)).astype(np.float32)
     kind = row_dtype(1000, exact=False)
     assert kind.itemsize == 33 * 2 + 32 * 2
-    back = unpacked(packed(logits, kind), 1000)
+    back = unpack_rows(pack_rows(logits, kind), 1000)
     whole, kept = softmax(logits), softmax(back)
     rest = np.argsort(-logits, axis=1)[:, TOP:]
     by_mass = np.take_along_axis(whole, rest, axis=1).sum(axis=1)
@@ -77,23 +77,23 @@ def test_of_many_classes_the_rest_shares_its_mass_evenly():
 def test_where_heads_are_apart_all_logits_are_kept_and_features_as_they_are():
     assert row_dtype(1000, exact=False, whole=True)["values"].shape == (1000,)
     features = np.random.default_rng(0).normal(size=(4, 300)).astype(np.float32) * 1e6
-    assert (unpacked(packed(features, row_dtype(300, exact=True)), 300) == features).all()
+    assert (unpack_rows(pack_rows(features, row_dtype(300, exact=True)), 300) == features).all()
 
 
 def test_logits_beyond_float16_are_kept_within_its_range():
     logits = np.array([[1e5, 1e5 - 3, -1e9], [-1e8, -1e8 - 8, -1e8]], dtype=np.float32)
-    back = unpacked(packed(logits, row_dtype(3, exact=False)), 3)
+    back = unpack_rows(pack_rows(logits, row_dtype(3, exact=False)), 3)
     assert np.isfinite(back).all()
     assert back[0, :2].tolist() == [0, -3] and back[1].tolist() == [0, -8, 0]
     with pytest.raises(ValueError, match="finite"):
-        packed(np.array([[np.nan, 0]], dtype=np.float32), row_dtype(2, exact=False))
+        pack_rows(np.array([[np.nan, 0]], dtype=np.float32), row_dtype(2, exact=False))
 
 
 @given(st.integers(1, 40), st.integers(1, 16), st.integers(1, 30), st.integers(1, 6), st.booleans())
 def test_views_repeat_and_each_has_its_own_row(count, batch, steps, views, even):
     labels = np.arange(count) % 3
     stream = Stream("labelled", np.arange(100, 100 + count), labels, batch, even=even)
-    shown = views_shown(stream, steps, views)
+    shown = count_views(stream, steps, views)
     kept, draws = CachedLogits(Path("nowhere"), 1, shown), StreamSampler(stream, Key(0, "student", "labelled"))
     rows = {}
     for step in range(steps):
@@ -120,7 +120,7 @@ def test_a_stream_that_is_not_shuffled_shows_its_entries_in_order(monkeypatch):
 def test_a_file_of_answers_is_whole_or_absent_and_goes_on_where_it_was_left(tmp_path):
     kind, rows = (
         row_dtype(3, exact=True),
-        packed(np.arange(30, dtype=np.float32).reshape(10, 3), row_dtype(3, exact=True)),
+        pack_rows(np.arange(30, dtype=np.float32).reshape(10, 3), row_dtype(3, exact=True)),
     )
     keeping = CachedLogitsWriter(tmp_path / "a", kind, 10)
     keeping.add(rows[:4])
@@ -128,13 +128,13 @@ def test_a_file_of_answers_is_whole_or_absent_and_goes_on_where_it_was_left(tmp_
     keeping.add(rows[4:8])  # never saved
     assert not keeping.file.exists()
     again = CachedLogitsWriter(tmp_path / "a", kind, 10)
-    assert (again.done, again.share) == (1, 0.4)
+    assert (again.batches, again.fraction) == (1, 0.4)
     again.add(rows[4:8])
     again.add(rows[[8, 9, 0, 1]])  # more than there is room for
     again.finish()
     assert (np.load(again.file)["values"] == rows["values"]).all()
     assert not (tmp_path / "a" / PARTIAL).exists()
-    assert mapped(again.file, kind, 10) is not None and mapped(again.file, kind, 11) is None
+    assert map_rows(again.file, kind, 10) is not None and map_rows(again.file, kind, 11) is None
     other = CachedLogitsWriter(
         tmp_path / "a", row_dtype(2, exact=True), 10
     )  # a partial file of another shape is not gone on with
@@ -152,7 +152,7 @@ def test_a_full_disk_is_told_before_anything_is_computed(tmp_path, monkeypatch):
 
 
 def files(outputs: Path) -> dict[str, bytes]:
-    return {path.parent.name: path.read_bytes() for path in sorted(outputs.glob(f".answers/*/{ANSWERS}"))}
+    return {path.parent.name: path.read_bytes() for path in sorted(outputs.glob(f".answers/*/{LOGITS_FILE}"))}
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_what_is_kept_is_what_the_teacher_answers_to_what_is_shown(cold):
     teacher = load_classifier(folder.parent / "stages/1-teacher/checkpoints/final.ckpt").eval()
     labelled = data.splits.labelled
     stream = Stream("labelled", labelled, data.source.labels[labelled], 16)
-    (file,) = cold.glob(f".answers/*/{ANSWERS}")
+    (file,) = cold.glob(f".answers/*/{LOGITS_FILE}")
     kept = CachedLogits(file, 10, 2)
     assert len(kept.rows) == 2 * len(labelled)
     training = StageData(
@@ -267,7 +267,7 @@ def test_runs_that_only_learn_otherwise_share_the_answers(cold, tmp_path):
 
 def test_answers_to_images_as_they_are_need_one_view(tmp_path):
     assert run(tmp_path, *DISTILLATION, "augmentation=none") == 0
-    (file,) = tmp_path.glob(f".answers/*/{ANSWERS}")
+    (file,) = tmp_path.glob(f".answers/*/{LOGITS_FILE}")
     assert len(np.load(file)) == 60
 
 
@@ -299,7 +299,7 @@ def test_keys_that_change_nothing_do_not_make_another_run():
 
 def test_damaged_answers_are_computed_again_and_it_is_said(cold, tmp_path, capfd):
     shutil.copytree(cold / ".answers", tmp_path / ".answers")
-    (file,) = tmp_path.glob(f".answers/*/{ANSWERS}")
+    (file,) = tmp_path.glob(f".answers/*/{LOGITS_FILE}")
     np.load(file, mmap_mode="r+")["values"][:] = np.float16(0)
     assert run(tmp_path, *DISTILLATION) == 0
     assert "holds other answers than the teacher of stage student gives: computed again" in capfd.readouterr().err

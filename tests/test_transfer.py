@@ -48,7 +48,7 @@ def batch_of(channels: int = 3, size: int = 32) -> tuple[torch.Tensor, torch.Ten
     return torch.randint(0, 256, (8, channels, size, size), dtype=torch.uint8), torch.arange(8) % 3
 
 
-def trained(network, tuning: FineTuning, steps: int = 3):
+def train_steps(network, tuning: FineTuning, steps: int = 3):
     """Train a network for some steps as Lightning would: switched to training, with the optimizer of its tuning."""
     freeze(network.backbone, tuning)
     network.train()
@@ -124,7 +124,7 @@ def test_a_frozen_backbone_stays_to_the_bit_with_its_statistics_and_its_dropout(
     images, _ = batch_of()
     before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
     features, head = network.features(images), network.head.weight.clone()
-    trained(network, FineTuning(frozen_layers=None))
+    train_steps(network, FineTuning(frozen_layers=None))
     for name, tensor in network.backbone.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert network.training
@@ -138,7 +138,7 @@ def test_so_many_lowest_layers_stay_and_all_above_learn(frozen):
     network = Torchvision(spec_of(), name="resnet18")
     of = layer_of_parameters(network.backbone)
     before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
-    trained(network, FineTuning(frozen_layers=frozen))
+    train_steps(network, FineTuning(frozen_layers=frozen))
     for name, tensor in network.backbone.named_parameters():
         assert torch.equal(tensor, before[name]) == (of[name] < frozen), name
     still = network.backbone[0].bn1
@@ -150,7 +150,7 @@ def test_so_many_lowest_layers_stay_and_all_above_learn(frozen):
 def test_weight_decay_does_not_move_what_is_frozen():
     network = LeNet5(spec_of(1))
     before = network.backbone[0].weight.clone()
-    trained(network, FineTuning(frozen_layers=1))
+    train_steps(network, FineTuning(frozen_layers=1))
     assert torch.equal(network.backbone[0].weight, before)
 
 
@@ -190,7 +190,7 @@ def pretrained(tmp_path):
     torch.manual_seed(1)
     model = compose([*SMALL]).model.arguments()
     network = make_classifier(model, ImageSpec(1, 28, tuple("abc"), (0.5,), (0.25,)))
-    trained(network, FineTuning(), 1)
+    train_steps(network, FineTuning(), 1)
     file = tmp_path / "pretrained.ckpt"
     save_classifier(network, model, file)
     return file

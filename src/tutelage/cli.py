@@ -123,19 +123,21 @@ def _open_picture(file: Path) -> None:
 def _list_runs(arguments: Sequence[str]) -> None:
     """Print the runs below a folder, newest last, one line each that ends in the run's folder."""
     from tutelage.errors import UserError
-    from tutelage.runs import RunFolder, state
+    from tutelage.runs import RunFolder, inspect_run
 
     root = Path(arguments[0] if arguments else "outputs")
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the folder of the runs: tutelage runs DIR")
     records = [record for depth in ("", "*/", "*/*/") for record in root.glob(f"{depth}run.json")]
-    runs = [(state(folder), folder.path) for folder in (RunFolder(record.parent) for record in records)]
+    runs = [(inspect_run(RunFolder(record.parent)), record.parent) for record in records]
     if not runs:
         print(f"no runs below {root}")
         return
     print(f"{'started':<16}  {'status':<10}  {'test':>7}  run")
     for run, path in sorted(runs, key=lambda pair: pair[0].started):
-        print(f"{run.started:<16}  {run.status:<10}  {run.test:>7}  {path}")
+        accuracy = "" if run.test_accuracy is None else f"{100 * run.test_accuracy:.1f} %"
+        status = "incomplete" if run.problems else run.status
+        print(f"{run.started:<16}  {status:<10}  {accuracy:>7}  {path}")
 
 
 def _label_pool(arguments: Sequence[str]) -> None:
@@ -149,14 +151,14 @@ def _label_pool(arguments: Sequence[str]) -> None:
         )
     overrides = [argument for argument in arguments if argument not in runs]
     data_paths = dict(override.removeprefix("data.").split("=", 1) for override in overrides)
-    from tutelage.runs import RunFolder, is_finished, read_record
+    from tutelage.runs import FINISHED, RunFolder, read_record
 
     record = read_record(RunFolder(Path(runs[0])))
     if record is None:
         raise UserError(f"{runs[0]}: no run; label needs the folder of a run that labels its pool ('tutelage runs')")
     if (strategy := record["identity"]["strategy"]["name"]) != "noisy_student":
         raise UserError(f"{runs[0]}: strategy={strategy} stores no pseudo-labels; strategy=noisy_student does")
-    if is_finished(RunFolder(Path(runs[0]))):
+    if record["status"] == FINISHED:
         print(f"{runs[0]}: this run is finished; there is nothing to label")
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training; torch reads it when it starts
@@ -168,9 +170,9 @@ def _label_pool(arguments: Sequence[str]) -> None:
     observer = create_display(wanted=True)
     observer.loading()
     try:
-        from tutelage.runs.label_worker import join
+        from tutelage.runs.label_worker import help_to_label
 
-        count = join(Path(runs[0]), data_paths, observer)
+        count = help_to_label(Path(runs[0]), data_paths, observer)
         line = f"{count:,} pool images labelled here" if count else "nothing to label: no shard of a pool is free"
         observer.say(f"{runs[0]}: {line}")
     except Stopped as stopped:
@@ -183,11 +185,11 @@ def _label_pool(arguments: Sequence[str]) -> None:
 def _rewrite_reports(arguments: Sequence[str]) -> None:
     """Write the reports of finished runs again."""
     from tutelage.errors import UserError
-    from tutelage.runs import tested_run
+    from tutelage.runs import open_tested_run
 
     if not arguments:
         raise UserError("report needs a run's folder: tutelage report outputs/EXPERIMENT/RUN")
-    for folder, _ in map(tested_run, arguments):
+    for folder, _ in map(open_tested_run, arguments):
         from tutelage.report.run_report import write_report
 
         write_report(folder)
@@ -197,7 +199,7 @@ def _rewrite_reports(arguments: Sequence[str]) -> None:
 def _evaluate_shifts(arguments: Sequence[str]) -> None:
     """Test a finished run under shifts of its test images, print the accuracies, and add the curves to its report."""
     from tutelage.errors import UserError
-    from tutelage.runs import stored_config, tested_run
+    from tutelage.runs import open_tested_run, read_config
 
     runs = [argument for argument in arguments if "=" not in argument or Path(argument).is_dir()]
     options = dict(argument.split("=", 1) for argument in arguments if argument not in runs)
@@ -205,8 +207,8 @@ def _evaluate_shifts(arguments: Sequence[str]) -> None:
         raise UserError("evaluate needs one run's folder: tutelage evaluate outputs/EXPERIMENT/RUN shift=translate")
     if unknown := set(options) - {"shift", "data.root"}:
         raise UserError(f"{min(unknown)}: unknown option; evaluate takes shift=NAME,... and data.root=FOLDER")
-    folder, record = tested_run(runs[0])
-    shifts, config = _parse_shifts(options.get("shift")), stored_config(folder)
+    folder, record = open_tested_run(runs[0])
+    shifts, config = _parse_shifts(options.get("shift")), read_config(folder)
     if "data.root" in options:
         data_config = config.data.model_copy(update={"root": options["data.root"]})
         config = config.model_copy(update={"data": data_config})
@@ -217,7 +219,7 @@ def _evaluate_shifts(arguments: Sequence[str]) -> None:
 
     data = data_module(config.data)
     for shift in shifts:
-        print_curve(curve(folder, record, data, shift))
+        print_curve(measure_curve(folder, record, data, shift))
     write_report(folder, config)
     print(f"report: {folder.report / 'index.html'}")
 
@@ -239,7 +241,7 @@ def _print_layers(arguments: Sequence[str]) -> None:
     """Print the layers of a run's network, or of the network that a config describes."""
     from tutelage.config.compose import compose, split_config_dirs
     from tutelage.errors import UserError
-    from tutelage.runs import finished_run, last_fit, stored_config
+    from tutelage.runs import main_stage, open_finished_run, read_config
 
     others = [argument for argument in arguments if argument != "--summary"]
     if len(others) == len(arguments):
@@ -247,9 +249,9 @@ def _print_layers(arguments: Sequence[str]) -> None:
             "explain needs --summary: tutelage explain --summary RUN, or explain --summary model=vgg data=digits"
         )
     if len(others) == 1 and Path(others[0]).is_dir():
-        folder, record = finished_run(others[0])
-        data, classes = stored_config(folder).data, record.get("data", {}).get("classes")
-        model = next(entry["model"] for entry in record["stages"] if entry["name"] == last_fit(record))
+        folder, record = open_finished_run(others[0])
+        data, classes = read_config(folder).data, record.get("data", {}).get("classes")
+        model = next(entry["model"] for entry in record["stages"] if entry["name"] == main_stage(record))
     else:
         config = compose(*split_config_dirs(others))
         data, model, classes = config.data, config.model.arguments(), None

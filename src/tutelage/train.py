@@ -20,8 +20,8 @@ def main() -> None:
 
     defer_slurm_signals()
     try:
-        from tutelage.app.job import execute
-        from tutelage.app.sweep import answer_by_hydra, sweep
+        from tutelage.app.job import run_job
+        from tutelage.app.sweep import run_hydra_flags, run_sweep
         from tutelage.config.compose import CONFIG_DIR_FLAGS, compose, split_config_dirs
         from tutelage.config.options import list_options
         from tutelage.sweeps.overrides import find_config_sweep
@@ -36,12 +36,12 @@ def main() -> None:
         if flags - SWEEP_FLAGS:
             if flags & SWEEP_FLAGS and flags & SHOW_FLAGS:
                 raise UserError(f"{min(flags & SHOW_FLAGS)} shows one config: leave out {min(flags & SWEEP_FLAGS)}")
-            sys.exit(answer_by_hydra(arguments))
+            sys.exit(run_hydra_flags(arguments))
         overrides, config_dirs = split_config_dirs([argument for argument in arguments if argument not in SWEEP_FLAGS])
         config_sweep = find_config_sweep(overrides, config_dirs)
         if flags or config_sweep is not None or "hydra.mode=MULTIRUN" in overrides:
-            sys.exit(sweep([*overrides, *(config_sweep or [])], config_dirs))
-        sys.exit(execute(compose(overrides, config_dirs), arguments))
+            sys.exit(run_sweep([*overrides, *(config_sweep or [])], config_dirs))
+        sys.exit(run_job(compose(overrides, config_dirs), arguments))
     except UserError as error:
         sys.exit(complain(error))
     except KeyboardInterrupt:

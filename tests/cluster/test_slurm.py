@@ -16,7 +16,7 @@ from virtual_slurm import Slurm, virtual_slurm
 
 from helpers.paths import ROOT
 from helpers.runs import only_run, outcome
-from tutelage.runs.cluster.crash_guard import FAILURES
+from tutelage.runs.cluster.crash_guard import MOST_FAILURES
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -164,13 +164,13 @@ def test_a_job_that_dies_at_the_same_step_again_and_again_is_refused(slurm, outp
     trap.mkdir()
     (trap / "sitecustomize.py").write_text(KILL_AFTER_A_STEP)
     job = slurm.submit(script, [*SMALL_JOB, f"--export=ALL,TRAP={trap}"], [*RUN, f"paths.outputs={outputs}"])
-    for restart in range(1, FAILURES + 1):
+    for restart in range(1, MOST_FAILURES + 1):
         slurm.wait(job, "FAILED")
         slurm.call("scontrol", "requeue", job)
         slurm.wait_for_restart(job, restart)
     state = slurm.wait(job, "FAILED", "COMPLETED")
     assert state["ExitCode"] == "2:0"
-    assert f"SLURM job {job} has failed {FAILURES} times behind step 0 of stage supervised" in slurm.log(job)
+    assert f"SLURM job {job} has failed {MOST_FAILURES} times behind step 0 of stage supervised" in slurm.log(job)
     assert str(slurm.log_file(job)) in slurm.log(job)
 
 

@@ -14,12 +14,12 @@ from helpers.overrides import QUIET
 def run(outputs: Path, *overrides: str, before: Callable[[], None] = lambda: None) -> int:
     """Execute a run, quietly and with one thread, in a fork; ``before`` may set traps there."""
     fork_server.preload()
-    from tutelage.app.job import execute
+    from tutelage.app.job import run_job
     from tutelage.config.compose import compose
 
     def work() -> int:
         before()
-        return execute(compose([*QUIET, f"paths.outputs={outputs}", *overrides]))
+        return run_job(compose([*QUIET, f"paths.outputs={outputs}", *overrides]))
 
     return call_in_fork(work)
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tutelage.data import UNKNOWN, Source
-from tutelage.data.source import Numbered
+from tutelage.data.source import IndexNames
 
 
 def make_source(labels: np.ndarray, test: int, unlabelled: int) -> Source:
@@ -19,5 +19,5 @@ def make_source(labels: np.ndarray, test: int, unlabelled: int) -> Source:
         test=everything[count : count + test],
         val=everything[:0],
         unlabelled=everything[count + test :],
-        names=Numbered(len(everything)),
+        names=IndexNames(len(everything)),
     )

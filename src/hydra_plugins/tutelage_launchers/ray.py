@@ -41,12 +41,12 @@ class RayLauncher(Launcher):
         import ray
         from hydra.core.singleton import Singleton
 
-        from tutelage.app.workers import handed_on
+        from tutelage.app.workers import forward_signals
         from tutelage.errors import BY_SIGNAL
 
         ray.init(**self.init)
         try:
-            with handed_on() as signals:  # replaces Ray's own handlers, which end the jobs at once
+            with forward_signals() as signals:  # replaces Ray's own handlers, which end the jobs at once
                 run_remotely = ray.remote(max_retries=0, max_calls=1, **self.remote)(_run_job)
                 hydra_state = (self.hydra_context, self.task_function, self.config, Singleton.get_state())
                 shared_state = ray.put((*hydra_state, *_read_process_state()))

@@ -62,11 +62,13 @@ class GridSweeper(Sweeper):
             jobs: their overrides; equal ones are one job.
             shortened: whether their schedules are shortened.
         """
-        from tutelage.app.sweep import settle
+        from tutelage.app.sweep import record_if_complete
 
         self.folder.add_jobs(jobs, shortened)
         unfinished = [
-            job for job in dict.fromkeys(jobs) if not settle(partial(self.compose_job, job), job, self.folder)
+            job
+            for job in dict.fromkeys(jobs)
+            if not record_if_complete(partial(self.compose_job, job), job, self.folder)
         ]
         if unfinished:
             self._launch(unfinished)
@@ -92,7 +94,7 @@ class GridSweeper(Sweeper):
         Raises:
             Stopped: a signal stopped the workers.
         """
-        from tutelage.app.workers import WITH_WORKERS, handed_on
+        from tutelage.app.workers import WITH_WORKERS, forward_signals
         from tutelage.runs.cluster.signals import Stopped
         from tutelage.sweeps.folder import Outcome
 
@@ -100,7 +102,7 @@ class GridSweeper(Sweeper):
         has_workers = self.shared_config.hydra.runtime.choices["hydra/launcher"] in WITH_WORKERS
         no_signals: AbstractContextManager[list[int]] = nullcontext([])
         reason = ""
-        with handed_on(self.folder.request_stop) if has_workers else no_signals as signals:
+        with forward_signals(self.folder.request_stop) if has_workers else no_signals as signals:
             try:
                 self.launcher.launch(jobs, initial_job_idx=first)
             except Exception as error:  # also where a worker died: the launcher ends the others with it

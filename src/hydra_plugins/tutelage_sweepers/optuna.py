@@ -82,7 +82,7 @@ class OptunaSweeper(GridSweeper):
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
-        from tutelage.app.job import place_of
+        from tutelage.app.job import locate_run
         from tutelage.config import MINIMIZED_OBJECTIVES
 
         file = self.folder.path / JOURNAL
@@ -92,7 +92,7 @@ class OptunaSweeper(GridSweeper):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = optuna.create_study(
-                study_name=place_of(first_job)[0].path.name,
+                study_name=locate_run(first_job)[0].path.name,
                 storage=JournalStorage(JournalFileBackend(str(file))),
                 direction="minimize" if self.settings.objective in MINIMIZED_OBJECTIVES else "maximize",
                 load_if_exists=True,

@@ -112,9 +112,10 @@ def _wait(processes: Sequence["subprocess.Popen[str]"]) -> int:
     code = 0 if failed is None else codes[failed]
     if code >= 0:
         return code
+    name = signal.Signals(-code).name
     print(
-        f"tutelage: process {failed} of {len(codes)} was ended by {signal.Signals(-code).name}, and the others with it: the "
-        "same command goes on from the last checkpoint",
+        f"tutelage: process {failed} of {len(codes)} was ended by {name}, and the others with it: "
+        "the same command goes on from the last checkpoint",
         file=sys.stderr,
     )
     return BY_SIGNAL - code

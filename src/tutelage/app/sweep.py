@@ -1,4 +1,4 @@
-"""A sweep: its jobs are run by Hydra's launchers, then their results are compared."""
+"""A sweep: Hydra's launchers run its jobs, then their results are compared."""
 
 import functools
 import gc
@@ -13,8 +13,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.app.job import as_typed, execute, place_of
-from tutelage.app.workers import WITH_WORKERS, worker
+from tutelage.app.job import command_line, locate_run, run_job
+from tutelage.app.workers import WITH_WORKERS, current_worker
 from tutelage.errors import BY_SIGNAL, UserError, complain
 from tutelage.process_group import read_world
 from tutelage.sweeps.overrides import may_be_sweep
@@ -25,16 +25,16 @@ if TYPE_CHECKING:  # at run time they are imported when they are needed
     from tutelage.runs import RunFolder
     from tutelage.sweeps.folder import Outcome, SweepFolder
 
-# Launchers' packages bring a schema under the name that ours have; workers compose, and would warn, too.
+# Launchers' packages register a schema under the name of our config; workers compose too, and would warn.
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 
-FAILED = 1  # exit code of a job that ended by an error that is no user's
-ORDERED = {BY_SIGNAL + order for order in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}  # a run's that was stopped
-PATIENCE, LOOK = 120.0, 1.0  # seconds that a run is waited for which a sweep before still ends; between two looks
+FAILED = 1  # exit code of a job that ended by an error that is not the user's
+STOPPED = {BY_SIGNAL + number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}  # exit codes
+LOCK_SECONDS, POLL_SECONDS = 120.0, 1.0  # to wait for a run that an earlier sweep still saves; between two looks
 
 
-def sweep(overrides: Sequence[str], folders: Sequence[str]) -> int:
-    """Run what is missing of a sweep, compare the results of all its jobs, and return 1 if any failed.
+def run_sweep(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
+    """Run the unfinished jobs of a sweep, compare the results of all jobs, and return 1 if any failed.
 
     A job that fails does not keep the others from running; a signal ends the sweep, and is the exit code.
 
@@ -48,33 +48,37 @@ def sweep(overrides: Sequence[str], folders: Sequence[str]) -> int:
     from tutelage.sweeps.folder import SweepFolder
     from tutelage.sweeps.overrides import add_default_sweeper
 
-    command = as_typed(["-m", *_flags(folders), *overrides])
-    overrides = add_default_sweeper(overrides, folders)
-    plan = check_sweep_command(overrides, folders)
-    folder = SweepFolder(plan.path)
-    with hold_lock(folder.lock_file, f"sweep {plan.path}"):
+    command = command_line(["-m", *_config_dir_flags(config_dirs), *overrides])
+    overrides = add_default_sweeper(overrides, config_dirs)
+    spec = check_sweep_command(overrides, config_dirs)
+    folder = SweepFolder(spec.path)
+    with hold_lock(folder.lock_file, f"sweep {spec.path}"):
         folder.begin(command)
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come to us, rather than end the process
-        # What an experiment sweeps over stands in the overrides; Hydra must not add it again.
-        of_hydra = [*search_path_override(folders), "hydra.sweeper.params=null", f"hydra.sweep.subdir={plan.path.name}"]
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach this code; Hydra would end the process
+        # The overrides hold what an experiment sweeps over; Hydra must not add it again.
+        hydra_overrides = [
+            *search_path_override(config_dirs),
+            "hydra.sweeper.params=null",
+            f"hydra.sweep.subdir={spec.path.name}",
+        ]
         if signal.getsignal(SAVE) == signal.SIG_DFL:
             signal.signal(SAVE, signal.SIG_IGN)  # between two jobs there is nothing to save
         try:
-            _by_hydra(job, ["--multirun", *overrides, *of_hydra])
+            _run_hydra(run_sweep_job, ["--multirun", *overrides, *hydra_overrides])
         except Stopped as stopped:
             print(f"{stopped}; the same command goes on from here", file=sys.stderr)
             return stopped.exit_code
         outcomes = folder.read_outcomes()
-    report_sweep(outcomes, command, plan.search)
+    report_sweep(outcomes, command, spec.search)
     codes = {outcome.code for outcome in outcomes}
-    return max(codes & ORDERED, default=int(any(codes)))
+    return max(codes & STOPPED, default=int(any(codes)))
 
 
-def job(composed: Any) -> None:
-    """Run one job of a sweep, in whatever process a launcher has for it; leaves a word on it, and raises nothing.
+def run_sweep_job(composed: Any) -> None:
+    """Run one job of a sweep, in the process that a launcher gives it; write its outcome, and raise nothing.
 
     Raises:
-        SystemExit: a signal stopped it, and no worker is left to run the others.
+        SystemExit: a signal stopped the job, and no worker is left to run the others.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -85,62 +89,63 @@ def job(composed: Any) -> None:
     defer_slurm_signals()
     hydra = HydraConfig.get()
     launcher = str(hydra.runtime.choices["hydra/launcher"])
-    folders = [str(place).removeprefix("file://") for place in hydra.searchpath]
-    task, sweep_folder = list(hydra.overrides.task), SweepFolder(Path(hydra.runtime.output_dir))
-    this = worker() if launcher in WITH_WORKERS else None
-    with this.at_work() if this else nullcontext(True) as may_begin:
-        if not may_begin or sweep_folder.is_stopped:
+    flags = _config_dir_flags([str(path).removeprefix("file://") for path in hydra.searchpath])
+    overrides, folder = list(hydra.overrides.task), SweepFolder(Path(hydra.runtime.output_dir))
+    worker = current_worker() if launcher in WITH_WORKERS else None
+    with worker.running_job() if worker else nullcontext(True) as may_begin:
+        if not may_begin or folder.is_stopped:
             return
-        beside_others = launcher in ONE_PROCESS_EACH
-        outcome = _done(
-            lambda: validate_config(composed), task, sweep_folder, _flags(folders), beside_others=beside_others
+        shares_cores = launcher in ONE_PROCESS_EACH
+        outcome = _run_and_record(
+            lambda: validate_config(composed), overrides, folder, flags, shares_cores=shares_cores
         )
         gc.collect()  # a run's images and network lie in cycles: they go before the next run's come
-    if this is None and outcome is not None and outcome.code in ORDERED:
+    if worker is None and outcome is not None and outcome.code in STOPPED:
         sys.exit(outcome.code)
 
 
-def settle(config: "Callable[[], Config]", task: Sequence[str], folder: "SweepFolder") -> bool:
-    """Leave a word on a job whose run is finished, or that no run belongs to; return whether it is one of these."""
-    return _done(config, task, folder, [], settled_only=True) is not None
+def record_if_complete(make_config: "Callable[[], Config]", overrides: Sequence[str], folder: "SweepFolder") -> bool:
+    """Write the outcome of a job that has nothing to do, finished or refused; return whether it is such a job."""
+    return _run_and_record(make_config, overrides, folder, [], only_if_complete=True) is not None
 
 
-def _done(
-    make: "Callable[[], Config]",
-    task: Sequence[str],
+def _run_and_record(
+    make_config: "Callable[[], Config]",
+    overrides: Sequence[str],
     folder: "SweepFolder",
     flags: Sequence[str],
-    settled_only: bool = False,
-    beside_others: bool = False,
+    only_if_complete: bool = False,
+    shares_cores: bool = False,
 ) -> "Outcome | None":
-    """Run a job and return what became of it; of a group of processes one writes it to the sweep's folder, too.
+    """Run a job and return its outcome; rank 0 writes it to the sweep's folder.
 
     Args:
-        make: gives the job's config.
-        task: the job's overrides.
+        make_config: returns the job's config.
+        overrides: the job's.
         folder: the sweep's.
-        flags: what beside the overrides it takes to type the job as a run of its own.
-        settled_only: leave a run that has something to do alone, and return None.
-        beside_others: there are other jobs on this machine, each with its share of the cores.
+        flags: flags that the job's command has beside its overrides.
+        only_if_complete: do not run a job that has something to do, and return None.
+        shares_cores: there are other jobs on this machine, each with its part of the cores.
     """
-    from tutelage.runs import is_done
+    from tutelage.runs import is_complete
     from tutelage.sweeps.folder import Outcome
 
-    path, reason, first = None, "", read_world().is_rank0
-    announce = functools.cache(lambda: print(folder.describe_job(task), flush=True) if first else None)
+    path, reason, is_rank0 = None, "", read_world().is_rank0
+    announce = functools.cache(lambda: print(folder.describe_job(overrides), flush=True) if is_rank0 else None)
     try:
-        config = make()
-        place = place_of(config)
-        path = place[0].path
-        if settled_only and not is_done(place[0], config):
+        config = make_config()
+        location = locate_run(config)
+        path = location.folder.path
+        if only_if_complete and not is_complete(location.folder, config):
             return None
         announce()
-        if first:
-            _wait_for(place[0], folder)
-        if beside_others:
-            config = _with_its_share(config, place[0])
-        code = execute(config, [*flags, *task, *_alone(task)], line_only=True, place=place)
-        reason = _told_of(code)
+        if is_rank0:
+            _wait_for_lock(location.folder, folder)
+        if shares_cores:
+            config = _with_worker_threads(config, location.folder)
+        arguments = [*flags, *overrides, *_single_run_override(overrides)]
+        code = run_job(config, arguments, one_line=True, location=location)
+        reason = _describe_exit_code(code)
     except UserError as error:
         announce()
         reason, code = str(error), complain(error)
@@ -148,33 +153,33 @@ def _done(
         announce()
         traceback.print_exc()
         reason, code = f"{type(error).__name__}: {error}".splitlines()[0], FAILED
-    outcome = Outcome(list(task), path, reason, code)
-    if first:
+    outcome = Outcome(list(overrides), path, reason, code)
+    if is_rank0:
         folder.write_outcome(outcome)
     return outcome
 
 
-def _told_of(code: int) -> str:
+def _describe_exit_code(code: int) -> str:
     """Return an exit code in words; nothing for 0."""
     number = code - BY_SIGNAL
     if number in signal.valid_signals():
-        return f"{'stopped' if code in ORDERED else 'ended'} by {signal.Signals(number).name}"
+        return f"{'stopped' if code in STOPPED else 'ended'} by {signal.Signals(number).name}"
     return f"ended with code {code}" if code else ""
 
 
-def _wait_for(run: "RunFolder", sweep: "SweepFolder") -> None:
-    """Wait for a process that still saves a run: one that a sweep began which was killed."""
+def _wait_for_lock(run: "RunFolder", sweep: "SweepFolder") -> None:
+    """Wait for a process that still saves a run: a job of an earlier sweep that was killed."""
     from tutelage.storage import is_held
 
     if is_held(run.lock_file):
-        print(f"  another process holds this run: waiting for it, {PATIENCE:.0f} s at most", flush=True)
-    until = time.monotonic() + PATIENCE
+        print(f"  another process holds this run: waiting for it, {LOCK_SECONDS:.0f} s at most", flush=True)
+    until = time.monotonic() + LOCK_SECONDS
     while is_held(run.lock_file) and time.monotonic() < until and not sweep.is_stopped:
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
 
 
-def _with_its_share(config: "Config", folder: "RunFolder") -> "Config":
-    """Return the config of a run that begins with as many threads as the launcher's worker was given."""
+def _with_worker_threads(config: "Config", folder: "RunFolder") -> "Config":
+    """Return the config of a new run with as many threads as the launcher gave this worker."""
     from tutelage.runs import read_record
 
     threads = os.environ.get("OMP_NUM_THREADS", "")
@@ -184,35 +189,35 @@ def _with_its_share(config: "Config", folder: "RunFolder") -> "Config":
     return config.model_copy(update={"trainer": trainer})
 
 
-def _alone(task: Sequence[str]) -> list[str]:
-    """Return what it takes to type a job's overrides as one run, where what they name is itself a sweep."""
-    return ["hydra.mode=RUN"] if any(map(may_be_sweep, task)) else []
+def _single_run_override(overrides: Sequence[str]) -> list[str]:
+    """Return the override that makes one run of a job's overrides, where they name an experiment that is a sweep."""
+    return ["hydra.mode=RUN"] if any(map(may_be_sweep, overrides)) else []
 
 
-def _flags(folders: Sequence[str]) -> list[str]:
-    return [f"--config-dir={folder}" for folder in folders]
+def _config_dir_flags(config_dirs: Sequence[str]) -> list[str]:
+    return [f"--config-dir={folder}" for folder in config_dirs]
 
 
-def answer_by_hydra(arguments: Sequence[str]) -> int:
-    """Let Hydra answer its own flags; return the exit code."""
+def run_hydra_flags(arguments: Sequence[str]) -> int:
+    """Let Hydra handle a command with flags of its own; return the exit code."""
     codes = [0]
 
-    def alone(composed: Any) -> None:
+    def run_single(composed: Any) -> None:
         from hydra.core.hydra_config import HydraConfig
 
         from tutelage.config.compose import validate_config
 
         try:
-            codes.append(execute(validate_config(composed), list(HydraConfig.get().overrides.task)))
+            codes.append(run_job(validate_config(composed), list(HydraConfig.get().overrides.task)))
         except UserError as error:
             codes.append(complain(error))
 
-    _by_hydra(alone, arguments)
+    _run_hydra(run_single, arguments)
     return max(codes)
 
 
-def _by_hydra(task: Callable[[Any], None], arguments: Sequence[str]) -> None:
-    """Let Hydra do what the arguments say."""
+def _run_hydra(task: Callable[[Any], None], arguments: Sequence[str]) -> None:
+    """Run Hydra's main function with some command-line arguments."""
     import hydra
 
     from tutelage.config.options import conf_dir

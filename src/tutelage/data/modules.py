@@ -37,7 +37,7 @@ from tutelage.data.loading.batches import (
     ignore_signals,
 )
 from tutelage.data.loading.prefetch import PrefetchLoader, map_tensors
-from tutelage.data.loading.shared_memory import cores
+from tutelage.data.loading.shared_memory import count_cores
 from tutelage.data.source import Images, Source, WholeImages, is_ready
 from tutelage.data.splits import Splits, split
 
@@ -191,7 +191,7 @@ class ImageDataModule(pl.LightningDataModule):
             return self.config.num_workers
         if is_ready(self.images) and self.runtime.device.type == "cpu":
             return 0
-        return min(MOST_WORKERS, max(1, cores() // self.runtime.neighbours))
+        return min(MOST_WORKERS, max(1, count_cores() // self.runtime.neighbours))
 
     def _loader(self, dataset: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
         device = self.runtime.device

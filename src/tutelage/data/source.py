@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from tutelage.data.loading.shared_memory import Shared
+from tutelage.data.loading.shared_memory import SharedArray
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class WholeImages:
     """An array of uint8 images (N, H, W, C) at evaluation size, in memory or memory-mapped."""
 
     def __init__(self, array: np.ndarray) -> None:
-        self._shared = Shared(array)
+        self._shared = SharedArray(array)
 
     def __len__(self) -> int:
         return len(self._shared.array)
@@ -138,7 +138,7 @@ class ArrayImages:
     """
 
     def __init__(self, arrays: Sequence[np.ndarray], image_size: int, channels: int) -> None:
-        self._arrays = [Shared(array) for array in arrays]
+        self._arrays = [SharedArray(array) for array in arrays]
         self._starts = np.cumsum([0, *map(len, arrays)])
         self._size = image_size
         self._channels = channels

@@ -14,7 +14,7 @@ import torch
 
 from tutelage.augmentation import Mixing, Picture, Pipeline, draw_mixing, mix_batch
 from tutelage.config import AugmentationConfig, Config
-from tutelage.data import ImageDataModule, Stream, StreamSampler, data_module
+from tutelage.data import DataRuntime, ImageDataModule, Stream, StreamSampler, data_module
 from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.randomness import Key
 from tutelage.strategies import TrainStage, stages
@@ -77,8 +77,7 @@ def build_scene(config: Config, on_progress: OnProgress = ignore_progress) -> Sc
     Raises:
         UserError: the data is missing, or the pipeline does not fit it.
     """
-    data = data_module(config.data)
-    data.tell = on_progress
+    data = data_module(config.data, DataRuntime(on_progress=on_progress))
     augmentation = config.augmentation
     pipeline = Pipeline(augmentation.transforms, Key(0, "check"), augmentation.strong)
     first = next(stage for stage in stages(config, data.source, data.splits) if isinstance(stage, TrainStage))

@@ -18,8 +18,8 @@ from tutelage.config import DataConfig
 from tutelage.data import data_module
 from tutelage.explain.receptive_field_tracker import ReceptiveFieldTracker
 from tutelage.models import ImageClassifier, make_classifier
-from tutelage.runs.context import spec_of
-from tutelage.runs.cost import size_of
+from tutelage.runs.context import make_image_spec
+from tutelage.runs.network_size import measure_network
 
 HEADER = ("layer", "kind", "output", "sees", "stride", "multiply-adds", "parameters")
 TEXT_COLUMNS = 2  # the other columns hold numbers
@@ -73,8 +73,8 @@ def build_meta_network(
     Raises:
         UserError: the network cannot be built or does not take images of this size, or the data is missing.
     """
-    spec = spec_of(data, data_module(data).classes if classes is None else classes)
-    size_of(model, spec)
+    spec = make_image_spec(data, data_module(data).classes if classes is None else classes)
+    measure_network(model, spec)
     with torch.device("meta"):
         return make_classifier(model, spec)
 

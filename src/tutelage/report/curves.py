@@ -10,8 +10,6 @@ from tutelage.runs import RunFolder
 from tutelage.storage import write_json
 from tutelage.terminal.table import print_uncut
 
-DESCRIPTION_KEY = "told"  # of ``Curve.description`` in the stored file
-
 
 @dataclass(frozen=True)
 class Curve:
@@ -56,15 +54,14 @@ def read_curves(folder: RunFolder) -> list[Curve]:
 
 def write_curve(folder: RunFolder, curve: Curve) -> None:
     """Store a curve in its run's folder; the file is written whole or not at all."""
-    content = {DESCRIPTION_KEY if name == "description" else name: value for name, value in asdict(curve).items()}
-    write_json(_curve_file(folder, curve.shift), content)
+    write_json(_curve_file(folder, curve.shift), asdict(curve))
 
 
 def read_curve(folder: RunFolder, shift: Shift) -> Curve | None:
     """Return the stored curve of a shift; None if there is none or it cannot be read."""
     try:
         content = json.loads(_curve_file(folder, shift).read_text())
-        return Curve(description=content.pop(DESCRIPTION_KEY), **content)
+        return Curve(**content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tutelage.runs import train_entries
+
 CONFIDENCE_LEVEL = 0.95
 RESAMPLES = 10_000
 MIN_RUNS = 2  # fewer have no spread
@@ -59,10 +61,10 @@ def collect_accuracies(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[s
     Networks and metrics that not all runs have are left out; the order of the stages is kept.
     """
     accuracies: dict[str, dict[str, np.ndarray]] = {}
-    for entry in records[0]["stages"]:
+    for entry in train_entries(records[0]):
         name = entry["name"]
         entries = [next((e for e in record["stages"] if e["name"] == name), None) for record in records]
-        if entry["kind"] != "fit" or None in entries:
+        if None in entries:
             continue
         results = [e["result"] for e in entries if e is not None]
         keys = [key for key in results[0] if ACCURACY_KEYS.fullmatch(key) and all(key in result for result in results)]

@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tutelage.errors import UserError
 from tutelage.report.gains import TEST_ACCURACY
-from tutelage.runs import FINISHED, RunFolder, last_fit, read_record
+from tutelage.runs import FINISHED, RunFolder, inspect_run, main_stage
 from tutelage.sweeps.folder import Outcome
 
 SEED = "seed"
@@ -41,8 +40,8 @@ class Job:
 
     @property
     def network(self) -> Mapping[str, Any]:
-        """The entry in ``run.json`` of the run's final network (see ``last_fit``)."""
-        name = last_fit(self.record)
+        """The entry in ``run.json`` of the run's final network (see ``main_stage``)."""
+        name = main_stage(self.record)
         return next(entry for entry in self.record["stages"] if entry["name"] == name)
 
 
@@ -75,7 +74,7 @@ def _read_training_seconds(job: Job) -> float:
 
 
 def _read_milliseconds_per_image(job: Job) -> float | None:
-    seconds, images = job.network.get("answer_seconds"), job.record.get("data", {}).get("test")
+    seconds, images = job.network.get("test_seconds"), job.record.get("data", {}).get("test")
     return KILO * seconds / images if seconds and images else None
 
 
@@ -115,11 +114,10 @@ def read_finished_jobs(outcomes: Sequence[Outcome], tested: bool = True) -> tupl
 
 def _read_finished_record(outcome: Outcome) -> dict[str, Any] | None:
     """Return the record of a job's run; None unless the run is finished and its record can be read."""
-    try:
-        record = None if outcome.path is None else read_record(RunFolder(outcome.path))
-    except UserError:
+    if outcome.path is None:
         return None
-    return record if record is not None and record["status"] == FINISHED else None
+    state = inspect_run(RunFolder(outcome.path))
+    return dict(state.record) if state.status == FINISHED else None
 
 
 def _without_test(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +125,7 @@ def _without_test(record: Mapping[str, Any]) -> dict[str, Any]:
 
     def strip(entry: Mapping[str, Any]) -> dict[str, Any]:
         result = {key: value for key, value in entry["result"].items() if not key.startswith("test")}
-        return {**entry, "result": result, "answer_seconds": None}
+        return {**entry, "result": result, "test_seconds": None}
 
     return {**strip(record), "stages": [strip(stage) for stage in record["stages"]]}
 

@@ -11,7 +11,7 @@ from tutelage.data import ROUND, TABLE, UNKNOWN, ImageDataModule
 from tutelage.report import page, pictures, round_pictures
 from tutelage.report.gains import TEST_ACCURACY
 from tutelage.report.round_pictures import Trace
-from tutelage.runs import RunFolder
+from tutelage.runs import PSEUDO_LABEL, RunFolder
 
 SAMPLES, COLUMNS = 24, 8
 VALIDATION, AGREEMENT = "val/accuracy", "train/agreement"
@@ -42,7 +42,7 @@ def draw_rounds(
         folders: the folder of each stage.
         data: the dataset with the pool's images.
     """
-    label_stages = [entry["name"] for entry in record["stages"] if entry["kind"] == "label"]
+    label_stages = [entry["name"] for entry in record["stages"] if entry["kind"] == PSEUDO_LABEL]
     if not label_stages:
         return []
     summaries = {
@@ -100,7 +100,7 @@ def collect_traces(record: Mapping[str, Any]) -> tuple[list[str], list[Trace]]:
     pool_result: Mapping[str, float] = {}
     for entry in record["stages"]:
         result = entry["result"]
-        if entry["kind"] == "label":
+        if entry["kind"] == PSEUDO_LABEL:
             pool_result = result
         elif not entry["control"]:
             accuracies = (result.get(TEST_ACCURACY), result.get(VALIDATION))

@@ -16,7 +16,15 @@ from tutelage.randomness import Key
 from tutelage.report import page, pictures
 from tutelage.report.curves import Curve, read_curves
 from tutelage.report.rounds import draw_rounds
-from tutelage.runs import RunFolder, last_fit, read_record, stage_folders, stored_config, trained
+from tutelage.runs import (
+    RunFolder,
+    main_stage,
+    open_tested_run,
+    read_config,
+    stage_folders,
+    train_entries,
+    weights_files,
+)
 from tutelage.terminal.table import build_header, build_notes, build_rows
 
 ORIGINALS, VIEWS = 5, 7
@@ -35,12 +43,11 @@ def write_report(folder: RunFolder, config: Config | None = None) -> None:
         folder: the run's folder.
         config: the run's config, if the caller has it (its data may be at another path now); by default the stored one.
     """
-    record = read_record(folder)
-    assert record is not None  # noqa: S101 - the caller has seen the record
-    config = config or stored_config(folder)
+    _, record = open_tested_run(str(folder.path))
+    config = config or read_config(folder)
     data = data_module(config.data)
     entries, folders = record["stages"], stage_folders(folder, record)
-    network = load_classifier(trained(folder, record)[last_fit(record)])
+    network = load_classifier(weights_files(folder, record)[main_stage(record)])
     classes = network.spec.classes
     shown = [_draw_confusion(folder, record, folders, classes)]
     if any(entry.get("steps") for entry in entries):  # a network without steps stored its images unaugmented
@@ -57,10 +64,9 @@ def write_report(folder: RunFolder, config: Config | None = None) -> None:
 
 def _draw_curves(folder: RunFolder, record: Mapping[str, Any], folders: Mapping[str, RunFolder]) -> page.Picture:
     tables = {}
-    for entry in record["stages"]:
-        if entry["kind"] == "fit":
-            with folders[entry["name"]].metrics_file.open() as file:
-                tables[entry["name"]] = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    for entry in train_entries(record):
+        with folders[entry["name"]].metrics_file.open() as file:
+            tables[entry["name"]] = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     figure = pictures.draw_learning_curves(tables)
     return page.save_picture(folder.report / "curves.png", figure, "Learning curves", CURVES_CAPTION)
 
@@ -68,9 +74,9 @@ def _draw_curves(folder: RunFolder, record: Mapping[str, Any], folders: Mapping[
 def _draw_confusion(
     folder: RunFolder, record: Mapping[str, Any], folders: Mapping[str, RunFolder], classes: Sequence[str]
 ) -> page.Picture:
-    name = last_fit(record)
+    name = main_stage(record)
     predictions = _read_predictions(folders[name])
-    figure = pictures.draw_confusion_matrix(confusion(predictions), classes)
+    figure = pictures.draw_confusion_matrix(compute_confusion_matrix(predictions), classes)
     caption = (
         f"Number of test images by true class (rows) and class predicted by {name} (columns), of "
         f"{len(predictions.labels):,} images. The diagonal is correct; a darker cell is a larger share of its row."
@@ -80,9 +86,9 @@ def _draw_confusion(
 
 def _find_augmented_stage(config: Config, record: Mapping[str, Any]) -> str:
     """Return the last stage that trained the final network on augmented images."""
-    last = last_fit(record)
+    last = main_stage(record)
     if isinstance(config.strategy, NoisyStudentConfig) and config.strategy.finetune is not None:
-        return next(str(entry.get("after", last)) for entry in record["stages"] if entry["name"] == last)
+        return next(str(entry.get("starts_from", last)) for entry in record["stages"] if entry["name"] == last)
     return last
 
 
@@ -130,7 +136,7 @@ def _draw_mistakes(
     classes: Sequence[str],
 ) -> list[page.Picture]:
     """Return the wrongly predicted test images with the highest confidence; none if no prediction is wrong."""
-    name, source = last_fit(record), data.source
+    name, source = main_stage(record), data.source
     predictions = _read_predictions(folders[name])
     labels = predictions.labels
     predicted = predictions.probabilities.argmax(axis=1)
@@ -157,7 +163,7 @@ def _read_predictions(folder: RunFolder) -> Predictions:
 
 
 def _render_body(record: Mapping[str, Any], shown: Sequence[page.Picture]) -> str:
-    final = last_fit(record)
+    final = main_stage(record)
     metrics = "".join(
         f"<tr><td>{html.escape(name)}</td><td></td><td>{value:.4f}</td></tr>"
         for name, value in record["result"].items()

@@ -44,7 +44,7 @@ def rank_groups(keys: Sequence[str], jobs: Sequence[Job], objective: str) -> lis
     """
 
     def sort_key(members: Sequence[Job]) -> tuple[bool, float]:
-        value = average_objective(members, objective) * (1 if objective in FALLING else -1)
+        value = average_objective(members, objective) * (1 if objective in MINIMIZED_OBJECTIVES else -1)
         is_incomplete = any(job.get_result(objective) is None for job in members)
         return is_incomplete, math.inf if math.isnan(value) else value
 

@@ -12,7 +12,7 @@ from tutelage.data import ImageDataModule, data_module
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, load_classifier, task_logits
 from tutelage.report.curves import Curve, read_curve, write_curve
-from tutelage.runs import RunFolder, trained
+from tutelage.runs import RunFolder, train_entries, weights_files
 
 PIXEL_MAX = 255
 
@@ -64,7 +64,7 @@ def measure_curve(folder: RunFolder, record: Mapping[str, Any], data: ImageDataM
     Raises:
         UserError: the data has changed since the run.
     """
-    weights = {entry["name"]: entry["weights_sha256"] for entry in record["stages"] if entry["kind"] == "fit"}
+    weights = {entry["name"]: entry["weights_sha256"] for entry in train_entries(record)}
     stored = read_curve(folder, shift)
     if stored is not None and stored.weights == weights and list(stored.strengths) == list(STRENGTHS[shift]):
         return stored
@@ -76,7 +76,7 @@ def measure_curve(folder: RunFolder, record: Mapping[str, Any], data: ImageDataM
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     accuracy = {
         name: _measure_accuracies(load_classifier(file).eval().to(device), data, shift)
-        for name, file in trained(folder, record).items()
+        for name, file in weights_files(folder, record).items()
     }
     curve = Curve(shift, DESCRIPTIONS[shift], STRENGTHS[shift], accuracy, len(data.splits.test), weights)
     write_curve(folder, curve)
@@ -90,7 +90,7 @@ def _measure_accuracies(network: ImageClassifier, data: ImageDataModule, shift: 
         data = data_module(data.config.model_copy(update={"image_size": size}))
     correct = np.zeros(len(strengths))
     with torch.inference_mode():
-        for batch in data.plain(data.splits.test):
+        for batch in data.eval_dataloader(data.splits.test):
             images, labels = batch.images.to(network.device), batch.labels.to(network.device)
             for i, strength in enumerate(strengths):
                 copies = shift_images(images, shift, strength)

@@ -2,6 +2,8 @@
 
 from tutelage.runs.folder import (
     FINISHED,
+    PSEUDO_LABEL,
+    TRAIN,
     RunFolder,
     is_tested,
     main_stage,
@@ -16,6 +18,8 @@ from tutelage.runs.integrity import Health, inspect_run, is_complete, open_finis
 
 __all__ = [
     "FINISHED",
+    "PSEUDO_LABEL",
+    "TRAIN",
     "Health",
     "RunFolder",
     "inspect_run",

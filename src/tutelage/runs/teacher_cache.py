@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutelage.data import (
     CLASSES,
@@ -33,7 +33,7 @@ from tutelage.data import (
     unpack_rows,
 )
 from tutelage.errors import UserError
-from tutelage.models import ImageClassifier, Teacher, weight_hash
+from tutelage.models import ImageClassifier, ImageSpec, Teacher, weight_hash
 from tutelage.randomness import Key
 from tutelage.runs.context import RunContext
 from tutelage.runs.identity import IDENTITY_VERSION
@@ -259,10 +259,11 @@ def _metadata(context: RunContext, stage: TrainStage, request: _Request) -> dict
 
 def _describe_networks(source: Teacher | ImageClassifier) -> list[dict[str, Any]]:
     """Return weights, architecture and image spec of the networks whose logits, or features, are cached."""
+    modules: list[tuple[nn.Module, ImageSpec]] = (
+        [(source.backbone, source.spec)] if isinstance(source, ImageClassifier) else []
+    )
     if isinstance(source, Teacher):
         modules = [(network, network.spec) for network in source.networks]
-    else:
-        modules = [(source.backbone, source.spec)]
     return [
         {"weights_sha256": weight_hash(module), "architecture": digest(str(module)), "spec": spec.to_dict()}
         for module, spec in modules

@@ -21,6 +21,10 @@ from tutelage.strategies.stage_builder import Length, StageBuilder, stage_length
 from tutelage.strategies.stages import NO_RESULTS, PseudoLabelStage, Results, Stage, TeacherSpec, TrainStage
 
 METRIC = "val/accuracy"  # a student gains where this is higher than its teacher's
+CONTROL_NOTE = (
+    "Control: the last student's network, augmentation and noise on the labels alone, "
+    "for as many steps as all other stages together."
+)
 
 
 class NoisyStudent(StudentModule):
@@ -109,7 +113,7 @@ class _RoundStages(StageBuilder):
 
     def round(self, number: int, teacher: TrainStage) -> tuple[Sequence[PseudoLabelStage], TrainStage]:
         """Return the stages of a round: the teacher labels the pool, unless it does so live, and a student learns."""
-        student_config = self.strategy.student(number)
+        student_config = self.strategy.student_of_round(number)
         labelled, batch_size = self.labelled, self.unlabelled_batch_size
         student = self.supervised_stage(
             f"student-{number}",
@@ -246,5 +250,5 @@ def stages(config: Config, source: Source, splits: Splits, results: Results = NO
     if strategy.control:
         trained = [stage for stage in listed if isinstance(stage, TrainStage)]
         length = Length(sum(stage.steps for stage in trained), best.epoch_steps)
-        listed.append(build.control(length, note="", model=best.model))
+        listed.append(build.control(length, note=CONTROL_NOTE, model=best.model))
     return listed

@@ -43,7 +43,7 @@ class StudentWithTeacher(StudentModule):
 
         The teacher's are the cached ones, where there are any.
         """
-        teacher_logits = self.teacher(batch.images) if batch.answers is None else batch.answers
+        teacher_logits = self.teacher(batch.images) if batch.cached is None else batch.cached
         features = self.student.features(batch.images)
         logits: Tensor = self.student.head(features)
         return logits, logits if self.second is None else self.second(features), teacher_logits

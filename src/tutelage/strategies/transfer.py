@@ -36,7 +36,7 @@ class HeadOnCachedFeatures(pl.LightningModule):
     def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss and accuracy on cached features (B, D)."""
         labelled = batch["labelled"]
-        logits = self.network.head(labelled.answers)
+        logits = self.network.head(labelled.cached)
         return {
             "loss": cross_entropy(logits, labelled.targets, self.network.class_weights),
             "accuracy": accuracy(logits.detach(), labelled.targets),

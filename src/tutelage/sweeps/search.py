@@ -94,10 +94,11 @@ def _check_launcher(hydra: Any, configs: Sequence[Config]) -> None:
     name = str(hydra.runtime.choices["hydra/launcher"])
     if any(find_spec(module) is None for module in LAUNCHER_MODULES.get(name, ())):
         raise UserError(f"hydra/launcher={name}: a package for it is not installed: pip install 'tutelage[{name}]'")
-    if read_world().size > 1:
+    world = read_world()
+    if world.size > 1:
         raise UserError(
-            f"a sweep is started by one process, not by {read_world().size} of {read_world().started_by}: type it without "
-            f"{read_world().started_by}; jobs with trainer.devices above 1 start their own processes, or "
+            f"a sweep is started by one process, not by {world.size} of {world.started_by}: type it without "
+            f"{world.started_by}; jobs with trainer.devices above 1 start their own processes, or "
             "hydra/launcher=slurm starts them"
         )
     trainer = next(

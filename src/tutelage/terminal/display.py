@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from tutelage.runs.observer import Observer, StageWork
+from tutelage.runs.observer import Observer, PartCost
 
 REDRAW_SECONDS = 0.2
 LINE_SECONDS = 15.0  # between two lines if stderr is no terminal
@@ -36,11 +36,11 @@ class Display(Observer):
         )
         self._status = self._console.status("loading PyTorch and the data")
         self._task = self._bar.add_task("starting", total=1.0, values="")
-        self._stages: Sequence[StageWork] = ()
-        self._stage_number = 0  # from 1; 0 before the first stage
-        self._stage_share = 0.0  # of the current stage that is done; negative before its first step
+        self._parts: Sequence[PartCost] = ()
+        self._part_number = 0  # from 1; 0 before the first part
+        self._part_fraction = 0.0  # of the current part that is done; negative before its first step
         self._measured_seconds = 0.0  # spent on the work that was done in this process
-        self._measured_work = 0.0
+        self._measured_cost = 0.0
         self._last_time = time.monotonic()
         self._last_draw = 0.0
 
@@ -49,9 +49,9 @@ class Display(Observer):
         if self._console.is_terminal:
             self._status.start()
 
-    def reading(self, what: str, share: float) -> None:
-        """Show what is being read, and the share that is done."""
-        line = f"{what}: {share:.0%}"
+    def reading(self, what: str, fraction: float) -> None:
+        """Show what is being read, and the fraction that is done."""
+        line = f"{what}: {fraction:.0%}"
         if self._console.is_terminal:
             self._status.update(line)
             self._status.start()
@@ -59,53 +59,53 @@ class Display(Observer):
             self._last_time = time.monotonic()
             self.say(line)
 
-    def begin(self, plan: Sequence[StageWork]) -> None:
-        """Show the bar; ``plan`` lists all stages of the run."""
+    def begin(self, parts: Sequence[PartCost]) -> None:
+        """Show the bar; ``parts`` lists all parts of the run's work."""
         self._status.stop()
-        self._stages = plan
+        self._parts = parts
         if self._console.is_terminal:
             self._bar.start()
 
-    def stage(self, number: int) -> None:
-        """Show that stage ``number`` (from 1) starts or goes on."""
-        self._stage_number, self._stage_share = number, -1.0
+    def part(self, number: int) -> None:
+        """Show that part ``number`` (from 1) starts or goes on."""
+        self._part_number, self._part_fraction = number, -1.0
         self._last_time, self._last_draw = time.monotonic(), 0.0
         self._draw({})
 
-    def progress(self, share: float, shown: Mapping[str, Any]) -> None:
-        """Draw the progress within the stage, at most a few times a second.
+    def progress(self, fraction: float, values: Mapping[str, Any]) -> None:
+        """Draw the progress within the part, at most a few times a second.
 
         Args:
-            share: how much of the stage is done, from 0 to 1.
-            shown: values to show by name; tensors among them are copied from their device only when drawn.
+            fraction: of the part that is done.
+            values: values to show by name; tensors among them are copied from their device only when drawn.
         """
         now = time.monotonic()
         min_seconds = REDRAW_SECONDS if self._console.is_terminal else LINE_SECONDS
-        if not self._stage_number:
+        if not self._part_number:
             return
-        if share < 1 and now - self._last_draw < min_seconds:
+        if fraction < 1 and now - self._last_draw < min_seconds:
             return
-        if self._stage_share >= 0:  # the first step shows where a resumed stage begins; before it nothing is measured
-            self._measured_work += (share - self._stage_share) * self._stages[self._stage_number - 1].work
+        if self._part_fraction >= 0:  # the first step shows where a resumed part begins; nothing was measured before
+            self._measured_cost += (fraction - self._part_fraction) * self._parts[self._part_number - 1].cost
             self._measured_seconds += now - self._last_time
-        self._stage_share, self._last_time, self._last_draw = share, now, now
-        self._draw(shown)
+        self._part_fraction, self._last_time, self._last_draw = fraction, now, now
+        self._draw(values)
 
     def _draw(self, values: Mapping[str, Any]) -> None:
-        stage = self._stages[self._stage_number - 1]
-        total = sum(stage.work for stage in self._stages)
-        finished = sum(stage.work for stage in self._stages[: self._stage_number - 1])
-        finished += max(0.0, self._stage_share) * stage.work
-        parts = [f"{name} {_format_value(value)}" for name, value in values.items() if name in VALUES]
-        if self._measured_seconds > MIN_MEASURED_SECONDS and self._measured_work > 0:
-            remaining = (total - finished) * self._measured_seconds / self._measured_work
-            parts.append(f"{_format_duration(remaining)} left")
-        description = f"stage {self._stage_number} of {len(self._stages)}: {stage.name}"
+        part = self._parts[self._part_number - 1]
+        total = sum(each.cost for each in self._parts)
+        finished = sum(each.cost for each in self._parts[: self._part_number - 1])
+        finished += max(0.0, self._part_fraction) * part.cost
+        texts = [f"{name} {_format_value(value)}" for name, value in values.items() if name in VALUES]
+        if self._measured_seconds > MIN_MEASURED_SECONDS and self._measured_cost > 0:
+            remaining = (total - finished) * self._measured_seconds / self._measured_cost
+            texts.append(f"{_format_duration(remaining)} left")
+        description = f"stage {self._part_number} of {len(self._parts)}: {part.name}"
         if self._console.is_terminal:
             completed = finished / total
-            self._bar.update(self._task, completed=completed, description=description, values="  ".join(parts))
+            self._bar.update(self._task, completed=completed, description=description, values="  ".join(texts))
         elif values:
-            line = "  ".join([description, *parts, f"run {finished / total:.0%} done"])
+            line = "  ".join([description, *texts, f"run {finished / total:.0%} done"])
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tutelage import __version__
-from tutelage.runs import is_tested, last_fit
-from tutelage.runs.folder import commit
+from tutelage.runs import PSEUDO_LABEL, is_tested, main_stage, train_entries
+from tutelage.runs.folder import git_commit
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,10 +20,6 @@ TASK, OTHER_TEST_SET = re.compile(r"test/(task)-(\d+)"), re.compile(r"test-(.+)/
 FORGETTING_HEADER = "forgets"
 NO_VALUE = "-"
 MAX_WIDTH = 1000  # characters
-OLD_CONTROL_NOTE = (  # of a noisy student's record that has no note of its own
-    "Control: the last student's network, augmentation and noise on the labels alone, "
-    "for as many steps as all other stages together."
-)
 TASKS_NOTE = (
     "task 1, task 2 ...: accuracy among the task's own classes, on its test images; forgets: points of accuracy lost "
     "on earlier tasks since each was learned, as a mean."
@@ -50,7 +46,7 @@ def build_rows(record: Mapping[str, Any], wide: bool = True) -> list[tuple[str, 
     pool_result: Mapping[str, Any] = {}  # of the pseudo-labels that the next student is trained on
     for entry in record["stages"]:
         result = entry["result"]
-        if entry["kind"] == "label":
+        if entry["kind"] == PSEUDO_LABEL:
             pool_result = result
             continue
         count = f"{pool_result['pool/kept']:,.0f}" if pool_result else NO_VALUE
@@ -83,7 +79,7 @@ def compute_forgetting(record: Mapping[str, Any], entry: Mapping[str, Any]) -> f
     history, stage = [], stages.get(entry["name"])  # accuracies by task, from the network back to the first stage
     while stage is not None:
         history.append(_task_accuracies(stage["result"]))
-        stage = stages.get(stage.get("after", ""))
+        stage = stages.get(stage.get("starts_from", ""))
     final = _task_accuracies(entry["result"])
     losses = []
     for task in sorted(final)[:-1]:  # a task of init_from has no such stage: it counts from the first one
@@ -98,7 +94,7 @@ def _task_accuracies(result: Mapping[str, float]) -> dict[int, float]:
 
 
 def _has_pseudo_labels(record: Mapping[str, Any]) -> bool:
-    return any(entry["kind"] == "label" for entry in record["stages"])
+    return any(entry["kind"] == PSEUDO_LABEL for entry in record["stages"])
 
 
 def _has_changes(record: Mapping[str, Any]) -> bool:
@@ -124,7 +120,7 @@ def build_notes(record: Mapping[str, Any], wide: bool = True) -> list[str]:
     left_out = record.get("data", {}).get("left_out", [])
     if left_out:
         lines.append(f"Data: unreadable files left out: {len(left_out):,} (run.json names them).")
-    label_entries = [entry for entry in record["stages"] if entry["kind"] == "label"]
+    label_entries = [entry for entry in record["stages"] if entry["kind"] == PSEUDO_LABEL]
     if label_entries:
         right = (
             "; right: the share of these labels that are correct" if "pool/right" in label_entries[0]["result"] else ""
@@ -138,9 +134,8 @@ def build_notes(record: Mapping[str, Any], wide: bool = True) -> list[str]:
         test = "" if test_images is None else f" Test: {test_images:,} images."
     lines.append(_describe_validation(record) + test)
     lines += [TASKS_NOTE] if _has_tasks(record) else []
-    fits = [entry for entry in record["stages"] if entry["kind"] == "fit"]
-    lines += dict.fromkeys(e.get("told") or OLD_CONTROL_NOTE for e in fits if e["control"] or e.get("told"))
-    recorded, current = (record["version"], record["git"]), (__version__, commit())
+    lines += dict.fromkeys(entry["note"] for entry in train_entries(record) if "note" in entry)
+    recorded, current = (record["version"], record["git"]), (__version__, git_commit())
     if recorded != current:
         lines.append(f"Made by version {_format_version(*recorded)} of the code; this is {_format_version(*current)}.")
     return lines
@@ -148,7 +143,7 @@ def build_notes(record: Mapping[str, Any], wide: bool = True) -> list[str]:
 
 def _describe_validation(record: Mapping[str, Any]) -> str:
     """Return which images validated the run, and which weights were kept."""
-    first = next(entry for entry in record["stages"] if entry["kind"] == "fit")
+    first = train_entries(record)[0]
     images = first["validation_images"]
     text = {
         "none": "No validation: all labels are trained on, the schedule is fixed, the final weights are kept.",
@@ -178,7 +173,7 @@ def _build_table(record: Mapping[str, Any], wide: bool) -> "Table":
     for number, name in enumerate(build_header(record, wide)):
         table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)  # noqa: PLR2004 - two texts
     for row in build_rows(record, wide):
-        table.add_row(*row, style="bold" if row[0] == last_fit(record) else None)
+        table.add_row(*row, style="bold" if row[0] == main_stage(record) else None)
     return table
 
 

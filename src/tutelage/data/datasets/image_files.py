@@ -26,7 +26,7 @@ from tutelage.data.files.listing import (
 )
 from tutelage.data.files.packing import pack_images
 from tutelage.data.files.scan import find_unreadable, raise_for_unreadable
-from tutelage.data.loading.shared_memory import Texts
+from tutelage.data.loading.shared_memory import SharedTexts
 from tutelage.data.shards.images import ShardImages, ShardNames
 from tutelage.data.shards.index import Pool, index_shards
 from tutelage.data.shards.pools import find_shards
@@ -56,7 +56,7 @@ class FileImages:
     """Image files, each read when it is used."""
 
     def __init__(self, paths: Sequence[str], config: DataConfig) -> None:
-        self._paths = Texts(paths)
+        self._paths = SharedTexts(paths)
         self._config = config
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
         test=test,
         val=indices["val"],
         unlabelled=indices[UNLABELLED],
-        names=Texts(entry.name for entry in entries),
+        names=SharedTexts(entry.name for entry in entries),
         left_out=left_out,
         notes=listing.notes,
         further_tests={

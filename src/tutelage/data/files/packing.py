@@ -15,7 +15,7 @@ import numpy as np
 from tutelage import __version__
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import OnProgress, cache_folder, format_size, hold_lock, ignore_progress
-from tutelage.data.loading.shared_memory import cores
+from tutelage.data.loading.shared_memory import count_cores
 from tutelage.data.source import Images
 from tutelage.errors import UserError
 from tutelage.storage import TRAILER_LENGTH, digest, is_sound, remove_partials, write_checked, write_json
@@ -101,7 +101,7 @@ def _record_checked(file: Path) -> None:
 def _write_pack(file: Path, images: Images, size: int, config: DataConfig, on_progress: OnProgress) -> None:
     """Write the pack of all images."""
     count = len(images)
-    threads = cores() if config.num_workers == "auto" else config.num_workers or 1
+    threads = count_cores() if config.num_workers == "auto" else config.num_workers or 1
 
     def decode_images(numbers: range) -> np.ndarray:
         return np.stack([images[number] for number in numbers])

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.datasets.download import OnProgress, cache_folder
-from tutelage.data.loading.shared_memory import cores
+from tutelage.data.loading.shared_memory import count_cores
 from tutelage.errors import UserError
 from tutelage.storage import digest, write_whole
 
@@ -98,7 +98,7 @@ def _check_in_threads(
         return [check(number) for number in task]
 
     tasks = [numbers[start : start + IMAGES_A_TASK] for start in range(0, len(numbers), IMAGES_A_TASK)]
-    executor = ThreadPoolExecutor(cores())
+    executor = ThreadPoolExecutor(count_cores())
     try:
         task_of_future = {executor.submit(check_task, task): task for task in tasks}
         for future in as_completed(task_of_future):

@@ -20,10 +20,10 @@ from torch.utils.data import Dataset, Sampler
 from tutelage.augmentation import Mixing, Pipeline, draw_mixing, mix_batch
 from tutelage.config import MixConfig
 from tutelage.data.cached_logits import CachedLogits
-from tutelage.data.loading.shared_memory import Shared
+from tutelage.data.loading.shared_memory import SharedArray
 from tutelage.data.loading.streams import SampleIndices, Stream, StreamSampler
 from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH
-from tutelage.data.source import UNKNOWN, Images, stack_images, is_ready
+from tutelage.data.source import UNKNOWN, Images, is_ready, stack_images
 from tutelage.randomness import Key
 
 TWIN = "twin"  # suffix of a stream's name in the key of its second draws
@@ -273,8 +273,8 @@ class EvalDataset(Dataset[EvalBatch]):
 
     def __init__(self, images: Images, labels: np.ndarray, indices: np.ndarray, counted: int | None = None) -> None:
         self._images = images
-        self._labels = Shared(labels)
-        self._indices = Shared(indices)
+        self._labels = SharedArray(labels)
+        self._indices = SharedArray(indices)
         self._counted = len(indices) if counted is None else counted
 
     def __len__(self) -> int:

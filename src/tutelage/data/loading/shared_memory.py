@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 
-def cores() -> int:
+def count_cores() -> int:
     """Return how many cores this process may use, by its affinity and the quota of its container."""
     import joblib
 
     return int(joblib.cpu_count())
 
 
-class Shared:
+class SharedArray:
     """An array that processes share.
 
     A worker that is forked has it from its parent. One that is started anew (spawn, forkserver) is sent a handle: the
@@ -64,7 +64,7 @@ def _mapped(
     return np.ndarray(tuple(shape), dtype, buffer=whole.data, offset=place, strides=tuple(strides))
 
 
-class Texts(Sequence[str]):
+class SharedTexts(Sequence[str]):
     """Many texts in one piece of memory.
 
     Reading an element of a list writes to it (it counts who refers to it), so that each worker ends with a list of its
@@ -73,8 +73,8 @@ class Texts(Sequence[str]):
 
     def __init__(self, texts: Iterable[str]) -> None:
         encoded = [text.encode(errors="surrogateescape") for text in texts]
-        self._bytes = Shared(np.frombuffer(b"".join(encoded), dtype=np.uint8))
-        self._ends = Shared(np.cumsum([0, *map(len, encoded)]))
+        self._bytes = SharedArray(np.frombuffer(b"".join(encoded), dtype=np.uint8))
+        self._ends = SharedArray(np.cumsum([0, *map(len, encoded)]))
 
     def __len__(self) -> int:
         return len(self._ends.array) - 1

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tutelage.data.loading.shared_memory import Shared
+from tutelage.data.loading.shared_memory import SharedArray
 from tutelage.randomness import Key, splitmix64_finalize
 
 CHUNK = 1 << 16  # entries whose order is made at once; longer passes are made in chunks
@@ -65,7 +65,7 @@ class Stream:
 
     def __getstate__(self) -> dict[str, Any]:
         arrays = {name: value for name in ARRAYS if isinstance(value := getattr(self, name), np.ndarray)}
-        shared = self.__dict__.setdefault("_shared", {name: Shared(value) for name, value in arrays.items()})
+        shared = self.__dict__.setdefault("_shared", {name: SharedArray(value) for name, value in arrays.items()})
         return {**{name: value for name, value in self.__dict__.items() if name not in shared}, "_shared": shared}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

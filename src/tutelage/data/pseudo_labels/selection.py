@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.data.loading.shared_memory import Shared
+from tutelage.data.loading.shared_memory import SharedArray
 from tutelage.data.pseudo_labels.labels import Labels
 
 CHUNK_SIZE = 1 << 20  # entries that are processed at once, so that intermediate arrays stay small
@@ -44,7 +44,7 @@ class Targets:
     ndim = 2
 
     def __init__(self, labels: Labels, entries: np.ndarray, rules: Rules) -> None:
-        self._labels, self._entries, self._rules = labels.without_summary(), Shared(entries), rules
+        self._labels, self._entries, self._rules = labels.without_summary(), SharedArray(entries), rules
         self.shape = (len(entries), labels.classes)
 
     def __len__(self) -> int:

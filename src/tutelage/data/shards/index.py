@@ -19,7 +19,7 @@ from tutelage.data.datasets.download import OnProgress, cache_folder, ignore_pro
 from tutelage.data.files.decoding import check_image
 from tutelage.data.files.listing import IMAGE_SUFFIXES
 from tutelage.data.files.scan import raise_for_unreadable
-from tutelage.data.loading.shared_memory import cores
+from tutelage.data.loading.shared_memory import count_cores
 from tutelage.data.shards.cache import open_shard, read_parquet_images, shard_key
 from tutelage.data.shards.pools import Shard
 from tutelage.errors import UserError
@@ -125,7 +125,7 @@ def _file_sizes(folder: Path) -> dict[str, int]:
 def _index_in_threads(tasks: Sequence[tuple[Shard, Path]], max_pixels: int) -> Iterator[None]:
     """Index shards in threads (decoders release the GIL), and yield each time one is done."""
     stop = threading.Event()
-    executor = ThreadPoolExecutor(min(MAX_THREADS, cores()))
+    executor = ThreadPoolExecutor(min(MAX_THREADS, count_cores()))
     try:
         for future in as_completed([executor.submit(_index_shard, *task, max_pixels, stop) for task in tasks]):
             yield future.result()
