@@ -175,7 +175,9 @@ def state_of(network) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in network.state_dict().items()}
 
 
-@pytest.mark.parametrize("options", [{}, {"labels": "hard"}, {"decoupled": Decoupled()}], ids=["soft", "hard", "dkd"])
+@pytest.mark.parametrize(
+    "options", [{}, {"target_type": "hard"}, {"decoupled": Decoupled()}], ids=["soft", "hard", "dkd"]
+)
 def test_only_the_student_learns_and_the_teacher_stays_as_it_was_to_the_bit(options):
     torch.manual_seed(0)
     network = SmallVGG(make_spec(), width=0.25, dropout=0.5)  # batch norm and dropout
@@ -236,7 +238,7 @@ def test_kept_answers_stand_in_for_the_teacher():
     student, network, shown = ready(MLP(make_spec(), width=8, depth=2)), LeNet5(make_spec()), batch_of()["labelled"]
     live = Distillation(student, Teacher([network]), config=config_of()).training_step({"labelled": shown}, 0)
     with torch.no_grad():
-        kept = shown._replace(answers=network(shown.images) - 3.0)
+        kept = shown._replace(cached=network(shown.images) - 3.0)
     other = Teacher([LeNet5(make_spec())])  # is not asked
     found = Distillation(student, other, config=config_of()).training_step({"labelled": kept}, 0)
     for name in ("loss", "kl", "agreement"):
@@ -468,9 +470,9 @@ def test_a_run_ends_with_students_that_learned_from_runs_of_any_classes_or_size(
 
 def no_training() -> None:
     """Fail where a run is begun or gone on with."""
-    from tutelage.runs import runner
+    from tutelage.runs import start
 
-    runner.run = None
+    start.started_run = None
 
 
 def test_the_identity_has_the_teachers_weights_and_nothing_of_a_teacher_that_is_not_trained(tmp_path):
@@ -521,14 +523,14 @@ def test_hints_are_kept_as_they_end_though_the_run_validates(tmp_path, capfd):
     kept, last = load_classifier(place / "final.ckpt"), WholeCheckpointIO().load_checkpoint(place / "last.ckpt")
     assert all(torch.equal(last["state_dict"][f"student.{name}"], value) for name, value in kept.state_dict().items())
     entry = record["stages"][1]
-    assert entry["judged"] is False and not [name for name in entry["result"] if name.startswith("val/")]
-    assert "val/accuracy" in record["result"] and "judged" not in record["stages"][2]
+    assert entry["select_best"] is False and not [name for name in entry["result"] if name.startswith("val/")]
+    assert "val/accuracy" in record["result"] and "select_best" not in record["stages"][2]
     files = {name: file.name for name, file in weights_files(RunFolder(folder), record).items()}
     assert files == {"teacher": "best.ckpt", "hints": "final.ckpt", "student": "best.ckpt"}
     assert run(tmp_path / "b", *hinted, before=kill_after("student", 4)) == -signal.SIGKILL
     (only_run(tmp_path / "b") / "stages/2-hints/checkpoints/final.ckpt").unlink()
     assert run(tmp_path / "b", *hinted) == 0
-    assert "stage hints is done again" in capfd.readouterr().err
+    assert "stage hints is run again" in capfd.readouterr().err
     assert outcome(tmp_path / "b") == expected
 
 
@@ -537,8 +539,14 @@ def test_hints_are_kept_as_they_end_though_the_run_validates(tmp_path, capfd):
     [
         (("strategy.hints={teacher: backbone.77}",), r"strategy.hints.teacher=backbone.77: no such layer"),
         (("strategy.hints={}", "model=perceptron"), r"the backbone of Perceptron has 0 layers"),
-        (("strategy.decoupled={}", "strategy.teachers=[TEACHER]"), r"strategy.decoupled: the teacher tells other"),
-        (("strategy=teacher_student", "strategy.teachers=[TEACHER]"), r"strategy=teacher_student: the teacher tells"),
+        (
+            ("strategy.decoupled={}", "strategy.teachers=[TEACHER]"),
+            r"strategy.decoupled: the teacher's classes are not",
+        ),
+        (
+            ("strategy=teacher_student", "strategy.teachers=[TEACHER]"),
+            r"strategy=teacher_student: the teacher's classes are not",
+        ),
     ],
     ids=["no layer", "no middle", "decoupled", "teacher_student"],
 )
@@ -554,9 +562,9 @@ def test_networks_that_do_not_go_together_are_told_before_anything_is_written(ov
 
 def test_weights_of_others_are_no_teachers_and_it_is_said_before_data_is_read(tmp_path, capfd):
     def no_data() -> None:
-        from tutelage.runs import runner
+        from tutelage.runs import context
 
-        runner.stages = None
+        context.stages = None
 
     torch.save(LeNet5(make_spec()).state_dict(), tmp_path / "weights.pth")
     for named in ("timm:resnet18", str(tmp_path / "weights.pth")):
@@ -597,4 +605,4 @@ def test_every_variant_runs_to_its_end_and_again_in_no_time(overrides, outputs):
     assert record["result"] == entries["student"]["result"]
     assert entries["student"]["teacher_sha256"] == [entries["teacher"]["weights_sha256"]]
     assert entries["control"]["steps"] == sum(entries[n]["steps"] for n in ("hints", "student") if n in entries)
-    assert "as many steps" in entries["control"]["told"]
+    assert "as many steps" in entries["control"]["note"]

@@ -334,8 +334,8 @@ def test_a_signal_outside_of_training_stops_both(outputs, by, where, capfd):
         from tutelage.runs import evaluate, label, runner
 
         module, name = {
-            "labelling": (label, "fill"),
-            "testing": (evaluate, "answers"),
+            "labelling": (label, "fill_store"),
+            "testing": (evaluate, "predict"),
             "the table": (label, "write_table"),
         }[where]
         real = getattr(module, name)
@@ -347,14 +347,14 @@ def test_a_signal_outside_of_training_stops_both(outputs, by, where, capfd):
 
         setattr(module, name, send)
         if where != "labelling" and rank == by == 1:  # it waits meanwhile for the first one
-            told, sent = runner.RunContext.answer, []
+            check, sent = runner.RunContext.check_signals, []
 
-            def answer(self):
-                if self.plan and self.record.content.get("stages") and not sent:
+            def check_and_send(self):
+                if self.stages and self.record.content.get("stages") and not sent:
                     sent.append(os.kill(os.getpid(), signal.SIGTERM))
-                told(self)
+                check(self)
 
-            runner.RunContext.answer = answer
+            runner.RunContext.check_signals = check_and_send
 
     assert ranks(outputs, *NOISY, before=before) == [128 + signal.SIGTERM] * 2
     told = capfd.readouterr().err

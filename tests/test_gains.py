@@ -9,10 +9,15 @@ from tutelage.report.gains import collect_accuracies, describe_gains, estimate_m
 
 def record(strategy="teacher_student", **accuracies):
     stages = [
-        {"name": name, "kind": "fit", "control": name == "control", "result": {"test/accuracy": value, "test/f1": 1.0}}
+        {
+            "name": name,
+            "kind": "train",
+            "control": name == "control",
+            "result": {"test/accuracy": value, "test/f1": 1.0},
+        }
         for name, value in accuracies.items()
     ]
-    labels = {"name": "labels", "kind": "label", "result": {}}
+    labels = {"name": "labels", "kind": "pseudo_label", "result": {}}
     return {"identity": {"strategy": {"name": strategy}}, "stages": [labels, *stages]}
 
 
@@ -84,7 +89,7 @@ def test_what_is_kept_of_an_old_task_is_compared_with_fine_tuning():
             "stages": [
                 {
                     "name": name,
-                    "kind": "fit",
+                    "kind": "train",
                     "control": name.startswith("fine"),
                     "result": {"test/task-1": old} | ({} if new is None else {"test/task-2": new}),
                 }

@@ -18,6 +18,7 @@ from tutelage.report import pictures
 from tutelage.report.jobs import read_finished_jobs
 from tutelage.report.pairs import compare_with_references
 from tutelage.report.sweep_report import report_sweep
+from tutelage.runs.folder import SCHEMA_VERSION
 from tutelage.sweeps.folder import Outcome
 
 PER_CLASS, CLASSES = (10, 20), 10
@@ -32,7 +33,7 @@ ACCURACY = {  # of seeds 1, 2, 3, by strategy and labels a class
 def fit(name, accuracy, control=False, held=0):
     return {
         "name": name,
-        "kind": "fit",
+        "kind": "train",
         "control": control,
         "seconds": 1.0,
         "labels": 10,
@@ -45,7 +46,9 @@ def fit(name, accuracy, control=False, held=0):
 def write_run(folder, overrides, stages, per_class, classes=CLASSES):
     folder.mkdir(parents=True)
     record = {
+        "schema_version": SCHEMA_VERSION,
         "status": "finished",
+        "files": {},
         "result": stages[0]["result"],
         "stages": stages,
         "data": {"test": 100, "labelled": [per_class] * classes},

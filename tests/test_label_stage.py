@@ -56,10 +56,10 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.glob("stages/*/labels/*.npy"))}
 
 
-def join(folder: Path) -> int:
+def help_to_label(folder: Path) -> int:
     from tutelage.runs import label_worker
 
-    return label_worker.join(folder, {}, Observer())
+    return label_worker.help_to_label(folder, {}, Observer())
 
 
 def test_by_hand_a_shift_moves_the_image_and_repeats_its_edge():
@@ -181,7 +181,7 @@ def test_two_processes_that_join_leave_what_one_leaves(finished, copied):
         child = os.fork()
         if not child:
             try:
-                join(copied)
+                help_to_label(copied)
             finally:
                 os._exit(0)
         children.append(child)
@@ -236,7 +236,7 @@ def test_the_command_labels_what_is_left_and_says_how_much(finished, copied):
     assert done.returncode == 0, done.stderr
     assert f"{POOL - 1024} pool images labelled here" in done.stderr
     assert shards(copied) == shards(only_run(finished))
-    assert join(copied) == 0  # nothing is left
+    assert help_to_label(copied) == 0  # nothing is left
 
 
 def test_a_helper_leaves_a_teacher_that_was_trained_again_alone(copied):
@@ -244,7 +244,7 @@ def test_a_helper_leaves_a_teacher_that_was_trained_again_alone(copied):
     shutil.copy(
         copied / "stages/3-student-1/checkpoints/final.ckpt", copied / "stages/1-teacher/checkpoints/final.ckpt"
     )
-    assert call_in_fork(lambda: join(copied)) == 0
+    assert call_in_fork(lambda: help_to_label(copied)) == 0
     assert not (copied / STAGE / "labels/00002.npy").exists()
 
 
@@ -253,7 +253,7 @@ def test_a_helper_with_other_images_is_told_so(copied):
     file = copied / "config.yaml"
     file.write_text(file.read_text().replace("labels_per_class: 3", "labels_per_class: 4"))
     with pytest.raises(UserError, match="other images than the run has; say where these lie by data.root="):
-        join(copied)
+        help_to_label(copied)
 
 
 def test_what_cannot_be_helped_is_told_at_once(copied, tmp_path):
@@ -272,7 +272,7 @@ def test_a_helper_on_another_kind_of_device_is_told_so(copied, monkeypatch):
     file = copied / STAGE / "labels/about.json"
     file.write_text(file.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     with pytest.raises(UserError, match="the run labels on cuda, here it would be cpu"):
-        join(copied)
+        help_to_label(copied)
 
 
 def test_a_teacher_whose_answers_are_no_numbers_is_one_line(outputs, capfd):

@@ -28,7 +28,7 @@ from helpers.forks import call_in_fork
 from helpers.runs import outcome, run
 from tutelage.augmentation import Pipeline
 from tutelage.config.compose import compose
-from tutelage.data import StageData, Stream, data_module
+from tutelage.data import DataRuntime, StageData, Stream, data_module
 from tutelage.data.datasets.image_files import FileImages, image_files
 from tutelage.data.files import decoding, packing
 from tutelage.data.files.decoding import BadImage, open_picture, read_pixels
@@ -272,11 +272,11 @@ def test_what_a_run_gives_its_workers_can_be_sent_to_ones_that_are_started_anew(
 LEAVES_A_WORKER = """
 import numpy as np, torch
 from torch.utils.data import DataLoader
-from tutelage.data.loading.batches import PlainBatches, worker_init
+from tutelage.data.loading.batches import EvalDataset, ignore_signals
 from tutelage.data.source import WholeImages
 
-batches = PlainBatches(WholeImages(np.zeros((4, 2, 2, 1), dtype=np.uint8)), np.zeros(4), np.arange(4))
-loader = DataLoader(batches, batch_size=None, num_workers=1, worker_init_fn=worker_init, persistent_workers=True)
+batches = EvalDataset(WholeImages(np.zeros((4, 2, 2, 1), dtype=np.uint8)), np.zeros(4), np.arange(4))
+loader = DataLoader(batches, batch_size=None, num_workers=1, worker_init_fn=ignore_signals, persistent_workers=True)
 print(len(list(loader)), "batch", flush=True)
 """
 
@@ -522,13 +522,13 @@ def refuse(monkeypatch) -> None:
 def test_evaluation_from_a_pack_is_evaluation_from_the_files(cache, root, channels):
     changes = {"channels": channels, "mean": [0.3] * channels, "std": [0.3] * channels}
     files, pack = source_of(root, **changes), source_of(root, pack=True, **changes)
-    assert isinstance(packing.images, np.memmap)
-    assert packing.images.shape == (18, SIDE, SIDE, channels)
-    assert all((packing.images[index] == files.images[index]).all() for index in range(18))
+    assert isinstance(pack.images, np.memmap)
+    assert pack.images.shape == (18, SIDE, SIDE, channels)
+    assert all((pack.images[index] == files.images[index]).all() for index in range(18))
     for name in ("labels", "train", "val", "test"):
         assert (getattr(pack, name) == getattr(files, name)).all()
-    shown = step_batches(WholeImages(packing.images), channels)[0]["labelled"].images
-    squares = step_batches(WholeImages(np.array(packing.images)), channels)[0]["labelled"].images
+    shown = step_batches(WholeImages(pack.images), channels)[0]["labelled"].images
+    squares = step_batches(WholeImages(np.array(pack.images)), channels)[0]["labelled"].images
     assert torch.equal(shown, squares)  # crops are cut from the squares
 
 
@@ -694,12 +694,11 @@ def test_a_number_of_workers_that_cannot_be_is_told_with_what_can(value):
 def test_workers_pick_themselves(root, cache, monkeypatch):
     from tutelage.data import modules
 
-    monkeypatch.setattr(modules, "cores", lambda: 12)
+    monkeypatch.setattr(modules, "count_cores", lambda: 12)
 
     def workers(device: str, **changes) -> int:
-        module = data_module(folder_config(root, **changes))
-        module.device = torch.device(device)
-        return module._workers()
+        module = data_module(folder_config(root, **changes), DataRuntime(torch.device(device)))
+        return module._count_workers()
 
     assert compose([]).data.num_workers == "auto"
     auto = {"num_workers": "auto"}
@@ -707,7 +706,7 @@ def test_workers_pick_themselves(root, cache, monkeypatch):
     assert workers("cpu", pack=True, **auto) == 0
     assert workers("cuda", pack=True, **auto) == 8
     assert workers("cpu", pack=True, num_workers=3) == 3
-    monkeypatch.setattr(modules, "cores", lambda: 2)
+    monkeypatch.setattr(modules, "count_cores", lambda: 2)
     assert workers("cpu", **auto) == 2
     assert "num_workers" not in run_identity(compose([]), "")["data"]
 

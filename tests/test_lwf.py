@@ -326,7 +326,7 @@ def test_a_killed_run_ends_with_the_same_weights_and_tables(finished, outputs, s
 def test_forgetting_by_hand():
     def entry(name: str, after: str | None, *accuracies: float) -> dict:
         result = {f"test/task-{n}": value for n, value in enumerate(accuracies, 1)}
-        return {"name": name, "kind": "fit", "result": result, **({"after": after} if after else {})}
+        return {"name": name, "kind": "train", "result": result, **({"starts_from": after} if after else {})}
 
     record = {
         "stages": [

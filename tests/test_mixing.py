@@ -319,7 +319,8 @@ def batches(
 ) -> list[dict[str, StreamBatch]]:
     """Return the batches of a stage as strategies see them."""
     module = data_module(compose(["data=digits", f"data.num_workers={workers}"]).data)
-    module.training, module.trainer = training(mix, strong), SimpleNamespace(global_step=done)
+    module.begin_stage(training(mix, strong))
+    module.trainer = SimpleNamespace(global_step=done)
     return [module.on_after_batch_transfer(batch, 0) for batch in module.train_dataloader()]
 
 
@@ -358,7 +359,7 @@ def test_workers_and_a_later_start_change_no_batch():
 
 def test_batches_of_evaluation_are_never_mixed():
     module = data_module(compose(["data=digits"]).data)
-    module.training = training(CUTMIX)
+    module.begin_stage(training(CUTMIX))
     (batch, *_) = module.eval_dataloader(np.arange(20))
     assert isinstance(batch, EvalBatch)
     assert module.on_after_batch_transfer(batch, 0) is batch

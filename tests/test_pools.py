@@ -435,7 +435,7 @@ def test_images_outside_the_shards_are_dealt_out_among_them():
 @pytest.mark.parametrize("count", [37, 200])
 def test_without_shards_the_order_is_what_it_always_was(monkeypatch, count):
     """Orders of runs before there were shards; the numbers were taken from that version."""
-    monkeypatch.setattr("tutelage.data.loading.streams.PART", 64)
+    monkeypatch.setattr("tutelage.data.loading.streams.CHUNK", 64)
     draws = StreamSampler(
         Stream("pool", np.arange(count), np.zeros(count, dtype=np.int64), 16), Key(3, "student", "pool")
     )

@@ -66,7 +66,7 @@ def in_slurm(scontrol: Scontrol, trap: Callable[[], None] = lambda: None, **vari
         from tutelage.runs.cluster.signals import defer_slurm_signals
 
         os.environ.update({**BATCH, **variables, "PATH": f"{scontrol.folder}:{os.environ['PATH']}"})
-        slurm.LONGEST_WAIT = 0.0
+        slurm.LONGEST_WAIT_SECONDS = 0.0
         defer_slurm_signals()
         trap()
 
@@ -77,16 +77,16 @@ def signalled_before(part: str, sent: int) -> Callable[[], None]:
     """Return a trap that sends ``sent`` when a stage, or the test, is about to begin."""
 
     def trap() -> None:
-        from tutelage.runs import runner
+        from tutelage.runs.context import RunContext
 
-        done, test = runner._done, runner.test
+        show_part = RunContext.show_part
 
-        def send(name):
+        def send(context, name):
             if name == part:
                 os.kill(os.getpid(), sent)
+            show_part(context, name)
 
-        runner._done = lambda this, stage: (send(stage.name), done(this, stage))[1]
-        runner.test = lambda this: (send("test"), test(this))[1]
+        RunContext.show_part = send
 
     return trap
 

@@ -46,7 +46,7 @@ def summarize(known=True, changed=None):
 
 def fit(name, accuracy, control=False, **more):
     result = {"test/accuracy": accuracy, **({"train/agreement": 0.8} if name.startswith("student") else {})}
-    entry = {"name": name, "kind": "fit", "control": control, "parameters": 7, "steps": 2, "labels": 4}
+    entry = {"name": name, "kind": "train", "control": control, "parameters": 7, "steps": 2, "labels": 4}
     entry |= {"validation": "none", "validation_images": 0, "model": {"_target_": "tutelage.models.LeNet5", "width": 1}}
     return {**entry, "result": result, **more}
 
@@ -56,7 +56,7 @@ def label(name, right=0.7, changed=None):
     result |= {} if right is None else {"pool/right": right}
     return {
         "name": name,
-        "kind": "label",
+        "kind": "pseudo_label",
         "result": result if changed is None else {**result, "pool/changed": changed},
     }
 

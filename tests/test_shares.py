@@ -68,7 +68,7 @@ def test_the_parts_of_a_batch_are_the_batch_byte_for_byte_mixing_partners_and_sh
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])
 def test_every_validation_image_counts_once_and_no_process_has_more_batches(count, processes):
     indices = np.random.default_rng(0).permutation(1000)[:count]
-    shares = [BatchShard(rank, processes).of_all(indices) for rank in range(processes)]
+    shares = [BatchShard(rank, processes).split_indices(indices) for rank in range(processes)]
     assert len({len(own) for own, _ in shares}) == 1
     assert np.concatenate([own[:known] for own, known in shares]).tolist() == indices.tolist()
     images, labels = np.zeros((1000, 2, 2, 1), dtype=np.uint8), np.arange(1000) % 7
@@ -87,31 +87,31 @@ def test_processes_that_have_met_stay_together_and_one_that_stops_before_stops_t
     first, second = (ProcessGroup(World(rank, 2, rank, 2), store) for rank in range(2))
 
     def first_comes_then_both_are_told() -> None:
-        first.meet()
+        first.barrier()
         raise Told
 
     second.check_signals = first_comes_then_both_are_told
-    second.meet()  # the other one is in already
+    second.barrier()  # the other one is in already
 
     def tell() -> None:
         raise Told
 
     first.check_signals = tell
     with pytest.raises(Told):
-        first.meet()
-    first.end(143)
+        first.barrier()
+    first.announce_end(143)
     second.check_signals = lambda: None
     with pytest.raises(Ended) as ended:
-        second.meet()
+        second.barrier()
     assert (ended.value.rank, ended.value.code) == (0, 143)
 
 
 def test_in_lockstep_a_process_that_waits_is_not_stopped_by_itself():
     store = torch.distributed.HashStore()
     first, second = (ProcessGroup(World(rank, 2, rank, 2), store) for rank in range(2))
-    beside = Thread(target=first.meet)
+    beside = Thread(target=first.barrier)
     beside.start()
-    with second.in_step():
+    with second.lockstep():
         beside.join()
 
         def told() -> None:
@@ -173,7 +173,7 @@ def test_sruns_processes_are_told_what_torchruns_are():
         (["trainer.nodes=2"], "trainer.nodes=2 needs trainer.parallel=ddp or fsdp"),
         (["trainer.devices=0"], "allowed are auto"),
         (["trainer.devices=many"], "allowed are auto"),
-        (["trainer.sync_batchnorm=true"], "one process has nobody"),
+        (["trainer.sync_batchnorm=true"], "needs several processes"),
         (["trainer=ddp_cpu", "trainer.sync_batchnorm=true"], "needs GPUs"),
         (["trainer=ddp_cpu", "trainer.devices=auto"], "counts GPUs"),
     ],
@@ -204,8 +204,8 @@ def test_a_process_that_only_looks_for_signals_hears_that_another_has_ended():
     store = torch.distributed.HashStore()
     first, second = (ProcessGroup(World(rank, 2, rank, 2), store) for rank in range(2))
     assert second.agree_on_request(0) == 0
-    first.end(2, "the disk is full")
-    second._looked = 0.0
+    first.announce_end(2, "the disk is full")
+    second._polled_at = 0.0
     with pytest.raises(Ended) as ended:
         second.agree_on_request(0)
     assert ended.value.message == "the disk is full"

@@ -31,6 +31,7 @@ from tutelage.report import searches
 from tutelage.report.jobs import Job, find_grid_values, read_finished_jobs
 from tutelage.report.sweep_report import report_sweep
 from tutelage.runs import RunFolder
+from tutelage.runs.folder import SCHEMA_VERSION
 from tutelage.storage import hold_lock
 from tutelage.sweeps.folder import Outcome, SweepFolder
 from tutelage.sweeps.overrides import add_default_sweeper, find_config_sweep, parse_space
@@ -229,8 +230,8 @@ def test_a_search_leaves_the_test_set_alone_and_one_more_command_tests_its_best(
     assert not list(outputs.rglob("test.npz"))
     out = capfd.readouterr().out
     assert "val " in out
-    assert "test " not in out.partition("in full")[0]
-    (line,) = re.findall(r"in full, and then on the test set: (.*)", out)
+    assert "test " not in out.partition("to train it in full")[0]
+    (line,) = re.findall(r"to train it in full and test it: (.*)", out)
     words = shlex.split(line)
     assert words[:2] == ["tutelage", "train"]
     before = weights(outputs)
@@ -253,7 +254,7 @@ def test_a_run_without_a_test_is_not_reported(outputs):
     for words in (["report", str(folder)], ["evaluate", str(folder), "shift=crop"]):
         process = command("tutelage.cli", *words)
         assert process.returncode == 2
-        assert "has not met the test set; the same command with evaluate_test=true does that" in process.stderr
+        assert "not yet evaluated on the test set; its command with evaluate_test=true does that" in process.stderr
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in (conf_dir() / "sweep").glob("*.yaml")))
@@ -266,7 +267,7 @@ def test_the_command_that_a_prepared_search_prints_for_its_best_can_be_typed(nam
     drawn = [dimension.draw(0, 0) for dimension in parse_space([*typed, *(find_config_sweep(typed) or [])])]
     best = Job({}, RunFolder(Path("runs/best")), {}, drawn)
     search = check(*typed).search
-    words = shlex.split(searches.command_for(best, shlex.join(["tutelage", "train", "-m", *typed]), search))
+    words = shlex.split(searches.build_full_command(best, shlex.join(["tutelage", "train", "-m", *typed]), search))
     assert words[:3] == ["tutelage", "train", "-m"]
     assert check(*words[3:]).search is None
     jobs = build_grid(parse_space(words[3:]))
@@ -281,12 +282,12 @@ def test_a_search_shows_no_test_result_that_a_run_had_before(tmp_path, capsys):
     outcomes = write_search(tmp_path / "few")
     file = tmp_path / "few" / "1-3-0" / "run.json"
     record = json.loads(file.read_text().replace('"val/loss"', '"test/accuracy": 0.123, "val/loss"'))
-    record["stages"][0]["answer_seconds"] = 7.0
+    record["stages"][0]["test_seconds"] = 7.0
     file.write_text(json.dumps(record))
     report_sweep(outcomes, "tutelage train -m sweep=it", search_settings())
     text = capsys.readouterr().out + (next(tmp_path.glob("few/sweep-*/index.html"))).read_text()
     assert "val" in text
-    assert not re.search(r"12\.3|\btest +|ms an answer +", text.partition("in full")[0])
+    assert not re.search(r"12\.3|\btest +|ms an answer +", text.partition("to train it in full")[0])
     report_sweep(outcomes, "tutelage train -m sweep=it")
     assert "12.3" in capsys.readouterr().out
 
@@ -632,8 +633,15 @@ OVERRIDES = ("experiment=few", "sweep=it", "augmentation.num_ops=2", "augmentati
 
 def write_run(folder, overrides, result):
     folder.mkdir(parents=True)
-    stage = {"name": "network", "kind": "fit", "control": False, "seconds": 1.0, "result": result}
-    record = {"status": "finished", "result": result, "stages": [stage], "data": {"test": 100}}
+    stage = {"name": "network", "kind": "train", "control": False, "seconds": 1.0, "result": result}
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "status": "finished",
+        "files": {},
+        "result": result,
+        "stages": [stage],
+        "data": {"test": 100},
+    }
     (folder / "run.json").write_text(json.dumps(record))
     return Outcome(overrides, folder)
 
@@ -673,9 +681,14 @@ def test_runs_without_the_objective_come_last_and_the_others_stay_ranked(tmp_pat
 
 def test_runs_are_ranked_by_the_mean_of_the_objective(tmp_path):
     jobs, keys, _ = read_finished_jobs(write_search(tmp_path))
-    best = [searches.mean(members, "val/accuracy") for members in searches.ranked(keys, jobs, "val/accuracy")]
+    best = [
+        searches.average_objective(members, "val/accuracy")
+        for members in searches.rank_groups(keys, jobs, "val/accuracy")
+    ]
     assert best == pytest.approx(sorted(map(np.mean, SCORES.values()), reverse=True))
-    losses = [searches.mean(members, "val/loss") for members in searches.ranked(keys, jobs, "val/loss")]
+    losses = [
+        searches.average_objective(members, "val/loss") for members in searches.rank_groups(keys, jobs, "val/loss")
+    ]
     assert all(loss <= next_loss for loss, next_loss in pairwise(losses))
     assert losses[0] == pytest.approx(1 - best[0])
 
@@ -684,7 +697,7 @@ def test_the_map_shows_every_cell_with_its_mean_its_spread_and_its_runs(tmp_path
     failed = [Outcome([*OVERRIDES[:2], "augmentation.num_ops=3", f"augmentation.magnitude={m}"], None) for m in (3, 9)]
     outcomes = [*write_search(tmp_path)[:-3], *write_search(tmp_path / "few", {(2, 9): (0.5,)}), *failed]
     jobs, _, _ = read_finished_jobs(outcomes)
-    (axes,) = searches.grid_map(find_grid_values(outcomes), jobs, "val/accuracy").axes
+    (axes,) = searches.draw_grid_map(find_grid_values(outcomes), jobs, "val/accuracy").axes
     cells = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
     for y, n in enumerate((1, 2)):
         for x, m in enumerate((3, 9)):
@@ -703,12 +716,12 @@ def test_the_end_of_a_search_names_the_best_and_how_to_train_it_in_full(tmp_path
     out = capsys.readouterr().out
     table = [line.split()[:2] for line in out.splitlines() if re.match(r"^\d +\d ", line)]
     assert table == [["2", "9"], ["1", "9"], ["1", "3"], ["2", "3"]]
-    assert "best by val/accuracy: num_ops 2 magnitude 9 (77.0 %, a mean of 3 runs)" in out
+    assert "best by val/accuracy: num_ops 2 magnitude 9 (77.0 %, mean of 3 runs)" in out
     full_command = (
         "tutelage train --config-dir=mine --allow=pkg -m experiment=few sweep=it augmentation.num_ops=2 "
         "augmentation.magnitude=9 hydra/launcher=slurm hydra/sweeper=grid seed=0,1,2,3,4 evaluate_test=true"
     )
-    assert f"in full, and then on the test set: {full_command}\n" in out
+    assert f"to train it in full and test it: {full_command}\n" in out
     assert "it broke" in out
     (file,) = tmp_path.glob("few/sweep-*/index.html")
     page = file.read_text()
@@ -726,7 +739,7 @@ def test_drawn_values_are_shown_as_clouds_and_combined_ones_as_a_grid(tmp_path):
     assert find_grid_values(write_search(tmp_path / "again")[:-1])  # its other seeds are there
     assert not find_grid_values(drawn)
     jobs, keys, _ = read_finished_jobs(drawn)
-    numbers, members = searches.clouds(keys, jobs, "val/accuracy").axes
+    numbers, members = searches.draw_clouds(keys, jobs, "val/accuracy").axes
     assert sorted(map(tuple, numbers.collections[0].get_offsets().tolist())) == [(0.001, 0.5), (0.05, 0.6), (0.1, 0.7)]
     assert numbers.get_xscale() == "log"
     rows = [label.get_text() for label in members.get_yticklabels()]

@@ -1,4 +1,4 @@
-"""A frozen network's answers: kept once, true to the draw, whole or absent, shared."""
+"""The teacher cache: logits computed once, those of the very images, whole or absent, shared."""
 
 import json
 import os
@@ -37,7 +37,7 @@ from tutelage.data.loading.batches import TrainDataset
 from tutelage.errors import UserError
 from tutelage.models import load_classifier
 from tutelage.randomness import Key
-from tutelage.runs import run_path, teacher_cache
+from tutelage.runs import run_path, teacher_cache, teachers
 from tutelage.runs.observer import Observer
 
 
@@ -98,7 +98,7 @@ def test_views_repeat_and_each_has_its_own_row(count, batch, steps, views, even)
     rows = {}
     for step in range(steps):
         before = draws.at(step)
-        after = kept.repeated(before)
+        after = kept.repeat_views(before)
         assert (after.entries == before.entries).all() and not after.copies.any()
         assert ((after.passes >= 0) & (after.passes < shown)).all()
         for slot, entry in zip(after.passes.tolist(), after.entries.tolist(), strict=True):
@@ -109,7 +109,7 @@ def test_views_repeat_and_each_has_its_own_row(count, batch, steps, views, even)
 
 
 def test_a_stream_that_is_not_shuffled_shows_its_entries_in_order(monkeypatch):
-    monkeypatch.setattr("tutelage.data.loading.streams.PART", 8)
+    monkeypatch.setattr("tutelage.data.loading.streams.CHUNK", 8)
     stream = Stream("labelled", np.arange(20) * 3, np.zeros(20, np.int64), 7, shuffled=False)
     draws = StreamSampler(stream, Key(0, "a", "labelled"))
     shown = [draws.at(step) for step in range(6)]
@@ -117,7 +117,7 @@ def test_a_stream_that_is_not_shuffled_shows_its_entries_in_order(monkeypatch):
     assert np.concatenate([one.passes for one in shown]).tolist() == [place // 20 for place in range(42)]
 
 
-def test_a_file_of_answers_is_whole_or_absent_and_goes_on_where_it_was_left(tmp_path):
+def test_a_file_of_logits_is_whole_or_absent_and_goes_on_where_it_was_left(tmp_path):
     kind, rows = (
         row_dtype(3, exact=True),
         pack_rows(np.arange(30, dtype=np.float32).reshape(10, 3), row_dtype(3, exact=True)),
@@ -138,7 +138,7 @@ def test_a_file_of_answers_is_whole_or_absent_and_goes_on_where_it_was_left(tmp_
     other = CachedLogitsWriter(
         tmp_path / "a", row_dtype(2, exact=True), 10
     )  # a partial file of another shape is not gone on with
-    assert other.done == 0
+    assert other.batches == 0
 
 
 def test_a_full_disk_is_told_before_anything_is_computed(tmp_path, monkeypatch):
@@ -146,13 +146,13 @@ def test_a_full_disk_is_told_before_anything_is_computed(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(UserError, match=r"no room for 1.2 GB of a teacher's answers \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"no room for 1.2 GB of a teacher's logits \(No space left on device\)"):
         CachedLogitsWriter(tmp_path, row_dtype(3, exact=True), 100_000_000)
     assert not list(tmp_path.glob("*"))
 
 
 def files(outputs: Path) -> dict[str, bytes]:
-    return {path.parent.name: path.read_bytes() for path in sorted(outputs.glob(f".answers/*/{LOGITS_FILE}"))}
+    return {path.parent.name: path.read_bytes() for path in sorted(outputs.glob(f".cached_logits/*/{LOGITS_FILE}"))}
 
 
 @pytest.fixture(scope="module")
@@ -162,18 +162,18 @@ def cold(tmp_path_factory: pytest.TempPathFactory):
     return outputs
 
 
-def test_what_is_kept_is_what_the_teacher_answers_to_what_is_shown(cold):
+def test_cached_logits_are_the_teachers_for_the_images_that_the_student_sees(cold):
     """The module is shown, at every step, the logits of the network of stage 1 for the very images beside them."""
     config = compose([*QUIET, *DISTILLATION, f"paths.outputs={cold}"])
     data, (folder,) = data_module(config.data), cold.glob("*/*/run.json")
     teacher = load_classifier(folder.parent / "stages/1-teacher/checkpoints/final.ckpt").eval()
     labelled = data.splits.labelled
     stream = Stream("labelled", labelled, data.source.labels[labelled], 16)
-    (file,) = cold.glob(f".answers/*/{LOGITS_FILE}")
+    (file,) = cold.glob(f".cached_logits/*/{LOGITS_FILE}")
     kept = CachedLogits(file, 10, 2)
     assert len(kept.rows) == 2 * len(labelled)
     training = StageData(
-        [stream], config.augmentation.transforms, lambda s: Key(0, "student", s), 9, kept={"labelled": kept}
+        [stream], config.augmentation.transforms, lambda s: Key(0, "student", s), 9, cached={"labelled": kept}
     )
     batches = TrainDataset(data.images, training, (28, 28, 1))
     images = {}
@@ -181,29 +181,29 @@ def test_what_is_kept_is_what_the_teacher_answers_to_what_is_shown(cold):
         shown = batches[step]["labelled"]
         with torch.inference_mode():
             expected = teacher(shown.images)
-        torch.testing.assert_close(shown.answers, expected - expected.amax(1, keepdim=True), atol=5e-3, rtol=2e-3)
-        shows = kept.repeated(StreamSampler(stream, Key(0, "student", "labelled")).at(step))
+        torch.testing.assert_close(shown.cached, expected - expected.amax(1, keepdim=True), atol=5e-3, rtol=2e-3)
+        shows = kept.repeat_views(StreamSampler(stream, Key(0, "student", "labelled")).at(step))
         for slot, entry, image in zip(shows.passes.tolist(), shows.entries.tolist(), shown.images, strict=True):
             assert torch.equal(images.setdefault((slot, entry), image), image)  # the view repeats, to the byte
     assert len({image.numpy().tobytes() for image in images.values()}) == len(images)  # and others differ
 
 
 def in_small_batches() -> None:
-    """Ask in batches so small that a process can be killed between them."""
+    """Compute in batches so small that a process can be killed between them."""
     from tutelage.runs import teacher_cache
 
-    teacher_cache.SAVE_SECONDS, teacher_cache.ASKED_AT_ONCE = 0.0, 16
+    teacher_cache.SAVE_SECONDS, teacher_cache.BATCH_SIZE = 0.0, 16
 
 
-def no_asking() -> None:
-    """Fail where answers are computed."""
+def no_computing() -> None:
+    """Fail where logits are computed."""
     from tutelage.runs import teacher_cache
 
-    teacher_cache._Keeper.compute = None
+    teacher_cache._Cache.fill = None
 
 
-def sent_while_asking(number: int, batches: int):
-    """Return a trap that sends this process a signal once it has computed so many batches of answers."""
+def send_while_computing(number: int, batches: int):
+    """Return a trap that sends this process a signal once it has computed so many batches of logits."""
 
     def trap() -> None:
         from tutelage.data import cached_logits
@@ -222,18 +222,18 @@ def sent_while_asking(number: int, batches: int):
     return trap
 
 
-@pytest.mark.parametrize("answers", ["views", "passes"])
-def test_cold_warm_and_killed_runs_end_with_the_same_weights(answers, tmp_path):
-    overrides = (*DISTILLATION, f"strategy.teacher_logits={answers}")
+@pytest.mark.parametrize("mode", ["views", "passes"])
+def test_cold_warm_and_killed_runs_end_with_the_same_weights(mode, tmp_path):
+    overrides = (*DISTILLATION, f"strategy.teacher_logits={mode}")
     assert run(tmp_path / "a", *overrides, before=in_small_batches) == 0
     expected, written = outcome(tmp_path / "a"), files(tmp_path / "a")
-    shutil.rmtree(tmp_path / "a/runs")  # the answers stay: now it is warm
-    assert run(tmp_path / "a", *overrides, before=no_asking) == 0
+    shutil.rmtree(tmp_path / "a/runs")  # the logits stay: now it is warm
+    assert run(tmp_path / "a", *overrides, before=no_computing) == 0
     assert outcome(tmp_path / "a") == expected
     for number, done in ((signal.SIGKILL, 3), (signal.SIGTERM, 7)):  # 2 views of 60 images are 8 batches, 9 steps 9
-        code = run(tmp_path / "b", *overrides, before=sent_while_asking(number, 4))
+        code = run(tmp_path / "b", *overrides, before=send_while_computing(number, 4))
         assert code == (-number if number == signal.SIGKILL else 128 + number)
-        (progress,) = (tmp_path / "b").glob(".answers/*/progress.json")
+        (progress,) = (tmp_path / "b").glob(".cached_logits/*/progress.json")
         assert json.loads(progress.read_text())["batches"] == done
         assert not files(tmp_path / "b")
     assert run(tmp_path / "b", *overrides, before=in_small_batches) == 0
@@ -256,27 +256,27 @@ def test_workers_change_nothing_in_what_is_kept(cold, tmp_path):
     assert files(tmp_path) == files(cold)
 
 
-def test_runs_that_only_learn_otherwise_share_the_answers(cold, tmp_path):
-    shutil.copytree(cold / ".answers", tmp_path / ".answers")
-    assert run(tmp_path, *DISTILLATION, "strategy.alpha=0.5", "strategy.temperature=2", before=no_asking) == 0
+def test_runs_that_only_learn_otherwise_share_the_cache(cold, tmp_path):
+    shutil.copytree(cold / ".cached_logits", tmp_path / ".cached_logits")
+    assert run(tmp_path, *DISTILLATION, "strategy.alpha=0.5", "strategy.temperature=2", before=no_computing) == 0
     for other in ("augmentation=flip", "strategy.cached_views=3", "strategy.teacher_logits=passes", "seed=1"):
         before = len(files(tmp_path))
         assert run(tmp_path, *DISTILLATION, other) == 0
         assert len(files(tmp_path)) == before + 1, other
 
 
-def test_answers_to_images_as_they_are_need_one_view(tmp_path):
+def test_logits_of_images_without_augmentation_need_one_view(tmp_path):
     assert run(tmp_path, *DISTILLATION, "augmentation=none") == 0
-    (file,) = tmp_path.glob(f".answers/*/{LOGITS_FILE}")
+    (file,) = tmp_path.glob(f".cached_logits/*/{LOGITS_FILE}")
     assert len(np.load(file)) == 60
 
 
-def test_answers_to_images_as_they_are_serve_every_seed(tmp_path):
+def test_logits_of_images_without_augmentation_serve_every_seed(tmp_path):
     assert run(tmp_path, *DISTILLATION, "augmentation=none", "strategy.control=false") == 0
     (teacher,) = tmp_path.glob("runs/*/stages/1-teacher/checkpoints/final.ckpt")
     given = (*DISTILLATION, "augmentation=none", "strategy.control=false", f"strategy.teachers=[{teacher}]")
-    assert run(tmp_path, *given, before=no_asking) == 0
-    assert run(tmp_path, *given, "seed=1", "data.split_seed=0", before=no_asking) == 0
+    assert run(tmp_path, *given, before=no_computing) == 0
+    assert run(tmp_path, *given, "seed=1", "data.split_seed=0", before=no_computing) == 0
 
 
 def test_keys_that_change_nothing_do_not_make_another_run():
@@ -297,26 +297,26 @@ def test_keys_that_change_nothing_do_not_make_another_run():
                 assert named(base, "strategy.temperature=3") != named(base)
 
 
-def test_damaged_answers_are_computed_again_and_it_is_said(cold, tmp_path, capfd):
-    shutil.copytree(cold / ".answers", tmp_path / ".answers")
-    (file,) = tmp_path.glob(f".answers/*/{LOGITS_FILE}")
+def test_damaged_logits_are_computed_again_and_it_is_said(cold, tmp_path, capfd):
+    shutil.copytree(cold / ".cached_logits", tmp_path / ".cached_logits")
+    (file,) = tmp_path.glob(f".cached_logits/*/{LOGITS_FILE}")
     np.load(file, mmap_mode="r+")["values"][:] = np.float16(0)
     assert run(tmp_path, *DISTILLATION) == 0
-    assert "holds other answers than the teacher of stage student gives: computed again" in capfd.readouterr().err
+    assert "holds other logits than those of stage student's teacher: computed again" in capfd.readouterr().err
     assert files(tmp_path) == files(cold)
     assert outcome(tmp_path) == outcome(cold)
 
 
 def test_a_second_process_waits_for_the_first_and_says_so(cold, tmp_path, capfd):
-    shutil.copytree(cold / ".answers", tmp_path / ".answers")
-    (folder,) = (path for path in (tmp_path / ".answers").iterdir() if path.is_dir())
+    shutil.copytree(cold / ".cached_logits", tmp_path / ".cached_logits")
+    (folder,) = (path for path in (tmp_path / ".cached_logits").iterdir() if path.is_dir())
     lock = FileLock(folder.with_suffix(".lock"), thread_local=False)
     lock.acquire()
     waiting, waits = os.pipe()
 
     def tell_that_it_waits() -> None:
-        no_asking()
-        teacher_cache.LOOK_SECONDS = 0.05
+        no_computing()
+        teacher_cache.POLL_SECONDS = 0.05
         say = Observer.say
 
         def said(self, line):
@@ -334,7 +334,7 @@ def test_a_second_process_waits_for_the_first_and_says_so(cold, tmp_path, capfd)
     first.start()
     assert run(tmp_path, *DISTILLATION, before=tell_that_it_waits) == 0
     first.join()
-    assert capfd.readouterr().err.count("another process computes the same answers; waiting for it") == 1
+    assert capfd.readouterr().err.count("another process computes the same logits; waiting for it") == 1
     assert outcome(tmp_path) == outcome(cold)
 
 
@@ -342,10 +342,10 @@ def test_mixed_images_are_answered_as_they_are_mixed(tmp_path, capfd):
     """Kept for every step, though views were asked for; the student's loss is the one that a live teacher gives."""
     mixing = (*DISTILLATION, "augmentation=cutmix_mixup", "strategy.alpha=0")
     assert run(tmp_path / "kept", *mixing) == 0
-    assert "the teacher's answers are kept for every step, not for views that repeat" in capfd.readouterr().err
+    assert "the teacher's logits are cached for every step, not for views that repeat" in capfd.readouterr().err
     assert run(tmp_path / "live", *mixing, "strategy.teacher_logits=live") == 0
     kept, live = (outcome(tmp_path / name)["tables"]["stages/2-student/metrics.csv"] for name in ("kept", "live"))
-    assert not (tmp_path / "live/.answers").exists()
+    assert not (tmp_path / "live/.cached_logits").exists()
     for ours, theirs in zip(kept, live, strict=True):
         for name in ("train/loss", "train/kl"):
             assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=0.02)
@@ -361,7 +361,7 @@ def test_mixed_images_are_answered_as_they_are_mixed(tmp_path, capfd):
         ([1.0, 0.0, 0.0], [float("nan")] * 3, False),
     ],
 )
-def test_a_lower_precision_is_right_where_it_gives_the_same_probabilities_and_answers(logits, in_lower, right):
+def test_a_lower_precision_is_right_where_it_gives_the_same_probabilities_and_predictions(logits, in_lower, right):
     class Predictions:
         autocast_dtype = None
 
@@ -370,13 +370,13 @@ def test_a_lower_precision_is_right_where_it_gives_the_same_probabilities_and_an
 
     data = SimpleNamespace(
         splits=SimpleNamespace(labelled=np.arange(3)),
-        plain=lambda indices: [SimpleNamespace(images=torch.zeros(1, 1, 2, 2))],
+        eval_dataloader=lambda indices: [SimpleNamespace(images=torch.zeros(1, 1, 2, 2))],
     )
     this = SimpleNamespace(data=data, device=torch.device("cpu"))
-    assert teacher_cache._is_right(this, Predictions(), torch.float16) is right
+    assert teachers._is_precise(this, Predictions(), torch.float16) is right
 
 
-def test_answers_that_are_no_numbers_end_in_a_line(outputs, capfd):
+def test_logits_that_are_no_numbers_end_in_a_line(outputs, capfd):
     def broken() -> None:
         from tutelage.models import Teacher
 
@@ -384,4 +384,4 @@ def test_answers_that_are_no_numbers_end_in_a_line(outputs, capfd):
         Teacher.__call__ = lambda self, images: answer(self, images) / 0
 
     assert run(outputs, *DISTILLATION, before=broken) == 70
-    assert "stage student: the teacher's answers are not finite" in capfd.readouterr().err
+    assert "stage student: the teacher's logits are not finite" in capfd.readouterr().err

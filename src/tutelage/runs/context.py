@@ -9,6 +9,8 @@ import torch
 
 from tutelage.config import AugmentationConfig, Config, DataConfig
 from tutelage.data import (
+    ROUND,
+    TABLE,
     BatchShard,
     ImageDataModule,
     Selection,
@@ -250,13 +252,11 @@ class RunContext:
             return False
         folder = self.stage_folder(stage)
         damaged = [file for file in self.stage_outputs(stage) if not is_sound(file)]
-        lacks_metrics = isinstance(stage, TrainStage) and not stage.one_pass and not folder.metrics_file.is_file()
-        if not damaged and not lacks_metrics and (isinstance(stage, TrainStage) or self._is_of_its_teacher(stage)):
+        missing = [file for file in self._stage_tables(stage) if not file.is_file()]
+        if not damaged and not missing and (isinstance(stage, TrainStage) or self._is_of_its_teacher(stage)):
             return True
-        if damaged:
-            reason = f"{damaged[0]} is damaged or missing"
-        elif lacks_metrics:
-            reason = f"{folder.metrics_file} is missing"
+        if damaged or missing:
+            reason = f"{[*damaged, *missing][0]} is damaged or missing"
         else:
             reason = f"{folder.path} has pseudo-labels of another teacher"
         self.observer.say(f"warning: {reason}: stage {stage.name} is run again")
@@ -264,6 +264,13 @@ class RunContext:
             for file in folder.checkpoints.glob("*"):  # no checkpoint holds the best weights: only training finds them
                 file.unlink()
         return False
+
+    def _stage_tables(self, stage: Stage) -> list[Path]:
+        """Return the files without checksums that a finished stage leaves for people and reports."""
+        folder = self.stage_folder(stage)
+        if isinstance(stage, PseudoLabelStage):
+            return [folder.path / name for name in (ROUND, TABLE)]
+        return [] if stage.one_pass else [folder.metrics_file]
 
     def _is_of_its_teacher(self, stage: PseudoLabelStage) -> bool:
         """Return whether pseudo-labels are those of the teacher's present weights: it may have been trained again."""
