@@ -118,11 +118,13 @@ def test_a_perceptron_is_one_matrix_product(channels, size):
     torch.testing.assert_close(network(images), expected, **CLOSE)
 
 
-@pytest.mark.parametrize(("kind", "size", "name"), [(AlexNet, 66, "alexnet"), (VGG, 31, "vgg")])
-def test_too_small_an_image_is_an_error(kind, size, name):
+@pytest.mark.parametrize(
+    ("kind", "size", "name", "arguments"), [(AlexNet, 66, "alexnet", {}), (VGG, 31, "vgg", {"depth": 11})]
+)
+def test_too_small_an_image_is_an_error(kind, size, name, arguments):
     message = f"model={name} needs images of {size + 1} pixels or more, not data.image_size={size}"
     with pytest.raises(UserError, match=message):
-        kind(make_spec(3, size))
+        kind(make_spec(3, size), **arguments)
 
 
 @pytest.mark.parametrize("option", ["perceptron", "alexnet", "vgg", "torchvision"])

@@ -293,4 +293,4 @@ def test_a_teacher_whose_answers_are_no_numbers_is_one_line(outputs, capfd):
             return complain(error)
 
     assert call_in_fork(work) == 2
-    assert "final.ckpt: its answers to the pool are not finite; its weights are no good" in capfd.readouterr().err
+    assert "final.ckpt: its logits for the pool are not finite; its weights are unusable" in capfd.readouterr().err

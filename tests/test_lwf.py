@@ -432,7 +432,7 @@ def test_weights_whose_classes_nobody_knows_and_none_at_all_are_errors(tmp_path,
     torch.save(make_classifier(LENET, make_spec()).state_dict(), tmp_path / "plain.pt")
     message = refusal(outputs, f"init_from={tmp_path / 'plain.pt'}")
     assert "it is not known what its classes are; give the folder of a finished run" in message
-    with pytest.raises(UserError, match=r"strategy.tasks=\[\] goes on from a network that has learned before"):
+    with pytest.raises(UserError, match=r"strategy.tasks=\[\] adds a task to a trained network"):
         compose(["strategy=lwf", "strategy.tasks=[]"])
 
 

@@ -110,12 +110,12 @@ def test_the_bank_is_mapped_not_read_and_checked(tmp_path):
 
 def test_a_run_that_was_killed_in_its_pass_or_lost_its_bank_makes_it_again(outputs):
     def killed_at_the_second_batch():
-        from tutelage.runs import fit as run_job
+        from tutelage.runs.context import RunContext
 
-        heed = run_job.check_signals
+        on_images = RunContext.on_images
 
         def trap(*arguments):
-            after, calls = heed(*arguments), []
+            after, calls = on_images(*arguments), []
 
             def count(images):
                 calls.append(images)
@@ -125,7 +125,7 @@ def test_a_run_that_was_killed_in_its_pass_or_lost_its_bank_makes_it_again(outpu
 
             return count
 
-        run_job.check_signals = trap
+        RunContext.on_images = trap
 
     overrides = ["model=nearest_neighbours", "data.validation=inside", "data.labels_per_class=100"]
     assert run(outputs / "a", *overrides) == 0

@@ -235,7 +235,7 @@ def test_a_refusal_names_three_tensors_and_counts_the_rest(tmp_path):
         load_pretrained(LeNet5(spec_of(1)), tmp_path / "wide.pth")
     line = str(refused.value)
     assert line.count(" against ") == 3
-    assert "and 5 more; model, data.channels, data.image_size are to be theirs" in line
+    assert "and 5 more; set model, data.channels and data.image_size to those of the weights" in line
     assert "\n" not in line
 
 
