@@ -1,7 +1,11 @@
-"""Emoji by two vendors: what is a class, who is held out, what the further test set is."""
+"""The image folder of oquab2014_transfer: what a class is, which concepts are held out, what the second test set is."""
 
+import importlib.util
 import json
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,108 +13,121 @@ import cv2
 import numpy as np
 import pytest
 
-from helpers.paths import EMOJI
+from helpers.paths import EMOJI, ROOT
 from helpers.runs import only_run, run
 from tutelage.config.compose import compose
-from tutelage.data import data_module, fingerprint
-from tutelage.data.datasets.emoji import OTHER, OWN, PACKAGES, _concept
-from tutelage.errors import UserError
+from tutelage.data import data_module
 
+SCRIPT = ROOT / "conf" / "experiment" / "oquab2014_emoji.py"
 CONCEPTS = 22  # of each large class
 
 
-def entry(code: str, name: str, **more) -> dict:
+def load_script():
+    spec = importlib.util.spec_from_file_location("oquab2014_emoji", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["oquab2014_emoji"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+emoji = load_script()
+
+
+def make_entry(code: str, name: str, **more) -> dict:
     return {"unified": code, "image": f"{code.lower()}.png", "category": "Things", "subcategory": name} | more
 
 
-def listed() -> Sequence[dict]:
-    """Two large classes, one too small, and what is left out: signs, the obsolete, and what Twitter lacks."""
-    found = [entry(f"1F{600 + n}", "faces") for n in range(CONCEPTS)]
+def list_entries() -> Sequence[dict]:
+    """Two large classes, a small one, and emoji that are left out: signs, an obsolete one, one that Twitter lacks."""
+    entries = [make_entry(f"1F{600 + n}", "faces") for n in range(CONCEPTS)]
     for n in range(CONCEPTS):
-        found += [entry(f"1F468-200D-1F{n:03}", "roles"), entry(f"1F469-200D-1F{n:03}", "roles")]
-    found += [entry(f"2{n:03}", "few") for n in range(19)]
-    found += [entry(f"3{n:03}", "arrows", category="Symbols") for n in range(CONCEPTS)]
-    return [*found, entry("1F3C3", "faces", obsoleted_by="1F3C3-200D-2642-FE0F"), entry("1F999", "faces")]
+        entries += [make_entry(f"1F468-200D-1F{n:03}", "roles"), make_entry(f"1F469-200D-1F{n:03}", "roles")]
+    entries += [make_entry(f"2{n:03}", "few") for n in range(19)]
+    entries += [make_entry(f"3{n:03}", "arrows", category="Symbols") for n in range(CONCEPTS)]
+    obsolete = make_entry("1F3C3", "faces", obsoleted_by="1F3C3-200D-2642-FE0F")
+    return [*entries, obsolete, make_entry("1F999", "faces")]
 
 
-def write_packages(top: Path) -> Path:
-    for shade, (vendor, name) in enumerate(PACKAGES.items()):
-        folder = top / "node_modules" / name
-        drawings = folder / "img" / vendor / "64"
+def write_packages(packages: Path) -> Path:
+    for shade, vendor in enumerate((emoji.TRAINED, emoji.OTHER)):
+        package = packages / "node_modules" / f"emoji-datasource-{vendor}"
+        drawings = package / "img" / vendor / "64"
         drawings.mkdir(parents=True)
-        (folder / "emoji.json").write_text(json.dumps(listed()))
-        (folder / "package.json").write_text(json.dumps({"version": f"16.0.{shade}"}))
-        for number, one in enumerate(listed()):
-            if vendor == OTHER and one["unified"] == "1F999":
+        (package / "emoji.json").write_text(json.dumps(list_entries()))
+        for number, entry in enumerate(list_entries()):
+            if vendor == emoji.OTHER and entry["unified"] == "1F999":
                 continue
             pixels = np.zeros((64, 64, 4), dtype=np.uint8)
             pixels[16:48, 16:48] = (number % 200, number // 200, 90 * shade, 255)
-            cv2.imwrite(str(drawings / one["image"]), pixels)
-    return top
+            cv2.imwrite(str(drawings / entry["image"]), pixels)
+    return packages
 
 
-def config_of(root: Path, *words: str):
-    return compose(["data=emoji", f"data.root={root}", *words])
+def write_pictures(folder: Path) -> Path:
+    emoji.write_folder(write_packages(folder / "npm"), folder / "pictures")
+    return folder / "pictures"
 
 
-def concepts(source, indices: np.ndarray) -> set[str]:
-    return {_concept(Path(source.names[i]).stem.upper()) for i in indices}
+def list_files(pictures: Path, part: str) -> set[str]:
+    return {str(path.relative_to(pictures / part)) for path in (pictures / part).rglob("*.png")}
 
 
-def check(source) -> None:
-    """What is true of any packages."""
-    test, train, others = source.test, source.train, source.further_tests[OTHER]
-    assert [source.names[i].removeprefix(f"{OWN}/") for i in test] == [
-        source.names[i].removeprefix(f"{OTHER}/") for i in others
-    ]
-    assert (source.labels[test] == source.labels[others]).all()
-    assert len({source.names[i] for i in np.concatenate([train, test, others])}) == len(source.labels)
-    for c in range(len(source.classes)):
-        learned, held_out = (concepts(source, part[source.labels[part] == c]) for part in (train, test))
-        assert len(held_out) == 10 <= len(learned)
-        assert not learned & held_out
+def list_concepts(files: set[str]) -> dict[str, set[str]]:
+    concepts: dict[str, set[str]] = {}
+    for file in files:
+        category, name = file.split("/")
+        concepts.setdefault(category, set()).add(emoji.find_concept(name.removesuffix(".png").upper()))
+    return concepts
+
+
+def check_pictures(pictures: Path) -> None:
+    """Check what is true of any packages."""
+    train, test, other = (list_files(pictures, part) for part in ("train", "test", f"test-{emoji.OTHER}"))
+    assert test == other
+    assert not train & test
+    learned, held_out = list_concepts(train), list_concepts(test)
+    assert set(learned) == set(held_out)
+    for category, concepts in held_out.items():
+        assert len(concepts) == 10 <= len(learned[category])
+        assert not learned[category] & concepts
 
 
 def test_large_sub_categories_are_classes_and_no_concept_is_in_both_parts(tmp_path):
-    source = data_module(config_of(write_packages(tmp_path)).data).source
-    assert source.classes == ("faces", "roles")
-    check(source)
-    assert np.bincount(source.labels[source.train]).tolist() == [12, 24]  # a man and a woman to each role
-    assert np.bincount(source.labels[source.test]).tolist() == [10, 20]
+    pictures = write_pictures(tmp_path)
+    check_pictures(pictures)
+    counts = {
+        part: {folder.name: len(list(folder.iterdir())) for folder in (pictures / part).iterdir()}
+        for part in ("train", "test")
+    }
+    assert counts == {"train": {"faces": 12, "roles": 24}, "test": {"faces": 10, "roles": 20}}  # a man and a woman each
 
 
-def test_drawings_lie_on_the_background_at_the_configs_size(tmp_path):
-    config = config_of(write_packages(tmp_path), "data.image_size=32")
-    source = data_module(config.data).source
-    assert source.images.shape[1:] == (32, 32, 3)
-    assert (source.images[:, 0, 0] == 255).all()
-    first = source.test[0]
-    number = [one["image"] for one in listed()].index(source.names[first].removeprefix(f"{OWN}/"))
-    assert source.images[first, 16, 16].tolist() == [0, number // 200, number % 200]  # red, green and blue
-    assert (source.images[source.further_tests[OTHER], 16, 16, 0] == 90).all()  # the other vendor's colour
+def test_the_folder_is_whole_or_absent_and_written_once(tmp_path, monkeypatch):
+    packages, copied, copyfile = write_packages(tmp_path / "npm"), [], shutil.copyfile
+
+    def fail_at_the_third(*paths) -> None:
+        copied.append(paths)
+        if len(copied) == 3:
+            raise OSError("no space left")
+        copyfile(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(emoji.shutil, "copyfile", fail_at_the_third)
+        with pytest.raises(OSError, match="no space left"):
+            emoji.write_folder(packages, tmp_path / "pictures")
+    assert {path.name for path in tmp_path.iterdir()} == {"npm"}
+    emoji.write_folder(packages, tmp_path / "pictures")
+    monkeypatch.setattr(emoji.shutil, "copyfile", None)
+    emoji.write_folder(packages, tmp_path / "pictures")
+    check_pictures(tmp_path / "pictures")
 
 
-def test_the_split_is_the_same_for_every_seed_and_another_class_changes_no_other(tmp_path):
-    root = write_packages(tmp_path)
-    one, two = (data_module(config_of(root, f"seed={seed}").data).source for seed in (0, 1))
-    assert one.test.tolist() == two.test.tolist()
-
-
-def test_the_versions_of_the_packages_are_what_the_data_is(tmp_path):
-    assert fingerprint(config_of(write_packages(tmp_path)).data) == "16.0.0 16.0.1"
-
-
-def test_packages_that_are_missing_or_damaged_end_in_one_line(tmp_path):
-    with pytest.raises(UserError, match="npm install --prefix .* emoji-datasource-google emoji-datasource-twitter"):
-        fingerprint(config_of(tmp_path).data)
-    write_packages(tmp_path)
-    drawing = next((tmp_path / "node_modules" / PACKAGES[OWN] / "img" / OWN / "64").glob("1f6*.png"))
-    drawing.write_bytes(drawing.read_bytes()[:60])
-    with pytest.raises(UserError, match=rf"{drawing.name}: .*npm install its package again"):
-        data_module(config_of(tmp_path).data).source  # noqa: B018 - read when asked for
-    (tmp_path / "node_modules" / PACKAGES[OWN] / "emoji.json").write_text("[")
-    with pytest.raises(UserError, match="emoji.json: cannot be read"):
-        data_module(config_of(tmp_path).data).source  # noqa: B018 - as above
+def test_packages_that_are_missing_end_in_one_line(tmp_path):
+    words = [sys.executable, str(SCRIPT), str(tmp_path), str(tmp_path / "pictures")]
+    completed = subprocess.run(words, capture_output=True, text=True)
+    assert completed.returncode == 1
+    (line,) = completed.stderr.splitlines()
+    assert "npm install --prefix" in line
 
 
 @pytest.mark.parametrize(
@@ -125,23 +142,28 @@ def test_packages_that_are_missing_or_damaged_end_in_one_line(tmp_path):
         ("2640-FE0F", "2640-FE0F"),  # the female sign itself
     ],
 )
-def test_by_hand_variants_share_a_concept(code, concept):
-    assert _concept(code) == concept
+def test_variants_share_a_concept(code, concept):
+    assert emoji.find_concept(code) == concept
 
 
-def test_a_run_measures_the_other_vendors_drawings_too(outputs, tmp_path):
-    words = ("data=emoji", f"data.root={write_packages(tmp_path / 'npm')}", "model=perceptron", "schedule.steps=3")
+def test_a_run_is_tested_on_the_other_vendors_drawings_too(outputs, tmp_path):
+    words = ("data=image_folder", f"data.root={write_pictures(tmp_path)}", "model=perceptron", "schedule.steps=3")
     assert run(outputs, *words, "schedule.epochs=null") == 0
     record = json.loads((only_run(outputs) / "run.json").read_text())
-    assert {"test/accuracy", f"test-{OTHER}/accuracy"} <= set(record["result"])
+    assert {"test/accuracy", f"test-{emoji.OTHER}/accuracy"} <= set(record["result"])
 
 
-def test_the_real_packages_are_read_whole():
+def test_the_real_packages_make_twenty_classes(tmp_path):
     if not os.environ.get("CI") and not EMOJI.is_dir():
-        pytest.skip(f"needs npm install --prefix {EMOJI} {' '.join(PACKAGES.values())}")
-    source = data_module(config_of(EMOJI, "data.labels_per_class=10").data).source
-    check(source)
-    assert len(source.classes) >= 20
+        pytest.skip(f"needs npm install --prefix {EMOJI} emoji-datasource-google emoji-datasource-twitter")
+    emoji.write_folder(EMOJI, tmp_path / "pictures")
+    check_pictures(tmp_path / "pictures")
+    words = ["data=image_folder", f"data.root={tmp_path / 'pictures'}", "data.labels_per_class=10"]
+    source = data_module(compose(words).data).source
+    assert (len(source.classes), len(source.train), len(source.test)) == (20, 460, 216)
     assert {"animal-mammal", "food-fruit", "transport-ground"} <= set(source.classes)
-    own, other = source.images[source.test], source.images[source.further_tests[OTHER]]
-    assert (own != other).any(axis=(1, 2, 3)).mean() > 0.99  # two hands
+    tested = [
+        np.stack([source.images[int(index)] for index in indices])
+        for indices in (source.test, source.further_tests[emoji.OTHER])
+    ]
+    assert (tested[0] != tested[1]).any(axis=(1, 2, 3)).mean() > 0.99  # two vendors' drawings

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -57,7 +59,9 @@ def test_an_experiment_runs_tiny(name, tmp_path):
     if name == "oquab2014_transfer":
         if not os.environ.get("CI") and not EMOJI.is_dir():
             pytest.skip(f"needs the npm packages of emoji in {EMOJI}")
-        words.append(f"data.root={EMOJI}")
+        script = conf_dir() / "experiment" / "oquab2014_emoji.py"
+        subprocess.run([sys.executable, script, EMOJI, tmp_path / "pictures"], check=True)
+        words.append(f"data.root={tmp_path / 'pictures'}")
     done = command("tutelage.train", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob(f"outputs/{name}/*/run.json"))

@@ -16,7 +16,7 @@ from tutelage.data.cached_logits import (
     row_dtype,
     unpack_rows,
 )
-from tutelage.data.datasets import emoji, huggingface, image_files
+from tutelage.data.datasets import huggingface, image_files
 from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.datasets.image_files import LISTINGS
 from tutelage.data.files.listing import abbreviate
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
         SVHN,
         DataRuntime,
         Digits,
-        Emoji,
         FashionMNIST,
         HuggingFace,
         ImageDataModule,
@@ -57,7 +56,6 @@ _WITH_TORCH = {
     "CIFAR100",
     "DataRuntime",
     "Digits",
-    "Emoji",
     "FashionMNIST",
     "HuggingFace",
     "ImageDataModule",
@@ -90,7 +88,6 @@ __all__ = [
     "CachedLogitsWriter",
     "DataRuntime",
     "Digits",
-    "Emoji",
     "EvalBatch",
     "FashionMNIST",
     "HuggingFace",
@@ -147,8 +144,6 @@ def fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -
         if config.root is not None and not Path(config.root).expanduser().is_dir():
             raise UserError(f"data.root={config.root}: no such folder")
         return ""
-    if module == "tutelage.data" and name == "Emoji":
-        return emoji.versions(config.root)
     if module == "tutelage.data" and name in LISTINGS:
         return image_files.fingerprint(LISTINGS[name](config), config, on_progress)
     if module == "tutelage.data" and name == "HuggingFace":

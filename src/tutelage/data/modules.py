@@ -16,7 +16,6 @@ from tutelage.config.targets import resolve
 from tutelage.data.datasets.cifar import cifar10, cifar100
 from tutelage.data.datasets.digits import digits
 from tutelage.data.datasets.download import OnProgress, ignore_progress
-from tutelage.data.datasets.emoji import emoji, versions
 from tutelage.data.datasets.fashion_mnist import fashion_mnist
 from tutelage.data.datasets.huggingface import hugging_face, library_fingerprint
 from tutelage.data.datasets.image_files import LISTINGS, fingerprint, image_files
@@ -260,18 +259,6 @@ class STL10(ImageDataModule):
     def read(self) -> Source:
         """Return STL-10 at the config's size."""
         return stl10(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
-
-
-class Emoji(ImageDataModule):
-    """Emoji as two vendors draw them."""
-
-    def read(self) -> Source:
-        """Return the emoji at the config's size."""
-        return emoji(self.config)
-
-    def fingerprint(self) -> str:
-        """Return the versions of the packages."""
-        return versions(self.config.root)
 
 
 class ImageFolder(ImageDataModule):
