@@ -459,7 +459,7 @@ def test_the_process_that_fails_first_gives_the_exit_code_and_ends_the_others(mo
             "import time; time.sleep(600)",
         )
         processes = [subprocess.Popen([sys.executable, "-c", program], text=True) for program in programs]
-        assert launch._wait(processes) == code
+        assert launch._wait_for_processes(processes) == code
         assert [process.wait() for process in processes] == [-9, code if code < 128 else 128 - code, -15]
     assert "process 1 of 3 was ended by SIGKILL, and the others with it" in capfd.readouterr().err
 
@@ -497,7 +497,7 @@ def test_signals_are_handed_on(before, monkeypatch):
         with launch._forwarded_signals(processes):
             if not before:
                 os.kill(os.getpid(), signal.SIGUSR1)
-            assert launch._wait(processes) == 5
+            assert launch._wait_for_processes(processes) == 5
         assert signal.getsignal(signal.SIGUSR1) == noting
     finally:
         for number, handler in handlers.items():

@@ -22,7 +22,7 @@ from tutelage.config.compose import compose
 from tutelage.data import UNKNOWN, Labels, StreamBatch, split
 from tutelage.errors import UserError
 from tutelage.models import LeNet5, Teacher, load_classifier, make_classifier
-from tutelage.runs import main_stage, run_identity
+from tutelage.runs import main_stage_name, run_identity
 from tutelage.strategies import NoisyStudent, PseudoLabelStage, TrainStage, stages
 from tutelage.strategies.noisy_student import LiveNoisyStudent
 
@@ -323,7 +323,7 @@ def test_a_run_goes_on_beyond_the_listed_students_until_validation_no_longer_gai
     assert [entry["name"] for entry in record["stages"]] == ["teacher", *rounds, "finetune", "control"]
     assert [entry["name"] for entry in record["stages"] if entry.get("rejected")] == ["student-3"]
     assert record["stages"][-2]["starts_from"] == "student-2"
-    assert main_stage(record) == "finetune"
+    assert main_stage_name(record) == "finetune"
     assert record["result"] == record["stages"][-2]["result"]
     for number, entry in enumerate(record["stages"], 1):
         assert (only_run(until) / "stages" / f"{number}-{entry['name']}").is_dir()

@@ -241,7 +241,7 @@ def _print_layers(arguments: Sequence[str]) -> None:
     """Print the layers of a run's network, or of the network that a config describes."""
     from tutelage.config.compose import compose, split_config_dirs
     from tutelage.errors import UserError
-    from tutelage.runs import main_stage, open_finished_run, read_config
+    from tutelage.runs import main_stage_name, open_finished_run, read_config
 
     others = [argument for argument in arguments if argument != "--summary"]
     if len(others) == len(arguments):
@@ -251,7 +251,7 @@ def _print_layers(arguments: Sequence[str]) -> None:
     if len(others) == 1 and Path(others[0]).is_dir():
         folder, record = open_finished_run(others[0])
         data, classes = read_config(folder).data, record.get("data", {}).get("classes")
-        model = next(entry["model"] for entry in record["stages"] if entry["name"] == main_stage(record))
+        model = next(entry["model"] for entry in record["stages"] if entry["name"] == main_stage_name(record))
     else:
         config = compose(*split_config_dirs(others))
         data, model, classes = config.data, config.model.arguments(), None

@@ -147,7 +147,7 @@ class ProcessGroup:
         key = self._next_key("broadcast")
         if self.is_rank0:
             self._put(key, json.dumps(make()))
-        return json.loads(self._wait(key))  # type: ignore[no-any-return]
+        return json.loads(self._wait_for_key(key))  # type: ignore[no-any-return]
 
     def barrier(self) -> None:
         """Wait until all processes are here.
@@ -164,9 +164,9 @@ class ProcessGroup:
         try:
             if self.is_rank0:
                 for rank in range(self.size):
-                    self._wait(f"{key}/{rank}")
+                    self._wait_for_key(f"{key}/{rank}")
                 self._settle(key, ALL_HERE)
-            met = self._wait(key) == ALL_HERE
+            met = self._wait_for_key(key) == ALL_HERE
         except Ended:
             raise
         except Exception:
@@ -174,7 +174,7 @@ class ProcessGroup:
                 return  # the signal is still to be agreed on by all of them
             raise
         if not met:
-            self._wait(f"{key}/never")  # raises once the missing process announces its end
+            self._wait_for_key(f"{key}/never")  # raises once the missing process announces its end
 
     @contextmanager
     def lockstep(self) -> Iterator[None]:
@@ -196,7 +196,7 @@ class ProcessGroup:
             return work()
         key = f"{self._next_key('node')}/{self.world.node}"
         if self.world.local_rank:
-            self._wait(key)
+            self._wait_for_key(key)
         result = work()
         if not self.world.local_rank:
             self._put(key, "")
@@ -316,7 +316,7 @@ class ProcessGroup:
         self._turn += 1
         return f"{self._turn}/{name}"
 
-    def _wait(self, key: str) -> str:
+    def _wait_for_key(self, key: str) -> str:
         """Return the value of a key once a process has put it."""
         pause = FIRST_POLL_SECONDS
         while not self._has(key):

@@ -45,7 +45,7 @@ def launch_processes(config: "Config", arguments: Sequence[str], count: int) -> 
         processes = [_start(World(rank, count, rank, count), port, order) for rank in range(count)]
         with _forwarded_signals(processes):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            return _wait(processes)
+            return _wait_for_processes(processes)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -98,7 +98,7 @@ def _send(processes: Sequence["subprocess.Popen[str]"], number: int) -> None:
             process.send_signal(number)
 
 
-def _wait(processes: Sequence["subprocess.Popen[str]"]) -> int:
+def _wait_for_processes(processes: Sequence["subprocess.Popen[str]"]) -> int:
     """Wait for all processes; return the exit code of the first one that failed, 0 where none did."""
     failed, failed_at, measures = None, 0.0, [(GRACE, signal.SIGTERM), (GRACE + LAST_GRACE, signal.SIGKILL)]
     while any(process.poll() is None for process in processes):

@@ -121,7 +121,8 @@ def validate_config(composed: Any) -> Config:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(describe_hydra_error(error)) from None
-    assert isinstance(plain, dict)  # noqa: S101 - the top of a config is a mapping
+    if not isinstance(plain, dict):
+        raise UserError(f"the config is a {type(plain).__name__}, not a mapping of keys; {HELP_HINT}")
     plain.pop("hydra", None)
     for section in SECTIONS:
         if not isinstance(plain.get(section), dict):

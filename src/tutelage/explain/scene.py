@@ -138,7 +138,8 @@ class Mixture(NamedTuple):
 def draw_mixtures(scene: Scene, steps: int) -> list[Mixture]:
     """Return a pair of each of the first steps, mixed as in training; neighbours of two classes, if there are any."""
     config, stream, mixtures = scene.augmentation.mix, scene.stream, []
-    assert config is not None  # noqa: S101 - called only for an augmentation that mixes
+    if config is None:
+        raise ValueError("the augmentation mixes no images")
     sampler, classes = StreamSampler(stream, scene.key), len(scene.data.source.classes)
     for step in range(steps):
         samples = sampler.at(step)

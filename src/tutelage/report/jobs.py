@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutelage.report.gains import TEST_ACCURACY
-from tutelage.runs import FINISHED, RunFolder, inspect_run, main_stage
+from tutelage.runs import FINISHED, RunFolder, inspect_run, main_stage_name
 from tutelage.sweeps.folder import Outcome
 
 SEED = "seed"
@@ -40,8 +40,8 @@ class Job:
 
     @property
     def network(self) -> Mapping[str, Any]:
-        """The entry in ``run.json`` of the run's final network (see ``main_stage``)."""
-        name = main_stage(self.record)
+        """The entry in ``run.json`` of the run's final network (see ``main_stage_name``)."""
+        name = main_stage_name(self.record)
         return next(entry for entry in self.record["stages"] if entry["name"] == name)
 
 

@@ -18,7 +18,7 @@ from tutelage.report.curves import Curve, read_curves
 from tutelage.report.rounds import draw_rounds
 from tutelage.runs import (
     RunFolder,
-    main_stage,
+    main_stage_name,
     open_tested_run,
     read_config,
     stage_folders,
@@ -47,7 +47,7 @@ def write_report(folder: RunFolder, config: Config | None = None) -> None:
     config = config or read_config(folder)
     data = data_module(config.data)
     entries, folders = record["stages"], stage_folders(folder, record)
-    network = load_classifier(weights_files(folder, record)[main_stage(record)])
+    network = load_classifier(weights_files(folder, record)[main_stage_name(record)])
     classes = network.spec.classes
     shown = [_draw_confusion(folder, record, folders, classes)]
     if any(entry.get("steps") for entry in entries):  # a network without steps stored its images unaugmented
@@ -74,7 +74,7 @@ def _draw_curves(folder: RunFolder, record: Mapping[str, Any], folders: Mapping[
 def _draw_confusion(
     folder: RunFolder, record: Mapping[str, Any], folders: Mapping[str, RunFolder], classes: Sequence[str]
 ) -> page.Picture:
-    name = main_stage(record)
+    name = main_stage_name(record)
     predictions = _read_predictions(folders[name])
     figure = pictures.draw_confusion_matrix(compute_confusion_matrix(predictions), classes)
     caption = (
@@ -86,7 +86,7 @@ def _draw_confusion(
 
 def _find_augmented_stage(config: Config, record: Mapping[str, Any]) -> str:
     """Return the last stage that trained the final network on augmented images."""
-    last = main_stage(record)
+    last = main_stage_name(record)
     if isinstance(config.strategy, NoisyStudentConfig) and config.strategy.finetune is not None:
         return next(str(entry.get("starts_from", last)) for entry in record["stages"] if entry["name"] == last)
     return last
@@ -136,7 +136,7 @@ def _draw_mistakes(
     classes: Sequence[str],
 ) -> list[page.Picture]:
     """Return the wrongly predicted test images with the highest confidence; none if no prediction is wrong."""
-    name, source = main_stage(record), data.source
+    name, source = main_stage_name(record), data.source
     predictions = _read_predictions(folders[name])
     labels = predictions.labels
     predicted = predictions.probabilities.argmax(axis=1)
@@ -163,7 +163,7 @@ def _read_predictions(folder: RunFolder) -> Predictions:
 
 
 def _render_body(record: Mapping[str, Any], shown: Sequence[page.Picture]) -> str:
-    final = main_stage(record)
+    final = main_stage_name(record)
     metrics = "".join(
         f"<tr><td>{html.escape(name)}</td><td></td><td>{value:.4f}</td></tr>"
         for name, value in record["result"].items()

@@ -28,7 +28,7 @@ from tutelage.report.jobs import (
     shorten_key,
 )
 from tutelage.report.pairs import compare_with_references
-from tutelage.runs import main_stage
+from tutelage.runs import main_stage_name
 from tutelage.storage import digest
 from tutelage.sweeps.folder import Outcome
 from tutelage.terminal.table import print_uncut
@@ -249,7 +249,7 @@ def _draw_shifts(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list
             if curves:
                 first = curves[0][1]
                 description = first.description
-                accuracies = np.mean([curve.accuracy[main_stage(job.record)] for job, curve in curves], axis=0)
+                accuracies = np.mean([curve.accuracy[main_stage_name(job.record)] for job, curve in curves], axis=0)
                 lines[format_settings(keys, members[0]) or "all"] = (first.strengths, list(accuracies))
         if lines:
             caption = (

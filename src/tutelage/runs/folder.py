@@ -215,7 +215,7 @@ def weights_files(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Pat
     return {name: folders[name].weights_file(best) for name, best in is_best.items()}
 
 
-def main_stage(record: Mapping[str, Any]) -> str:
+def main_stage_name(record: Mapping[str, Any]) -> str:
     """Return the name of the stage that trained the run's network: the last one that is no control nor rejected."""
     return next(
         str(entry["name"])

@@ -55,7 +55,7 @@ def help_to_label(path: Path, locations: Mapping[str, str], observer: Observer) 
     config = config.model_copy(update={"data": config.data.model_copy(update=dict(locations))})
     set_up_torch(record.get("threads") or config.trainer.threads or 1)
     device = choose_device(config, local_rank=0)
-    _check_device(device, stores)
+    _check_same_device(device, stores)
     with Signals().installed() as signals:
 
         def on_progress(what: str, fraction: float) -> None:
@@ -63,7 +63,7 @@ def help_to_label(path: Path, locations: Mapping[str, str], observer: Observer) 
             signals.check()
 
         data = data_module(config.data, DataRuntime(device=device, on_progress=on_progress))
-        _check_data(config, data, record, stores)
+        _check_same_data(config, data, record, stores)
         observer.begin([PartCost(name, len(store.missing)) for name, store in stores.items()])
         labelled = 0
         for number, store in enumerate(stores.values(), 1):
@@ -91,7 +91,7 @@ def _label_shards(path: Path, store: LabelStore, data: ImageDataModule, observer
     return sum(last - first for first, last in map(store.bounds, missing & store.written))
 
 
-def _check_data(
+def _check_same_data(
     config: Config, data: ImageDataModule, record: Mapping[str, object], stores: Mapping[str, LabelStore]
 ) -> None:
     """Raise a UserError unless the data is the run's."""
@@ -108,7 +108,7 @@ def _check_data(
         )
 
 
-def _check_device(device: torch.device, stores: Mapping[str, LabelStore]) -> None:
+def _check_same_device(device: torch.device, stores: Mapping[str, LabelStore]) -> None:
     """Raise a UserError unless the run labels on this kind of device."""
     kinds = (store.metadata["device"] for store in stores.values())
     if other := next((kind for kind in kinds if kind != device.type), None):

@@ -6,7 +6,7 @@ from pathlib import Path
 from tutelage.config import DataConfig
 from tutelage.data import fingerprint
 from tutelage.errors import UserError
-from tutelage.runs.folder import FINISHED, RunFolder, main_stage, read_config, read_record, weights_files
+from tutelage.runs.folder import FINISHED, RunFolder, main_stage_name, read_config, read_record, weights_files
 from tutelage.runs.integrity import inspect_run
 from tutelage.storage import file_digest, has_checksum
 
@@ -38,7 +38,7 @@ def _find_file(name: str, key: str) -> Path:
     state = inspect_run(folder)
     if state.status != FINISHED:
         raise UserError(f"{key}={name}: {state.status}; finish the run by its command, or name a file of it")
-    weights = weights_files(folder, state.record)[main_stage(state.record)]
+    weights = weights_files(folder, state.record)[main_stage_name(state.record)]
     if problem := next((problem for problem in state.problems if path / problem.file == weights), None):
         raise UserError(
             f"{key}={name}: {problem.file} is {problem.reason}; the run's command makes it again, by {problem.remedy}"

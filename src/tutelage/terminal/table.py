@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tutelage import __version__
-from tutelage.runs import PSEUDO_LABEL, is_tested, main_stage, train_entries
+from tutelage.runs import PSEUDO_LABEL, is_tested, main_stage_name, train_entries
 from tutelage.runs.folder import git_commit
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _build_table(record: Mapping[str, Any], wide: bool) -> "Table":
     for number, name in enumerate(build_header(record, wide)):
         table.add_column(name, justify="left" if number < 2 else "right", no_wrap=True)  # noqa: PLR2004 - two texts
     for row in build_rows(record, wide):
-        table.add_row(*row, style="bold" if row[0] == main_stage(record) else None)
+        table.add_row(*row, style="bold" if row[0] == main_stage_name(record) else None)
     return table
 
 

@@ -95,7 +95,7 @@ def fetch(remote: Remote, folder: Path, title: str, on_progress: OnProgress = ig
     target = folder / remote.name
     if target.is_file():
         return target
-    with hold_lock(folder, remote.name, f"{title}: another process is fetching {remote.name}", on_progress):
+    with wait_for_lock(folder, remote.name, f"{title}: another process is fetching {remote.name}", on_progress):
         if not target.is_file():
             partial = folder / f"{remote.name}.part"
             _download(remote, partial, title, on_progress)
@@ -120,7 +120,7 @@ def unpack(archive: Path, folder: Path, top_folder: str, on_progress: OnProgress
     target = folder / top_folder
     if target.is_dir():
         return target
-    with hold_lock(folder, top_folder, f"another process is unpacking {archive}", on_progress):
+    with wait_for_lock(folder, top_folder, f"another process is unpacking {archive}", on_progress):
         if not target.is_dir():
             partial = folder / f"{PARTIAL_PREFIX}{top_folder}"
             shutil.rmtree(partial, ignore_errors=True)  # from a killed process
@@ -241,7 +241,7 @@ def _extract(archive: Path, partial: Path) -> None:
 
 
 @contextmanager
-def hold_lock(
+def wait_for_lock(
     folder: Path, name: str, wait_message: str, on_progress: OnProgress, hint: str = OTHER_FOLDER_HINT
 ) -> Iterator[None]:
     """Hold the lock of ``folder/name``; if another process holds it, say so and wait.

@@ -14,7 +14,7 @@ import numpy as np
 
 from tutelage import __version__
 from tutelage.config import DataConfig
-from tutelage.data.datasets.download import OnProgress, cache_folder, format_size, hold_lock, ignore_progress
+from tutelage.data.datasets.download import OnProgress, cache_folder, format_size, ignore_progress, wait_for_lock
 from tutelage.data.loading.shared_memory import count_cores
 from tutelage.data.source import Images
 from tutelage.errors import UserError
@@ -55,7 +55,7 @@ def pack_images(
     if not _is_intact(file, math.prod(shape), on_progress):
         wait_message = f"another process is packing the {len(images):,} images"
         hint = "let XDG_CACHE_HOME name a folder that can, or set data.pack=false"
-        with hold_lock(folder, PACK_FILE, wait_message, on_progress, hint):
+        with wait_for_lock(folder, PACK_FILE, wait_message, on_progress, hint):
             if not _is_intact(file, math.prod(shape), on_progress):
                 remove_partials(folder)
                 _write_pack(file, images, math.prod(shape), config, on_progress)
