@@ -56,23 +56,10 @@ def started_run(
     if group.size > 1:  # where it is not set, Lightning takes as many threads as there are cores
         os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     with Signals().installed() as signals, lightning_silenced():
-
-        def check_signals() -> None:
-            context.check_signals()
-
-        def on_progress(what: str, fraction: float) -> None:
-            observer.reading(what, fraction)
-            context.check_signals()
-
-        device = choose_device(config, group.world.local_rank)
-        data = data_module(
-            config.data, DataRuntime(device, batch_shard(config, group), on_progress, group.world.local_size)
-        )
-        evaluates_test = config.evaluate_test or is_tested(record.content)
-        context = RunContext(config, folder, record, data, signals, observer, group, evaluates_test)
-        group.check_signals = check_signals
+        context = _make_context(config, folder, record, signals, observer, group)
+        group.check_signals = context.check_signals
         check_before_data(config)
-        group.first_on_each_node(lambda: (data.source, context.previous_run))
+        group.first_on_each_node(lambda: (context.data.source, context.previous_run))
         context.follow_results()
         check_stages(context)
         if record.content and record.content["version"] != __version__:
@@ -89,6 +76,22 @@ def started_run(
         except Exception as error:
             record.fail(f"{type(error).__name__}: {error}")
             raise
+
+
+def _make_context(
+    config: Config, folder: RunFolder, record: Record, signals: Signals, observer: Observer, group: ProcessGroup
+) -> RunContext:
+    """Return the context of a run whose data is not read yet."""
+
+    def on_progress(what: str, fraction: float) -> None:
+        observer.reading(what, fraction)
+        context.check_signals()
+
+    device, neighbours = choose_device(config, group.world.local_rank), group.world.local_size
+    data = data_module(config.data, DataRuntime(device, batch_shard(config, group), on_progress, neighbours))
+    evaluates_test = config.evaluate_test or is_tested(record.content)
+    context = RunContext(config, folder, record, data, signals, observer, group, evaluates_test)
+    return context
 
 
 def _begin_record(context: RunContext, identity: dict[str, Any], command: str) -> dict[str, Any]:
