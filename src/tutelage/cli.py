@@ -123,7 +123,7 @@ def _open_picture(file: Path) -> None:
 def _list_runs(arguments: Sequence[str]) -> None:
     """Print the runs below a folder, newest last, one line each that ends in the run's folder."""
     from tutelage.errors import UserError
-    from tutelage.runs import RunFolder, inspect_run
+    from tutelage.runs import Health, RunFolder, inspect_run
 
     root = Path(arguments[0] if arguments else "outputs")
     if not root.is_dir():
@@ -138,6 +138,9 @@ def _list_runs(arguments: Sequence[str]) -> None:
         accuracy = "" if run.test_accuracy is None else f"{100 * run.test_accuracy:.1f} %"
         status = "incomplete" if run.problems else run.status
         print(f"{run.started:<16}  {status:<10}  {accuracy:>7}  {path}")
+    unusable = [run.reason for run, _ in runs if run.problems or run.health is Health.BROKEN]
+    if unusable:
+        print(f"{len(unusable)} of {len(runs)} cannot be used as they are; {unusable[0]}")
 
 
 def _label_pool(arguments: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ SCRATCH = ""  # as a stage to start from: random weights, whatever init_from say
 class TeacherSpec:
     """The frozen networks that teach in a stage, and the stream whose images they see.
 
-    Their cached logits or features reach the stage's module as ``StreamBatch.answers``.
+    Their cached logits or features reach the stage's module as ``StreamBatch.cached``.
 
     Attributes:
         stream: the name of the stream.
