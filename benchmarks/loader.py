@@ -32,7 +32,8 @@ from tutelage.config.compose import compose
 from tutelage.data import StageData, Stream
 from tutelage.data.datasets.image_files import FileImages
 from tutelage.data.files.packing import pack_images
-from tutelage.data.loading.batches import EvalDataset, TrainDataset, ignore_signals
+from tutelage.data.loading.batches import EvalDataset, TrainDataset
+from tutelage.data.loading.workers import ignore_signals
 from tutelage.data.shards.images import ShardImages
 from tutelage.data.shards.index import index_shards
 from tutelage.data.shards.pools import find_shards

@@ -35,9 +35,10 @@ from tutelage.data.files.decoding import BadImage, open_picture, read_pixels
 from tutelage.data.files.listing import list_folder
 from tutelage.data.files.packing import pack_images
 from tutelage.data.loading import streams
-from tutelage.data.loading.batches import EVALUATION_BATCH, EvalDataset, TrainDataset, ignore_signals
+from tutelage.data.loading.batches import EVALUATION_BATCH, EvalDataset, TrainDataset
 from tutelage.data.loading.prefetch import PrefetchLoader, map_tensors
 from tutelage.data.loading.shared_memory import SharedArray, SharedTexts, count_cores
+from tutelage.data.loading.workers import ignore_signals
 from tutelage.data.source import ArrayImages, WholeImages, resize_center_crop
 from tutelage.errors import UserError, complain
 from tutelage.models import ImageSpec, make_classifier
@@ -272,7 +273,7 @@ def test_what_a_run_gives_its_workers_can_be_sent_to_ones_that_are_started_anew(
 LEAVES_A_WORKER = """
 import numpy as np, torch
 from torch.utils.data import DataLoader
-from tutelage.data.loading.batches import EvalDataset, ignore_signals
+from tutelage.data.loading.batches import EvalDataset
 from tutelage.data.source import WholeImages
 
 batches = EvalDataset(WholeImages(np.zeros((4, 2, 2, 1), dtype=np.uint8)), np.zeros(4), np.arange(4))

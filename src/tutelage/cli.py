@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def _execute_training(arguments: Sequence[str]) -> None:
-    """Replace this process by the Hydra app, so that Lightning and torchrun can start the same command again."""
+    """Replace this process by ``python -m tutelage.train``, which torchrun and srun start too: one way in for all."""
     sys.stdout.flush()
     if "SLURM_JOB_ID" in os.environ:  # hold SLURM's signals back until the app has installed its handlers
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from tutelage.app.job import LAUNCHED
 from tutelage.errors import BY_SIGNAL
 from tutelage.process_group import World, torchrun_environment
-from tutelage.runs.cluster.signals import SAVE, SAVE_AND_CONTINUE, Signals
+from tutelage.runs.cluster.signals import SAVE_AND_CONTINUE, installed_signals
 
 if TYPE_CHECKING:
     from tutelage.config import Config
@@ -81,9 +81,9 @@ def _forwarded_signals(processes: Sequence["subprocess.Popen[str]"]) -> Iterator
     def forward(number: int, frame: FrameType | None) -> None:
         _send(processes, number)
 
+    earlier = installed_signals()
     before = {number: signal.signal(number, forward) for number in FORWARDED}
-    earlier = getattr(before[SAVE], "__self__", None)
-    if isinstance(earlier, Signals) and earlier.requested > SAVE_AND_CONTINUE:
+    if earlier is not None and earlier.requested > SAVE_AND_CONTINUE:
         _send(processes, earlier.requested)
     try:
         yield

@@ -56,21 +56,30 @@ _WITH_TORCH = {
     "CIFAR100",
     "DataRuntime",
     "Digits",
+    "EvalBatch",
     "FashionMNIST",
     "HuggingFace",
     "ImageDataModule",
     "ImageFolder",
     "ImageNet",
     "MNIST",
-    "EvalBatch",
     "STL10",
     "SVHN",
+    "StageData",
     "StreamBatch",
     "Table",
-    "StageData",
     "data_module",
 }
-_NAMED_DATA = {"CIFAR10", "CIFAR100", "Digits", "FashionMNIST", "MNIST", "STL10", "SVHN"}  # the name says all
+# datasets that their names identify: they have no fingerprint
+_NAMED_DATA = {
+    "CIFAR10",
+    "CIFAR100",
+    "Digits",
+    "FashionMNIST",
+    "MNIST",
+    "STL10",
+    "SVHN",
+}
 
 __all__ = [
     "CIFAR10",

@@ -28,20 +28,20 @@ from tutelage.data.loading.batches import (
     EvalBatch,
     EvalDataset,
     PendingMix,
-    RemainingSteps,
     StageData,
+    StepSampler,
     StreamBatch,
     TrainDataset,
     apply_mix,
-    ignore_signals,
 )
 from tutelage.data.loading.prefetch import PrefetchLoader, map_tensors
 from tutelage.data.loading.shared_memory import count_cores
+from tutelage.data.loading.workers import ignore_signals
 from tutelage.data.source import Images, Source, WholeImages, is_ready
 from tutelage.data.splits import Splits, split
 
 CPU = torch.device("cpu")
-MOST_WORKERS = 8  # worker processes of a loader under num_workers=auto
+MAX_WORKERS = 8  # worker processes of a loader under num_workers=auto
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class ImageDataModule(pl.LightningDataModule):
             raise RuntimeError("call begin_stage and attach a Trainer first")
         cached, accumulate = stage_data.cached.values(), self.runtime.shard.accumulate
         needs_no_images = bool(cached) and all(logits.replaces_images for logits in cached)
-        steps = RemainingSteps(stage_data.steps * accumulate, lambda: trainer.global_step * accumulate)
+        steps = StepSampler(stage_data.steps * accumulate, lambda: trainer.global_step * accumulate)
         workers = 0 if needs_no_images else self._count_workers()
         return self._train_loader(stage_data, workers, steps, self.runtime.shard)
 
@@ -190,7 +190,7 @@ class ImageDataModule(pl.LightningDataModule):
             return self.config.num_workers
         if is_ready(self.images) and self.runtime.device.type == "cpu":
             return 0
-        return min(MOST_WORKERS, max(1, count_cores() // self.runtime.neighbours))
+        return min(MAX_WORKERS, max(1, count_cores() // self.runtime.neighbours))
 
     def _loader(self, dataset: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
         device = self.runtime.device

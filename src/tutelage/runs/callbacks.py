@@ -54,8 +54,8 @@ class StepRandomness(pl.Callback):
             torch.cuda.default_generators[pl_module.device.index or 0].manual_seed(seed)
 
 
-def _to_float64(value: Tensor) -> Tensor:
-    """Return a step's value in float64, whose sums do not depend on the order (float32 on Apple's GPUs)."""
+def _to_sum_dtype(value: Tensor) -> Tensor:
+    """Return a step's value in float64, where rounding of sums is negligible (float32 on Apple's GPUs)."""
     return value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)
 
 
@@ -110,7 +110,7 @@ class EpochTable(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the table as it was at the checkpoint."""
         self._resumed_at = time.monotonic()
-        self._sums = {name: _to_float64(value.to(pl_module.device)) for name, value in self._sums.items()}
+        self._sums = {name: _to_sum_dtype(value.to(pl_module.device)) for name, value in self._sums.items()}
         self.write()
 
     def on_train_batch_end(
@@ -119,7 +119,7 @@ class EpochTable(pl.Callback):
         """Add the values of a batch; end the epoch after its last step, unless a validation follows."""
         accumulate = trainer.accumulate_grad_batches
         for name, value in outputs.items():
-            added = _to_float64(value) / (1 if name == "loss" else accumulate)  # Lightning has divided the loss
+            added = _to_sum_dtype(value) / (1 if name == "loss" else accumulate)  # Lightning has divided the loss
             self._sums[name] = self._sums[name] + added if name in self._sums else added
         if not ends_step(trainer, batch_idx):
             return
@@ -130,7 +130,7 @@ class EpochTable(pl.Callback):
         if not trainer.enable_validation:
             self._end_epoch(trainer, {})
         elif step % self._epoch_steps:
-            trainer.should_stop = True  # a last, shorter epoch is validated too
+            trainer.should_stop = True  # Lightning validates when it stops: the last epoch, which is shorter
 
     def on_validation_batch_end(
         self,

@@ -15,7 +15,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.runs.callbacks import ends_step
-from tutelage.runs.cluster.signals import Signals
+from tutelage.runs.cluster.signals import NO_REQUEST, Signals
 from tutelage.storage import is_sound, write_checked
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -74,7 +74,7 @@ class Checkpoints(pl.Callback):
         self._signals = signals
         self._group = group
         self._saved_at = time.monotonic()
-        self._read_requests: Callable[[], list[int]] = lambda: [NOT_DUE, 0]
+        self._read_requests: Callable[[], list[int]] = lambda: [NOT_DUE, NO_REQUEST]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -110,14 +110,14 @@ class Checkpoints(pl.Callback):
         _recount(checkpoint, lambda steps: steps * trainer.accumulate_grad_batches)
 
     def _save_if_due(self, trainer: pl.Trainer, ends_epoch: bool, last: bool) -> None:
-        if self._group.size == 1:
+        if self._group.size == 1:  # nothing to wait for: this step's request is read at once
             self._read_requests = self._send_request()
         due, requested = self._read_requests()
         if last or requested or due == DUE_NOW or (ends_epoch and due == DUE_AT_EPOCH_END):
             trainer.save_checkpoint(self._file)
             self._saved_at = time.monotonic()
             self._signals.check(requested)
-        if self._group.size > 1:
+        if self._group.size > 1:  # read after the next step, so that nobody waits for it
             self._read_requests = self._send_request()
 
     def _send_request(self) -> Callable[[], list[int]]:

@@ -76,7 +76,7 @@ class RunContext:
     Attributes:
         config: the whole config.
         folder: the run's folder.
-        record: the content of ``run.json``.
+        record: ``run.json``.
         data: the DataModule at ``data.image_size``.
         signals: the request that signals have made.
         observer: shows progress.

@@ -41,8 +41,8 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
     network.configure_training(
         OptimizationConfig(optimizer, config.scheduler, stage.steps, _class_weights(context), stage.fine_tuning)
     )
-    spec = stage.teacher
-    teacher = load_teacher(context, spec) if spec and not spec.features else None
+    teacher_spec = stage.teacher
+    teacher = load_teacher(context, teacher_spec) if teacher_spec and not teacher_spec.features else None
     module: Any = stage.module(network) if teacher is None else stage.module(network, teacher)
 
     def save_weights() -> None:
@@ -63,11 +63,13 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
     else:
         checkpoint = None  # Lightning reads the file again; two copies of a large network need not stay
         data, stage_data = context.data_for(stage), context.stage_data(stage)
-        if spec is not None:
-            stage_data = replace(stage_data, cached=prepare_teacher(context, stage, spec, network, teacher))
+        if teacher_spec is not None:
+            cached = prepare_teacher(context, stage, teacher_spec, network, teacher)
+            stage_data = replace(stage_data, cached=cached)
         data.begin_stage(stage_data)
         trainer = make_trainer(context, stage, module, table)
         with group.lockstep():
+            # weights_only: torch's safe loader; optimizer, loops and callbacks are restored too
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
     if not selects_best:
         save_weights()
@@ -137,15 +139,18 @@ def _ledger_entry(
     """Return the ledger's entry of a stage that ended with a network."""
     network, streams = load_classifier(context.weights_file(stage)), stage.streams(context.selections)
     labelled = [stream.targets for stream in streams if stream.name != "pool" and stream.targets.ndim == 1]
+    options = {
+        "note": stage.note,
+        "starts_from": stage.starts_from,
+        "teacher_sha256": [weight_hash(each) for each in teacher.networks] if teacher else None,
+        "image_size": stage.image_size,
+    }
     return {
         "name": stage.name,
         "kind": TRAIN,
         "control": stage.control,
-        **({"note": stage.note} if stage.note else {}),
-        **({"starts_from": stage.starts_from} if stage.starts_from else {}),
-        **({"teacher_sha256": [weight_hash(each) for each in teacher.networks]} if teacher else {}),
+        **{name: value for name, value in options.items() if value},
         **({} if stage.select_best else {"select_best": False}),
-        **({"image_size": stage.image_size} if stage.image_size else {}),
         "model": stage.model.arguments(),
         "parameters": sum(p.numel() for p in network.parameters()),
         "bytes": sum(file.stat().st_size for file in context.stage_outputs(stage)),

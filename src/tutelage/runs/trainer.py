@@ -55,7 +55,7 @@ def make_trainer(context: RunContext, stage: TrainStage, module: pl.LightningMod
             checkpoints,
         ],
     )
-    # Our own handlers are installed. Lightning's would stop without saving, and synchronise processes in each step.
+    # Our own handlers are installed. Lightning's (2.6) would stop without saving, and synchronise processes each step.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer

@@ -23,7 +23,6 @@ _STAGES: dict[str, Callable[[Config, Source, Splits], Sequence[Stage]]] = {
     "fixmatch": fixmatch.stages,
     "lwf": lwf.stages,
     "mean_teacher": mean_teacher.stages,
-    "noisy_student": noisy_student.stages,
     "pseudo_label": pseudo_label.stages,
     "supervised": supervised.stages,
     "teacher_student": teacher_student.stages,
@@ -46,7 +45,7 @@ def stages(config: Config, source: Source, splits: Splits, results: Results = NO
     Raises:
         UserError: the data does not fit the strategy.
     """
-    if config.strategy.name == "noisy_student":
+    if config.strategy.name == "noisy_student":  # the one strategy whose stages depend on results
         return noisy_student.stages(config, source, splits, results)
     return _STAGES[config.strategy.name](config, source, splits)
 

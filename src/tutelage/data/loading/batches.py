@@ -4,10 +4,7 @@ These stand in for torch's map-style datasets with ``BatchSampler`` and ``collat
 that a batch costs one call and one array, and the position in the data follows from the step alone.
 """
 
-import atexit
 import math
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -289,8 +286,11 @@ class EvalDataset(Dataset[EvalBatch]):
         return EvalBatch(channels_first(images), torch.from_numpy(labels), torch.from_numpy(indices.astype(np.int64)))
 
 
-class RemainingSteps(Sampler[int]):
-    """The steps that are still to do; the first one is read when iteration begins."""
+class StepSampler(Sampler[int]):
+    """The steps of a stage that are still to do; the first one is read when iteration begins.
+
+    Its length is that of the whole stage, which is one epoch to Lightning.
+    """
 
     def __init__(self, total: int, done: Callable[[], int]) -> None:
         self._total = total
@@ -301,18 +301,3 @@ class RemainingSteps(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(self._done(), self._total))
-
-
-def ignore_signals(worker: int) -> None:
-    """Let a worker survive a signal to the whole process group, so that the current step is finished and saved."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-
-
-@atexit.register
-def _kill_workers() -> None:
-    """Kill workers that an error has left: Python would send them SIGTERM at exit, which they ignore, and wait."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error where a worker is killed
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()

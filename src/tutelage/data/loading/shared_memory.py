@@ -1,4 +1,7 @@
-"""What all workers of a loader share: arrays and lists of texts that no process copies, however it was started."""
+"""Arrays and lists of texts that all workers of a loader share without copies, however they were started.
+
+``torch.Tensor.share_memory_`` serves arrays in memory; a memory-mapped array is sent as the name of its file instead.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,7 +10,7 @@ import numpy as np
 
 
 def count_cores() -> int:
-    """Return how many cores this process may use, by its affinity and the quota of its container."""
+    """Return the number of cores that this process may use, by its affinity and its container's quota."""
     import joblib
 
     return int(joblib.cpu_count())
@@ -16,11 +19,11 @@ def count_cores() -> int:
 class SharedArray:
     """An array that processes share.
 
-    A worker that is forked has it from its parent. One that is started anew (spawn, forkserver) is sent a handle: the
-    name of the file that the array maps, or shared memory, to which the array moves when the first worker is started.
+    A forked worker has the parent's array. A worker that is started anew (spawn, forkserver) gets a handle: the name of
+    the file that the array maps, or shared memory, to which the array moves when the first worker is started.
 
     Attributes:
-        array: the array; not to be written to.
+        array: the array; read only.
     """
 
     def __init__(self, array: np.ndarray) -> None:
@@ -28,47 +31,47 @@ class SharedArray:
         self._tensor: Any = None  # torch's, in shared memory
 
     def __getstate__(self) -> dict[str, Any]:
-        mapped = _mapping(self.array)
-        if mapped is not None:
-            return {"mapped": mapped}
+        file_view = _describe_file_view(self.array)
+        if file_view is not None:
+            return {"file_view": file_view}
         if self._tensor is None:
             import torch
 
-            kind = torch.from_numpy(np.empty(0, self.array.dtype)).dtype
-            self._tensor = torch.empty(self.array.shape, dtype=kind).share_memory_()  # type: ignore[no-untyped-call]
+            dtype = torch.from_numpy(np.empty(0, self.array.dtype)).dtype
+            self._tensor = torch.empty(self.array.shape, dtype=dtype).share_memory_()  # type: ignore[no-untyped-call]
             self._tensor.numpy()[...] = self.array
             self.array = self._tensor.numpy()
         return {"tensor": self._tensor}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._tensor = state.get("tensor")
-        self.array = _mapped(*state["mapped"]) if self._tensor is None else self._tensor.numpy()
+        self.array = _open_file_view(*state["file_view"]) if self._tensor is None else self._tensor.numpy()
 
 
-def _mapping(array: np.ndarray) -> tuple[Any, ...] | None:
-    """Return what ``_mapped`` takes for the same view of the same file; None where the array maps none."""
+def _describe_file_view(array: np.ndarray) -> tuple[Any, ...] | None:
+    """Return the arguments with which ``_open_file_view`` opens the same view; None where the array maps no file."""
     if not isinstance(array, np.memmap) or array.filename is None or not array.size:
         return None
     whole = array
     while isinstance(whole.base, np.memmap):
         whole = whole.base
-    place = array.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
-    return array.filename, array.mode, whole.offset, whole.nbytes, place, array.dtype, array.shape, array.strides
+    start = array.__array_interface__["data"][0] - whole.__array_interface__["data"][0]
+    return array.filename, array.mode, whole.offset, whole.nbytes, start, array.dtype, array.shape, array.strides
 
 
-def _mapped(
-    file: Any, mode: Any, offset: int, size: int, place: int, dtype: Any, shape: Sequence[int], strides: Sequence[int]
+def _open_file_view(
+    file: Any, mode: Any, offset: int, size: int, start: int, dtype: Any, shape: Sequence[int], strides: Sequence[int]
 ) -> np.ndarray:
-    """Return a view of ``size`` bytes of a file from ``offset`` on."""
+    """Return an array over the bytes of a file that begin at ``offset`` + ``start``."""
     whole = np.memmap(file, dtype=np.uint8, mode=mode, offset=offset, shape=(size,))
-    return np.ndarray(tuple(shape), dtype, buffer=whole.data, offset=place, strides=tuple(strides))
+    return np.ndarray(tuple(shape), dtype, buffer=whole.data, offset=start, strides=tuple(strides))
 
 
 class SharedTexts(Sequence[str]):
     """Many texts in one piece of memory.
 
-    Reading an element of a list writes to it (it counts who refers to it), so that each worker ends with a list of its
-    own, which for the paths of a million images is 100 MB.
+    Reading an element of a list writes to its reference count, so that each forked worker ends with a copy of the list;
+    for the paths of a million images that is 100 MB.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -81,7 +84,7 @@ class SharedTexts(Sequence[str]):
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
         if isinstance(index, slice):
-            return [self[place] for place in range(len(self))[index]]
-        place = range(len(self))[index]
-        start, end = self._ends.array[place : place + 2]
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        start, end = self._ends.array[number : number + 2]
         return self._bytes.array[start:end].tobytes().decode(errors="surrogateescape")

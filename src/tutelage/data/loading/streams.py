@@ -11,7 +11,7 @@ from tutelage.randomness import Key, splitmix64_finalize
 
 CHUNK = 1 << 16  # entries whose order is made at once; longer passes are made in chunks
 ROUNDS = 8
-MOST_INT32 = 1 << 31  # entries
+MAX_INT32 = 1 << 31  # entries
 ARRAYS = ("indices", "targets", "copies", "ordered")
 
 
@@ -23,7 +23,7 @@ class Stream:
     order, so that a pass reads each shard once. Images outside of shards are distributed evenly among the shards.
 
     Attributes:
-        name: labelled or pool; a part of the key of every draw.
+        name: labelled, pool or all; a part of the key of every draw.
         indices: (n,) of an integer type, images of the source; an image may occur several times.
         targets: (n,) integer classes or (n, C) float32 probabilities; or an object with ``ndim`` that returns those of
             entries (B,) when it is indexed, and can be pickled.
@@ -93,7 +93,7 @@ def _sort_by_shard(indices: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray,
     inside = shards[len(outside) :]
     is_in_order = (outside == np.arange(len(outside))).all() and (inside[1:] >= inside[:-1]).all()
     unordered = shards[: len(outside) if is_in_order else len(shards)]
-    ordered = np.argsort(unordered, kind="stable").astype(np.int32 if len(indices) <= MOST_INT32 else np.int64)
+    ordered = np.argsort(unordered, kind="stable").astype(np.int32 if len(indices) <= MAX_INT32 else np.int64)
     counts = [np.bincount(some, minlength=len(blocks)) for some in (unordered, shards[len(unordered) :])]
     return ordered, np.cumsum(counts, axis=1).T
 
@@ -142,7 +142,8 @@ class StreamSampler:
         if stream.ends is None:
             entries = _shuffle_chunk(stream, key, pass_, chunk)
         else:
-            entries = _shuffle_shard(stream, key, pass_, int(self._chunks(pass_)[1][chunk]))
+            _, shards = self._chunks(pass_)  # a chunk is a shard
+            entries = _shuffle_shard(stream, key, pass_, int(shards[chunk]))
         return entries, stream.copies[entries].astype(np.int64)
 
 

@@ -42,7 +42,7 @@ class Signals:
         return self._requested
 
     def check(self, requested: int | None = None) -> None:
-        """Raise ``Stopped`` where the request is to stop; call it where nothing is lost.
+        """Raise ``Stopped`` where the request is to stop, and drop a request to save; call it where nothing is lost.
 
         Args:
             requested: the request that the processes of a run agreed on; None stands for this process's own.
@@ -64,8 +64,8 @@ class Signals:
         before = {number: signal.getsignal(number) for number in (SAVE, *STOP)}
         try:
             self.install()
-            earlier = getattr(before[SAVE], "__self__", None)
-            if isinstance(earlier, Signals):
+            earlier = _owner(before[SAVE])
+            if earlier is not None:
                 self._requested = max(self._requested, earlier.requested)
             yield self
         finally:
@@ -78,10 +78,19 @@ class Signals:
         self._requested = max(self._requested, self._save_request if number == SAVE else number)
 
 
+def installed_signals() -> Signals | None:
+    """Return the ``Signals`` whose handlers are installed in this process."""
+    return _owner(signal.getsignal(SAVE))
+
+
+def _owner(handler: object) -> Signals | None:
+    owner = getattr(handler, "__self__", None)
+    return owner if isinstance(owner, Signals) else None
+
+
 def defer_slurm_signals() -> None:
     """In a batch job of SLURM, set flags for its signals from now on, so that they do not kill a process that loads."""
-    is_installed = isinstance(getattr(signal.getsignal(SAVE), "__self__", None), Signals)
-    if slurm_job() is not None and not is_installed:
+    if slurm_job() is not None and installed_signals() is None:
         early = Signals()
         for number in FROM_SLURM:
             signal.signal(number, early._handle)
