@@ -40,6 +40,7 @@ def fit(name, accuracy, control=False, held=0):
         "validation": "inside" if held else "none",
         "validation_images": held,
         "result": {"test/accuracy": accuracy},
+        "files": {},
     }
 
 

@@ -633,7 +633,7 @@ OVERRIDES = ("experiment=few", "sweep=it", "augmentation.num_ops=2", "augmentati
 
 def write_run(folder, overrides, result):
     folder.mkdir(parents=True)
-    stage = {"name": "network", "kind": "train", "control": False, "seconds": 1.0, "result": result}
+    stage = {"name": "network", "kind": "train", "control": False, "seconds": 1.0, "result": result, "files": {}}
     record = {
         "schema_version": SCHEMA_VERSION,
         "status": "finished",

@@ -39,6 +39,7 @@ from tutelage.data.loading.shared_memory import count_cores
 from tutelage.data.loading.workers import ignore_signals
 from tutelage.data.source import Images, Source, WholeImages, is_ready
 from tutelage.data.splits import Splits, split
+from tutelage.errors import UserError
 
 CPU = torch.device("cpu")
 MAX_WORKERS = 8  # worker processes of a loader under num_workers=auto
@@ -107,11 +108,11 @@ class ImageDataModule(pl.LightningDataModule):
         """Return a DataModule of the same images and splits at another size.
 
         Raises:
-            ValueError: the dataset has other images at that size.
+            UserError: the dataset has other images at that size.
         """
         other = type(self)(self.config.model_copy(update={"image_size": image_size}), self.runtime)
         if not np.array_equal(other.source.labels, self.source.labels):
-            raise ValueError(f"other images at {image_size} pixels")
+            raise UserError(f"at {image_size} pixels the data has other images; image_size=null")
         other.splits = self.splits
         return other
 

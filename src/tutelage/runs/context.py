@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,27 +17,26 @@ from tutelage.data import (
     Selection,
     StageData,
     read_labels,
-    read_metadata,
     shard_files,
 )
-from tutelage.errors import UserError
+from tutelage.data.pseudo_labels.labels import FOLDER, METADATA
 from tutelage.models import (
     BANK_FILES,
     ImageClassifier,
     ImageSpec,
     Teacher,
     load_classifier,
-    weight_hash,
     with_added_task,
 )
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.randomness import Key
 from tutelage.runs.cluster.signals import NO_REQUEST, SAVE_AND_CONTINUE, Signals
 from tutelage.runs.folder import Record, RunFolder, stage_results
+from tutelage.runs.integrity import describe_files, find_problems
 from tutelage.runs.network_size import NetworkSize, measure_network
 from tutelage.runs.observer import Observer
 from tutelage.runs.previous_run import PreviousRun, find_previous_run
-from tutelage.storage import is_sound
+from tutelage.storage import digest
 from tutelage.strategies import PseudoLabelStage, Stage, TrainStage, stages
 
 
@@ -134,12 +134,7 @@ class RunContext:
         if size == self.config.data.image_size:
             return self.data
         if size not in self._data_at_size:
-            try:
-                self._data_at_size[size] = self.data.at_image_size(size)
-            except ValueError:
-                raise UserError(
-                    f"stage {stage.name}: at {size} pixels the data has other images; image_size=null"
-                ) from None
+            self._data_at_size[size] = self.data.at_image_size(size)
         return self._data_at_size[size]
 
     def stage_data(self, stage: TrainStage) -> StageData:
@@ -246,36 +241,45 @@ class RunContext:
         bank = [folder.checkpoints / name for name in BANK_FILES] if stage.one_pass else []
         return [self.weights_file(stage), *bank]
 
+    def describe_outputs(self, stage: Stage) -> dict[str, Any]:
+        """Return the ledger's lines on what a finished stage leaves: its files, and the networks that came before."""
+        folder = self.stage_folder(stage)
+        names = (f"{FOLDER}/{METADATA}", ROUND, TABLE) if isinstance(stage, PseudoLabelStage) else ()
+        paths = [*self.stage_outputs(stage), *(folder.path / name for name in names)]
+        files = describe_files(self.folder, paths)
+        return {"files": files, "follows": self._digest_of_earlier(stage)}
+
     def is_stage_complete(self, stage: Stage) -> bool:
-        """Return whether a stage is finished and its outputs are intact; else prepare for running it again."""
-        if self.record.stage_entry(stage.name) is None:
+        """Return whether a stage is finished, follows from the networks before it, and its files are intact.
+
+        If its files are not, say so and make room: weights that validation selected are in no checkpoint.
+        """
+        entry = self.record.stage_entry(stage.name)
+        if entry is None:
             return False
         folder = self.stage_folder(stage)
-        damaged = [file for file in self.stage_outputs(stage) if not is_sound(file)]
-        missing = [file for file in self._stage_tables(stage) if not file.is_file()]
-        if not damaged and not missing and (isinstance(stage, TrainStage) or self._is_of_its_teacher(stage)):
+        problems = find_problems(self.folder, entry["files"], check_digests=True)
+        lacks_metrics = isinstance(stage, TrainStage) and not stage.one_pass and not folder.metrics_file.is_file()
+        follows = entry["follows"] == self._digest_of_earlier(stage)
+        if not problems and not lacks_metrics and follows:
             return True
-        if damaged or missing:
-            reason = f"{[*damaged, *missing][0]} is damaged or missing"
+        if problems:
+            reason = f"{self.folder.path / problems[0].file} is {problems[0].reason}"
+        elif lacks_metrics:
+            reason = f"{folder.metrics_file} is missing"
         else:
-            reason = f"{folder.path} has pseudo-labels of another teacher"
+            reason = "a network before it has other weights than when it was run"
         self.observer.say(f"warning: {reason}: stage {stage.name} is run again")
-        if damaged and isinstance(stage, TrainStage) and self.selects_best(stage):
-            for file in folder.checkpoints.glob("*"):  # no checkpoint holds the best weights: only training finds them
+        if isinstance(stage, TrainStage) and (not follows or (problems and self.selects_best(stage))):
+            for file in folder.checkpoints.glob("*.ckpt"):
                 file.unlink()
         return False
 
-    def _stage_tables(self, stage: Stage) -> list[Path]:
-        """Return the files without checksums that a finished stage leaves for people and reports."""
-        folder = self.stage_folder(stage)
-        if isinstance(stage, PseudoLabelStage):
-            return [folder.path / name for name in (ROUND, TABLE)]
-        return [] if stage.one_pass else [folder.metrics_file]
-
-    def _is_of_its_teacher(self, stage: PseudoLabelStage) -> bool:
-        """Return whether pseudo-labels are those of the teacher's present weights: it may have been trained again."""
-        metadata = read_metadata(self.stage_folder(stage).path)
-        return metadata is not None and metadata.get("weights") == weight_hash(self.load_network(stage.teacher))
+    def _digest_of_earlier(self, stage: Stage) -> str:
+        """Return a digest of the networks that the stages before this one ended with."""
+        names = [other.name for other in self.stages]
+        earlier = [self.record.stage_entry(name) for name in names[: names.index(stage.name)]]
+        return digest([entry.get("weights_sha256", entry.get("teacher_sha256")) for entry in earlier if entry])
 
 
 def batch_shard(config: Config, group: ProcessGroup) -> BatchShard:

@@ -159,6 +159,7 @@ def _ledger_entry(
         "validation": context.data.splits.validation_kind,
         "validation_images": len(context.data.splits.validation),
         "weights_sha256": weight_hash(network),
+        **context.describe_outputs(stage),
         "seconds": seconds,
         "result": result,
     }

@@ -100,6 +100,7 @@ class Record:
             "finished": None,
             "identity": identity,
             "data": data,
+            "was_tested": self.was_tested,
             "result": {},
             "stages": self.content.get("stages", []),
         }
@@ -110,6 +111,11 @@ class Record:
         """The number of threads in earlier sessions of as many processes as now."""
         value = self.content.get("threads")
         return int(value) if value is not None and self.content.get("processes", 1) == self._group.size else None
+
+    @property
+    def was_tested(self) -> bool:
+        """Whether the run was evaluated on the test set in an earlier session."""
+        return is_tested(self.content) or bool(self.content.get("was_tested"))
 
     def stage_entry(self, name: str) -> dict[str, Any] | None:
         """Return the entry of a finished stage; None where the stage is not finished."""
@@ -125,6 +131,11 @@ class Record:
         if entry is None:
             raise KeyError(name)
         return entry
+
+    def drop_stage(self, name: str) -> None:
+        """Remove the entry of a stage that is run again: until it is finished, a new start runs it."""
+        self.content["stages"] = [entry for entry in self.content["stages"] if entry["name"] != name]
+        self._write()
 
     def finish_stage(self, entry: dict[str, Any]) -> None:
         """Add the entry of a finished stage, in place of an older entry of that stage."""
@@ -177,7 +188,7 @@ def read_record(folder: RunFolder) -> dict[str, Any] | None:
             f"{folder.record_file} cannot be read ({error}); move the folder away, or start beside it with attempt=2"
         ) from None
     if not isinstance(content, dict):
-        return None
+        raise UserError(f"{folder.record_file}: no record; move the folder away, or start beside it with attempt=2")
     _check_schema_version(content.get(VERSION_KEY, 1), folder)
     return content
 

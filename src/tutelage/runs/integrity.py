@@ -4,10 +4,12 @@
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,9 @@ from tutelage.runs.folder import (
     read_record,
     stage_folders,
 )
-from tutelage.storage import PARTIAL_PREFIX, is_held
+from tutelage.storage import is_held
 
 ABSENT, STOPPED, UNREADABLE = "no run", "stopped", "unreadable"  # beside the ledger's own: running, finished, failed
-RESUME_FILES = {"last.ckpt", "previous.ckpt"}  # a finished run does not need them
 REMAKE = "the run's command makes it again"
 
 
@@ -88,7 +89,10 @@ def inspect_run(folder: RunFolder, check_digests: bool = False) -> RunState:
 
     Args:
         folder: the run's.
-        check_digests: read the files that are needed and compare their digests; else only their sizes.
+        check_digests: read the files whose content matters and compare their digests; else only their sizes.
+
+    Raises:
+        UserError: a file cannot be read.
     """
     try:
         record = read_record(folder)
@@ -101,7 +105,11 @@ def inspect_run(folder: RunFolder, check_digests: bool = False) -> RunState:
         if status == RUNNING and not is_held(folder.lock_file):
             status = STOPPED
         return RunState(Health.REMAKABLE, status, f"{folder.path}: {status}; the run's command finishes it", record)
-    problems = tuple(_problems(folder, record, check_digests))
+    try:
+        problems = tuple(_problems_of_run(folder, record, check_digests))
+    except KeyError as error:
+        reason = f"{folder.record_file} lacks {error}; move the folder away, or start beside it with attempt=2"
+        return RunState(Health.BROKEN, UNREADABLE, reason, {})
     if not problems:
         return RunState(Health.WHOLE, status, "", record)
     first, more = problems[0], f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -109,69 +117,104 @@ def inspect_run(folder: RunFolder, check_digests: bool = False) -> RunState:
     return RunState(Health.REMAKABLE, status, reason, record, problems)
 
 
-def _problems(folder: RunFolder, record: Mapping[str, Any], check_digests: bool) -> Iterator[Problem]:
+def _problems_of_run(folder: RunFolder, record: Mapping[str, Any], check_digests: bool) -> Iterator[Problem]:
     """Yield the needed files of a finished run that are missing or damaged."""
-    remedies = _remedies(folder, record)
-    for name, facts in record["files"].items():
-        remedy = _remedy(folder.path / name, remedies)
-        if not remedy:
-            continue
-        path = folder.path / name
-        if not path.is_file():
-            yield Problem(name, "missing", remedy)
-        elif path.stat().st_size != facts["bytes"] or (check_digests and _file_digest(path) != facts["sha256"]):
-            yield Problem(name, "damaged", remedy)
-
-
-def _remedies(folder: RunFolder, record: Mapping[str, Any]) -> dict[Path, str]:
-    """Return how a run's files are made again, by file or by the folder that holds them."""
+    if not folder.config_file.is_file():
+        yield Problem(_name(folder, folder.config_file), "missing", "composing its config")
     folders = stage_folders(folder, record)
-    remedies = {folder.config_file: "composing its config"}
     for entry in record["stages"]:
         name, stage_folder = entry["name"], folders[entry["name"]]
         if entry["kind"] == PSEUDO_LABEL:
-            remedies[stage_folder.path] = f"labelling the pool with the network of stage {entry['teacher']}"
+            remedy = f"labelling the pool with the network of stage {entry['teacher']}"
+        else:
+            remedy = f"training stage {name}"
+        yield from find_problems(folder, entry["files"], check_digests, remedy)
+        if entry.get("steps") and not stage_folder.metrics_file.is_file():
+            remedy = f"reading the last checkpoint of stage {name}, or training it"
+            yield Problem(_name(folder, stage_folder.metrics_file), "missing", remedy)
+        predictions = _name(folder, stage_folder.test_file)
+        if predictions in record["files"]:
+            lines = {predictions: record["files"][predictions]}
+            yield from find_problems(folder, lines, check_digests, f"evaluating the network of stage {name}")
+
+
+def find_problems(
+    folder: RunFolder, files: Mapping[str, Mapping[str, Any]], check_digests: bool, remedy: str = ""
+) -> list[Problem]:
+    """Return the files that are missing, or of another size or digest than listed.
+
+    Args:
+        folder: the run's.
+        files: as ``describe_files`` returns them.
+        check_digests: read the files and compare their digests, too.
+        remedy: how they are made again.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    problems = []
+    for name, line in files.items():
+        path = folder.path / name
+        try:
+            size, digest = path.stat().st_size, file_digest(path) if check_digests else line["sha256"]
+        except FileNotFoundError:
+            problems.append(Problem(name, "missing", remedy))
             continue
-        remedies[stage_folder.checkpoints] = f"training stage {name}"
-        remedies[stage_folder.metrics_file] = f"reading the last checkpoint of stage {name}, or training it"
-        remedies[stage_folder.test_file] = f"evaluating the network of stage {name}"
-    return remedies
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        if (size, digest) != (line["bytes"], line["sha256"]):
+            problems.append(Problem(name, "damaged", remedy))
+    return problems
 
 
-def _remedy(path: Path, remedies: Mapping[Path, str]) -> str:
-    """Return how a file is made again; nothing for a file that no command needs of a finished run."""
-    if path.name in RESUME_FILES:
-        return ""
-    return next((remedies[place] for place in (path, *path.parents) if place in remedies), "")
+def describe_files(folder: RunFolder, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Return bytes and SHA-256 of files, by their paths below a run's folder; files that vanish are left out."""
+    lines = {}
+    for path in paths:
+        with suppress(FileNotFoundError):
+            lines[_name(folder, path)] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    return lines
 
 
 def list_files(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """Return size in bytes and SHA-256 of each file of a run, by its path below the run's folder.
+    """Return size and SHA-256 of each file of a run (see ``describe_files``).
 
-    ``run.json``, which holds the list, and the report, which is made of the other files, are left out.
+    ``run.json``, which holds the list, the report, which is made of the other files, and hidden files are left out.
     """
-    return {
-        str(path.relative_to(folder.path)): {"bytes": path.stat().st_size, "sha256": _file_digest(path)}
-        for path in sorted(folder.path.rglob("*"))
-        if path.is_file() and not _is_unlisted(path, folder)
-    }
+    paths = [path for path in sorted(folder.path.rglob("*")) if path.is_file() and not _is_unlisted(path, folder)]
+    return describe_files(folder, paths)
 
 
 def _is_unlisted(path: Path, folder: RunFolder) -> bool:
-    partial = path.name.startswith(PARTIAL_PREFIX)
-    return partial or path == folder.record_file or path.is_relative_to(folder.report)
+    is_hidden = any(part.startswith(".") for part in path.relative_to(folder.path).parts)
+    return is_hidden or path == folder.record_file or path.is_relative_to(folder.report)
 
 
-def _file_digest(path: Path) -> str:
+def _name(folder: RunFolder, path: Path) -> str:
+    return path.relative_to(folder.path).as_posix()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file; in one process an unchanged file is read once."""
+    status = path.stat()
+    return _read_digest(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _read_digest(path: Path, size: int, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_complete(folder: RunFolder, config: Config) -> bool:
-    """Return whether a config's run has nothing left to do: it is whole, and tested where the config asks for that."""
-    if read_record(folder) is None:
-        return False
+    """Return whether a config's run has nothing left to do: it is whole, and tested where the config asks for that.
+
+    Raises:
+        UserError: its record, or a file, cannot be read.
+    """
     state = inspect_run(folder, check_digests=True)
+    if state.status == UNREADABLE:
+        raise UserError(state.reason)
     return state.health is Health.WHOLE and (not config.evaluate_test or is_tested(state.record))
 
 

@@ -67,13 +67,15 @@ def _finish(context: RunContext, stage: PseudoLabelStage, store: LabelStore, sta
     selection = stage.select(labels)
     _warn_of_missing_classes(context, stage, labels)
     write_table(folder, source, pool, labels, selection)
+    result = write_summary(folder, source, pool, labels, selection, _previous_labels(context, stage))
     return {
         "name": stage.name,
         "kind": PSEUDO_LABEL,
         "teacher": stage.teacher,
         "teacher_sha256": store.metadata["weights"],
         "seconds": round(time.monotonic() - started, 3),
-        "result": write_summary(folder, source, pool, labels, selection, _previous_labels(context, stage)),
+        **context.describe_outputs(stage),
+        "result": result,
     }
 
 

@@ -23,6 +23,7 @@ def run_stages(context: RunContext) -> None:
     while number < len(context.stages):
         stage = context.stages[number]
         if not context.group.broadcast_from_rank0(partial(context.is_stage_complete, stage)):
+            context.record.drop_stage(stage.name)
             context.show_part(stage.name)
             if isinstance(stage, TrainStage) and not stage.one_pass:
                 entry = fit_stage(context, stage)

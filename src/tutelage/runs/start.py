@@ -18,8 +18,7 @@ from tutelage.runs.cluster.crash_guard import new_session
 from tutelage.runs.cluster.process_checks import propagate_failure
 from tutelage.runs.cluster.signals import Signals, Stopped
 from tutelage.runs.context import RunContext, batch_shard, choose_device
-from tutelage.runs.folder import Record, RunFolder, is_tested, write_config
-from tutelage.runs.integrity import inspect_run
+from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.observer import Observer
 from tutelage.runs.torch_setup import available_threads, lightning_silenced, set_up_torch
 from tutelage.storage import remove_partials
@@ -89,7 +88,7 @@ def _make_context(
 
     device, neighbours = choose_device(config, group.world.local_rank), group.world.local_size
     data = data_module(config.data, DataRuntime(device, batch_shard(config, group), on_progress, neighbours))
-    evaluates_test = config.evaluate_test or is_tested(record.content)
+    evaluates_test = config.evaluate_test or record.was_tested
     context = RunContext(config, folder, record, data, signals, observer, group, evaluates_test)
     return context
 
@@ -99,8 +98,6 @@ def _begin_record(context: RunContext, identity: dict[str, Any], command: str) -
     session, folder = new_session(context), context.folder
     folder.path.mkdir(parents=True, exist_ok=True)
     remove_partials(folder.path)
-    for problem in inspect_run(folder, check_digests=True).problems:
-        (folder.path / problem.file).unlink(missing_ok=True)  # damaged: made again as if it were missing
     write_config(folder, _with_absolute_paths(context.config).model_dump(mode="json"))
     context.record.begin(identity, command, torch.get_num_threads(), _describe_data(context.data), session)
     return context.record.content

@@ -7,7 +7,7 @@ from tutelage.config import DataConfig
 from tutelage.data import fingerprint
 from tutelage.errors import UserError
 from tutelage.runs.folder import FINISHED, RunFolder, main_stage_name, read_config, read_record, weights_files
-from tutelage.runs.integrity import inspect_run
+from tutelage.runs.integrity import UNREADABLE, inspect_run
 from tutelage.storage import file_digest, has_checksum
 
 PACKAGE = "package:"
@@ -36,6 +36,8 @@ def _find_file(name: str, key: str) -> Path:
         return path
     folder = RunFolder(path)
     state = inspect_run(folder)
+    if state.status == UNREADABLE:
+        raise UserError(f"{key}={name}: {state.reason}")
     if state.status != FINISHED:
         raise UserError(f"{key}={name}: {state.status}; finish the run by its command, or name a file of it")
     weights = weights_files(folder, state.record)[main_stage_name(state.record)]
