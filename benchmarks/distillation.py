@@ -30,7 +30,7 @@ from lengths import length
 from tutelage.config.compose import compose
 from tutelage.data import ImageDataModule, data_module
 from tutelage.models import load_classifier, make_classifier, save_classifier
-from tutelage.runs import RunFolder, identity
+from tutelage.runs import RunFolder, run_identity
 from tutelage.runs.cluster.signals import Signals
 from tutelage.runs.context import RunContext, make_image_spec
 from tutelage.runs.fit import fit_stage
@@ -67,7 +67,7 @@ class Bench:
         config = compose([*OVERRIDES, f"schedule.steps={steps}", f"paths.outputs={self.folder}", *overrides])
         folder = RunFolder(self.folder / "runs" / str(self.runs))
         record = Record(folder)
-        record.begin(identity(config, ""), "", 1, {}, {})
+        record.begin(run_identity(config, ""), "", 1, {}, {})
         planned_stages = stages(config, self.data.source, self.data.splits)
         return RunContext(config, folder, record, self.data, Signals(), Observer(), stages=planned_stages)
 
