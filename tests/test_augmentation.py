@@ -182,7 +182,7 @@ class ReplayedNumbers:
     def __init__(self, numbers: list[float]) -> None:
         self.sizes, self.places = iter(numbers[:-2]), iter(numbers[-2:])
 
-    def is_uniform(self, low: float, high: float) -> float:
+    def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * next(self.sizes)
 
     def random(self) -> float:

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from helpers.configs import data_config
 from helpers.forks import call_in_fork
 from helpers.runs import outcome, run
+from helpers.traps import send_signal
 from tutelage.augmentation import Pipeline
 from tutelage.config.compose import compose
 from tutelage.data import DataRuntime, StageData, Stream, data_module
@@ -749,17 +750,9 @@ def test_a_run_on_files_does_not_depend_on_workers_and_can_be_stopped_with_and_w
         batches.EVALUATION_BATCH = 2  # so that validation has workers too
 
     def stop() -> None:
-        from tutelage.runs import callbacks
 
         use_small_batches()
-        hook = callbacks.EpochTable.on_train_batch_end
-
-        def send(self, trainer, *rest):
-            hook(self, trainer, *rest)
-            if trainer.global_step == 5:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        callbacks.EpochTable.on_train_batch_end = send
+        send_signal(signal.SIGTERM, 5)()
 
     outcomes = {}
     for pack in ("false", "true"):
