@@ -66,22 +66,22 @@ def test_forks_run_side_by_side(tmp_path):
     body += "while not pathlib.Path({'a': 'b', 'b': 'a'}[name]).exists(): time.sleep(0.01)\nos._exit(7)\n"
     words = write_model(tmp_path, body)
     with ThreadPoolExecutor() as pool:
-        both = [
+        runs = [
             pool.submit(command, "tutelage.train", *words, f"seed={n}", cwd=tmp_path, env={**os.environ, "NAME": name})
             for n, name in enumerate("ab")
         ]
-        assert [one.result().returncode for one in both] == [7, 7]
+        assert [run.result().returncode for run in runs] == [7, 7]
 
 
-def test_what_a_killed_test_had_begun_is_killed_too_and_the_server_goes_on(tmp_path):
+def test_the_commands_of_a_killed_test_are_killed_and_the_server_goes_on(tmp_path):
     body = "import os, pathlib, time\npathlib.Path(str(os.getpid())).touch()\ntime.sleep(600)\n"
     words = write_model(tmp_path / "begun", body)
     test = fork(lambda: command("tutelage.train", *words, cwd=tmp_path / "begun").returncode)
-    while not (begun := [int(file.name) for file in (tmp_path / "begun").glob("[0-9]*")]):
+    while not (processes := [int(file.name) for file in (tmp_path / "begun").glob("[0-9]*")]):
         time.sleep(0.01)
     os.kill(test, signal.SIGKILL)
     os.waitpid(test, 0)
-    while Path(f"/proc/{begun[0]}/cmdline").exists():
+    while Path(f"/proc/{processes[0]}/cmdline").exists():
         time.sleep(0.01)
     assert command("tutelage.cli", "--version").returncode == 0
 
