@@ -1,4 +1,4 @@
-"""The transforms against what they follow, and every pipeline keyed by its draw."""
+"""The transforms against the libraries and papers that they follow; pipelines as functions of the draw."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""What a budget of the tests counts, and when it fails."""
+"""The budget of the tests: the CPU time that it counts, and when it fails."""
 
 import signal
 import sys

@@ -1,4 +1,4 @@
-"""Public datasets, written byte by byte as their makers did and read by us, by torchvision, or known by heart."""
+"""Public datasets: files written in the original formats, read by Tutelage and compared with torchvision."""
 
 import gzip
 import struct
@@ -423,17 +423,17 @@ def test_what_is_small_is_kept_in_memory_and_what_is_mapped_or_large_is_not(tmp_
 
 
 def test_the_unlabelled_images_of_stl10_stay_on_the_disk(tmp_path):
-    """A file of the true size, all holes: reading it would take 2.8 GB and many seconds."""
+    """The file is sparse and has the true size: reading it would take 2.8 GB and many seconds."""
     write_stl10(tmp_path)
     count = 100_000
     with (tmp_path / "stl10_binary" / "unlabeled_X.bin").open("r+b") as file:
         file.truncate(count * 96 * 96 * 3)
-    before = resident()
+    bytes_before = resident()
     source = stl10(str(tmp_path), 96, 3)
     assert len(source.unlabelled) == count
     assert (source.images[TRAIN + TEST] == random_images(UNLABELLED, 96, 3)[0]).all()
     assert source.images[len(source.images) - 1].max() == 0
-    assert resident() - before < 200_000_000
+    assert resident() - bytes_before < 200_000_000
 
 
 def resident() -> int:

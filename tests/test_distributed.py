@@ -275,13 +275,13 @@ def test_a_signal_to_one_process_stops_both_at_one_step_and_the_same_command_res
 @pytest.mark.parametrize(("first_count", "second"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_run_resumes_with_another_number_of_processes(outputs, undisturbed, first_count, second, accumulate):
-    def go(count: int, *words: str, stops: bool = False) -> None:
+    def go(count: int, *overrides: str, stops: bool = False) -> None:
         trap = send_signal_at(4, by=count - 1) if stops else lambda rank: None
         code = 128 + signal.SIGTERM if stops else 0
         if count == 1:
-            assert run(outputs, *LONGER, *words, before=lambda: trap(0)) == code
+            assert run(outputs, *LONGER, *overrides, before=lambda: trap(0)) == code
         else:
-            assert run_processes(outputs, *LONGER, *words, before=trap) == [code] * count
+            assert run_processes(outputs, *LONGER, *overrides, before=trap) == [code] * count
 
     go(first_count, f"trainer.accumulate={accumulate}", stops=True)
     assert "stopped" in only_run(outputs).joinpath("run.json").read_text()
@@ -314,9 +314,9 @@ def test_a_checkpoint_is_the_same_on_any_number_of_devices(outputs, tmp_path):
 
 
 def test_sigusr1_to_one_process_saves_once_and_the_run_goes_on(outputs, undisturbed):
-    """The first process notes what is saved."""
+    """The first process records the steps of the saved checkpoints."""
 
-    def before(rank: int) -> None:
+    def set_trap(rank: int) -> None:
         from tutelage.runs import checkpoints
 
         send_signal_at(4, sent=signal.SIGUSR1)(rank)
@@ -330,7 +330,7 @@ def test_sigusr1_to_one_process_saves_once_and_the_run_goes_on(outputs, undistur
         checkpoints.WholeCheckpointIO.save_checkpoint = note
 
     outputs.mkdir()
-    assert run_processes(outputs, *LONGER, before=before) == [0, 0]
+    assert run_processes(outputs, *LONGER, before=set_trap) == [0, 0]
     steps = [int(step) for step in (outputs / "saved").read_text().split()]
     assert len(steps) == 2
     assert 5 <= steps[0] <= 7
@@ -340,27 +340,27 @@ def test_sigusr1_to_one_process_saves_once_and_the_run_goes_on(outputs, undistur
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [0, 1])
-@pytest.mark.parametrize("where", ["labelling", "testing", "the table"])
-def test_a_signal_outside_of_training_stops_both(outputs, by, where, capfd):
-    """What one is told while they label, or while one of them tests and the other waits, both follow."""
+@pytest.mark.parametrize("part", ["labelling", "testing", "the table"])
+def test_a_signal_outside_of_training_stops_both(outputs, by, part, capfd):
+    """Both stop if one gets a signal while they label, or while one of them tests and the other waits."""
 
-    def before(rank: int) -> None:
+    def set_trap(rank: int) -> None:
         from tutelage.runs import evaluate, label, runner
 
         module, name = {
             "labelling": (label, "fill_store"),
             "testing": (evaluate, "predict"),
             "the table": (label, "write_table"),
-        }[where]
-        real = getattr(module, name)
+        }[part]
+        original = getattr(module, name)
 
-        def send(*given, **options):
+        def send(*arguments, **options):
             if rank == by:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return real(*given, **options)
+            return original(*arguments, **options)
 
         setattr(module, name, send)
-        if where != "labelling" and rank == by == 1:  # it waits meanwhile for the first one
+        if part != "labelling" and rank == by == 1:  # it waits for the first process
             check, sent = runner.RunContext.check_signals, []
 
             def check_and_send(self):
@@ -370,10 +370,10 @@ def test_a_signal_outside_of_training_stops_both(outputs, by, where, capfd):
 
             runner.RunContext.check_signals = check_and_send
 
-    assert run_processes(outputs, *NOISY, before=before) == [128 + signal.SIGTERM] * 2
-    told = capfd.readouterr().err
-    assert told.count("stopped by SIGTERM") == 1
-    assert "Traceback" not in told
+    assert run_processes(outputs, *NOISY, before=set_trap) == [128 + signal.SIGTERM] * 2
+    messages = capfd.readouterr().err
+    assert messages.count("stopped by SIGTERM") == 1
+    assert "Traceback" not in messages
     assert run_processes(outputs, *NOISY) == [0, 0]
 
 
@@ -549,10 +549,10 @@ def test_the_command_and_its_processes_end_together_and_resume_however_they_are_
 def test_torchrun_trains_as_the_command_alone_does(outputs, tmp_path):
     """The command is that of docs/clusters.md."""
     page = (ROOT / "docs" / "clusters.md").read_text()
-    _, *words = [*shlex.split(re.search("^torchrun .*", page, re.MULTILINE)[0]), *QUIET, "debug=tiny"]
-    alone = words[words.index("-m") :]
+    _, *arguments = [*shlex.split(re.search("^torchrun .*", page, re.MULTILINE)[0]), *QUIET, "debug=tiny"]
+    alone = arguments[arguments.index("-m") :]
     for first, rest, folder in (
-        ([str(Path(sys.executable).with_name("torchrun"))], words, outputs),
+        ([str(Path(sys.executable).with_name("torchrun"))], arguments, outputs),
         ([sys.executable], alone, tmp_path / "alone"),
     ):
         subprocess.run([*first, *rest, f"paths.outputs={folder}"], cwd=ROOT, check=True, capture_output=True)

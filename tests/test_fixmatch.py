@@ -1,4 +1,4 @@
-"""FixMatch: what is minimised, on which views, and that it is one key away from others."""
+"""FixMatch: its loss, its views, its stages and its runs."""
 
 import numpy as np
 import pytest

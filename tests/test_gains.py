@@ -1,4 +1,4 @@
-"""What a method gained: intervals against scipy's own, and the lines at the end of a sweep."""
+"""A method's gains: confidence intervals against scipy's, and the lines at the end of a sweep."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a label is worth: the lines, the table, the picture and the paired gains, from records made by hand."""
+"""Accuracy by the number of labels: lines, table, picture and paired gains, from hand-written records."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The label store: what it keeps, who may write, and what a reader holds in memory."""
+"""The label store: its content, concurrent writers, and the memory of a reader."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Learning without forgetting: heads, losses, what stands still, the stages, and the table."""
+"""Learning without forgetting: heads, losses, frozen parts, stages, and the table of tasks."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Mean teacher: the ramp, the average, what is minimised, and that a run can be stopped."""
+"""Mean teacher: the ramp-up, the averaged weights, the loss, the stages and a killed run."""
 
 import math
 from dataclasses import replace

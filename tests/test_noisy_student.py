@@ -1,4 +1,4 @@
-"""Noisy student: what is selected, and what is minimised."""
+"""Noisy student: its losses, its stages, and its runs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Each operation against PIL and torchvision, at many strengths and odd sizes; and neighbours done as one."""
+"""Each operation against PIL and torchvision, at many strengths and odd sizes; and merged operations."""
 
 from itertools import pairwise
 

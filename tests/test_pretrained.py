@@ -1,4 +1,4 @@
-"""Weights that another training left: where they come from, what they fill, what is adapted."""
+"""Pretrained weights: their sources, the layers that they fill, and how they are adapted."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Pseudo-labels: the ramp, what is minimised, and that a run can be stopped."""
+"""Pseudo-labels: the ramp-up, the loss, the stages and a killed run."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The command is the run: killed anywhere and typed again, it ends as if nothing had happened."""
+"""The command is the run: killed anywhere and typed again, it ends with the same weights and tables."""
 
 import csv
 import json

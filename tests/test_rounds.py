@@ -99,14 +99,14 @@ def write_run(folder, *rounds):
 @pytest.fixture
 def tiled(monkeypatch):
     """Record the pictures that are drawn as tiles: (indices, titles, colours) of each."""
-    drawn = []
+    tiles = []
 
     def draw_tiles(images, titles, columns, colors):
-        drawn.append(([int(image[0, 0, 0]) for image in images], list(titles), list(colors)))
+        tiles.append(([int(image[0, 0, 0]) for image in images], list(titles), list(colors)))
         return pictures.plt.figure()
 
     monkeypatch.setattr(pictures, "draw_tiles", draw_tiles)
-    return drawn
+    return tiles
 
 
 def test_a_run_of_two_rounds_shows_numbers_then_examples(tmp_path, tiled):

@@ -1,4 +1,4 @@
-"""Which pool images a student trains on: by hand, against a plain reference, and what never changes."""
+"""Which pool images a student trains on: small examples, and a plain reference implementation."""
 
 import pickle
 
@@ -73,7 +73,7 @@ def test_a_confidence_that_no_image_reaches_selects_nothing():
 def reference(probabilities: np.ndarray, rules: Rules) -> list[tuple[int, int]]:
     """Apply the rules in plain Python, image by image, and return sorted pairs of entry and copy."""
     confident = [(float(row.max()), entry, int(row.argmax())) for entry, row in enumerate(probabilities)]
-    confident = [one for one in confident if one[0] >= np.float32(rules.confidence)]
+    confident = [row for row in confident if row[0] >= np.float32(rules.confidence)]
     if not rules.balance:
         return sorted((entry, 0) for _, entry, _ in confident)
     per_class = rules.per_class or max(1, round(len(confident) / probabilities.shape[1]))

@@ -1,4 +1,4 @@
-"""What each of several processes has of a batch, who they are, and what of it all a config may say."""
+"""Shards of a batch, the process group, the environment of torchrun and srun, and the trainer's options."""
 
 from collections.abc import Sequence
 from functools import partial

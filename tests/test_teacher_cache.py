@@ -1,4 +1,4 @@
-"""The teacher cache: logits computed once, those of the very images, whole or absent, shared."""
+"""The teacher cache: logits computed once, for exactly the student's images, whole or absent, shared by runs."""
 
 import json
 import os

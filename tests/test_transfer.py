@@ -240,16 +240,16 @@ def test_cached_features_give_the_same_weights_as_the_live_backbone(outputs, pre
     from tutelage.strategies import transfer
 
     def live():
-        cached = transfer.train_head
+        train_head = transfer.train_head
         transfer.train_head = lambda *arguments: replace(
-            cached(*arguments), module=lambda network: network, teacher=None
+            train_head(*arguments), module=lambda network: network, teacher=None
         )
 
     overrides = (*SMALL, "strategy=transfer_frozen", f"init_from={pretrained}", "augmentation=none", "debug=tiny")
     assert run(outputs / "kept", *overrides, "schedule.steps=30") == 0
     assert run(outputs / "live", *overrides, "schedule.steps=30", before=live) == 0
-    kept, live_head = (load_stage_weights(outputs / name, "frozen") for name in ("kept", "live"))
-    compare(kept, live_head, rtol=1e-4, atol=1e-5)
+    cached, live_head = (load_stage_weights(outputs / name, "frozen") for name in ("kept", "live"))
+    compare(cached, live_head, rtol=1e-4, atol=1e-5)
 
 
 def test_a_gradual_run_goes_on_with_the_head_that_it_trained(outputs, pretrained):
