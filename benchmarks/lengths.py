@@ -1,6 +1,6 @@
-"""How long benchmarks run: in full by ``make bench``, or in short by ``make bench-short``, to show that they do run.
+"""The length of the benchmarks: full with ``make bench``, short with ``make bench-short``, which checks that they run.
 
-A short form measures little, and its limits leave room for that; what the docs state comes from the full ones.
+The short form measures little, and its limits allow for that; the figures in the docs come from the full form.
 """
 
 import os
@@ -12,5 +12,5 @@ SHORT = os.environ.get("BENCH") == "short"
 
 
 def length(full: T, short: T) -> T:
-    """Return what goes with the form that was asked for."""
+    """Return ``short`` if the environment has BENCH=short, else ``full``."""
     return short if SHORT else full

@@ -1,9 +1,9 @@
-"""k nearest neighbours among 60,000 Fashion-MNIST images: the same answers as scikit-learn's, memory, and time.
+"""Compare k nearest neighbours among 60,000 Fashion-MNIST images with scikit-learn: predictions, memory and time.
 
-Prints whether all 10,000 answers agree; by how much memory grew in storing and answering (the peak of a process of its
-own, the images not counted); and the median ratio of the times over ten thousands of questions, which both sides answer
-in turn, with as many threads, scikit-learn on float32 (its fastest). Ends with an error where answers differ or memory
-grew by 1 GB.
+Prints how many of 10,000 predictions agree; by how much memory grew in storing the training images and predicting (the
+peak of a separate process, without the images); and the median ratio of the times for each 1,000 test images, in which
+the two take turns with the same number of threads, scikit-learn on float32 (its fastest). The script ends with an error
+if predictions differ or memory grew by 1 GB.
 """
 
 import os
@@ -21,102 +21,102 @@ from lengths import length
 
 K = 5
 LIMIT_BYTES = 10**9
-AT_ONCE, TURN = 512, 1000  # images of a batch, questions of a turn
-ASKED = length(10_000, 2_000)
+BATCH, TURN = 512, 1000  # images in a batch, test images in a turn
+TEST_IMAGES = length(10_000, 2_000)
 FOLDER = sys.argv[1] if len(sys.argv) > 1 else None
-MEASURES_MEMORY = "NEIGHBOURS_MEMORY"  # set in the environment of the process that does
+MEASURES_MEMORY = "NEIGHBOURS_MEMORY"  # set in the environment of the process that measures it
 
 
-def dataset() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return training images (N, 1, 28, 28) and labels, test images and labels."""
+def read_dataset() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Read training images (N, 1, 28, 28) and labels, test images and labels."""
     from tutelage.data.datasets.fashion_mnist import fashion_mnist
 
     source = fashion_mnist(FOLDER, 28, 1)
     images = np.stack([source.images[i].transpose(2, 0, 1) for i in range(len(source.labels))])
-    train, test = source.train, source.test[:ASKED]
+    train, test = source.train, source.test[:TEST_IMAGES]
     return images[train], source.labels[train], images[test], source.labels[test]
 
 
-def ours(images: np.ndarray, labels: np.ndarray, folder: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Store the images, and return what answers."""
+def store_images(images: np.ndarray, labels: np.ndarray, folder: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Store the training images and return the function that predicts the classes of test images (N, 1, 28, 28)."""
     import torch
 
     from tutelage.data import EvalBatch
     from tutelage.models import ImageSpec, NearestNeighbours
 
     def batches() -> Iterator[EvalBatch]:
-        for start in range(0, len(images), AT_ONCE):
-            some = slice(start, start + AT_ONCE)
-            numbers = torch.arange(len(labels[some]))
-            yield EvalBatch(torch.from_numpy(images[some]), torch.from_numpy(labels[some]), numbers)
+        for start in range(0, len(images), BATCH):
+            rows = slice(start, start + BATCH)
+            numbers = torch.arange(len(labels[rows]))
+            yield EvalBatch(torch.from_numpy(images[rows]), torch.from_numpy(labels[rows]), numbers)
 
     network = NearestNeighbours(ImageSpec(1, 28, tuple(map(str, range(10))), (0.3,), (0.3,)), k=K)
     network.memorise(batches(), len(images), Path(folder))
 
-    def answer(asked: np.ndarray) -> np.ndarray:
+    def predict(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            pieces = [torch.from_numpy(asked[start : start + AT_ONCE]) for start in range(0, len(asked), AT_ONCE)]
+            pieces = [torch.from_numpy(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
             return torch.cat([network(piece).argmax(dim=1) for piece in pieces]).numpy()
 
-    return answer
+    return predict
 
 
-def timed(work: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
-    """Return what ``work`` gives, and its seconds."""
+def time_call(predict: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
+    """Return the result of ``predict`` and its seconds."""
     started = time.perf_counter()
-    found = work()
-    return found, time.perf_counter() - started
+    predictions = predict()
+    return predictions, time.perf_counter() - started
 
 
-def memory() -> None:
-    """Print by how many bytes this process grew in storing and answering."""
-    import torch  # noqa: F401 - before the first look
+def print_memory_growth() -> None:
+    """Print by how many bytes this process's memory grew in storing the training images and predicting."""
+    import torch  # noqa: F401 - before the memory is first read
 
     import tutelage.models  # noqa: F401
 
-    images, labels, asked, _ = dataset()
-    with suppress(OSError):  # where the kernel does not offer it, an earlier peak counts too
-        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
-    before = resident("VmRSS")
+    images, labels, test_images, _ = read_dataset()
+    with suppress(OSError):  # a kernel without it counts an earlier peak too
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    bytes_before = read_memory("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
-        ours(images, labels, folder)(asked)
-    print(resident("VmHWM") - before)
+        store_images(images, labels, folder)(test_images)
+    print(read_memory("VmHWM") - bytes_before)
 
 
-def resident(what: str) -> int:
-    """Return the bytes of memory that this process has now (VmRSS), or had at its peak (VmHWM)."""
+def read_memory(field: str) -> int:
+    """Return the bytes of memory that this process has now (``VmRSS``) or had at its peak (``VmHWM``)."""
     status = Path("/proc/self/status").read_text()
-    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(what)))
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(field)))
 
 
 def main() -> None:
-    """Compare."""
+    """Print the comparison; end with an error if predictions differ or memory grew too much."""
     from sklearn.neighbors import KNeighborsClassifier
 
     command = [sys.executable, __file__, *sys.argv[1:]]
     environment = {**os.environ, MEASURES_MEMORY: "1"}
-    grown = int(subprocess.run(command, capture_output=True, check=True, env=environment).stdout)
-    images, labels, asked, _ = dataset()
-    flat, questions = (part.reshape(len(part), -1).astype(np.float32) for part in (images, asked))
-    theirs = KNeighborsClassifier(K, algorithm="brute", n_jobs=-1).fit(flat, labels)
-    same, ratios, seconds = 0, [], np.zeros(2)
+    growth = int(subprocess.run(command, capture_output=True, check=True, env=environment).stdout)
+    images, labels, test_images, _ = read_dataset()
+    flat_images, flat_test_images = (part.reshape(len(part), -1).astype(np.float32) for part in (images, test_images))
+    reference = KNeighborsClassifier(K, algorithm="brute", n_jobs=-1).fit(flat_images, labels)
+    equal, ratios, seconds = 0, [], np.zeros(2)
     with tempfile.TemporaryDirectory() as folder:
-        answer = ours(images, labels, folder)
-        answer(asked[:AT_ONCE])
-        for start in range(0, len(asked), TURN):
+        predict = store_images(images, labels, folder)
+        predict(test_images[:BATCH])
+        for start in range(0, len(test_images), TURN):
             turn = slice(start, start + TURN)
-            found, own = timed(lambda turn=turn: answer(asked[turn]))
-            expected, other = timed(lambda turn=turn: theirs.predict(questions[turn]))
-            same += int((found == expected).sum())
-            ratios.append(own / other)
-            seconds += own, other
-    print(f"answers as scikit-learn's   {same:,} of {len(asked):,}")
-    print(f"peak memory grew by         {grown / 1e6:.0f} MB")
+            predictions, own_seconds = time_call(lambda turn=turn: predict(test_images[turn]))
+            expected, reference_seconds = time_call(lambda turn=turn: reference.predict(flat_test_images[turn]))
+            equal += int((predictions == expected).sum())
+            ratios.append(own_seconds / reference_seconds)
+            seconds += own_seconds, reference_seconds
+    print(f"predictions that agree      {equal:,} of {len(test_images):,}")
+    print(f"peak memory grew by         {growth / 1e6:.0f} MB")
     print(f"seconds, scikit-learn's     {seconds[0]:.1f}, {seconds[1]:.1f}")
     print(f"median ratio                {np.median(ratios):.2f} (aim: below 1)")
-    if same < len(asked) or grown > LIMIT_BYTES:
-        sys.exit("neighbours: not equal, or not small")
+    if equal < len(test_images) or growth > LIMIT_BYTES:
+        sys.exit(f"neighbours: predictions differ, or memory grew by more than {LIMIT_BYTES / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":
-    memory() if os.environ.get(MEASURES_MEMORY) else main()
+    print_memory_growth() if os.environ.get(MEASURES_MEMORY) else main()

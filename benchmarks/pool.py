@@ -1,12 +1,13 @@
-"""A pool of 10 million images against one of 10 thousand: memory and time from the label store to the first batch.
+"""Compare a pool of 10 million images with one of 10 thousand: memory and time from the label store to the first batch.
 
-For each pool a fresh process does what a trainer does when a student begins: it splits the data, opens the store of
-the teacher's labels, selects (confidence 0.3, balance), sets up the streams and prepares batches. The images are
-simulated: each is a few bytes that are made when it is asked for; all else is the real thing. Prints, for each pool,
-the seconds of each part and the process's memory; then how fast the store was written, and what is made for people.
+For each pool, a fresh process does what a trainer does when a student's stage starts: it splits the data, opens the
+store of the teacher's labels, selects (confidence 0.3, balance), sets up the streams and prepares batches. The images
+are simulated: each is a few bytes that are made when it is read; everything else is the real code. Prints, for each
+pool, the seconds of each part and the process's memory; then how fast the store was written, and the seconds of the
+summary and the table for people.
 
-Ends with an error where memory (at its peak, and after 200 batches) is more than 300 MB above that of the small pool,
-or the first batch comes later than after 10 seconds.
+The script ends with an error if memory after 200 batches is more than 300 MB above that of the small pool, or if the
+first batch takes longer than 10 seconds.
 
     make bench
 """
@@ -39,8 +40,8 @@ OVERRIDES = [
 COLUMNS = ("data", "store", "selection", "first batch", "in all", "batches/s", "RSS", "peak")
 
 
-class Simulated:
-    """Images (28, 28, 1) uint8 that take no room: each is its number, spread over the pixels."""
+class SimulatedImages:
+    """Images (28, 28, 1) uint8 that take no memory: each pixel of an image is its index modulo 251."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -58,12 +59,12 @@ class Simulated:
         return self[index]
 
 
-def source_of(pool: int) -> Source:
-    """Return a dataset of some labelled images, as many to test, and a pool."""
+def make_source(pool: int) -> Source:
+    """Return a dataset of ``LABELLED`` labelled images, as many test images, and a pool."""
     labels = np.full(2 * LABELLED + pool, -1, dtype=np.int16)
     labels[: 2 * LABELLED] = np.arange(2 * LABELLED) % CLASSES
     return Source(
-        images=Simulated(len(labels)),
+        images=SimulatedImages(len(labels)),
         labels=labels,
         classes=tuple(str(c) for c in range(CLASSES)),
         train=np.arange(LABELLED),
@@ -75,7 +76,7 @@ def source_of(pool: int) -> Source:
 
 
 def write_store(folder: Path, count: int) -> float:
-    """Write the labels of ``count`` images, some classes more frequent than others, and return the seconds."""
+    """Write the pseudo-labels of ``count`` images, some classes more frequent than others, and return the seconds."""
     store, generator, seconds = LabelStore(folder, count, CLASSES, {}), np.random.default_rng(0), 0.0
     frequent = np.linspace(0, 1, CLASSES, dtype=np.float32)
     for shard in store.missing:
@@ -89,14 +90,14 @@ def write_store(folder: Path, count: int) -> float:
     return seconds
 
 
-def memory(what: str) -> float:
-    """Return this process's memory: ``VmRSS`` now, ``VmHWM`` at its peak."""
+def read_memory(field: str) -> float:
+    """Return the bytes of memory that this process has now (``VmRSS``) or had at its peak (``VmHWM``)."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024.0 * int(lines[what].split()[0])
+    return 1024.0 * int(lines[field].split()[0])
 
 
-def trainer(folder: Path, pool: int) -> dict[str, float]:
-    """Do what a trainer does until its first batch, and some steps more; return seconds and bytes."""
+def measure_trainer(folder: Path, pool: int) -> dict[str, float]:
+    """Do what a trainer does until its first batch, and then the other steps; return seconds and bytes."""
     from tutelage.config.compose import compose
     from tutelage.data import ImageDataModule
     from tutelage.randomness import Key
@@ -104,86 +105,94 @@ def trainer(folder: Path, pool: int) -> dict[str, float]:
 
     class Pool(ImageDataModule):
         def read(self) -> Source:
-            return source_of(pool)
+            return make_source(pool)
 
     config = compose(OVERRIDES)
-    told, begun = {}, time.perf_counter()
+    measured, started = {}, time.perf_counter()
 
-    def tick(what: str) -> None:
-        nonlocal begun
-        told[what] = time.perf_counter() - begun
-        begun = time.perf_counter()
+    def tick(part: str) -> None:
+        nonlocal started
+        measured[part] = time.perf_counter() - started
+        started = time.perf_counter()
 
     data = Pool(config.data)
-    plan = stages(config, data.source, data.splits)
+    planned_stages = stages(config, data.source, data.splits)
     tick("data")
-    store = LabelStore(folder, len(data.splits.pool), CLASSES, {})  # every shard's checksum, as where a run goes on
+    store = LabelStore(folder, len(data.splits.pool), CLASSES, {})  # verifies every shard's checksum, as on resume
     assert store.complete
     tick("store")
-    label = next(stage for stage in plan if isinstance(stage, PseudoLabelStage))
-    chosen = label.select(read_labels(folder))
+    label_stage = next(stage for stage in planned_stages if isinstance(stage, PseudoLabelStage))
+    selection = label_stage.select(read_labels(folder))
     tick("selection")
-    student = next(stage for stage in plan if isinstance(stage, TrainStage) and stage.name == "student-1")
-    streams = student.streams({label.name: chosen})
+    student_stage = next(
+        stage for stage in planned_stages if isinstance(stage, TrainStage) and stage.name == "student-1"
+    )
+    streams = student_stage.streams({label_stage.name: selection})
     training = StageData(streams, config.augmentation.transforms, partial(Key, 0, "student-1"), STEPS)
     batches = data.train_batches(training, range(STEPS))
     next(batches)
     tick("first batch")
-    told["in all"] = sum(told.values())
+    measured["in all"] = sum(measured.values())
     for _ in batches:
         pass
     tick("steps")
-    told["batches/s"] = (STEPS - 1) / told.pop("steps")
-    return {**told, "RSS": memory("VmRSS"), "peak": memory("VmHWM")}
+    measured["batches/s"] = (STEPS - 1) / measured.pop("steps")
+    return {**measured, "RSS": read_memory("VmRSS"), "peak": read_memory("VmHWM")}
 
 
-def table(folder: Path, pool: int) -> dict[str, float]:
-    """Write what a round leaves for people, and return seconds and the peak of memory."""
+def measure_tables(folder: Path, pool: int) -> dict[str, float]:
+    """Write the summary and the table of a round, and return seconds and the peak of memory."""
     from tutelage.data import Rules, select
 
-    source, labels = source_of(pool), read_labels(folder)
-    chosen, started = select(labels, Rules(confidence=0.3)), time.perf_counter()
-    write_summary(folder, source, source.unlabelled, labels, chosen, None)
-    counted = time.perf_counter() - started
-    write_table(folder, source, source.unlabelled, labels, chosen)
-    return {"round": counted, "table": time.perf_counter() - started - counted, "peak": memory("VmHWM")}
+    source, labels = make_source(pool), read_labels(folder)
+    selection, started = select(labels, Rules(confidence=0.3)), time.perf_counter()
+    write_summary(folder, source, source.unlabelled, labels, selection, None)
+    summary_seconds = time.perf_counter() - started
+    write_table(folder, source, source.unlabelled, labels, selection)
+    return {
+        "round": summary_seconds,
+        "table": time.perf_counter() - started - summary_seconds,
+        "peak": read_memory("VmHWM"),
+    }
 
 
-def alone(what: str, folder: Path, pool: int) -> dict[str, float]:
-    """Return what ``trainer`` or ``table`` returns, from a fresh process."""
-    command = [sys.executable, __file__, what, str(folder), str(pool)]
-    found: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    return found
+def measure_in_process(part: str, folder: Path, pool: int) -> dict[str, float]:
+    """Run ``measure_trainer`` or ``measure_tables`` in a fresh process and return its result."""
+    command = [sys.executable, __file__, part, str(folder), str(pool)]
+    measured: dict[str, float] = json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    )
+    return measured
 
 
-def shown(column: str, value: float) -> str:
-    """Return a cell of the table."""
+def format_cell(column: str, value: float) -> str:
+    """Return a value as text for its column of the table."""
     if column in {"RSS", "peak"}:
         return f"{value / 1e6:,.0f} MB"
     return f"{value:.1f}" if column == "batches/s" else f"{value:.2f} s"
 
 
 def main() -> None:
-    """Print the table, and end with an error where an aim is missed."""
+    """Print the table; end with an error if a limit is passed."""
     if len(sys.argv) > 1:
-        what, folder, pool = sys.argv[1:]
-        print(json.dumps({"trainer": trainer, "table": table}[what](Path(folder), int(pool))))
+        part, folder, pool = sys.argv[1:]
+        print(json.dumps({"trainer": measure_trainer, "table": measure_tables}[part](Path(folder), int(pool))))
         return
-    found = {}
+    measured = {}
     print(f"{'pool':>12}" + "".join(f"{column:>13}" for column in COLUMNS))
     with tempfile.TemporaryDirectory() as top:
         for pool in POOLS:
             folder = Path(top) / str(pool)
             seconds = write_store(folder, pool)
             size = sum(file.stat().st_size for file in shard_files(folder, pool))
-            found[pool] = alone("trainer", folder, pool)
-            print(f"{pool:>12,}" + "".join(f"{shown(column, found[pool][column]):>13}" for column in COLUMNS))
-        small, large = (found[pool] for pool in POOLS)
+            measured[pool] = measure_in_process("trainer", folder, pool)
+            print(f"{pool:>12,}" + "".join(f"{format_cell(column, measured[pool][column]):>13}" for column in COLUMNS))
+        small, large = (measured[pool] for pool in POOLS)
         print(f"store: {size / pool:.1f} bytes an image, written at {pool / seconds:,.0f} images/s")
-        told = alone("table", folder, pool)
-        files = f"round.json {told['round']:.1f} s, pseudo_labels.parquet {told['table']:.1f} s"
-        print(f"for people, {pool:,} images: {files}, peak {told['peak'] / 1e6:,.0f} MB")
-    growth = {what: large[what] - small[what] for what in ("RSS", "peak")}
+        written = measure_in_process("table", folder, pool)
+        files = f"round.json {written['round']:.1f} s, pseudo_labels.parquet {written['table']:.1f} s"
+        print(f"summary and table of {pool:,} images: {files}, peak {written['peak'] / 1e6:,.0f} MB")
+    growth = {part: large[part] - small[part] for part in ("RSS", "peak")}
     print(f"memory: {growth['RSS'] / 1e6:+,.0f} MB, peak {growth['peak'] / 1e6:+,.0f} MB (aim: below 300)")
     print(f"first batch after {large['in all']:.1f} s (aim: 10)")
     if growth["RSS"] > MOST_GROWTH or large["in all"] > MOST_SECONDS:

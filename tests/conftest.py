@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, no look-ups, commands in forks of one server. Helpers are in tests/helpers."""
+"""Settings for every test: one thread, no internet access, commands in forks of one server. See also tests/helpers."""
 
 import atexit
 import os
@@ -9,9 +9,9 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # no threads that a fork would lack
 os.environ["OMP_WAIT_POLICY"] = "passive"  # commands that use both cores share them with other tests
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tutelage-tests-")  # the user's stays as it is
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tutelage-tests-")  # the user's cache is not touched
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # whether there is a GPU is asked without starting it: forks use it
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # detects a GPU without initialising CUDA, so that forks can use it
 
 from pathlib import Path
 

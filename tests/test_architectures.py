@@ -1,4 +1,4 @@
-"""The published architectures against their papers, torchvision and gradients; what a summary says of them."""
+"""The published architectures against their papers, torchvision and gradients; and their summaries."""
 
 import math
 
@@ -27,7 +27,7 @@ from tutelage.models import (
 from tutelage.runs.network_size import measure_network
 
 NAMES = models.list_models(module=models)
-OF_EACH_KIND = {  # the smallest; others differ in depth and width alone
+SMALLEST_OF_EACH_KIND = {  # the smallest; others differ in depth and width alone
     *("alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3"),
     *("maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf", "resnet18"),
     *("resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_32"),
@@ -35,24 +35,24 @@ OF_EACH_KIND = {  # the smallest; others differ in depth and width alone
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-def images_of(channels: int, size: int, count: int = 2) -> Tensor:
+def random_images(channels: int, size: int, count: int = 2) -> Tensor:
     return torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8)
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalise(images: Tensor) -> Tensor:
     return (images / 255 - 0.3) / 0.2
 
 
-def on_meta(kind: type[ImageClassifier], *arguments, **options) -> ImageClassifier:
+def build_on_meta(kind: type[ImageClassifier], *arguments, **options) -> ImageClassifier:
     with torch.device("meta"):
         return kind(*arguments, **options).eval()
 
 
-def compare_gradients(ours: nn.Module, theirs: Tensor, logits: Tensor, parameters) -> None:
-    """The gradients of both logits' squares with respect to our parameters and to ``parameters`` are the same."""
-    expected = torch.autograd.grad(theirs.square().mean(), parameters)
-    found = torch.autograd.grad(logits.square().mean(), list(ours.parameters()))
-    for a, b in zip(found, expected, strict=True):
+def compare_gradients(network: nn.Module, expected_logits: Tensor, logits: Tensor, parameters) -> None:
+    """Check that both logits' squares have the same gradients for the network's parameters and for ``parameters``."""
+    expected_gradients = torch.autograd.grad(expected_logits.square().mean(), parameters)
+    gradients = torch.autograd.grad(logits.square().mean(), list(network.parameters()))
+    for a, b in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5 * float(b.abs().max()), rtol=1e-5)
 
 
@@ -78,12 +78,12 @@ def test_the_architectures_have_their_papers_parameters(network, parameters):
 
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("depth", [11, 13, 16, 19])
-def test_vggs_tensors_stand_in_torchvisions_order(depth, batch_norm):
-    ours = on_meta(VGG, make_spec(3, 224, 1000), depth=depth, batch_norm=batch_norm).state_dict()
+def test_vggs_tensors_have_torchvisions_order(depth, batch_norm):
+    tensors = build_on_meta(VGG, make_spec(3, 224, 1000), depth=depth, batch_norm=batch_norm).state_dict()
     with torch.device("meta"):
-        theirs = models.get_model(f"vgg{depth}{'_bn' if batch_norm else ''}").state_dict()
-    assert [(k.rpartition(".")[2], v.shape) for k, v in ours.items()] == [
-        (k.rpartition(".")[2], v.shape) for k, v in theirs.items()
+        torchvision_tensors = models.get_model(f"vgg{depth}{'_bn' if batch_norm else ''}").state_dict()
+    assert [(k.rpartition(".")[2], v.shape) for k, v in tensors.items()] == [
+        (k.rpartition(".")[2], v.shape) for k, v in torchvision_tensors.items()
     ]
 
 
@@ -91,10 +91,10 @@ def test_vggs_tensors_stand_in_torchvisions_order(depth, batch_norm):
 @pytest.mark.parametrize("size", [67, 70, 99, 130])
 @pytest.mark.parametrize("norm", ["lrn", "batch", "none"])
 @pytest.mark.parametrize("pool", ["flatten", "average"])
-def test_alexnet_takes_any_image_from_67_pixels_on(pool, norm, size, channels):
+def test_alexnet_takes_images_of_67_pixels_or_more(pool, norm, size, channels):
     network = AlexNet(make_spec(channels, size, 4), width=0.03, norm=norm, pool=pool).eval()
-    assert network.backbone(images_of(channels, size).float()).shape == (2, network.head.in_features)
-    assert network(images_of(channels, size)).shape == (2, 4)
+    assert network.backbone(random_images(channels, size).float()).shape == (2, network.head.in_features)
+    assert network(random_images(channels, size)).shape == (2, 4)
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     assert [m.groups for m in convolutions] == [1, 2, 1, 2, 2]
     assert sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) == (5 if norm == "batch" else 0)
@@ -104,17 +104,17 @@ def test_alexnet_takes_any_image_from_67_pixels_on(pool, norm, size, channels):
 @pytest.mark.parametrize("size", [32, 33, 63, 97])
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("pool", ["flatten", "average"])
-def test_vgg_takes_any_image_from_32_pixels_on(pool, batch_norm, size, channels):
+def test_vgg_takes_images_of_32_pixels_or_more(pool, batch_norm, size, channels):
     network = VGG(make_spec(channels, size, 4), depth=13, width=0.05, batch_norm=batch_norm, pool=pool).eval()
-    assert network.backbone(images_of(channels, size).float()).shape == (2, network.head.in_features)
-    assert network(images_of(channels, size)).shape == (2, 4)
+    assert network.backbone(random_images(channels, size).float()).shape == (2, network.head.in_features)
+    assert network(random_images(channels, size)).shape == (2, 4)
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 1), (1, 8), (3, 7)])
 def test_a_perceptron_is_one_matrix_product(channels, size):
     network = Perceptron(make_spec(channels, size, 4))
-    images = images_of(channels, size)
-    expected = normalised(images).reshape(2, -1) @ network.head.weight.T + network.head.bias
+    images = random_images(channels, size)
+    expected = normalise(images).reshape(2, -1) @ network.head.weight.T + network.head.bias
     torch.testing.assert_close(network(images), expected, **CLOSE)
 
 
@@ -131,18 +131,18 @@ def test_too_small_an_image_is_an_error(kind, size, name, arguments):
 def test_the_configs_build_what_they_name(option):
     config = compose([f"model={option}", "data.image_size=67"]).model
     network = make_classifier(config.arguments(), make_spec(1, 67))
-    assert network(images_of(1, 67)).shape == (2, 10)
+    assert network(random_images(1, 67)).shape == (2, 10)
     assert type(network).__name__.lower() == option
 
 
 # ------------------------------------------------------------------------------------------- forward and backward
 
 
-def test_lenet5_learns_as_its_layers_written_out():
+def test_lenet5s_logits_and_gradients_equal_those_of_its_layers_written_out():
     torch.manual_seed(0)
-    network, images = LeNet5(make_spec(1, 32)), images_of(1, 32)
-    p = [each.detach().clone().requires_grad_() for each in network.parameters()]
-    x = functional.max_pool2d(functional.conv2d(normalised(images), p[0], p[1]).relu(), 2)
+    network, images = LeNet5(make_spec(1, 32)), random_images(1, 32)
+    p = [parameter.detach().clone().requires_grad_() for parameter in network.parameters()]
+    x = functional.max_pool2d(functional.conv2d(normalise(images), p[0], p[1]).relu(), 2)
     x = functional.max_pool2d(functional.conv2d(x, p[2], p[3]).relu(), 2).flatten(1)
     x = functional.linear(functional.linear(x, p[4], p[5]).relu(), p[6], p[7]).relu()
     expected, logits = functional.linear(x, p[8], p[9]), network(images)
@@ -150,18 +150,18 @@ def test_lenet5_learns_as_its_layers_written_out():
     compare_gradients(network, expected, logits, p)
 
 
-def test_alexnet_learns_as_its_layers_written_out():
+def test_alexnets_logits_and_gradients_equal_those_of_its_layers_written_out():
     torch.manual_seed(0)
-    network, images = AlexNet(make_spec(3, 227)).eval(), images_of(3, 227)
-    p = [each.detach().clone().requires_grad_() for each in network.parameters()]
+    network, images = AlexNet(make_spec(3, 227)).eval(), random_images(3, 227)
+    p = [parameter.detach().clone().requires_grad_() for parameter in network.parameters()]
 
-    def responded(x: Tensor) -> Tensor:  # section 3.3, over channels one by one
+    def normalise_response(x: Tensor) -> Tensor:  # section 3.3, over channels one by one
         squares = functional.pad(x**2, (0, 0, 0, 0, 2, 2)).unfold(1, 5, 1).sum(-1)
         return x / (2 + 1e-4 * squares) ** 0.75
 
-    x = responded(functional.conv2d(normalised(images), p[0], p[1], stride=4).relu())
+    x = normalise_response(functional.conv2d(normalise(images), p[0], p[1], stride=4).relu())
     x = functional.max_pool2d(x, 3, 2)
-    x = responded(functional.conv2d(x, p[2], p[3], padding=2, groups=2).relu())
+    x = normalise_response(functional.conv2d(x, p[2], p[3], padding=2, groups=2).relu())
     x = functional.max_pool2d(x, 3, 2)
     x = functional.conv2d(x, p[4], p[5], padding=1).relu()
     x = functional.conv2d(x, p[6], p[7], padding=1, groups=2).relu()
@@ -183,7 +183,7 @@ def test_alexnets_response_norm_is_torchs():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
-def test_vgg_with_torchvisions_weights_learns_as_torchvisions(name, tmp_path):
+def test_vgg_with_torchvisions_weights_has_torchvisions_logits_and_gradients(name, tmp_path):
     torch.manual_seed(0)
     network = VGG(make_spec(3, 224), depth=11, batch_norm=name.endswith("bn")).eval()
     reference = models.get_model(name, num_classes=10).eval()
@@ -195,8 +195,8 @@ def test_vgg_with_torchvisions_weights_learns_as_torchvisions(name, tmp_path):
     torch.save(reference.state_dict(), file)
     load_pretrained(network, file)
     file.unlink()  # half a gigabyte
-    images = images_of(3, 224)
-    pixels = (images.float() - network.mean) * network.scale  # to the bit: a rounding may move a maximum, and gradients
+    images = random_images(3, 224)
+    pixels = (images.float() - network.mean) * network.scale  # exact: a rounding may move a maximum
     logits, expected = network(images), reference(pixels)
     torch.testing.assert_close(logits, expected, **CLOSE)
     compare_gradients(network, expected, logits, list(reference.parameters()))
@@ -235,23 +235,23 @@ def test_torchvision_knows_eighty_classifiers():
 
 def test_the_quick_tests_have_a_network_of_each_of_torchvisions_files():
     files = {name: models.get_model_builder(name).__module__ for name in NAMES}
-    assert {files[name] for name in OF_EACH_KIND} == set(files.values())
+    assert {files[name] for name in SMALLEST_OF_EACH_KIND} == set(files.values())
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in OF_EACH_KIND else pytest.mark.slow) for name in NAMES]
+    "name", [pytest.param(name, marks=[] if name in SMALLEST_OF_EACH_KIND else pytest.mark.slow) for name in NAMES]
 )
 def test_every_classifier_of_torchvision_is_built_and_summarised(name):
     size = 299 if name == "inception_v3" else 224
     for channels in (1, 3):
-        network = on_meta(Torchvision, make_spec(channels, size), name=name)
+        network = build_on_meta(Torchvision, make_spec(channels, size), name=name)
         images = torch.empty(2, channels, size, size, dtype=torch.uint8, device="meta")
         features = network.backbone(images.float())
         assert features.ndim == 2
         assert network.head(features).shape == network(images).shape == (2, 10)
     rows = summarize_layers(network)
-    assert sum(each.parameters for each in rows) == count_parameters(network)
-    assert sum(each.multiply_adds for each in rows) > 0
+    assert sum(row.parameters for row in rows) == count_parameters(network)
+    assert sum(row.multiply_adds for row in rows) > 0
     assert rows[-1].output == (10,)
     assert rows[-1].receptive_field is None
 
@@ -266,24 +266,24 @@ def test_torchvisions_tensors_keep_their_order_and_logits(name):
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     reference = models.get_model(name, num_classes=10, **options).eval()
     network = Torchvision(make_spec(3, size), name=name, dropout=0.3).eval()
-    theirs = reference.state_dict()
+    torchvision_tensors = reference.state_dict()
     assert [(k.rpartition(".")[2], v.shape) for k, v in network.state_dict().items()] == [
-        (k.rpartition(".")[2], v.shape) for k, v in theirs.items()
+        (k.rpartition(".")[2], v.shape) for k, v in torchvision_tensors.items()
     ]
-    network.load_state_dict(dict(zip(network.state_dict(), theirs.values(), strict=True)))
-    images = images_of(3, size)
-    torch.testing.assert_close(network(images), reference(normalised(images)), **CLOSE)
+    network.load_state_dict(dict(zip(network.state_dict(), torchvision_tensors.values(), strict=True)))
+    images = random_images(3, size)
+    torch.testing.assert_close(network(images), reference(normalise(images)), **CLOSE)
 
 
 def test_torchvisions_extra_dropout_is_on_in_training_alone():
-    network, images = Torchvision(make_spec(1, 32), name="squeezenet1_1", dropout=0.9), images_of(1, 32, 4)
+    network, images = Torchvision(make_spec(1, 32), name="squeezenet1_1", dropout=0.9), random_images(1, 32, 4)
     network.backbone[0].eval()
     assert not torch.equal(network.backbone(images.float()), network.backbone(images.float()))
     network.eval()
     assert torch.equal(network(images), network(images))
 
 
-def test_a_misspelt_torchvision_name_is_an_error_with_a_hint():
+def test_a_misspelt_torchvision_name_is_an_error_with_a_suggestion():
     with pytest.raises(UserError, match=r"model.name=resnet_18: torchvision has no such .* did you mean .*resnet18"):
         Torchvision(make_spec(3, 32), name="resnet_18")
     with pytest.raises(UserError, match=r"torchvision has no such architecture; .*list_models\(\) lists them"):
@@ -300,7 +300,7 @@ def test_a_misspelt_torchvision_name_is_an_error_with_a_hint():
         ("maxvit_t", 128, "model.name=maxvit_t: torchvision refuses data.image_size=128: .*not divisible"),
     ],
 )
-def test_a_size_that_a_torchvision_network_does_not_take_is_one_line(name, size, message):
+def test_an_image_size_that_a_torchvision_network_refuses_is_an_error_of_one_line(name, size, message):
     config = compose(["model=torchvision", f"model.name={name}"]).model
     with pytest.raises(UserError, match=message) as refused:
         measure_network(config.arguments(), make_spec(3, size))
@@ -310,14 +310,12 @@ def test_a_size_that_a_torchvision_network_does_not_take_is_one_line(name, size,
 # -------------------------------------------------------------------------------------------------------- summary
 
 
-def layer(network: ImageClassifier, name: str) -> Layer:
-    return next(each for each in summarize_layers(network) if each.name == name)
+def find_layer(network: ImageClassifier, name: str) -> Layer:
+    return next(layer for layer in summarize_layers(network) if layer.name == name)
 
 
 def test_lenet5s_summary_is_what_one_computes_by_hand():
-    rows = [
-        each for each in summarize_layers(LeNet5(make_spec(1, 32))) if each.kind not in {"ReLU", "Dropout", "Flatten"}
-    ]
+    rows = [row for row in summarize_layers(LeNet5(make_spec(1, 32))) if row.kind not in {"ReLU", "Dropout", "Flatten"}]
     assert rows == [
         Layer("backbone.0", "Conv2d", (6, 28, 28), 5, 1, 28 * 28 * 6 * 25, 156),
         Layer("backbone.2", "MaxPool2d", (6, 14, 14), 6, 2, 0, 0),
@@ -329,20 +327,20 @@ def test_lenet5s_summary_is_what_one_computes_by_hand():
     ]
 
 
-def test_the_papers_layers_see_what_is_published():
-    assert layer(on_meta(AlexNet, make_spec(3, 227)), "backbone.14").receptive_field == 195
-    vgg = [each for each in summarize_layers(on_meta(VGG, make_spec(3, 224), depth=16)) if each.kind == "MaxPool2d"]
-    assert [each.receptive_field for each in vgg] == [6, 16, 44, 100, 212]
-    assert [each.stride for each in vgg] == [2, 4, 8, 16, 32]
-    resnet = on_meta(Torchvision, make_spec(3, 224), name="resnet50")
-    assert layer(resnet, "backbone.0.layer4.2.conv3").receptive_field == 427  # 483 where conv1 has the stride
+def test_receptive_fields_are_the_published_ones():
+    assert find_layer(build_on_meta(AlexNet, make_spec(3, 227)), "backbone.14").receptive_field == 195
+    vgg = [row for row in summarize_layers(build_on_meta(VGG, make_spec(3, 224), depth=16)) if row.kind == "MaxPool2d"]
+    assert [row.receptive_field for row in vgg] == [6, 16, 44, 100, 212]
+    assert [row.stride for row in vgg] == [2, 4, 8, 16, 32]
+    resnet = build_on_meta(Torchvision, make_spec(3, 224), name="resnet50")
+    assert find_layer(resnet, "backbone.0.layer4.2.conv3").receptive_field == 427  # 483 where conv1 has the stride
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
 @pytest.mark.parametrize("pool", [1, 2, 3])
-def test_a_convolution_then_pooling_sees_their_sizes_less_one(kernel, pool):
+def test_the_receptive_field_of_a_convolution_and_pooling_is_the_sum_of_their_sizes_minus_one(kernel, pool):
     rows = summarize_layers(Small(nn.Conv2d(3, 2, kernel), nn.MaxPool2d(pool)))
-    assert [each.receptive_field for each in rows[:2]] == [kernel, pool + kernel - 1]
+    assert [row.receptive_field for row in rows[:2]] == [kernel, pool + kernel - 1]
 
 
 @pytest.mark.parametrize(
@@ -361,10 +359,10 @@ def test_the_multiply_adds_are_the_published_ones(network, multiply_adds):
     with torch.device("meta"):
         built = network()
     rows = summarize_layers(built)
-    assert sum(each.multiply_adds for each in rows) == pytest.approx(
+    assert sum(row.multiply_adds for row in rows) == pytest.approx(
         multiply_adds, abs=0 if multiply_adds % 1000 else 5e5
     )
-    assert sum(each.parameters for each in rows) == count_parameters(built)
+    assert sum(row.parameters for row in rows) == count_parameters(built)
 
 
 class Small(ImageClassifier):
@@ -430,8 +428,11 @@ class ReachedError(Exception):
     """Ends a forward pass."""
 
 
-def seen(network: nn.Module, module: nn.Module, image: Tensor, at: int | None = None) -> int:
-    """The side of the square of pixels on which a unit (that in the middle) of ``module``'s first output depends."""
+def measure_receptive_field(network: nn.Module, module: nn.Module, image: Tensor, at: int | None = None) -> int:
+    """Return the side of the square of pixels on which a unit of ``module``'s first output depends.
+
+    The unit is that in the middle, or that in row and column ``at``.
+    """
     outputs = []
 
     def stop(module, inputs, output):
@@ -488,53 +489,54 @@ def open_paths(network: nn.Module) -> nn.Module:
 def test_a_unit_sees_the_pixels_where_its_gradient_is_not_zero(network, shape):
     torch.manual_seed(0)
     built = network()
-    rows = [each for each in summarize_layers(built) if each.name.startswith("backbone") and len(each.output) == 3]
-    rows = [each for each in rows if each.receptive_field and each.kind != "Folded"]  # whose channels see four places
-    fields = {each.name: each.receptive_field for each in reversed(rows)}  # first calls
+    rows = [row for row in summarize_layers(built) if row.name.startswith("backbone") and len(row.output) == 3]
+    rows = [row for row in rows if row.receptive_field and row.kind != "Folded"]  # its channels see four positions
+    fields = {row.name: row.receptive_field for row in reversed(rows)}  # a module's first call counts
     modules = dict(open_paths(built).named_modules())
-    chosen = [*list(fields)[:: max(1, len(fields) // 8)], "backbone.0"][:12]
-    for name in [each for each in chosen if each in fields]:
-        assert seen(built.backbone, modules[name], torch.rand(1, *shape)) == fields[name], name
+    names = [*list(fields)[:: max(1, len(fields) // 8)], "backbone.0"][:12]
+    for name in [name for name in names if name in fields]:
+        assert measure_receptive_field(built.backbone, modules[name], torch.rand(1, *shape)) == fields[name], name
 
 
-def test_windows_of_attention_are_followed_too():
+def test_receptive_fields_follow_windows_of_attention():
     torch.manual_seed(0)
     network = Torchvision(make_spec(3, 224), name="swin_t").eval()
     image = torch.rand(1, 3, 224, 224)
     # in windows, in shifted windows, four patches as one where two windows meet
     for name, at, side in (("1.0.attn", 28, 28), ("1.1.attn", 28, 56), ("2.reduction", 8, 84)):
-        assert layer(network, f"backbone.0.features.{name}").receptive_field == side
-        assert seen(network.backbone, network.get_submodule(f"backbone.0.features.{name}"), image, at) == side
+        assert find_layer(network, f"backbone.0.features.{name}").receptive_field == side
+        module = network.get_submodule(f"backbone.0.features.{name}")
+        assert measure_receptive_field(network.backbone, module, image, at) == side
 
 
-def test_what_joins_all_places_sees_the_whole_image():
+def test_a_layer_that_mixes_all_positions_sees_the_whole_image():
     patches = nn.Conv2d(3, 64, 4, stride=4)
-    assert layer(Small(patches, Tokens(mixed=False)), "backbone.1.layer").receptive_field == 4
-    assert layer(Small(patches, Tokens(mixed=True)), "backbone.1.layer").receptive_field is None
-    assert layer(Small(patches, Squeezed(), nn.Conv2d(64, 8, 3)), "backbone.2").receptive_field is None
-    assert layer(Small(patches, ChannelNorm(), nn.Conv2d(64, 8, 3)), "backbone.2").receptive_field == 12
-    vit = summarize_layers(on_meta(Torchvision, make_spec(3, 224), name="vit_b_16"))
-    first = next(number for number, each in enumerate(vit) if each.kind == "MultiheadAttention")
-    assert {each.receptive_field for each in vit[:first]} == {16}
-    assert {each.receptive_field for each in vit[first:]} == {None}
+    assert find_layer(Small(patches, Tokens(mixed=False)), "backbone.1.layer").receptive_field == 4
+    assert find_layer(Small(patches, Tokens(mixed=True)), "backbone.1.layer").receptive_field is None
+    assert find_layer(Small(patches, Squeezed(), nn.Conv2d(64, 8, 3)), "backbone.2").receptive_field is None
+    assert find_layer(Small(patches, ChannelNorm(), nn.Conv2d(64, 8, 3)), "backbone.2").receptive_field == 12
+    vit = summarize_layers(build_on_meta(Torchvision, make_spec(3, 224), name="vit_b_16"))
+    first = next(number for number, row in enumerate(vit) if row.kind == "MultiheadAttention")
+    assert {row.receptive_field for row in vit[:first]} == {16}
+    assert {row.receptive_field for row in vit[first:]} == {None}
 
 
 def test_a_summary_leaves_the_network_as_it_was():
     network = LeNet5(make_spec(1, 32), dropout=0.5)
     network.backbone[0].eval()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
+    initial = {name: value.clone() for name, value in network.state_dict().items()}
     modes = [module.training for module in network.modules()]
-    assert summarize_layers(network) == summarize_layers(on_meta(LeNet5, make_spec(1, 32), dropout=0.5))
+    assert summarize_layers(network) == summarize_layers(build_on_meta(LeNet5, make_spec(1, 32), dropout=0.5))
     assert modes == [module.training for module in network.modules()]
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(torch.equal(value, initial[name]) for name, value in network.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
 def test_timms_networks_are_summarised():
-    network = on_meta(Timm, make_spec(3, 64), name="efficientnet_b0")
+    network = build_on_meta(Timm, make_spec(3, 64), name="efficientnet_b0")
     rows = summarize_layers(network)
-    assert sum(each.parameters for each in rows) == count_parameters(network)
-    assert next(each for each in rows if each.kind == "BatchNormAct2d").receptive_field == 3
+    assert sum(row.parameters for row in rows) == count_parameters(network)
+    assert next(row for row in rows if row.kind == "BatchNormAct2d").receptive_field == 3
 
 
 @pytest.mark.parametrize(
@@ -545,7 +547,7 @@ def test_timms_networks_are_summarised():
         lambda: Torchvision(make_spec(3, 224, 1000), name="resnet18"),
     ],
 )
-def test_the_printed_summary_is_whole_in_100_columns(network, capsys):
+def test_the_printed_summary_is_complete_and_fits_100_columns(network, capsys):
     with torch.device("meta"):
         built = network()
     print_summary(built)
@@ -556,7 +558,7 @@ def test_the_printed_summary_is_whole_in_100_columns(network, capsys):
     assert lines[0].split() == ["layer", "kind", "output", "sees", "stride", "multiply-adds", "parameters"]
     assert lines[-1].split() == [
         "total",
-        f"{sum(each.multiply_adds for each in rows):,}",
+        f"{sum(row.multiply_adds for row in rows):,}",
         f"{count_parameters(built):,}",
     ]
     for line, row in zip(lines[1:], rows, strict=False):

@@ -1,4 +1,4 @@
-"""What a budget of the tests counts, and when it fails."""
+"""The budget of the tests: the CPU time that it counts, and when it fails."""
 
 import signal
 import sys
@@ -16,10 +16,10 @@ MINUTES = 0.5 / 60
 @pytest.fixture(autouse=True)
 def ci(monkeypatch):
     monkeypatch.setenv("CI", "true")
-    monkeypatch.setattr(budget, "calibrated", lambda: [budget.REFERENCE])
-    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(budget, "calibrate", lambda: [budget.REFERENCE])
+    handler = signal.getsignal(signal.SIGINT)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.mark.parametrize(("program", "code"), [(BURNS, budget.OVER), (BY_A_GRANDCHILD, budget.OVER), (IDLE, 0)])
@@ -29,7 +29,7 @@ def test_the_processors_time_counts_also_that_of_grandchildren_and_no_waiting(pr
 
 
 def test_a_slow_machine_has_more_time(monkeypatch, capfd):
-    monkeypatch.setattr(budget, "calibrated", lambda: [2 * budget.REFERENCE])
+    monkeypatch.setattr(budget, "calibrate", lambda: [2 * budget.REFERENCE])
     assert budget.main(MINUTES, [sys.executable, "-c", BURNS]) == 0
     assert "(0.50 of the reference) 0.0 CPU minutes of 0.00833" in capfd.readouterr().out
 
@@ -46,13 +46,13 @@ def test_a_command_that_fails_gives_its_own_code(end, code):
 
 def test_the_fixed_piece_of_work_takes_the_longer_the_more_it_is(monkeypatch):
     monkeypatch.setattr(budget, "WORK", 100)
-    short = budget.work()
+    short = budget.compile_program()
     monkeypatch.setattr(budget, "WORK", 2_000)
-    assert 2 * short < budget.work()
+    assert 2 * short < budget.compile_program()
 
 
 def test_two_processes_time_it_several_times(monkeypatch):
     monkeypatch.undo()
-    seconds = budget.calibrated()
+    seconds = budget.calibrate()
     assert len(seconds) == 2 * budget.TIMES
     assert min(seconds) > 0

@@ -46,7 +46,7 @@ def test_every_experiment_has_its_own_name_says_its_command_and_shrinks(name):
 
 
 def test_every_key_of_the_schema_stands_in_the_configs():
-    """A key that no YAML names would be one that nobody finds."""
+    """Users find keys in the YAML files only."""
     composed = compose([]).model_dump()
     assert set(composed) == set(Config.model_fields)
     keys = set()

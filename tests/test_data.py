@@ -47,26 +47,26 @@ def test_train_validation_test_and_pool_never_overlap_and_lose_nothing(source, b
 
 @settings(max_examples=100)
 @given(sources, st.integers(1, 11), st.integers(1, 11), st.integers(0, 99))
-def test_smaller_budgets_lie_within_larger_ones(source, one, other, seed):
+def test_the_labelled_images_of_a_smaller_budget_are_among_those_of_a_larger_one(source, first, second, seed):
     small, large = (
-        split(source, data_config(labels_per_class=n, split_seed=seed)).labelled for n in sorted((one, other))
+        split(source, data_config(labels_per_class=n, split_seed=seed)).labelled for n in sorted((first, second))
     )
     assert set(small) <= set(large)
-    assert np.bincount(source.labels[small]).tolist() == [min(one, other)] * len(source.classes)
+    assert np.bincount(source.labels[small]).tolist() == [min(first, second)] * len(source.classes)
 
 
 @given(sources, st.floats(0.02, 1), st.floats(0.02, 1))
-def test_smaller_shares_lie_within_larger_ones(source, one, other):
-    small, large = (split(source, data_config(labels=s)).labelled for s in sorted((one, other)))
+def test_the_labelled_images_of_a_smaller_fraction_are_among_those_of_a_larger_one(source, first, second):
+    small, large = (split(source, data_config(labels=s)).labelled for s in sorted((first, second)))
     assert set(small) <= set(large)
 
 
 @given(sources, st.integers(1, 30), st.integers(0, 9))
 def test_a_stratified_draw_keeps_the_proportions(source, count, seed):
-    drawn = draw_stratified(source.train, source.labels, count, Key(seed, "x"))
-    assert len(drawn) == min(count, len(source.train))
-    exact = np.bincount(source.labels[source.train]) * len(drawn) / len(source.train)
-    got = np.bincount(source.labels[drawn], minlength=len(source.classes))
+    indices = draw_stratified(source.train, source.labels, count, Key(seed, "x"))
+    assert len(indices) == min(count, len(source.train))
+    exact = np.bincount(source.labels[source.train]) * len(indices) / len(source.train)
+    got = np.bincount(source.labels[indices], minlength=len(source.classes))
     assert (np.abs(got - exact) < 1 + 1e-9).all()
 
 
@@ -113,15 +113,15 @@ def test_digits_are_the_real_ones():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"labels_per_class": 200}, "data.labels_per_class=200: class '0' has"),
         ({"labels_per_class": 5, "validation": "outside:5000"}, "data.validation=outside:5000: only 1297 images"),
         ({"labels_per_class": 1, "validation": "inside"}, "data.validation=inside: 10 labels are too few"),
     ],
 )
-def test_a_budget_that_the_data_cannot_give_is_an_error(changes, told):
-    with pytest.raises(UserError, match=told):
+def test_a_budget_that_the_data_cannot_give_is_an_error(changes, message):
+    with pytest.raises(UserError, match=message):
         split(digits(28, 1), data_config(**changes))
 
 
@@ -184,27 +184,27 @@ def test_an_image_folder_of_classes_alone_is_split(tmp_path):
     assert np.bincount(source.labels[source.test]).tolist() == [2, 2]
 
 
-def test_the_fingerprint_of_a_folder_follows_names_sizes_and_labels_not_the_place(tmp_path):
+def test_the_fingerprint_of_a_folder_depends_on_names_sizes_and_labels_not_on_its_path(tmp_path):
     for top in ("here", "there"):
         write_images(tmp_path / top / "a", 3)
         write_images(tmp_path / top / "b", 3)
-    here, there = (list_folder(str(tmp_path / top)).fingerprint() for top in ("here", "there"))
-    assert here == there
+    first, second = (list_folder(str(tmp_path / top)).fingerprint() for top in ("here", "there"))
+    assert first == second
     (tmp_path / "there" / "a" / "0.png").rename(tmp_path / "there" / "b" / "9.png")
-    assert list_folder(str(tmp_path / "there")).fingerprint() != here
+    assert list_folder(str(tmp_path / "there")).fingerprint() != first
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda top: None, "found no class under CLASS/"),
         (lambda top: write_images(top / "train" / "a", 2), "found 1 class .a. under train/CLASS/"),
         (lambda top: [write_images(top / p, 2) for p in ("train/a", "train/b", "test/c")], "that train/ lacks: c"),
     ],
 )
-def test_a_folder_that_cannot_serve_is_an_error(tmp_path, make, told):
+def test_an_unsuitable_folder_is_an_error(tmp_path, make, message):
     make(tmp_path)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         list_folder(str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""Public datasets, written byte by byte as their makers did and read by us, by torchvision, or known by heart."""
+"""Public datasets: files written in the original formats, read by Tutelage and compared with torchvision."""
 
 import gzip
 import struct
@@ -40,18 +40,18 @@ def write_idx(folder: Path) -> None:
         (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(labels))
 
 
-def planes(image: np.ndarray) -> bytes:
-    """Return an image (H, W, C) as its colours one after the other, each row by row."""
+def encode_planes(image: np.ndarray) -> bytes:
+    """Return the bytes of an image (H, W, C), one channel after the other, each row by row."""
     return b"".join(image[..., colour].tobytes() for colour in range(image.shape[2]))
 
 
 def write_cifar10(folder: Path) -> None:
-    """Write what https://www.cs.toronto.edu/~kriz/cifar.html calls the binary version."""
+    """Write the binary version of https://www.cs.toronto.edu/~kriz/cifar.html."""
     inner = folder / "cifar-10-batches-bin"
     inner.mkdir(parents=True)
     for names, count in (([f"data_batch_{n}.bin" for n in range(1, 6)], TRAIN), (["test_batch.bin"], TEST)):
         records = [
-            bytes([label]) + planes(image)
+            bytes([label]) + encode_planes(image)
             for image, label in zip(random_images(count, 32, 3), make_labels(count), strict=True)
         ]
         for number, name in enumerate(names):
@@ -65,7 +65,7 @@ def write_cifar100(folder: Path) -> None:
     inner.mkdir(parents=True)
     for part, count in (("train", TRAIN), ("test", TEST)):
         records = [
-            bytes([label // 5, label]) + planes(image)
+            bytes([label // 5, label]) + encode_planes(image)
             for image, label in zip(random_images(count, 32, 3), make_labels(count, 100), strict=True)
         ]
         (inner / f"{part}.bin").write_bytes(b"".join(records))
@@ -83,8 +83,8 @@ def write_svhn(folder: Path) -> None:
         savemat(folder / f"{part}_32x32.mat", {"X": x, "y": y}, do_compression=True)
 
 
-def pack(folder: Path, inner: str, name: str) -> Path:
-    """Put ``folder/inner`` into a .tar.gz in a folder of its own, which is returned."""
+def write_archive(folder: Path, inner: str, name: str) -> Path:
+    """Write ``folder/inner`` to a .tar.gz in a new folder and return that folder."""
     packed = folder.parent / f"{folder.name}-packed"
     packed.mkdir()
     with tarfile.open(packed / name, "w:gz") as tar:
@@ -108,41 +108,41 @@ ARCHIVES = {
 }
 
 
-def all_of(source: Source) -> np.ndarray:
+def read_all_images(source: Source) -> np.ndarray:
     return np.stack([source.images[index] for index in range(len(source.images))])
 
 
-def same(one: Source, other: Source) -> bool:
+def is_equal(first: Source, second: Source) -> bool:
     arrays = ("labels", "train", "test", "unlabelled")
     return (
-        np.array_equal(all_of(one), all_of(other))
-        and all(np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays)
-        and one.classes == other.classes
+        np.array_equal(read_all_images(first), read_all_images(second))
+        and all(np.array_equal(getattr(first, name), getattr(second, name)) for name in arrays)
+        and first.classes == second.classes
     )
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_pixel_and_label_is_what_was_written_and_the_files_say_how_many(name, tmp_path):
+def test_every_pixel_and_label_of_the_files_is_read(name, tmp_path):
     read, write, side, channels = WRITERS[name]
     write(tmp_path)
     source = read(str(tmp_path), side, channels)
     extra = [random_images(UNLABELLED, side, channels)] if name == "stl10" else []
-    written = np.concatenate([random_images(TRAIN, side, channels), random_images(TEST, side, channels), *extra])
-    assert (all_of(source) == written).all()
+    images = np.concatenate([random_images(TRAIN, side, channels), random_images(TEST, side, channels), *extra])
+    assert (read_all_images(source) == images).all()
     classes = 100 if name == "cifar100" else 10
     assert source.labels.dtype == np.int64
     assert source.labels[: TRAIN + TEST].tolist() == [*make_labels(TRAIN, classes), *make_labels(TEST, classes)]
     assert (source.labels[TRAIN + TEST :] == UNKNOWN).all()
     assert source.train.tolist() == list(range(TRAIN))
     assert source.test.tolist() == list(range(TRAIN, TRAIN + TEST))
-    assert source.unlabelled.tolist() == list(range(TRAIN + TEST, len(written)))
+    assert source.unlabelled.tolist() == list(range(TRAIN + TEST, len(images)))
     assert len(source.val) == 0
-    assert len(source.names) == len(source.labels) == len(source.images) == len(written)
+    assert len(source.names) == len(source.labels) == len(source.images) == len(images)
     assert len(source.classes) == classes
     assert source.images[0].flags.writeable
 
 
-def test_classes_have_the_names_that_stand_in_the_files(tmp_path):
+def test_classes_have_the_names_in_the_files(tmp_path):
     for write in (write_cifar10, write_cifar100, write_stl10):
         write(tmp_path)
     assert cifar10(str(tmp_path), 32, 3).classes == CIFAR10_CLASSES
@@ -150,8 +150,8 @@ def test_classes_have_the_names_that_stand_in_the_files(tmp_path):
     assert stl10(str(tmp_path), 96, 3).classes == STL10_CLASSES
 
 
-def of_torchvision(name: str, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return what torchvision reads, images (N, H, W, C) and labels."""
+def read_by_torchvision(name: str, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read images (N, H, W, C) and labels with torchvision."""
     datasets = torchvision.datasets
     if name in {"mnist", "fashion_mnist"}:
         kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
@@ -174,23 +174,23 @@ def test_torchvision_reads_the_same_from_the_same_files(name, tmp_path, monkeypa
     source = read(str(tmp_path), side, channels)
     for split, indices in (("train", source.train), ("test", source.test), ("unlabeled", source.unlabelled)):
         if len(indices):
-            images, labels = of_torchvision(name, tmp_path, split)
-            assert (all_of(source)[indices] == images).all()
+            images, labels = read_by_torchvision(name, tmp_path, split)
+            assert (read_all_images(source)[indices] == images).all()
             assert (source.labels[indices] == labels).all()
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
-def test_idx_files_may_lie_as_torchvision_leaves_them_packed_or_not(name, tmp_path):
+def test_idx_files_may_be_in_torchvisions_folders_compressed_or_not(name, tmp_path):
     read = WRITERS[name][0]
     inner = {"mnist": MNIST, "fashion_mnist": FASHION_MNIST}[name].torchvision_folder
     write_idx(tmp_path / "here")
     write_idx(tmp_path / "there" / inner)
-    here = read(str(tmp_path / "here"), 28, 1)
-    assert same(here, read(str(tmp_path / "there"), 28, 1))
+    expected = read(str(tmp_path / "here"), 28, 1)
+    assert is_equal(expected, read(str(tmp_path / "there"), 28, 1))
     for file in (tmp_path / "here").glob("*.gz"):
         file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
         file.unlink()
-    assert same(here, read(str(tmp_path / "here"), 28, 1))
+    assert is_equal(expected, read(str(tmp_path / "here"), 28, 1))
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
@@ -199,13 +199,13 @@ def test_the_root_may_be_the_archives_folder_the_unpacked_one_or_its_parent(name
     inner, archive = ARCHIVES[name]
     write(tmp_path / "made")
     parent = read(str(tmp_path / "made"), side, channels)
-    assert same(parent, read(str(tmp_path / "made" / inner), side, channels))
-    packed = pack(tmp_path / "made", inner, archive)
-    told = []
-    assert same(parent, read(str(packed), side, channels, lambda *what: told.append(what)))
-    assert told[0][0].startswith("unpacking ")
+    assert is_equal(parent, read(str(tmp_path / "made" / inner), side, channels))
+    packed = write_archive(tmp_path / "made", inner, archive)
+    progress = []
+    assert is_equal(parent, read(str(packed), side, channels, lambda *arguments: progress.append(arguments)))
+    assert progress[0][0].startswith("unpacking ")
     (packed / archive).unlink()
-    assert same(parent, read(str(packed), side, channels))
+    assert is_equal(parent, read(str(packed), side, channels))
 
 
 def test_without_a_root_the_cache_is_read(tmp_path, monkeypatch):
@@ -216,21 +216,21 @@ def test_without_a_root_the_cache_is_read(tmp_path, monkeypatch):
         assert len(read(None, side, channels).train) == TRAIN
 
 
-def test_without_a_root_or_a_cache_they_are_downloaded(tmp_path, monkeypatch):
-    """The network is played by the function that would use it."""
+def test_without_a_root_or_a_cache_datasets_are_downloaded(tmp_path, monkeypatch):
+    """A stub writes the files instead of downloading them."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("tutelage.data.datasets.fashion_mnist.DEBIAN_FOLDER", tmp_path / "nowhere")
     fetched = []
 
-    def fetch(remote: Remote, folder: Path, what: str, tell) -> Path:
-        fetched.append((what, remote.name))
+    def fetch(remote: Remote, folder: Path, title: str, on_progress) -> Path:
+        fetched.append((title, remote.name))
         folder.mkdir(parents=True, exist_ok=True)
         write = WRITERS[folder.name][1]
         if folder.name not in ARCHIVES:
             write(folder)
         else:
             write(tmp_path / folder.name)
-            packed = pack(tmp_path / folder.name, *ARCHIVES[folder.name])
+            packed = write_archive(tmp_path / folder.name, *ARCHIVES[folder.name])
             (packed / remote.name).rename(folder / remote.name)
         return folder / remote.name
 
@@ -239,10 +239,10 @@ def test_without_a_root_or_a_cache_they_are_downloaded(tmp_path, monkeypatch):
     for read, _, side, channels in WRITERS.values():
         assert len(read(None, side, channels).train) == TRAIN
     assert len(fetched) == len(set(fetched)) == 4 + 4 + 1 + 1 + 2 + 1
-    assert {what for what, _ in fetched} == {"MNIST", "Fashion-MNIST", "CIFAR-10", "CIFAR-100", "SVHN", "STL-10"}
+    assert {title for title, _ in fetched} == {"MNIST", "Fashion-MNIST", "CIFAR-10", "CIFAR-100", "SVHN", "STL-10"}
 
 
-def test_what_cannot_be_downloaded_is_an_error_with_both_ways_out(tmp_path, monkeypatch):
+def test_a_failed_download_is_an_error_that_names_both_ways_out(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr("tutelage.data.datasets.fashion_mnist.DEBIAN_FOLDER", tmp_path / "nowhere")
@@ -250,14 +250,14 @@ def test_what_cannot_be_downloaded_is_an_error_with_both_ways_out(tmp_path, monk
     monkeypatch.setattr("tutelage.data.datasets.fashion_mnist.FASHION_MNIST", replace(FASHION_MNIST, files=closed))
     with pytest.raises(UserError) as refused:
         fashion_mnist(None, 28, 1)
-    told = str(refused.value)
-    assert told.startswith("Fashion-MNIST: http://127.0.0.1:9/train-images-idx3-ubyte.gz cannot be fetched (")
-    assert told.endswith("set data.root=FOLDER; or apt-get install dataset-fashion-mnist")
-    assert "\n" not in told
+    message = str(refused.value)
+    assert message.startswith("Fashion-MNIST: http://127.0.0.1:9/train-images-idx3-ubyte.gz cannot be fetched (")
+    assert message.endswith("set data.root=FOLDER; or apt-get install dataset-fashion-mnist")
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_root_without_the_dataset_is_an_error_that_says_what_was_looked_for(name, tmp_path):
+def test_a_root_without_the_dataset_is_an_error_that_names_the_expected_files(name, tmp_path):
     read = WRITERS[name][0]
     for root in (tmp_path, "/proc/nowhere"):
         with pytest.raises(UserError, match=r"data.root=.*: no [-\w]+ there \(looked for [-\w./ ]+\)") as refused:
@@ -288,10 +288,10 @@ def test_a_damaged_file_is_an_error_that_names_it_or_its_folder(name, file, dama
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     with pytest.raises(UserError, match=r"; (fetch the files? again|remove the folder to unpack it again)$") as refused:
         read(str(tmp_path), side, channels)
-    told = str(refused.value)
-    assert "\n" not in told
-    named = path.parent if path.name.endswith("_y.bin") else path  # labels have no form of their own
-    assert told.startswith(f"{named}: ")
+    message = str(refused.value)
+    assert "\n" not in message
+    named = path.parent if path.name.endswith("_y.bin") else path  # files of labels have no header
+    assert message.startswith(f"{named}: ")
 
 
 MISSING = {
@@ -314,7 +314,7 @@ def test_a_missing_file_is_named(name, file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (struct.pack(">4i", 2051, 2, 3, 3) + bytes(18), None),
         (struct.pack(">4i", 2051, 2, 3, 3) + bytes(17), "its header announces 18 bytes, 17 follow"),
@@ -325,12 +325,12 @@ def test_a_missing_file_is_named(name, file, tmp_path):
         (b"\0\0\x08\x03", "requires a buffer"),
     ],
 )
-def test_an_idx_files_header_must_fit_what_follows(content, told, tmp_path):
+def test_an_idx_files_header_must_fit_its_content(content, message, tmp_path):
     (tmp_path / "images").write_bytes(content)
-    if told is None:
+    if message is None:
         assert read_idx(tmp_path / "images", 3).shape == (2, 3, 3)
         return
-    with pytest.raises(UserError, match=f"{tmp_path / 'images'}: cannot be read .*{told}"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'images'}: cannot be read .*{message}"):
         read_idx(tmp_path / "images", 3)
 
 
@@ -365,7 +365,7 @@ def test_a_matlab_file_of_something_else_is_an_error(tmp_path):
         svhn(str(tmp_path), 32, 3)
 
 
-def test_a_damaged_archive_is_an_error_and_nothing_is_left_of_it(tmp_path):
+def test_a_damaged_archive_is_an_error_and_leaves_no_files(tmp_path):
     (tmp_path / CIFAR10.remote.name).write_bytes(b"<html>")
     with pytest.raises(UserError, match=r"cifar-10-binary.tar.gz: cannot be unpacked"):
         cifar10(str(tmp_path), 32, 3)
@@ -375,14 +375,14 @@ def test_a_damaged_archive_is_an_error_and_nothing_is_left_of_it(tmp_path):
 @pytest.mark.parametrize("name", WRITERS)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [12, 40])
-def test_every_dataset_serves_grey_and_colour_at_any_size(name, channels, size, tmp_path):
+def test_every_dataset_gives_grey_and_colour_images_of_any_size(name, channels, size, tmp_path):
     read, write, side, native = WRITERS[name]
     write(tmp_path)
-    images = all_of(read(str(tmp_path), size, channels))
+    images = read_all_images(read(str(tmp_path), size, channels))
     assert images.shape[1:] == (size, size, channels)
     assert images.dtype == np.uint8
-    how = cv2.INTER_AREA if size < side else cv2.INTER_LINEAR
-    first = cv2.resize(random_images(TRAIN, side, native)[0], (size, size), interpolation=how).reshape(
+    interpolation = cv2.INTER_AREA if size < side else cv2.INTER_LINEAR
+    first = cv2.resize(random_images(TRAIN, side, native)[0], (size, size), interpolation=interpolation).reshape(
         size, size, native
     )
     if (native, channels) == (3, 1):
@@ -423,17 +423,17 @@ def test_what_is_small_is_kept_in_memory_and_what_is_mapped_or_large_is_not(tmp_
 
 
 def test_the_unlabelled_images_of_stl10_stay_on_the_disk(tmp_path):
-    """A file of the true size, all holes: reading it would take 2.8 GB and many seconds."""
+    """The file is sparse and has the true size: reading it would take 2.8 GB and many seconds."""
     write_stl10(tmp_path)
     count = 100_000
     with (tmp_path / "stl10_binary" / "unlabeled_X.bin").open("r+b") as file:
         file.truncate(count * 96 * 96 * 3)
-    before = resident()
+    bytes_before = resident()
     source = stl10(str(tmp_path), 96, 3)
     assert len(source.unlabelled) == count
     assert (source.images[TRAIN + TEST] == random_images(UNLABELLED, 96, 3)[0]).all()
     assert source.images[len(source.images) - 1].max() == 0
-    assert resident() - before < 200_000_000
+    assert resident() - bytes_before < 200_000_000
 
 
 def resident() -> int:

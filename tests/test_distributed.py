@@ -1,4 +1,4 @@
-"""Several processes train as one: what is shown, learned, measured and saved is what a single process does."""
+"""Several processes train one run: batches, weights, metrics and checkpoints are those of a single process."""
 
 import json
 import os
@@ -34,13 +34,15 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def begin(count: int, work: Callable[[], int], before: Callable[[int], None] = lambda rank: None) -> list[int]:
-    """Start forks of this process that torchrun might have started, and return their process ids."""
+def start_processes(
+    count: int, work: Callable[[], int], before: Callable[[int], None] = lambda rank: None
+) -> list[int]:
+    """Start forks of this process with torchrun's environment and return their process ids."""
     port = free_port()
 
     def child(rank: int) -> int:
-        who = torchrun_environment(World(rank, count, rank, count))
-        os.environ.update(who, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        environment = torchrun_environment(World(rank, count, rank, count))
+        os.environ.update(environment, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         before(rank)
         try:
             return work()
@@ -50,12 +52,12 @@ def begin(count: int, work: Callable[[], int], before: Callable[[int], None] = l
     return [fork(partial(child, rank)) for rank in range(count)]
 
 
-def codes_of(children: list[int]) -> list[int]:
+def exit_codes(children: list[int]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def ranks(outputs: Path, *overrides: str, count: int = 2, before: Callable[[int], None] = lambda rank: None):
-    """Execute a run as so many processes and return their exit codes."""
+def run_processes(outputs: Path, *overrides: str, count: int = 2, before: Callable[[int], None] = lambda rank: None):
+    """Train a run by ``count`` processes and return their exit codes; ``before`` may set traps in each."""
     fork_server.preload()
     from tutelage import errors
     from tutelage.app.job import run_job
@@ -63,14 +65,14 @@ def ranks(outputs: Path, *overrides: str, count: int = 2, before: Callable[[int]
     from tutelage.errors import UserError, complain
 
     def work() -> int:
-        errors.RANK0_HEAD_START_SECONDS = 0.0  # nobody ends the others here
-        words = [*QUIET, "trainer=ddp_cpu", f"trainer.devices={count}", f"paths.outputs={outputs}", *overrides]
+        errors.RANK0_HEAD_START_SECONDS = 0.0  # there is no launcher that would end the others
+        arguments = [*QUIET, "trainer=ddp_cpu", f"trainer.devices={count}", f"paths.outputs={outputs}", *overrides]
         try:
-            return run_job(compose(words))
+            return run_job(compose(arguments))
         except UserError as error:
             return complain(error)
 
-    return codes_of(begin(count, work, before))
+    return exit_codes(start_processes(count, work, before))
 
 
 SMALL = ("model=lenet5", "data.limit=120", "data.batch_size=8", "schedule.epochs=null", "schedule.steps=7")
@@ -84,20 +86,20 @@ NOISY = (
     "data.labels_per_class=3",
     "augmentation=affine_randaugment",
 )
-TAUGHT = ("strategy=distillation", "model@strategy.teacher=lenet5", "strategy.control=false")
+DISTILLED = ("strategy=distillation", "model@strategy.teacher=lenet5", "strategy.control=false")
 TASKS = ("strategy=lwf", "strategy.tasks=[[0,1,2,3,4],[5,6,7,8,9]]")
-RECIPES = {
-    "in two pieces, averaged weights": (*MIXED, "trainer.accumulate=2", "optimizer.ema_decay=0.9"),
+METHODS = {
+    "accumulated gradients, averaged weights": (*MIXED, "trainer.accumulate=2", "optimizer.ema_decay=0.9"),
     "noisy student": NOISY,
-    "answers for each step": (*MIXED, *TAUGHT),
+    "teacher logits for each step": (*MIXED, *DISTILLED),
 }
-MORE_RECIPES = {
+MORE_METHODS = {
     "cutmix and mixup": MIXED,
     "class weights": (*SMALL, "data.balance=weights"),
     "fewer validation images than processes": (*SMALL, "data.labels_per_class=5", "data.validation=outside:1"),
-    "answers to views": (*SMALL, *TAUGHT, "strategy.cached_views=2"),
-    "live answers": (*SMALL, *TAUGHT, "strategy.teacher_logits=live"),
-    "hints": (*SMALL, *TAUGHT, "+strategy.hints={}"),
+    "cached views": (*SMALL, *DISTILLED, "strategy.cached_views=2"),
+    "live teacher": (*SMALL, *DISTILLED, "strategy.teacher_logits=live"),
+    "hints": (*SMALL, *DISTILLED, "+strategy.hints={}"),
     "mean teacher": (*SMALL, "strategy=mean_teacher", "data.labels_per_class=3", "strategy.control=false"),
     "forgetting": (*VALIDATED, *TASKS),
     "workers": (*MIXED, "data.num_workers=1"),
@@ -105,89 +107,91 @@ MORE_RECIPES = {
 }
 
 
-SPREAD = "trainer.parallel=fsdp"
+SHARDED = "trainer.parallel=fsdp"
 
 
-def weights(outputs: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of every stage of a run."""
-    found = {}
+def read_weights(outputs: Path) -> dict[str, torch.Tensor]:
+    """Read the weights of every stage of a run."""
+    tensors = {}
     for pattern in ("best.ckpt", "final.ckpt"):
         for file in sorted(only_run(outputs).rglob(pattern)):
             content = torch.load(file, weights_only=True)
-            found |= {
+            tensors |= {
                 f"{file.parent.parent.name if 'stages' in str(file) else ''}/{name}": value
                 for name, value in content["state_dict"].items()
             }
-    return found
+    return tensors
 
 
-def alike(ours: Path, theirs: Path) -> None:
-    """Check that two runs are the same within rounding: weights and every row of every table."""
-    torch.testing.assert_close(weights(ours), weights(theirs), rtol=2e-4, atol=2e-5)
-    assert tables(only_run(ours)).keys() == tables(only_run(theirs)).keys()
-    for name, rows in tables(only_run(ours)).items():
-        for row, other in zip(rows, tables(only_run(theirs))[name], strict=True):
-            found = {key: float(value) for key, value in row.items()}
-            assert found == pytest.approx({key: float(value) for key, value in other.items()}, rel=1e-4, abs=1e-5)
+def assert_close(first: Path, second: Path) -> None:
+    """Check that two runs are equal within rounding: weights and every row of every table."""
+    torch.testing.assert_close(read_weights(first), read_weights(second), rtol=2e-4, atol=2e-5)
+    assert tables(only_run(first)).keys() == tables(only_run(second)).keys()
+    for name, rows in tables(only_run(first)).items():
+        for row, second_row in zip(rows, tables(only_run(second))[name], strict=True):
+            values = {key: float(value) for key, value in row.items()}
+            assert values == pytest.approx({key: float(value) for key, value in second_row.items()}, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_two_processes_learn_what_one_does(recipe, outputs, tmp_path):
-    assert ranks(outputs, *recipe) == [0, 0]
-    assert run(tmp_path / "one", *recipe, "trainer.accumulate=1") == 0
-    alike(outputs, tmp_path / "one")
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_two_processes_train_the_weights_of_one(method, outputs, tmp_path):
+    assert run_processes(outputs, *method) == [0, 0]
+    assert run(tmp_path / "one", *method, "trainer.accumulate=1") == 0
+    assert_close(outputs, tmp_path / "one")
     assert only_run(outputs).name == only_run(tmp_path / "one").name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", MORE_RECIPES.values(), ids=MORE_RECIPES)
-def test_two_processes_learn_what_one_does_by_every_method(recipe, outputs, tmp_path):
-    test_two_processes_learn_what_one_does(recipe, outputs, tmp_path)
+@pytest.mark.parametrize("method", MORE_METHODS.values(), ids=MORE_METHODS)
+def test_two_processes_train_the_weights_of_one_by_every_method(method, outputs, tmp_path):
+    test_two_processes_train_the_weights_of_one(method, outputs, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", [*RECIPES.values(), *MORE_RECIPES.values()], ids=[*RECIPES, *MORE_RECIPES])
-def test_two_processes_with_the_weights_spread_over_them_learn_what_one_does(recipe, outputs, tmp_path):
-    test_two_processes_learn_what_one_does((*recipe, SPREAD), outputs, tmp_path)
+@pytest.mark.parametrize("method", [*METHODS.values(), *MORE_METHODS.values()], ids=[*METHODS, *MORE_METHODS])
+def test_two_processes_with_sharded_weights_train_the_weights_of_one(method, outputs, tmp_path):
+    test_two_processes_train_the_weights_of_one((*method, SHARDED), outputs, tmp_path)
 
 
-def was_spread(rank: int) -> None:
-    """Let a run fail whose weights, averages or optimizer's state are not spread when a step begins."""
+def check_sharded(rank: int) -> None:
+    """Make a run fail if its weights, averages or optimizer state are not sharded at the start of a step."""
     from torch.distributed.tensor import DTensor
 
     from tutelage.runs import callbacks
 
     hook = callbacks.StepRandomness.on_train_batch_start
 
-    def look(self, trainer, module, *rest):
-        (averages,) = [one._average_model.module for one in trainer.callbacks if hasattr(one, "_average_model")]
+    def check(self, trainer, module, *rest):
+        (averages,) = [
+            callback._average_model.module for callback in trainer.callbacks if hasattr(callback, "_average_model")
+        ]
         moments = [part["exp_avg"] for part in trainer.optimizers[0].state.values()]
-        spread = [*module.parameters(), *averages.parameters(), *moments]
-        assert spread
-        assert all(isinstance(value, DTensor) and value.placements[0].is_shard() for value in spread)
+        tensors = [*module.parameters(), *averages.parameters(), *moments]
+        assert tensors
+        assert all(isinstance(value, DTensor) and value.placements[0].is_shard() for value in tensors)
         assert sum(value.to_local().numel() for value in module.parameters()) < 0.6 * 61_706  # of LeNet-5
         hook(self, trainer, module, *rest)
 
-    callbacks.StepRandomness.on_train_batch_start = look
+    callbacks.StepRandomness.on_train_batch_start = check
 
 
-def test_weights_spread_over_processes_are_saved_whole_and_gone_on_with_by_two_or_one(outputs, undisturbed, tmp_path):
-    """Weights decay and biases do not: a share of either is as it was."""
+def test_sharded_weights_are_saved_whole_and_two_processes_or_one_resume(outputs, undisturbed, tmp_path):
+    """Weights decay and biases do not; this must hold for each shard, too."""
 
     def stops(rank: int) -> None:
-        was_spread(rank)
-        stopped_at(4)(rank)
+        check_sharded(rank)
+        send_signal_at(4)(rank)
 
-    assert ranks(outputs, *LONGER, SPREAD, before=stops) == [128 + signal.SIGTERM] * 2
-    assert run(tmp_path / "one", *LONGER, before=lambda: stopped_at(7, by=0)(0)) == 128 + signal.SIGTERM
+    assert run_processes(outputs, *LONGER, SHARDED, before=stops) == [128 + signal.SIGTERM] * 2
+    assert run(tmp_path / "one", *LONGER, before=lambda: send_signal_at(7, by=0)(0)) == 128 + signal.SIGTERM
     shutil.copytree(outputs, tmp_path / "by_one")
-    for value in checkpoint_of(outputs)["state_dict"].values():
+    for value in read_checkpoint(outputs)["state_dict"].values():
         assert type(value) is torch.Tensor
-    assert ranks(outputs, *LONGER, SPREAD, before=was_spread) == [0, 0]
+    assert run_processes(outputs, *LONGER, SHARDED, before=check_sharded) == [0, 0]
     assert run(tmp_path / "by_one", *LONGER) == 0
-    assert ranks(tmp_path / "one", *LONGER, SPREAD) == [0, 0]
+    assert run_processes(tmp_path / "one", *LONGER, SHARDED) == [0, 0]
     for resumed in (outputs, tmp_path / "by_one", tmp_path / "one"):
-        alike(resumed, undisturbed)
+        assert_close(resumed, undisturbed)
 
 
 NORMS = {
@@ -198,15 +202,15 @@ NORMS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", NORMS.values(), ids=NORMS)
-def test_what_differs_on_two_devices_does_not_by_how_the_weights_lie(recipe, outputs, tmp_path):
-    """Batch norms see a device's part of a batch, and low precision rounds each part's gradients."""
-    assert ranks(outputs, *recipe, SPREAD) == [0, 0]
-    assert ranks(tmp_path / "ddp", *recipe) == [0, 0]
-    alike(outputs, tmp_path / "ddp")
+@pytest.mark.parametrize("method", NORMS.values(), ids=NORMS)
+def test_what_depends_on_the_number_of_devices_does_not_depend_on_sharding(method, outputs, tmp_path):
+    """Batch norm uses a device's part of a batch, and low precision rounds each part's gradients."""
+    assert run_processes(outputs, *method, SHARDED) == [0, 0]
+    assert run_processes(tmp_path / "ddp", *method) == [0, 0]
+    assert_close(outputs, tmp_path / "ddp")
 
 
-def test_a_weight_that_cannot_be_spread_is_named():
+def test_a_weight_that_cannot_be_sharded_is_named():
     from tutelage.errors import UserError
     from tutelage.runs.cluster.parallel import check_shardable
 
@@ -218,16 +222,16 @@ def test_a_weight_that_cannot_be_spread_is_named():
 
 
 @pytest.mark.slow
-def test_four_processes_learn_what_one_does(outputs, tmp_path):
-    assert ranks(outputs, *MIXED, count=4) == [0, 0, 0, 0]
+def test_four_processes_train_the_weights_of_one(outputs, tmp_path):
+    assert run_processes(outputs, *MIXED, count=4) == [0, 0, 0, 0]
     assert run(tmp_path / "one", *MIXED) == 0
-    alike(outputs, tmp_path / "one")
+    assert_close(outputs, tmp_path / "one")
 
 
-def stopped_at(step: int, sent: int = signal.SIGTERM, by: int = 1, stage: str = "") -> Callable[[int], None]:
-    """Return what lets one process alone be sent a signal at the start of a step of a stage."""
+def send_signal_at(step: int, sent: int = signal.SIGTERM, by: int = 1, stage: str = "") -> Callable[[int], None]:
+    """Return a trap that sends a signal to the process of rank ``by`` at the start of ``step`` of ``stage``."""
 
-    def before(rank: int) -> None:
+    def install_trap(rank: int) -> None:
         from tutelage.runs import callbacks
 
         hook = callbacks.StepRandomness.on_train_batch_start
@@ -239,73 +243,83 @@ def stopped_at(step: int, sent: int = signal.SIGTERM, by: int = 1, stage: str = 
 
         callbacks.StepRandomness.on_train_batch_start = send
 
-    return before
+    return install_trap
 
 
-def checkpoint_of(outputs: Path, stage: str = "") -> dict:
+def read_checkpoint(outputs: Path, stage: str = "") -> dict:
     return torch.load(only_run(outputs) / stage / "checkpoints" / LAST, weights_only=True)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("undisturbed")
-    assert ranks(outputs, *LONGER) == [0, 0]
+    assert run_processes(outputs, *LONGER) == [0, 0]
     return outputs
 
 
 @pytest.mark.parametrize("by", [0, 1])
-def test_a_signal_to_one_process_stops_both_at_one_step_and_the_same_command_goes_on_to_the_bit(
+def test_a_signal_to_one_process_stops_both_at_one_step_and_the_same_command_resumes_exactly(
     outputs, undisturbed, by, capfd
 ):
-    assert ranks(outputs, *LONGER, before=stopped_at(4, by=by)) == [128 + signal.SIGTERM] * 2
-    told = capfd.readouterr().err
-    assert told.count("stopped by SIGTERM; saved. The same command goes on from here.") == 1
-    assert "Traceback" not in told
-    assert 5 <= checkpoint_of(outputs)["global_step"] <= 7  # at the end of a step they tell, of the next they hear
-    assert ranks(outputs, *LONGER) == [0, 0]
+    assert run_processes(outputs, *LONGER, before=send_signal_at(4, by=by)) == [128 + signal.SIGTERM] * 2
+    messages = capfd.readouterr().err
+    assert messages.count("stopped by SIGTERM; saved. The same command goes on from here.") == 1
+    assert "Traceback" not in messages
+    assert (
+        5 <= read_checkpoint(outputs)["global_step"] <= 7
+    )  # signals are exchanged at the end of a step and read at the end of the next
+    assert run_processes(outputs, *LONGER) == [0, 0]
     assert outcome(outputs) == outcome(undisturbed)
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("first_count", "second"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_run_goes_on_with_another_number_of_processes(outputs, undisturbed, first, then, accumulate):
-    def go(count: int, *words: str, stops: bool = False) -> None:
-        trap = stopped_at(4, by=count - 1) if stops else lambda rank: None
+def test_a_run_resumes_with_another_number_of_processes(outputs, undisturbed, first_count, second, accumulate):
+    def go(count: int, *overrides: str, stops: bool = False) -> None:
+        trap = send_signal_at(4, by=count - 1) if stops else lambda rank: None
         code = 128 + signal.SIGTERM if stops else 0
         if count == 1:
-            assert run(outputs, *LONGER, *words, before=lambda: trap(0)) == code
+            assert run(outputs, *LONGER, *overrides, before=lambda: trap(0)) == code
         else:
-            assert ranks(outputs, *LONGER, *words, before=trap) == [code] * count
+            assert run_processes(outputs, *LONGER, *overrides, before=trap) == [code] * count
 
-    go(first, f"trainer.accumulate={accumulate}", stops=True)
+    go(first_count, f"trainer.accumulate={accumulate}", stops=True)
     assert "stopped" in only_run(outputs).joinpath("run.json").read_text()
-    go(then)
-    alike(outputs, undisturbed)
+    go(second)
+    assert_close(outputs, undisturbed)
 
 
-def test_a_checkpoint_says_the_same_on_any_number_of_devices(outputs, tmp_path):
+def test_a_checkpoint_is_the_same_on_any_number_of_devices(outputs, tmp_path):
     whole = tmp_path / "one"
-    assert run(whole, *LONGER, before=lambda: stopped_at(4, by=0)(0)) == 128 + signal.SIGTERM
-    step = checkpoint_of(whole)["global_step"]
-    assert ranks(outputs, *LONGER, "trainer.accumulate=2", before=stopped_at(step - 2)) == [128 + signal.SIGTERM] * 2
-    ours, theirs = checkpoint_of(outputs), checkpoint_of(whole)
-    assert ours["global_step"] == theirs["global_step"] == step
-    ours, theirs = ours | ours["callbacks"], theirs | theirs["callbacks"]
+    assert run(whole, *LONGER, before=lambda: send_signal_at(4, by=0)(0)) == 128 + signal.SIGTERM
+    step = read_checkpoint(whole)["global_step"]
+    assert (
+        run_processes(outputs, *LONGER, "trainer.accumulate=2", before=send_signal_at(step - 2))
+        == [128 + signal.SIGTERM] * 2
+    )
+    checkpoint, whole_checkpoint = read_checkpoint(outputs), read_checkpoint(whole)
+    assert checkpoint["global_step"] == whole_checkpoint["global_step"] == step
+    checkpoint, whole_checkpoint = (
+        checkpoint | checkpoint["callbacks"],
+        whole_checkpoint | whole_checkpoint["callbacks"],
+    )
     for part in ("state_dict", "current_model_state", "averaging_state"):
-        torch.testing.assert_close(ours[part], theirs[part], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours["EpochTable"]["sums"], theirs["EpochTable"]["sums"], rtol=1e-4, atol=1e-5)
-    assert ours["EpochTable"]["steps"] == theirs["EpochTable"]["steps"]
+        torch.testing.assert_close(checkpoint[part], whole_checkpoint[part], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        checkpoint["EpochTable"]["sums"], whole_checkpoint["EpochTable"]["sums"], rtol=1e-4, atol=1e-5
+    )
+    assert checkpoint["EpochTable"]["steps"] == whole_checkpoint["EpochTable"]["steps"]
     counters = "epoch_loop.batch_progress"
-    assert ours["loops"]["fit_loop"][counters] == theirs["loops"]["fit_loop"][counters]
+    assert checkpoint["loops"]["fit_loop"][counters] == whole_checkpoint["loops"]["fit_loop"][counters]
 
 
 def test_sigusr1_to_one_process_saves_once_and_the_run_goes_on(outputs, undisturbed):
-    """The first process notes what is saved."""
+    """The first process records the steps of the saved checkpoints."""
 
-    def before(rank: int) -> None:
+    def set_trap(rank: int) -> None:
         from tutelage.runs import checkpoints
 
-        stopped_at(4, sent=signal.SIGUSR1)(rank)
+        send_signal_at(4, sent=signal.SIGUSR1)(rank)
         save = checkpoints.WholeCheckpointIO.save_checkpoint
 
         def note(self, checkpoint, path, storage_options=None):
@@ -316,7 +330,7 @@ def test_sigusr1_to_one_process_saves_once_and_the_run_goes_on(outputs, undistur
         checkpoints.WholeCheckpointIO.save_checkpoint = note
 
     outputs.mkdir()
-    assert ranks(outputs, *LONGER, before=before) == [0, 0]
+    assert run_processes(outputs, *LONGER, before=set_trap) == [0, 0]
     steps = [int(step) for step in (outputs / "saved").read_text().split()]
     assert len(steps) == 2
     assert 5 <= steps[0] <= 7
@@ -326,27 +340,27 @@ def test_sigusr1_to_one_process_saves_once_and_the_run_goes_on(outputs, undistur
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [0, 1])
-@pytest.mark.parametrize("where", ["labelling", "testing", "the table"])
-def test_a_signal_outside_of_training_stops_both(outputs, by, where, capfd):
-    """What one is told while they label, or while one of them tests and the other waits, both follow."""
+@pytest.mark.parametrize("part", ["labelling", "testing", "the table"])
+def test_a_signal_outside_of_training_stops_both(outputs, by, part, capfd):
+    """Both stop if one gets a signal while they label, or while one of them tests and the other waits."""
 
-    def before(rank: int) -> None:
+    def set_trap(rank: int) -> None:
         from tutelage.runs import evaluate, label, runner
 
         module, name = {
             "labelling": (label, "fill_store"),
             "testing": (evaluate, "predict"),
             "the table": (label, "write_table"),
-        }[where]
-        real = getattr(module, name)
+        }[part]
+        original = getattr(module, name)
 
-        def send(*given, **options):
+        def send(*arguments, **options):
             if rank == by:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return real(*given, **options)
+            return original(*arguments, **options)
 
         setattr(module, name, send)
-        if where != "labelling" and rank == by == 1:  # it waits meanwhile for the first one
+        if part != "labelling" and rank == by == 1:  # it waits for the first process
             check, sent = runner.RunContext.check_signals, []
 
             def check_and_send(self):
@@ -356,48 +370,48 @@ def test_a_signal_outside_of_training_stops_both(outputs, by, where, capfd):
 
             runner.RunContext.check_signals = check_and_send
 
-    assert ranks(outputs, *NOISY, before=before) == [128 + signal.SIGTERM] * 2
-    told = capfd.readouterr().err
-    assert told.count("stopped by SIGTERM") == 1
-    assert "Traceback" not in told
-    assert ranks(outputs, *NOISY) == [0, 0]
+    assert run_processes(outputs, *NOISY, before=set_trap) == [128 + signal.SIGTERM] * 2
+    messages = capfd.readouterr().err
+    assert messages.count("stopped by SIGTERM") == 1
+    assert "Traceback" not in messages
+    assert run_processes(outputs, *NOISY) == [0, 0]
 
 
-def test_a_process_that_dies_ends_the_other_and_the_same_command_goes_on(outputs, undisturbed, capfd):
-    assert ranks(outputs, *LONGER, before=stopped_at(8, sent=signal.SIGKILL, by=1)) == [2, -signal.SIGKILL]
+def test_a_process_that_dies_ends_the_other_and_the_same_command_resumes(outputs, undisturbed, capfd):
+    assert run_processes(outputs, *LONGER, before=send_signal_at(8, sent=signal.SIGKILL, by=1)) == [2, -signal.SIGKILL]
     assert "tutelage: a process of the run has ended without a word" in capfd.readouterr().err
     assert json.loads((only_run(outputs) / "run.json").read_text())["status"] == "failed"
-    assert ranks(outputs, *LONGER) == [0, 0]
+    assert run_processes(outputs, *LONGER) == [0, 0]
     assert outcome(outputs) == outcome(undisturbed)
 
 
-def test_what_one_process_meets_is_said_once_by_the_first(outputs, capfd):
+def test_an_error_of_one_process_is_printed_once(outputs, capfd):
     def before(rank: int) -> None:
         from tutelage.data.pseudo_labels import store as label_store
         from tutelage.errors import UserError
 
-        def full(self, shard, probabilities):
+        def write_to_a_full_disk(self, shard, probabilities):
             (outputs / "full").touch()
             raise UserError("the disk is full: make room")
 
-        def behind_the_other(self, shard):
+        def claim_after_the_other(self, shard):
             wait_for((outputs / "full").exists)
             return claim(self, shard)
 
         claim = label_store.LabelStore.claim
         if rank == 1:
-            label_store.LabelStore.write = full
+            label_store.LabelStore.write = write_to_a_full_disk
         else:
-            label_store.LabelStore.claim = behind_the_other
+            label_store.LabelStore.claim = claim_after_the_other
 
-    assert ranks(outputs, *NOISY, before=before) == [2, 2]
-    told = capfd.readouterr().err
-    assert told.count("tutelage: the disk is full: make room") == 1
-    assert "Traceback" not in told
+    assert run_processes(outputs, *NOISY, before=before) == [2, 2]
+    messages = capfd.readouterr().err
+    assert messages.count("tutelage: the disk is full: make room") == 1
+    assert "Traceback" not in messages
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "message"),
     [
         (
             ("trainer.devices=3",),
@@ -415,11 +429,11 @@ def test_what_one_process_meets_is_said_once_by_the_first(outputs, capfd):
         (("model=lenet5", "data.image_size=8"), "needs images of"),
     ],
 )
-def test_what_is_wrong_is_said_once_and_both_end_with_2(outputs, words, told, capfd):
-    assert ranks(outputs, *words) == [2, 2]
+def test_a_users_error_is_printed_once_and_both_processes_exit_with_2(outputs, overrides, message, capfd):
+    assert run_processes(outputs, *overrides) == [2, 2]
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert re.search(told, lines[0])
+    assert re.search(message, lines[0])
     assert not list(outputs.glob("*/*/run.json"))
 
 
@@ -430,18 +444,18 @@ def test_a_run_that_another_process_holds_is_refused_once(outputs, capfd):
 
     config = compose([*QUIET, f"paths.outputs={outputs}", *SMALL])
     with hold_lock(RunFolder(run_path(config, "")).lock_file, "run"):
-        assert ranks(outputs, *SMALL) == [2, 2]
+        assert run_processes(outputs, *SMALL) == [2, 2]
     assert capfd.readouterr().err.count("in use by process") == 1
 
 
 def test_a_finished_run_is_shown_once(outputs, capfd):
     assert run(outputs, *SMALL) == 0
     capfd.readouterr()
-    assert ranks(outputs, *SMALL) == [0, 0]
+    assert run_processes(outputs, *SMALL) == [0, 0]
     assert capfd.readouterr().out.count("supervised") == 1
 
 
-def test_several_machines_are_not_started_from_one(outputs, capfd):
+def test_one_machine_starts_no_processes_on_others(outputs, capfd):
     assert run(outputs, *SMALL, "trainer=ddp_cpu", "trainer.nodes=2") != 0
     assert "trainer.nodes=2: a command on one machine starts no processes on others" in capfd.readouterr().err
 
@@ -464,7 +478,7 @@ def test_the_process_that_fails_first_gives_the_exit_code_and_ends_the_others(mo
     assert "process 1 of 3 was ended by SIGKILL, and the others with it" in capfd.readouterr().err
 
 
-def test_of_those_that_ended_together_the_one_that_was_killed_counts():
+def test_of_processes_that_ended_together_the_killed_one_counts_as_failed():
     from tutelage.app.launch import _find_failed
 
     assert _find_failed([None, 0]) is None
@@ -473,8 +487,8 @@ def test_of_those_that_ended_together_the_one_that_was_killed_counts():
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_signals_are_handed_on(before, monkeypatch):
-    """Those that came before the processes were there too, in a batch job of SLURM."""
+def test_signals_are_forwarded_to_the_processes(before, monkeypatch):
+    """In a batch job of SLURM, also the signals that came before the processes were started."""
     from tutelage.app import launch
     from tutelage.runs.cluster.signals import Signals, defer_slurm_signals
 
@@ -506,53 +520,53 @@ def test_signals_are_handed_on(before, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_command_ends_and_goes_on_with_its_processes_however_they_are_ended(outputs, tmp_path, capfd):
-    """One of them is killed; the command itself is, and leaves none behind; it is told to stop; it is left alone."""
+def test_the_command_and_its_processes_end_together_and_resume_however_they_are_ended(outputs, tmp_path, capfd):
+    """In turn, one process is killed, the command is killed, the command gets SIGTERM, and it finishes."""
     words = [*LONGER, "schedule.steps=1500", "callbacks.checkpoint_minutes=0.01", "logger=csv"]
     command = [sys.executable, "-m", "tutelage.train", *QUIET, "trainer=ddp_cpu", f"paths.outputs={outputs}", *words]
     for sent, to_a_child in ((signal.SIGKILL, True), (signal.SIGKILL, False), (signal.SIGTERM, False), (0, False)):
         process, started, children = subprocess.Popen(command, cwd=ROOT), time.time(), []
         if sent:
             wait_for(lambda: any(file.stat().st_mtime > started for file in outputs.rglob(LAST)))  # noqa: B023
-            children = children_of(process.pid)
+            children = list_children(process.pid)
             os.kill(children[-1] if to_a_child else process.pid, sent)
         code = process.wait()
         assert code == (-sent if sent == signal.SIGKILL and not to_a_child else 128 + sent if sent else 0)
         wait_for(lambda: not any(Path(f"/proc/{child}").exists() for child in children))  # noqa: B023
         assert not is_held(RunFolder(only_run(outputs)).lock_file)
-        told = capfd.readouterr().err
-        assert told.count("process 1 of 2 was ended by SIGKILL, and the others with it") == to_a_child
-        assert told.count("stopped by SIGTERM; saved.") == (bool(sent) and not to_a_child)
-        assert "Traceback" not in told
+        messages = capfd.readouterr().err
+        assert messages.count("process 1 of 2 was ended by SIGKILL, and the others with it") == to_a_child
+        assert messages.count("stopped by SIGTERM; saved.") == (bool(sent) and not to_a_child)
+        assert "Traceback" not in messages
         record = json.loads((only_run(outputs) / "run.json").read_text())
         assert record["status"] == ("failed" if to_a_child else "running" if sent else "finished")
         assert ("stopped" in record["sessions"][-1]) == (bool(sent) and not to_a_child)
-    assert ranks(tmp_path / "undisturbed", *words) == [0, 0]
+    assert run_processes(tmp_path / "undisturbed", *words) == [0, 0]
     assert outcome(outputs) == outcome(tmp_path / "undisturbed")
 
 
 @pytest.mark.slow
 def test_torchrun_trains_as_the_command_alone_does(outputs, tmp_path):
-    """By the command on the page about clusters."""
+    """The command is that of docs/clusters.md."""
     page = (ROOT / "docs" / "clusters.md").read_text()
-    _, *words = [*shlex.split(re.search("^torchrun .*", page, re.MULTILINE)[0]), *QUIET, "debug=tiny"]
-    alone = words[words.index("-m") :]
-    for first, rest, place in (
-        ([str(Path(sys.executable).with_name("torchrun"))], words, outputs),
+    _, *arguments = [*shlex.split(re.search("^torchrun .*", page, re.MULTILINE)[0]), *QUIET, "debug=tiny"]
+    alone = arguments[arguments.index("-m") :]
+    for first, rest, folder in (
+        ([str(Path(sys.executable).with_name("torchrun"))], arguments, outputs),
         ([sys.executable], alone, tmp_path / "alone"),
     ):
-        subprocess.run([*first, *rest, f"paths.outputs={place}"], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run([*first, *rest, f"paths.outputs={folder}"], cwd=ROOT, check=True, capture_output=True)
     assert json.loads((only_run(outputs) / "run.json").read_text())["processes"] == 2
     assert outcome(outputs) == outcome(tmp_path / "alone")
 
 
-def children_of(process: int) -> list[int]:
+def list_children(process: int) -> list[int]:
     """Return the process ids of the children of a process."""
     return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 200) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:
     started = time.monotonic()
-    while not what():
+    while not condition():
         time.sleep(0.05)
         assert time.monotonic() - started < seconds

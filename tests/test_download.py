@@ -34,34 +34,34 @@ unpack(Path(sys.argv[1]), Path(sys.argv[2]), "inner")
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves ``server.content``; what it does wrong, the server's attributes say."""
+    """Serve ``server.content``, with the faults that the server's attributes set."""
 
     def do_GET(self):
         server = self.server
         content, first = server.content, 0
-        asked = self.headers.get("Range") if server.ranges else None
+        range_header = self.headers.get("Range") if server.ranges else None
         if self.path != "/things.bin":
             self.send_error(404)
             return
-        if asked:
-            first = int(asked.removeprefix("bytes=").rstrip("-"))
+        if range_header:
+            first = int(range_header.removeprefix("bytes=").rstrip("-"))
             if first >= len(content):
                 self.send_error(416)
                 return
-        self.send_response(206 if asked else 200)
-        if asked:
+        self.send_response(206 if range_header else 200)
+        if range_header:
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - first))
         self.end_headers()
-        answer = [first, 0]  # from where on, how many bytes
-        server.served.append(answer)
+        served = [first, 0]  # from where on, how many bytes
+        server.served.append(served)
         last = len(content) if server.breaks_off_at is None else server.breaks_off_at
         try:
             for start in range(first, last, 100_000):
                 block = content[start : min(start + 100_000, last)]
                 if start >= server.halts_at:
                     server.goes_on.wait()
-                answer[1] += len(block)
+                served[1] += len(block)
                 self.wfile.write(block)
         except OSError:
             self.close_connection = True
@@ -73,13 +73,13 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.content, made.ranges, made.breaks_off_at, made.served = CONTENT, True, None, []
-    made.halts_at, made.goes_on = len(CONTENT), threading.Event()
-    threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    http_server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http_server.content, http_server.ranges, http_server.breaks_off_at, http_server.served = CONTENT, True, None, []
+    http_server.halts_at, http_server.goes_on = len(CONTENT), threading.Event()
+    threading.Thread(target=http_server.serve_forever, args=(0.01,), daemon=True).start()
+    yield http_server
+    http_server.shutdown()
+    http_server.server_close()
 
 
 def things(server, name: str = "things.bin") -> Remote:
@@ -95,15 +95,15 @@ def fetching(server, folder: Path) -> subprocess.Popen:
 
 
 def test_a_file_is_fetched_once_with_a_line_that_says_so_and_progress_that_grows(server, tmp_path, capsys):
-    told = []
-    path = fetch(things(server), tmp_path / "new", "Things", lambda what, share: told.append((what, share)))
+    progress = []
+    path = fetch(things(server), tmp_path / "new", "Things", lambda part, fraction: progress.append((part, fraction)))
     assert path.read_bytes() == CONTENT
     line = f"Things: fetching 5 MB from {things(server).url} to {tmp_path / 'new'}\n"
     assert capsys.readouterr().err == line
-    shares = [share for _, share in told]
-    assert shares == sorted(shares)
-    assert shares[-1] == 1
-    assert {what for what, _ in told} == {"fetching Things"}
+    fractions = [fraction for _, fraction in progress]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1
+    assert {part for part, _ in progress} == {"fetching Things"}
     assert fetch(things(server), tmp_path / "new", "Things", ignore_progress) == path
     assert server.served == [[0, len(CONTENT)]]
     assert capsys.readouterr().err == ""
@@ -128,11 +128,11 @@ def test_a_connection_that_breaks_off_is_an_error_and_the_next_call_fetches_the_
     server.breaks_off_at = 2_000_000
     with pytest.raises(UserError) as broken:
         fetch(things(server), tmp_path, "Things")
-    told = str(broken.value)
-    assert "\n" not in told
-    assert "the connection broke off at 2 MB of 5 MB" in told
-    assert "the same command goes on from where it stopped" in told
-    assert "get things.bin by hand and set data.root=FOLDER" in told
+    message = str(broken.value)
+    assert "\n" not in message
+    assert "the connection broke off at 2 MB of 5 MB" in message
+    assert "the same command goes on from where it stopped" in message
+    assert "get things.bin by hand and set data.root=FOLDER" in message
     assert not (tmp_path / "things.bin").exists()
     server.breaks_off_at = None
     assert fetch(things(server), tmp_path, "Things").read_bytes() == CONTENT
@@ -150,10 +150,10 @@ def test_a_killed_process_loses_nothing_that_had_come(server, tmp_path):
     child.kill()
     child.communicate()
     server.goes_on.set()
-    there = part.stat().st_size
-    assert there < len(CONTENT)
+    received = part.stat().st_size
+    assert received < len(CONTENT)
     assert fetch(things(server), tmp_path, "Things").read_bytes() == CONTENT
-    assert server.served[-1] == [there, len(CONTENT) - there]
+    assert server.served[-1] == [received, len(CONTENT) - received]
 
 
 def test_a_part_that_is_whole_already_is_checked_without_the_network(tmp_path):
@@ -202,11 +202,11 @@ def test_two_processes_at_once_fetch_once(server, tmp_path):
 
 
 def test_a_server_that_is_not_there_or_lacks_the_file_is_an_error_of_one_line(server, tmp_path):
-    for remote, told in (
+    for remote, message in (
         (things(server, "other.bin"), "HTTP Error 404: Not Found"),
         (Remote("http://127.0.0.1:9/things.bin", MD5, 1), "Connection refused"),
     ):
-        with pytest.raises(UserError, match=told) as refused:
+        with pytest.raises(UserError, match=message) as refused:
             fetch(remote, tmp_path, "Things")
         assert "\n" not in str(refused.value)
         assert str(refused.value).startswith(f"Things: {remote.url} cannot be fetched")
@@ -258,10 +258,10 @@ def damaged(content: bytes) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("how", damaged(b"0123456789"))
-def test_a_damaged_archive_is_an_error_and_leaves_nothing(tmp_path, how):
+@pytest.mark.parametrize("damage", damaged(b"0123456789"))
+def test_a_damaged_archive_is_an_error_and_leaves_nothing(tmp_path, damage):
     content = tar_gz(tmp_path / "a.tar.gz", {"inner/one": CONTENT[:200_000]}).read_bytes()
-    (tmp_path / "a.tar.gz").write_bytes(damaged(content)[how])
+    (tmp_path / "a.tar.gz").write_bytes(damaged(content)[damage])
     with pytest.raises(UserError, match=r"a.tar.gz: cannot be unpacked \(.*\): it is damaged; remove it") as wrong:
         unpack(tmp_path / "a.tar.gz", tmp_path, "inner")
     assert "\n" not in str(wrong.value)

@@ -33,8 +33,8 @@ def load_script():
 emoji = load_script()
 
 
-def make_entry(code: str, name: str, **more) -> dict:
-    return {"unified": code, "image": f"{code.lower()}.png", "category": "Things", "subcategory": name} | more
+def make_entry(code: str, name: str, **fields) -> dict:
+    return {"unified": code, "image": f"{code.lower()}.png", "category": "Things", "subcategory": name} | fields
 
 
 def list_entries() -> Sequence[dict]:
@@ -81,7 +81,7 @@ def list_concepts(files: set[str]) -> dict[str, set[str]]:
 
 
 def check_pictures(pictures: Path) -> None:
-    """Check what is true of any packages."""
+    """Check the properties that hold for every version of the packages."""
     train, test, other = (list_files(pictures, part) for part in ("train", "test", f"test-{emoji.OTHER}"))
     assert test == other
     assert not train & test
@@ -123,8 +123,8 @@ def test_the_folder_is_whole_or_absent_and_written_once(tmp_path, monkeypatch):
 
 
 def test_packages_that_are_missing_end_in_one_line(tmp_path):
-    words = [sys.executable, str(SCRIPT), str(tmp_path), str(tmp_path / "pictures")]
-    completed = subprocess.run(words, capture_output=True, text=True)
+    arguments = [sys.executable, str(SCRIPT), str(tmp_path), str(tmp_path / "pictures")]
+    completed = subprocess.run(arguments, capture_output=True, text=True)
     assert completed.returncode == 1
     (line,) = completed.stderr.splitlines()
     assert "npm install --prefix" in line

@@ -42,8 +42,8 @@ WRITERS = {"stl10_noisy_student": write_labelled_stl10, "image_folder_noisy_stud
 @pytest.mark.parametrize("name", NEEDING_DATA)
 def test_an_experiment_whose_data_ci_lacks_runs_tiny(name, tmp_path, outputs):
     WRITERS[name](tmp_path / "data")
-    words = [f"data.root={tmp_path / 'data'}", "debug=tiny", "data.num_workers=0"]
-    assert run(outputs, f"experiment={name}", *words, "callbacks.report=true") == 0
+    overrides = [f"data.root={tmp_path / 'data'}", "debug=tiny", "data.num_workers=0"]
+    assert run(outputs, f"experiment={name}", *overrides, "callbacks.report=true") == 0
     folder = only_run(outputs)
     record = json.loads((folder / "run.json").read_text())
     assert [stage["name"] for stage in record["stages"]] == [
@@ -55,13 +55,13 @@ def test_an_experiment_whose_data_ci_lacks_runs_tiny(name, tmp_path, outputs):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_an_experiment_runs_tiny(name, tmp_path):
-    words = [f"experiment={name}", "debug=tiny", "seed=0"]
+    overrides = [f"experiment={name}", "debug=tiny", "seed=0"]
     if name == "oquab2014_transfer":
         if not os.environ.get("CI") and not EMOJI.is_dir():
             pytest.skip(f"needs the npm packages of emoji in {EMOJI}")
         script = conf_dir() / "experiment" / "oquab2014_emoji.py"
         subprocess.run([sys.executable, script, EMOJI, tmp_path / "pictures"], check=True)
-        words.append(f"data.root={tmp_path / 'pictures'}")
-    done = command("tutelage.train", *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+        overrides.append(f"data.root={tmp_path / 'pictures'}")
+    process = command("tutelage.train", *overrides, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
     assert list(tmp_path.glob(f"outputs/{name}/*/run.json"))

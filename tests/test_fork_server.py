@@ -32,9 +32,9 @@ def test_a_command_in_a_fork_ends_and_prints_as_one_in_a_process_of_its_own(modu
 
 
 def test_a_fork_trains_with_two_threads(outputs):
-    """A fork of a process that had entered a parallel region would hang."""
-    words = [*QUIET, "model=small_vgg", "model.width=0.25", "debug=tiny", "trainer.threads=2"]
-    assert command("tutelage.train", *words, f"paths.outputs={outputs}").returncode == 0
+    """It would hang if the forking process had already entered a parallel region."""
+    overrides = [*QUIET, "model=small_vgg", "model.width=0.25", "debug=tiny", "trainer.threads=2"]
+    assert command("tutelage.train", *overrides, f"paths.outputs={outputs}").returncode == 0
     assert json.loads((only_run(outputs) / "run.json").read_text())["threads"] == 2
 
 
@@ -47,41 +47,43 @@ def write_model(folder: Path, body: str) -> list[str]:
 
 
 def test_a_fork_that_is_killed_or_fails_says_so_and_changes_nothing_for_the_next(tmp_path):
-    words = write_model(tmp_path, f"import os\nos.kill(os.getpid(), {signal.SIGKILL.value})\n")
-    assert command("tutelage.train", *words, cwd=tmp_path).returncode == -signal.SIGKILL
+    overrides = write_model(tmp_path, f"import os\nos.kill(os.getpid(), {signal.SIGKILL.value})\n")
+    assert command("tutelage.train", *overrides, cwd=tmp_path).returncode == -signal.SIGKILL
     (tmp_path / "odd.py").write_text("import os\nos.environ['ODD'] = 'yes'\n1 / 0\n")
-    failed = command("tutelage.train", *words, cwd=tmp_path)
+    failed = command("tutelage.train", *overrides, cwd=tmp_path)
     assert failed.returncode == 1
     assert "ZeroDivisionError" in failed.stderr
     (tmp_path / "odd.py").write_text(
         "import os\nprint(os.environ.get('ODD'), os.environ['EVEN'], os.getcwd())\n1 / 0\n"
     )
-    last = command("tutelage.train", *words, cwd=tmp_path, env={**os.environ, "EVEN": "yes"})
+    last = command("tutelage.train", *overrides, cwd=tmp_path, env={**os.environ, "EVEN": "yes"})
     assert last.stdout.splitlines()[-1] == f"None yes {tmp_path}"
 
 
 def test_forks_run_side_by_side(tmp_path):
-    """Each waits for the other's file."""
+    """Each of the two commands waits for the other's file."""
     body = "import os, pathlib, time\nname = os.environ['NAME']\npathlib.Path(name).touch()\n"
     body += "while not pathlib.Path({'a': 'b', 'b': 'a'}[name]).exists(): time.sleep(0.01)\nos._exit(7)\n"
-    words = write_model(tmp_path, body)
+    overrides = write_model(tmp_path, body)
     with ThreadPoolExecutor() as pool:
-        both = [
-            pool.submit(command, "tutelage.train", *words, f"seed={n}", cwd=tmp_path, env={**os.environ, "NAME": name})
+        runs = [
+            pool.submit(
+                command, "tutelage.train", *overrides, f"seed={n}", cwd=tmp_path, env={**os.environ, "NAME": name}
+            )
             for n, name in enumerate("ab")
         ]
-        assert [one.result().returncode for one in both] == [7, 7]
+        assert [run.result().returncode for run in runs] == [7, 7]
 
 
-def test_what_a_killed_test_had_begun_is_killed_too_and_the_server_goes_on(tmp_path):
+def test_the_commands_of_a_killed_test_are_killed_and_the_server_goes_on(tmp_path):
     body = "import os, pathlib, time\npathlib.Path(str(os.getpid())).touch()\ntime.sleep(600)\n"
-    words = write_model(tmp_path / "begun", body)
-    test = fork(lambda: command("tutelage.train", *words, cwd=tmp_path / "begun").returncode)
-    while not (begun := [int(file.name) for file in (tmp_path / "begun").glob("[0-9]*")]):
+    overrides = write_model(tmp_path / "begun", body)
+    test = fork(lambda: command("tutelage.train", *overrides, cwd=tmp_path / "begun").returncode)
+    while not (processes := [int(file.name) for file in (tmp_path / "begun").glob("[0-9]*")]):
         time.sleep(0.01)
     os.kill(test, signal.SIGKILL)
     os.waitpid(test, 0)
-    while Path(f"/proc/{begun[0]}/cmdline").exists():
+    while Path(f"/proc/{processes[0]}/cmdline").exists():
         time.sleep(0.01)
     assert command("tutelage.cli", "--version").returncode == 0
 
@@ -91,9 +93,9 @@ def test_a_server_ends_with_the_tests_and_takes_its_forks_along(tmp_path, monkey
     monkeypatch.setenv(fork_server.ADDRESS, "")
     server = fork_server.start()
     body = "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(600)\n"
-    words = write_model(tmp_path, body)
+    overrides = write_model(tmp_path, body)
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(fork_server.run_in_fork, "tutelage.train", *words, cwd=tmp_path)
+        running = pool.submit(fork_server.run_in_fork, "tutelage.train", *overrides, cwd=tmp_path)
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             assert server.poll() is None
             time.sleep(0.01)

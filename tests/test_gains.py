@@ -1,4 +1,4 @@
-"""What a method gained: intervals against scipy's own, and the lines at the end of a sweep."""
+"""A method's gains: confidence intervals against scipy's, and the lines at the end of a sweep."""
 
 import numpy as np
 import pytest
@@ -82,9 +82,9 @@ def test_one_run_has_no_spread_and_nothing_is_claimed_of_it():
     assert describe_gains(RECORDS[:1], "student") == []
 
 
-def test_what_is_kept_of_an_old_task_is_compared_with_fine_tuning():
-    def run(before, kept, tuned):
-        accuracy = {"task-1": (before, None), "lwf-2": (kept, 0.90), "finetuning-2": (tuned, 0.91)}
+def test_what_a_network_retains_of_an_old_task_is_compared_with_fine_tuning():
+    def run(first, retained, tuned):
+        accuracy = {"task-1": (first, None), "lwf-2": (retained, 0.90), "finetuning-2": (tuned, 0.91)}
         return {
             "stages": [
                 {
@@ -101,6 +101,6 @@ def test_what_is_kept_of_an_old_task_is_compared_with_fine_tuning():
     for record in older:  # task 1 came with init_from: the warm-up has it first
         record["stages"][0]["name"] = "warm-up-2"
     assert describe_gains(older, "lwf-2")[0].startswith("lwf-2 keeps 85.0 %")
-    kept, new = describe_gains([run(0.9, 0.88, 0.7), run(0.9, 0.86, 0.7)], "lwf-2")
-    assert kept.startswith("lwf-2 keeps 85.0 % (95 % interval 80.0 to 90.0) of what finetuning-2 forgets of task-1")
+    retained, new = describe_gains([run(0.9, 0.88, 0.7), run(0.9, 0.86, 0.7)], "lwf-2")
+    assert retained.startswith("lwf-2 keeps 85.0 % (95 % interval 80.0 to 90.0) of what finetuning-2 forgets of task-1")
     assert new == "lwf-2 - finetuning-2 on the new task-2: -1.0 (95 % interval -1.0 to -1.0) points"

@@ -112,7 +112,7 @@ def test_no_circle_leads_through_the_wings_of_the_house():
     for module in MODULES:
         if room(module):
             wings[room(module)] |= {room(other) for other in imported_modules(module, functions=True)}
-    assert_no_circle({wing: others - {wing, ""} for wing, others in wings.items()})
+    assert_no_circle({wing: imported - {wing, ""} for wing, imported in wings.items()})
 
 
 def test_no_circle_leads_through_the_modules_that_an_import_loads():

@@ -31,46 +31,48 @@ WHITE, MAGENTA = (255, 255, 255), (255, 0, 255)
 LIMIT = 10_000
 
 
-def saved(image: Image.Image, kind: str, **options) -> BytesIO:
+def encode(image: Image.Image, kind: str, **options) -> BytesIO:
     file = BytesIO()
     image.save(file, kind, **options)
     file.seek(0)
     return file
 
 
-def ramp(mode: str = "RGB") -> Image.Image:
+def random_image(mode: str = "RGB") -> Image.Image:
     rng = np.random.default_rng(0)
     return Image.fromarray(rng.integers(0, 256, (6, 9, 3), dtype=np.uint8)).convert(mode)
 
 
-def rgb(file, background=WHITE) -> np.ndarray:
+def read_rgb(file, background=WHITE) -> np.ndarray:
     return read_pixels(file, 3, background, LIMIT)
 
 
-def grey(file, background=WHITE) -> np.ndarray:
+def read_grey(file, background=WHITE) -> np.ndarray:
     return read_pixels(file, 1, background, LIMIT)[..., 0]
 
 
-def test_grey_and_colour_files_give_their_pixels_and_each_other():
-    assert (rgb(saved(ramp(), "PNG")) == np.asarray(ramp())).all()
-    assert (grey(saved(ramp("L"), "PNG")) == np.asarray(ramp("L"))).all()
-    assert (rgb(saved(ramp("L"), "PNG")) == np.asarray(ramp("L"))[..., None]).all()
-    red, green, blue = np.asarray(ramp()).astype(float).transpose(2, 0, 1)
-    assert np.abs(grey(saved(ramp(), "PNG")) - (0.299 * red + 0.587 * green + 0.114 * blue)).max() <= 1  # ITU-R 601
+def test_grey_and_colour_files_are_read_as_stored_or_converted():
+    assert (read_rgb(encode(random_image(), "PNG")) == np.asarray(random_image())).all()
+    assert (read_grey(encode(random_image("L"), "PNG")) == np.asarray(random_image("L"))).all()
+    assert (read_rgb(encode(random_image("L"), "PNG")) == np.asarray(random_image("L"))[..., None]).all()
+    red, green, blue = np.asarray(random_image()).astype(float).transpose(2, 0, 1)
+    assert (
+        np.abs(read_grey(encode(random_image(), "PNG")) - (0.299 * red + 0.587 * green + 0.114 * blue)).max() <= 1
+    )  # ITU-R 601
 
 
-def test_black_and_white_is_0_and_255():
+def test_the_pixels_of_a_bilevel_image_are_0_and_255():
     image = Image.fromarray(np.array([[True, False, True]]))
     assert image.mode == "1"
-    assert grey(saved(image, "PNG")).tolist() == [[255, 0, 255]]
+    assert read_grey(encode(image, "PNG")).tolist() == [[255, 0, 255]]
 
 
 def test_a_palette_is_resolved_also_with_a_transparent_entry():
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putpixel((1, 0), 1)
-    assert rgb(saved(image, "PNG")).tolist() == [[[10, 20, 30], [40, 50, 60]]]
-    assert rgb(saved(image, "PNG", transparency=0), MAGENTA).tolist() == [[[255, 0, 255], [40, 50, 60]]]
+    assert read_rgb(encode(image, "PNG")).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+    assert read_rgb(encode(image, "PNG", transparency=0), MAGENTA).tolist() == [[[255, 0, 255], [40, 50, 60]]]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -81,16 +83,16 @@ def test_transparent_pixels_lie_over_the_background(mode):
         image.putpixel((x, 0), (*colour, alpha))
     full = np.array(colour if mode == "RGBA" else colour * 3)
     for background in (WHITE, MAGENTA, (0, 0, 0)):
-        opaque, fifth, clear = rgb(saved(image, "PNG"), background)[0]
+        opaque, fifth, clear = read_rgb(encode(image, "PNG"), background)[0]
         assert (opaque == full).all()
         assert np.abs(fifth - (0.2 * full + 0.8 * np.array(background))).max() <= 1
         assert (clear == background).all()
 
 
-def test_a_colour_declared_transparent_counts_as_such():
+def test_a_colour_declared_transparent_becomes_the_background():
     image = Image.new("RGB", (2, 1), (1, 2, 3))
     image.putpixel((1, 0), (9, 9, 9))
-    assert rgb(saved(image, "PNG", transparency=(1, 2, 3)), MAGENTA).tolist() == [[[255, 0, 255], [9, 9, 9]]]
+    assert read_rgb(encode(image, "PNG", transparency=(1, 2, 3)), MAGENTA).tolist() == [[[255, 0, 255], [9, 9, 9]]]
 
 
 @given(st.lists(st.integers(0, 65535), min_size=1, max_size=20))
@@ -98,8 +100,8 @@ def test_a_colour_declared_transparent_counts_as_such():
 def test_sixteen_bits_become_eight_by_their_range(values):
     wide = np.array([values], dtype=np.uint16)
     for kind in ("PNG", "TIFF"):
-        found = grey(saved(Image.fromarray(wide), kind))
-        assert np.abs(found - wide / 257.0).max() <= 0.5
+        pixels = read_grey(encode(Image.fromarray(wide), kind))
+        assert np.abs(pixels - wide / 257.0).max() <= 0.5
 
 
 def test_sixteen_bit_colour_keeps_its_range():
@@ -109,18 +111,18 @@ def test_sixteen_bit_colour_keeps_its_range():
     header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)  # 16 bits, RGB
     rows = b"\0" + struct.pack(">6H", 0, 65535, 32768, 257, 514, 771)
     content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    assert np.abs(rgb(BytesIO(content))[0].astype(int) - [[0, 255, 128], [1, 2, 3]]).max() <= 1
+    assert np.abs(read_rgb(BytesIO(content))[0].astype(int) - [[0, 255, 128], [1, 2, 3]]).max() <= 1
 
 
 def test_cmyk_becomes_rgb():
     image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))  # red: no cyan
-    red = rgb(saved(image, "JPEG", quality=100))[4, 4]
+    red = read_rgb(encode(image, "JPEG", quality=100))[4, 4]
     assert red[0] > 240
     assert red[1:].max() < 15
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_is_undone(orientation):
+def test_every_exif_orientation_is_turned_upright(orientation):
     upright = np.zeros((16, 24, 3), dtype=np.uint8)
     upright[:8, :8] = 255  # bright top left
     undo = {
@@ -136,47 +138,47 @@ def test_every_exif_orientation_is_undone(orientation):
     stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = rgb(saved(stored, "PNG", exif=exif.tobytes()))
-    assert found.shape == upright.shape
-    assert (found == upright).all()
+    pixels = read_rgb(encode(stored, "PNG", exif=exif.tobytes()))
+    assert pixels.shape == upright.shape
+    assert (pixels == upright).all()
 
 
-def test_a_damaged_exif_block_turns_nothing():
-    found = rgb(saved(ramp(), "PNG", exif=b"Exif\0\0nonsense"))
-    assert (found == np.asarray(ramp())).all()
+def test_a_damaged_exif_block_is_ignored():
+    pixels = read_rgb(encode(random_image(), "PNG", exif=b"Exif\0\0nonsense"))
+    assert (pixels == np.asarray(random_image())).all()
 
 
-def test_of_an_animation_the_first_frame_counts():
+def test_the_first_frame_of_an_animation_is_read():
     frames = [Image.new("RGB", (4, 4), (60 * n, 0, 0)) for n in range(3)]
     for kind in ("GIF", "WEBP", "PNG"):
         options = {"save_all": True, "append_images": frames[1:]} | ({"lossless": True} if kind == "WEBP" else {})
-        assert (rgb(saved(frames[0], kind, **options)) == 0).all()
+        assert (read_rgb(encode(frames[0], kind, **options)) == 0).all()
 
 
 def test_interlaced_files_are_read_whole():
     image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
-    progressive = grey(saved(image, "JPEG", progressive=True, quality=100))
+    progressive = read_grey(encode(image, "JPEG", progressive=True, quality=100))
     assert np.abs(progressive.astype(int) - np.asarray(image)).max() <= 3
-    interlaced = saved(image, "GIF", interlace=1)
-    assert (grey(interlaced) == np.asarray(image)).all()
+    interlaced = encode(image, "GIF", interlace=1)
+    assert (read_grey(interlaced) == np.asarray(image)).all()
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "no image, or not one of PNG, JPEG"),
         (b"not an image at all", "no image, or not one of PNG, JPEG"),
-        (saved(ramp(), "PNG").getvalue()[:60], "truncated"),
-        (saved(ramp(), "JPEG").getvalue()[:-40], "truncated"),
-        (saved(Image.new("F", (2, 2)), "TIFF").getvalue(), "pixels of 32 bits have no fixed range"),
-        (saved(Image.new("L", (200, 200)), "PNG").getvalue(), r"200 x 200 .* set data.max_pixels=40000"),
+        (encode(random_image(), "PNG").getvalue()[:60], "truncated"),
+        (encode(random_image(), "JPEG").getvalue()[:-40], "truncated"),
+        (encode(Image.new("F", (2, 2)), "TIFF").getvalue(), "pixels of 32 bits have no fixed range"),
+        (encode(Image.new("L", (200, 200)), "PNG").getvalue(), r"200 x 200 .* set data.max_pixels=40000"),
     ],
     ids=["empty", "text", "cut png", "cut jpeg", "float", "bomb"],
 )
-def test_what_gives_no_pixels_says_why(content, told):
-    with pytest.raises(BadImage, match=told):
-        rgb(BytesIO(content))
-    assert re.search(told, check_image(BytesIO(content), LIMIT))
+def test_a_file_without_readable_pixels_is_an_error_that_says_why(content, message):
+    with pytest.raises(BadImage, match=message):
+        read_rgb(BytesIO(content))
+    assert re.search(message, check_image(BytesIO(content), LIMIT))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF"])
@@ -186,37 +188,37 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch, kind):
     def explode(*arguments):
         raise AssertionError("decoded")
 
-    file = saved(Image.new("L", (3000, 3000)), kind)
+    file = encode(Image.new("L", (3000, 3000)), kind)
     monkeypatch.setattr(ImageFile.ImageFile, "load", explode)
     with pytest.raises(BadImage, match="3000 x 3000"):
-        rgb(file)
+        read_rgb(file)
 
 
 @pytest.mark.parametrize("kind", ["ICO", "EPS", "PDF"])
-def test_formats_that_decode_or_run_when_they_are_opened_are_no_images(kind):
+def test_formats_that_decode_or_run_code_when_opened_are_refused(kind):
     with pytest.raises(BadImage, match="no image, or not one of"):
-        rgb(saved(Image.new("RGB", (64, 64)), kind))
+        read_rgb(encode(Image.new("RGB", (64, 64)), kind))
 
 
-def test_a_transparent_value_of_sixteen_bits_counts():
+def test_a_transparent_value_of_sixteen_bits_becomes_the_background():
     wide = np.array([[0, 65535, 257]], dtype=np.uint16)
-    file = saved(Image.fromarray(wide), "PNG", transparency=0)
-    assert rgb(file, MAGENTA).tolist() == [[[255, 0, 255], [255, 255, 255], [1, 1, 1]]]
+    file = encode(Image.fromarray(wide), "PNG", transparency=0)
+    assert read_rgb(file, MAGENTA).tolist() == [[[255, 0, 255], [255, 255, 255], [1, 1, 1]]]
 
 
-def test_a_file_that_cannot_be_opened_is_no_bad_image(tmp_path):
+def test_a_file_that_cannot_be_opened_is_not_reported_as_a_bad_image(tmp_path):
     with pytest.raises(UserError, match="cannot be opened .No such file or directory."):
-        rgb(tmp_path / "nowhere.png")
+        read_rgb(tmp_path / "nowhere.png")
 
 
 @given(st.binary(max_size=60))
 @settings(max_examples=60)
-def test_whatever_stands_in_an_exif_block_the_pixels_are_read(block):
-    found = rgb(saved(ramp(), "JPEG", quality=100, exif=b"Exif\0\0MM\0*\0\0\0\x08" + block))
-    assert sorted(found.shape) == [3, 6, 9]
+def test_the_pixels_are_read_whatever_the_exif_block_holds(block):
+    pixels = read_rgb(encode(random_image(), "JPEG", quality=100, exif=b"Exif\0\0MM\0*\0\0\0\x08" + block))
+    assert sorted(pixels.shape) == [3, 6, 9]
 
 
-def folder_with_bad_files(top: Path) -> Path:
+def write_folder_with_bad_files(top: Path) -> Path:
     for part, count in (("train", 4), ("test", 2)):
         for label in ("cat", "dog"):
             write_images(top / part / label, count)
@@ -226,7 +228,7 @@ def folder_with_bad_files(top: Path) -> Path:
 
 
 def test_unreadable_files_end_a_run_with_their_list(tmp_path, capsys):
-    listing = list_folder(str(folder_with_bad_files(tmp_path)))
+    listing = list_folder(str(write_folder_with_bad_files(tmp_path)))
     with pytest.raises(UserError, match=r"2 images of 12 cannot be read .* data.on_bad_image=skip"):
         image_files(listing, rgb_config())
     lines = capsys.readouterr().err.splitlines()
@@ -235,8 +237,8 @@ def test_unreadable_files_end_a_run_with_their_list(tmp_path, capsys):
     assert "dog/2.png" in lines[1]
 
 
-def test_or_they_are_left_out_and_counted(tmp_path):
-    listing = list_folder(str(folder_with_bad_files(tmp_path)))
+def test_unreadable_files_are_left_out_and_counted_on_request(tmp_path):
+    listing = list_folder(str(write_folder_with_bad_files(tmp_path)))
     source = image_files(listing, rgb_config(on_bad_image="skip"))
     assert sorted(source.left_out) == ["train/cat/1.png", "train/dog/2.png"]
     assert len(source.train) == 6
@@ -252,32 +254,34 @@ def test_a_class_whose_files_are_all_bad_is_an_error(tmp_path):
         image_files(list_folder(str(tmp_path)), rgb_config(on_bad_image="skip"))
 
 
-def test_a_second_scan_tries_only_what_changed(tmp_path, monkeypatch):
-    folder_with_bad_files(tmp_path)
-    tried = []
+def test_a_second_scan_checks_only_what_changed(tmp_path, monkeypatch):
+    write_folder_with_bad_files(tmp_path)
+    checked = []
     check_image = files_module.check_image
-    monkeypatch.setattr(files_module, "check_image", lambda path, limit: tried.append(path) or check_image(path, limit))
+    monkeypatch.setattr(
+        files_module, "check_image", lambda path, limit: checked.append(path) or check_image(path, limit)
+    )
 
     def scan(limit=LIMIT):
-        tried.clear()
+        checked.clear()
         config = rgb_config(on_bad_image="skip", max_pixels=limit)
         return image_files(list_folder(str(tmp_path)), config).left_out
 
     assert len(scan()) == 2
-    assert len(tried) == 12
+    assert len(checked) == 12
     assert len(scan()) == 2
-    assert len(tried) == 2  # bad files are tried again
+    assert len(checked) == 2  # bad files are tried again
     Image.new("RGB", (5, 5)).save(tmp_path / "train" / "cat" / "1.png")
     os.utime(tmp_path / "train" / "cat" / "0.png", ns=(1, 1))
     assert len(scan()) == 1
-    assert len(tried) == 3
+    assert len(checked) == 3
     scan(limit=LIMIT - 1)
-    assert len(tried) == 12  # another limit: everything is tried again
+    assert len(checked) == 12  # another limit: everything is tried again
     scan()
-    assert len(tried) == 1  # and the first is not forgotten
+    assert len(checked) == 1  # and the first is not forgotten
 
 
-def test_a_damaged_cache_costs_a_scan_only(tmp_path, monkeypatch):
+def test_a_damaged_scan_cache_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for label in ("cat", "dog"):
         write_images(tmp_path / "data" / label, 2)
@@ -289,24 +293,24 @@ def test_a_damaged_cache_costs_a_scan_only(tmp_path, monkeypatch):
         image_files(listing, rgb_config())
 
 
-def test_a_scan_that_is_stopped_keeps_what_it_found(tmp_path, monkeypatch):
+def test_an_interrupted_scan_keeps_what_it_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(scan_module, "IMAGES_A_TASK", 1)
     for label in ("cat", "dog"):
         write_images(tmp_path / label, 20)
     listing = list_folder(str(tmp_path))
 
-    def stop(what, share):
-        if share > 0.5:
+    def stop(part, fraction):
+        if fraction > 0.5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         image_files(listing, rgb_config(), stop)
-    told = []
-    image_files(listing, rgb_config(), lambda what, share: told.append(what))
-    assert told[0] == "checking 19 images"
+    parts = []
+    image_files(listing, rgb_config(), lambda part, fraction: parts.append(part))
+    assert parts[0] == "checking 19 images"
 
 
-def test_hidden_files_are_no_data_and_linked_folders_are(tmp_path):
+def test_hidden_files_are_ignored_and_linked_folders_are_followed(tmp_path):
     for label in ("cat", "dog"):
         write_images(tmp_path / "elsewhere" / label, 3)
         (tmp_path / "data").mkdir(exist_ok=True)
@@ -325,7 +329,7 @@ def test_imagenets_val_is_the_test_set(tmp_path):
     assert (len(source.train), len(source.test), len(source.val)) == (10, 4, 0)
 
 
-def test_folders_beside_the_test_set_are_further_ones(tmp_path):
+def test_folders_named_after_the_test_set_are_further_test_sets(tmp_path):
     for part, count in (("train", 5), ("test", 2), ("test-night", 3), ("test-sketch", 1)):
         for label in ("cat", "dog"):
             write_images(tmp_path / part / label, count)
@@ -333,12 +337,12 @@ def test_folders_beside_the_test_set_are_further_ones(tmp_path):
     assert {name: len(part) for name, part in source.further_tests.items()} == {"night": 6, "sketch": 2}
     assert (len(source.train), len(source.test)) == (10, 4)
     assert all(source.names[i].startswith("test-night/") for i in source.further_tests["night"])
-    found = split(source, rgb_config(limit=4))
-    assert {name: len(part) for name, part in found.further_tests.items()} == {"night": 4, "sketch": 2}
-    assert not set(found.pool) & set(np.concatenate(list(source.further_tests.values())))
+    splits = split(source, rgb_config(limit=4))
+    assert {name: len(part) for name, part in splits.further_tests.items()} == {"night": 4, "sketch": 2}
+    assert not set(splits.pool) & set(np.concatenate(list(source.further_tests.values())))
 
 
-def table(top: Path, rows: list[tuple], columns=("path", "label", "split"), kind: str = "csv") -> str:
+def write_table(top: Path, rows: list[tuple], columns=("path", "label", "split"), kind: str = "csv") -> str:
     top.mkdir(parents=True, exist_ok=True)
     for name, *_ in rows:
         (top / name).parent.mkdir(parents=True, exist_ok=True)
@@ -356,22 +360,22 @@ def table(top: Path, rows: list[tuple], columns=("path", "label", "split"), kind
 def test_a_table_of_paths_and_labels_is_read(tmp_path, kind):
     rows = [(f"a/{n}.png", "cat" if n % 2 else "dog", "train") for n in range(6)]
     rows += [("v.png", "cat", "val"), ("t.png", "dog", "test"), ("u.png", None, "unlabelled"), ("w.png", None, "train")]
-    source = image_files(list_table(table(tmp_path, rows, kind=kind)), rgb_config())
+    source = image_files(list_table(write_table(tmp_path, rows, kind=kind)), rgb_config())
     assert source.classes == ("cat", "dog")
     assert [len(p) for p in (source.train, source.val, source.test, source.unlabelled)] == [6, 1, 1, 2]
     assert source.names[int(source.test[0])] == "t.png"
 
 
-def test_numbers_as_labels_keep_their_order_and_a_fifth_is_set_aside(tmp_path):
+def test_numeric_labels_keep_their_order_and_a_fifth_of_the_images_is_the_test_set(tmp_path):
     rows = [(f"{n}.png", n % 12) for n in range(120)]
     for kind in ("csv", "parquet"):
-        source = image_files(list_table(table(tmp_path / kind, rows, ("path", "label"), kind)), rgb_config())
+        source = image_files(list_table(write_table(tmp_path / kind, rows, ("path", "label"), kind)), rgb_config())
         assert source.classes == tuple(map(str, range(12)))
         assert (len(source.train), len(source.test)) == (96, 24)
 
 
 @pytest.mark.parametrize(
-    ("columns", "rows", "told"),
+    ("columns", "rows", "message"),
     [
         (("file", "label"), [("a.png", "x")], "no column 'path' .there are file, label"),
         (("path", "class"), [("a.png", "x")], "no column 'label'"),
@@ -385,13 +389,13 @@ def test_numbers_as_labels_keep_their_order_and_a_fifth_is_set_aside(tmp_path):
         ),
     ],
 )
-def test_a_table_that_cannot_serve_is_an_error(tmp_path, columns, rows, told):
-    with pytest.raises(UserError, match=told):
-        list_table(table(tmp_path, rows, columns))
+def test_an_invalid_table_is_an_error(tmp_path, columns, rows, message):
+    with pytest.raises(UserError, match=message):
+        list_table(write_table(tmp_path, rows, columns))
 
 
-def test_files_that_a_table_names_in_vain_are_told(tmp_path):
-    file = table(tmp_path, [("a.png", "x"), ("b.png", "y")], ("path", "label"))
+def test_files_of_a_table_that_do_not_exist_are_named(tmp_path):
+    file = write_table(tmp_path, [("a.png", "x"), ("b.png", "y")], ("path", "label"))
     (tmp_path / "b.png").unlink()
     with pytest.raises(UserError, match=r"1 files do not exist .paths are relative to .*: b.png"):
         list_table(file)
@@ -410,8 +414,8 @@ def test_unlabelled_images_come_from_a_folder_or_a_list(tmp_path):
     write_images(tmp_path / "more", 4)
     (tmp_path / "list.txt").write_text("more/0.png\nmore/1.png\n\n")
     (tmp_path / "list.csv").write_text("path\nmore/2.png\n")
-    for place, count in (("more", 4), ("list.txt", 2), ("list.csv", 1)):
-        listing = list_folder(str(tmp_path / "data"), str(tmp_path / place))
+    for name, count in (("more", 4), ("list.txt", 2), ("list.csv", 1)):
+        listing = list_folder(str(tmp_path / "data"), str(tmp_path / name))
         source = image_files(listing, rgb_config())
         assert len(source.unlabelled) == count
         assert (source.labels[source.unlabelled] == UNKNOWN).all()
@@ -452,34 +456,34 @@ def test_a_dataset_of_hugging_face_is_read_from_disk(tmp_path):
         hugging_face(rgb_config(root=str(tmp_path / "none")))
 
 
-def test_labels_that_other_programs_take_for_nothing_stay_labels(tmp_path):
+def test_labels_that_other_programs_read_as_missing_stay_labels(tmp_path):
     rows = [(f"{n}.png", ("NA", "DE", "null")[n % 3]) for n in range(30)]
-    source = image_files(list_table(table(tmp_path, rows, ("path", "label"))), rgb_config())
+    source = image_files(list_table(write_table(tmp_path, rows, ("path", "label"))), rgb_config())
     assert source.classes == ("DE", "NA", "null")
     assert not len(source.unlabelled)
 
 
 def test_numbers_written_in_two_ways_keep_one_order(tmp_path):
     rows = [(f"{n}.png", ("1", "01", "2")[n % 3]) for n in range(30)]
-    assert list_table(table(tmp_path, rows, ("path", "label"))).classes == ("01", "1", "2")
+    assert list_table(write_table(tmp_path, rows, ("path", "label"))).classes == ("01", "1", "2")
 
 
-def test_a_label_of_a_pool_image_only_measures(tmp_path):
+def test_the_label_of_an_unlabelled_image_is_only_used_for_measuring(tmp_path):
     rows = [(f"{n}.png", "ab"[n % 2], "train") for n in range(8)]
     rows += [("t.png", "a", "test"), ("u.png", "b", "unlabelled"), ("v.png", "zebra", "unlabelled")]
-    source = image_files(list_table(table(tmp_path, rows)), rgb_config())
+    source = image_files(list_table(write_table(tmp_path, rows)), rgb_config())
     assert source.labels[source.unlabelled].tolist() == [1, UNKNOWN]
     assert source.classes == ("a", "b")
 
 
 def test_one_path_written_in_two_ways_is_one_image(tmp_path):
-    file = table(tmp_path, [("a.png", "x"), ("b.png", "y"), ("./a.png", "x")], ("path", "label"))
+    file = write_table(tmp_path, [("a.png", "x"), ("b.png", "y"), ("./a.png", "x")], ("path", "label"))
     with pytest.raises(UserError, match=r"listed twice: .*a.png"):
         list_table(file)
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda top: write_images(top / "val", 3), "val: 3 images outside class folders: 0.png, 1.png, 2.png"),
         (lambda top: (top / "test").symlink_to(top / "train"), "two of train/, val/ and test/ are the same folder"),
@@ -489,31 +493,31 @@ def test_one_path_written_in_two_ways_is_one_image(tmp_path):
         ),
     ],
 )
-def test_a_folder_that_would_not_do_what_it_seems_to_is_an_error(tmp_path, make, told):
+def test_a_misleading_folder_layout_is_an_error(tmp_path, make, message):
     for label in ("cat", "dog"):
         write_images(tmp_path / "train" / label, 3)
     make(tmp_path)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         list_folder(str(tmp_path), val_is_test=True)
 
 
-def test_val_and_test_without_train_are_no_classes(tmp_path):
+def test_val_and_test_folders_without_train_are_an_error(tmp_path):
     for part in ("val", "test"):
         write_images(tmp_path / part / "cat", 2)
     with pytest.raises(UserError, match="val/ and test/, but no train/"):
         list_folder(str(tmp_path))
 
 
-def test_what_is_left_out_is_part_of_what_a_run_is(tmp_path):
-    folder_with_bad_files(tmp_path)
+def test_left_out_images_enter_the_fingerprint(tmp_path):
+    write_folder_with_bad_files(tmp_path)
     config = DataConfig.model_validate(
         rgb_config(root=str(tmp_path), on_bad_image="skip").model_dump() | {"_target_": "tutelage.data.ImageFolder"}
     )
-    before = fingerprint(config)
+    first = fingerprint(config)
     bad = tmp_path / "train" / "cat" / "1.png"
     good = tmp_path / "train" / "cat" / "0.png"
     bad.write_bytes(good.read_bytes())
-    assert fingerprint(config) != before
+    assert fingerprint(config) != first
 
 
 def test_hugging_faces_bad_images_and_missing_labels(tmp_path, capsys):

@@ -55,11 +55,11 @@ def test_a_finished_run_lists_each_of_its_files_with_size_and_digest(finished):
         assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-@pytest.mark.parametrize(("what", "is_missing"), CASES)
-def test_the_command_makes_a_missing_or_damaged_file_again(finished, tmp_path, what, is_missing):
+@pytest.mark.parametrize(("damaged_file", "is_missing"), CASES)
+def test_the_command_makes_a_missing_or_damaged_file_again(finished, tmp_path, damaged_file, is_missing):
     outputs, folder = copy_run(finished, tmp_path)
     expected = outcome(outputs)
-    name, remedy = DAMAGES[what]
+    name, remedy = DAMAGES[damaged_file]
     file = folder.path / name
     original = file.read_bytes()
     if is_missing:
@@ -216,13 +216,13 @@ def test_a_record_that_is_none_is_broken(tmp_path, content, message):
     assert message in state.reason
 
 
-def test_what_is_no_run_and_what_is_not_finished_is_said(finished, tmp_path):
+def test_a_folder_without_a_finished_run_is_an_error_that_says_so(finished, tmp_path):
     _, folder = copy_run(finished, tmp_path)
     assert inspect_run(RunFolder(tmp_path)).health is Health.BROKEN
     record = json.loads(folder.record_file.read_text())
-    for status, shown in (("running", "stopped"), ("failed", "failed")):
+    for status, state_name in (("running", "stopped"), ("failed", "failed")):
         folder.record_file.write_text(json.dumps({**record, "status": status}))
         state = inspect_run(folder)
-        assert (state.health, state.status) == (Health.REMAKABLE, shown)
-        with pytest.raises(UserError, match=f"{shown}; this needs the folder of a finished run"):
+        assert (state.health, state.status) == (Health.REMAKABLE, state_name)
+        with pytest.raises(UserError, match=f"{state_name}; this needs the folder of a finished run"):
             open_finished_run(str(folder.path))

@@ -1,4 +1,4 @@
-"""What a label is worth: the lines, the table, the picture and the paired gains, from records made by hand."""
+"""Accuracy by the number of labels: lines, table, picture and paired gains, from hand-written records."""
 
 import json
 import re
@@ -94,7 +94,7 @@ def test_labels_held_out_for_validation_are_labels_too(tmp_path):
     assert efficiency.count_labels(job) == 102
 
 
-def test_a_share_of_all_labels_and_all_of_them_have_their_positions_too(tmp_path):
+def test_a_fraction_of_all_labels_and_all_of_them_have_positions(tmp_path):
     outcomes = [
         write_run(tmp_path / value, [f"data.labels={value}"], [fit("network", 0.5)], labels, classes=3)
         for value, labels in (("0.1", 7), ("null", 70))
@@ -214,8 +214,8 @@ def test_the_picture_has_a_band_where_there_are_seeds_and_names_every_line(tmp_p
     (axes,) = pictures.draw_label_curves(lines, references=["supervised"]).axes
     assert axes.get_xscale() == "log"
     assert {text.get_text() for text in axes.texts} == set(lines)
-    drawn = {tuple(np.round(line.get_ydata(), 6)) for line in axes.lines}
-    assert drawn == {tuple(round(p[1].value, 6) for p in points) for points in lines.values()}
+    line_values = {tuple(np.round(line.get_ydata(), 6)) for line in axes.lines}
+    assert line_values == {tuple(round(p[1].value, 6) for p in points) for points in lines.values()}
     band = axes.collections[0].get_paths()[0].vertices[:, 1]  # the reference's lies lowest
     ends = [point[1] for point in lines["supervised"]]
     assert (band.min(), band.max()) == pytest.approx((min(i.low for i in ends), max(i.high for i in ends)))

@@ -46,13 +46,13 @@ def finished(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def copied(finished, tmp_path) -> Path:
-    """The folder of a finished run, to be damaged."""
+def copied_run(finished, tmp_path) -> Path:
+    """Return a copy of a finished run's folder, which a test may damage."""
     shutil.copytree(finished, tmp_path / "outputs")
     return only_run(tmp_path / "outputs")
 
 
-def shards(folder: Path) -> dict[str, bytes]:
+def read_shards(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.glob("stages/*/labels/*.npy"))}
 
 
@@ -62,7 +62,7 @@ def help_to_label(folder: Path) -> int:
     return label_worker.help_to_label(folder, {}, Observer())
 
 
-def test_by_hand_a_shift_moves_the_image_and_repeats_its_edge():
+def test_a_shift_moves_the_image_and_repeats_its_edge():
     image = torch.arange(9).reshape(1, 1, 3, 3)
     assert shift_images(image, 1, 0)[0, 0].tolist() == [[0, 1, 2], [0, 1, 2], [3, 4, 5]]
     assert shift_images(image, 0, -1)[0, 0].tolist() == [[1, 2, 2], [4, 5, 5], [7, 8, 8]]
@@ -71,26 +71,26 @@ def test_by_hand_a_shift_moves_the_image_and_repeats_its_edge():
 @pytest.mark.parametrize(("views", "count"), [("one", 1), ("mirrored", 2), ("shifted", 5), ("mirrored_shifted", 10)])
 def test_probabilities_are_the_mean_over_different_views(views, count):
     images = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
-    shown = []
+    inputs = []
 
     def network(view: torch.Tensor) -> torch.Tensor:
-        shown.append(view)
+        inputs.append(view)
         return view.float()[:, 0, 0, :5]
 
-    found = tta_probabilities(network, images, views)
-    assert len(shown) == count
-    assert len({view.numpy().tobytes() for view in shown}) == count
-    assert (shown[0] == images).all()
-    torch.testing.assert_close(found, sum(network(view).softmax(1) for view in list(shown)) / count)
-    del shown[count:]
+    probabilities = tta_probabilities(network, images, views)
+    assert len(inputs) == count
+    assert len({view.numpy().tobytes() for view in inputs}) == count
+    assert (inputs[0] == images).all()
+    torch.testing.assert_close(probabilities, sum(network(view).softmax(1) for view in list(inputs)) / count)
+    del inputs[count:]
     if "mirrored" in views:
-        assert all(any((other == view.flip(-1)).all() for other in shown) for view in shown)
+        assert all(any((other_view == view.flip(-1)).all() for other_view in inputs) for view in inputs)
     if "shifted" in views:
-        moved = [view for view in shown if (view[:, :, 5:20, 5:20] == images[:, :, 7:22, 7:22]).all()]
-        assert len(moved) == 1  # by a 14th of 28 pixels up and to the left
+        shifted = [view for view in inputs if (view[:, :, 5:20, 5:20] == images[:, :, 7:22, 7:22]).all()]
+        assert len(shifted) == 1  # by a 14th of 28 pixels up and to the left
 
 
-def test_the_store_holds_what_the_teacher_answers_to_the_pool_as_it_is(finished):
+def test_the_store_holds_the_teachers_probabilities_for_the_pool_without_augmentation(finished):
     from tutelage.data import data_module
 
     folder = only_run(finished)
@@ -104,24 +104,29 @@ def test_the_store_holds_what_the_teacher_answers_to_the_pool_as_it_is(finished)
     assert labels[np.arange(POOL)] == pytest.approx(expected, abs=5e-4)
 
 
-def test_the_second_round_says_how_many_labels_changed(finished):
-    folder = only_run(finished)
-    entries = {entry["name"]: entry for entry in json.loads((folder / "run.json").read_text())["stages"]}
+def test_the_second_round_counts_the_labels_that_changed(finished):
+    run_folder = only_run(finished)
+    entries = {entry["name"]: entry for entry in json.loads((run_folder / "run.json").read_text())["stages"]}
     assert "pool/changed" not in entries["labels-1"]["result"]
-    places = sorted(folder.glob("stages/*-labels-*"))
-    first, second = (read_labels(place).predictions for place in places)
-    assert entries["labels-2"]["result"]["pool/changed"] == pytest.approx((first != second).mean(), abs=1e-6)
-    assert json.loads((places[1] / "round.json").read_text())["changed"] == (first != second).sum()
+    folders = sorted(run_folder.glob("stages/*-labels-*"))
+    first_predictions, second_predictions = (read_labels(folder).predictions for folder in folders)
+    assert entries["labels-2"]["result"]["pool/changed"] == pytest.approx(
+        (first_predictions != second_predictions).mean(), abs=1e-6
+    )
+    assert (
+        json.loads((folders[1] / "round.json").read_text())["changed"]
+        == (first_predictions != second_predictions).sum()
+    )
 
 
-def test_views_are_averaged_and_belong_to_what_the_labels_are(finished, tmp_path):
+def test_views_are_averaged_and_recorded_with_the_labels(finished, tmp_path):
     assert run(tmp_path, *TINY, "strategy.tta_views=mirrored") == 0
     plain, mirrored = (only_run(outputs) / STAGE for outputs in (finished, tmp_path))
     assert json.loads((mirrored / "labels/about.json").read_text())["views"] == "mirrored"
     assert np.abs(read_labels(plain)[np.arange(50)] - read_labels(mirrored)[np.arange(50)]).max() > 0.01
 
 
-def killed_at(shard: int) -> Callable[[], None]:
+def kill_at_shard(shard: int) -> Callable[[], None]:
     """Return a trap that kills a process in the middle of a shard's file."""
 
     def trap() -> None:
@@ -129,7 +134,7 @@ def killed_at(shard: int) -> Callable[[], None]:
 
         write = label_store.write_checked
 
-        def some(path: Path, put: Callable) -> str:
+        def write_half(path: Path, put: Callable) -> str:
             def half(file) -> None:
                 file.write(b"half a shard")
                 file.flush()
@@ -137,20 +142,20 @@ def killed_at(shard: int) -> Callable[[], None]:
 
             return write(path, half if path.name == f"{shard:05d}.npy" else put)
 
-        label_store.write_checked = some
+        label_store.write_checked = write_half
 
     return trap
 
 
-def test_a_run_killed_in_the_middle_of_a_shard_goes_on_behind_the_last_whole_one(finished, outputs):
-    assert run(outputs, *TINY, before=killed_at(1)) == -signal.SIGKILL
+def test_a_run_killed_in_the_middle_of_a_shard_resumes_after_the_last_whole_one(finished, outputs):
+    assert run(outputs, *TINY, before=kill_at_shard(1)) == -signal.SIGKILL
     folder = only_run(outputs)
     (whole,) = (folder / STAGE / "labels").glob("*.npy")
-    written = whole.stat().st_mtime_ns
+    modified = whole.stat().st_mtime_ns
     assert list((folder / STAGE / "labels").glob(".partial-*"))
     assert run(outputs, *TINY) == 0
-    assert whole.stat().st_mtime_ns == written
-    assert shards(folder) == shards(only_run(finished))
+    assert whole.stat().st_mtime_ns == modified
+    assert read_shards(folder) == read_shards(only_run(finished))
     assert outcome(outputs) == outcome(finished)
     assert not list(folder.rglob(".partial-*"))
     assert not list((folder / STAGE / "labels/.locks").iterdir())
@@ -167,115 +172,115 @@ def test_a_run_stopped_while_labelling_keeps_its_shards(finished, outputs):
         LabelStore.write = stopping
 
     assert run(outputs, *TINY, before=stop) == 128 + signal.SIGTERM
-    assert shards(only_run(outputs))
+    assert read_shards(only_run(outputs))
     assert run(outputs, *TINY) == 0
     assert outcome(outputs) == outcome(finished)
-    assert shards(only_run(outputs)) == shards(only_run(finished))
+    assert read_shards(only_run(outputs)) == read_shards(only_run(finished))
 
 
-def test_two_processes_that_join_leave_what_one_leaves(finished, copied):
-    for file in shard_files(copied / STAGE, POOL):
+def test_two_helpers_write_the_same_shards_as_the_run_alone(finished, copied_run):
+    for file in shard_files(copied_run / STAGE, POOL):
         file.unlink()
     children = []
     for _ in range(2):
         child = os.fork()
         if not child:
             try:
-                help_to_label(copied)
+                help_to_label(copied_run)
             finally:
                 os._exit(0)
         children.append(child)
     for child in children:
         os.waitpid(child, 0)
-    assert shards(copied) == shards(only_run(finished))
+    assert read_shards(copied_run) == read_shards(only_run(finished))
 
 
-def test_a_run_waits_for_a_shard_that_another_process_is_at_and_takes_it_over_where_that_dies(finished, copied):
-    files = shard_files(copied / STAGE, POOL)
-    record = json.loads((copied / "run.json").read_text())
+def test_a_run_waits_for_a_shard_claimed_by_another_process_and_takes_it_over_if_that_dies(finished, copied_run):
+    files = shard_files(copied_run / STAGE, POOL)
+    record = json.loads((copied_run / "run.json").read_text())
     record["status"], record["stages"] = "failed", record["stages"][:1]
-    (copied / "run.json").write_text(json.dumps(record))
+    (copied_run / "run.json").write_text(json.dumps(record))
     for file in files:
         file.unlink()
-    about = json.loads((copied / STAGE / "labels/about.json").read_text())
-    given = {name: value for name, value in about.items() if name not in {"images", "classes", "shard"}}
+    about = json.loads((copied_run / STAGE / "labels/about.json").read_text())
+    metadata = {name: value for name, value in about.items() if name not in {"images", "classes", "shard"}}
     child = os.fork()
     if not child:
-        with LabelStore(copied / STAGE, POOL, 10, given).claim(1):
-            while not (files[0].exists() and files[2].exists()):  # written by the run, which leaves out the one between
+        with LabelStore(copied_run / STAGE, POOL, 10, metadata).claim(1):
+            while not (files[0].exists() and files[2].exists()):  # the run writes these and skips the claimed one
                 time.sleep(0.01)
             time.sleep(0.3)
             os._exit(files[1].exists())
-    while not (copied / STAGE / "labels/.locks/00001").exists():
+    while not (copied_run / STAGE / "labels/.locks/00001").exists():
         time.sleep(0.01)
-    outputs = copied.parents[1]
+    outputs = copied_run.parents[1]
     assert run(outputs, *TINY) == 0
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert shards(copied) == shards(only_run(finished))
+    assert read_shards(copied_run) == read_shards(only_run(finished))
     assert outcome(outputs) == outcome(finished)
 
 
-def test_progress_counts_each_image_once_also_those_of_others(copied):
+def test_progress_counts_each_image_once_also_those_labelled_by_others(copied_run):
     from tutelage.data import data_module
     from tutelage.runs.label import fill_store
 
-    (copied / STAGE / "labels/00000.npy").unlink()
-    (copied / STAGE / "labels/00002.npy").unlink()
-    store = LabelStore.open_existing(copied / STAGE)
-    data = data_module(read_config(RunFolder(copied)).data)
-    teacher = load_classifier(copied / "stages/1-teacher/checkpoints/final.ckpt")
+    (copied_run / STAGE / "labels/00000.npy").unlink()
+    (copied_run / STAGE / "labels/00002.npy").unlink()
+    store = LabelStore.open_existing(copied_run / STAGE)
+    data = data_module(read_config(RunFolder(copied_run)).data)
+    teacher = load_classifier(copied_run / "stages/1-teacher/checkpoints/final.ckpt")
     assert list(fill_store(store, teacher, data, torch.device("cpu"))) == [1024, POOL]
     assert store.complete
 
 
-def test_the_command_labels_what_is_left_and_says_how_much(finished, copied):
-    (copied / STAGE / "labels/00002.npy").unlink()
-    record = copied / "run.json"
+def test_the_label_command_labels_the_missing_shards_and_counts_the_images(finished, copied_run):
+    (copied_run / STAGE / "labels/00002.npy").unlink()
+    record = copied_run / "run.json"
     record.write_text(record.read_text().replace('"status": "finished"', '"status": "running"'))
-    done = command("tutelage.cli", "label", str(copied))
-    assert done.returncode == 0, done.stderr
-    assert f"{POOL - 1024} pool images labelled here" in done.stderr
-    assert shards(copied) == shards(only_run(finished))
-    assert help_to_label(copied) == 0  # nothing is left
+    process = command("tutelage.cli", "label", str(copied_run))
+    assert process.returncode == 0, process.stderr
+    assert f"{POOL - 1024} pool images labelled here" in process.stderr
+    assert read_shards(copied_run) == read_shards(only_run(finished))
+    assert help_to_label(copied_run) == 0  # nothing is left
 
 
-def test_a_helper_leaves_a_teacher_that_was_trained_again_alone(copied):
-    (copied / STAGE / "labels/00002.npy").unlink()
+def test_a_helper_writes_nothing_for_a_teacher_that_was_trained_again(copied_run):
+    (copied_run / STAGE / "labels/00002.npy").unlink()
     shutil.copy(
-        copied / "stages/3-student-1/checkpoints/final.ckpt", copied / "stages/1-teacher/checkpoints/final.ckpt"
+        copied_run / "stages/3-student-1/checkpoints/final.ckpt", copied_run / "stages/1-teacher/checkpoints/final.ckpt"
     )
-    assert call_in_fork(lambda: help_to_label(copied)) == 0
-    assert not (copied / STAGE / "labels/00002.npy").exists()
+    assert call_in_fork(lambda: help_to_label(copied_run)) == 0
+    assert not (copied_run / STAGE / "labels/00002.npy").exists()
 
 
-def test_a_helper_with_other_images_is_told_so(copied):
-    (copied / STAGE / "labels/00002.npy").unlink()
-    file = copied / "config.yaml"
+def test_a_helper_with_other_images_is_an_error(copied_run):
+    (copied_run / STAGE / "labels/00002.npy").unlink()
+    file = copied_run / "config.yaml"
     file.write_text(file.read_text().replace("labels_per_class: 3", "labels_per_class: 4"))
     with pytest.raises(UserError, match="other images than the run has; say where these lie by data.root="):
-        help_to_label(copied)
+        help_to_label(copied_run)
 
 
-def test_what_cannot_be_helped_is_told_at_once(copied, tmp_path):
-    assert "this run is finished; there is nothing to label" in command("tutelage.cli", "label", str(copied)).stdout
-    done = command("tutelage.cli", "label", str(tmp_path))
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "no run; label needs the folder of a run that labels its pool" in done.stderr
-    record = copied / "run.json"
+def test_a_run_that_needs_no_labels_is_an_error_at_once(copied_run, tmp_path):
+    assert "this run is finished; there is nothing to label" in command("tutelage.cli", "label", str(copied_run)).stdout
+    process = command("tutelage.cli", "label", str(tmp_path))
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert "no run; label needs the folder of a run that labels its pool" in process.stderr
+    record = copied_run / "run.json"
     record.write_text(record.read_text().replace('"name": "noisy_student"', '"name": "supervised"'))
-    assert "strategy=supervised stores no pseudo-labels" in command("tutelage.cli", "label", str(copied)).stderr
+    assert "strategy=supervised stores no pseudo-labels" in command("tutelage.cli", "label", str(copied_run)).stderr
 
 
-def test_a_helper_on_another_kind_of_device_is_told_so(copied, monkeypatch):
+def test_a_helper_on_another_kind_of_device_is_an_error(copied_run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (copied / STAGE / "labels/00002.npy").unlink()
-    file = copied / STAGE / "labels/about.json"
+    (copied_run / STAGE / "labels/00002.npy").unlink()
+    file = copied_run / STAGE / "labels/about.json"
     file.write_text(file.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     with pytest.raises(UserError, match="the run labels on cuda, here it would be cpu"):
-        help_to_label(copied)
+        help_to_label(copied_run)
 
 
-def test_a_teacher_whose_answers_are_no_numbers_is_one_line(outputs, capfd):
+def test_a_teacher_whose_logits_are_not_finite_is_an_error_of_one_line(outputs, capfd):
     def diverge() -> None:
         from tutelage.runs import label
 

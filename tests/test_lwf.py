@@ -1,4 +1,4 @@
-"""Learning without forgetting: heads, losses, what stands still, the stages, and the table."""
+"""Learning without forgetting: heads, losses, frozen parts, stages, and the table of tasks."""
 
 import json
 from dataclasses import replace
@@ -54,17 +54,17 @@ TINY = (
 )
 
 
-def network_of(tasks=TASKS, seed: int = 0) -> ImageClassifier:
+def make_network(tasks=TASKS, seed: int = 0) -> ImageClassifier:
     torch.manual_seed(seed)
     return make_classifier(LENET, replace(make_spec(), tasks=tasks))
 
 
-def images(count: int, seed: int = 1) -> torch.Tensor:
+def random_images(count: int, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
 
 
-def test_each_head_speaks_at_the_columns_of_its_classes_and_the_unlearned_ones_not_at_all():
+def test_each_heads_logits_are_in_its_classes_columns_and_unlearned_classes_have_none():
     heads = Heads(4, TASKS, 10)
     heads.train_tasks([0, 2])
     features = torch.randn(6, 4)
@@ -77,35 +77,35 @@ def test_each_head_speaks_at_the_columns_of_its_classes_and_the_unlearned_ones_n
 
 
 def partitions(draw_count: int = 12):
-    return st.lists(st.integers(0, 3), min_size=4, max_size=draw_count).filter(lambda of: {1, 2} <= set(of))
+    return st.lists(st.integers(0, 3), min_size=4, max_size=draw_count).filter(lambda tasks: {1, 2} <= set(tasks))
 
 
 @given(partitions())
-def test_log_probabilities_are_those_within_each_task(task_of):
+def test_log_probabilities_are_normalised_within_each_task(task_of):
     tasks = [[c for c, t in enumerate(task_of) if t == task] for task in (1, 2)]
     heads = Heads(3, tasks, len(task_of))
     heads.train_tasks([0, 1])
     logits = heads(torch.randn(5, 3))
-    found = heads.log_probabilities(logits)
+    log_probabilities = heads.log_probabilities(logits)
     for task in tasks:
-        torch.testing.assert_close(found[:, task], logits[:, task].softmax(1).log(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(log_probabilities[:, task], logits[:, task].softmax(1).log(), rtol=1e-6, atol=1e-6)
     labels = torch.tensor([tasks[0][0], tasks[1][-1], *[tasks[1][0]] * 3])
     predictions = heads.mask_other_tasks(logits, labels).argmax(1)
-    for answer, label in zip(predictions.tolist(), labels.tolist(), strict=True):
-        assert task_of[answer] == task_of[label]
+    for prediction, label in zip(predictions.tolist(), labels.tolist(), strict=True):
+        assert task_of[prediction] == task_of[label]
 
 
-def test_a_network_with_heads_is_stored_and_read_again(tmp_path):
-    network = network_of()
+def test_a_network_with_heads_is_saved_and_loaded(tmp_path):
+    network = make_network()
     network.head.train_tasks([1])
     save_classifier(network, LENET, tmp_path / "final.ckpt")
     again = load_classifier(tmp_path / "final.ckpt")
     assert again.spec == network.spec
     assert again.head.learned.tolist() == [False, True, False]
-    torch.testing.assert_close(again.eval()(images(3)), network.eval()(images(3)))
+    torch.testing.assert_close(again.eval()(random_images(3)), network.eval()(random_images(3)))
 
 
-def test_a_spec_that_was_stored_before_there_were_tasks_has_none():
+def test_an_old_spec_without_tasks_is_read():
     plain = make_spec().to_dict()
     del plain["tasks"]
     assert ImageSpec.from_dict(plain) == make_spec()
@@ -116,48 +116,51 @@ def test_a_head_that_cannot_be_replaced_is_an_error():
         make_classifier({"_target_": "tutelage.models.NearestNeighbours", "k": 5}, replace(make_spec(), tasks=TASKS))
 
 
-def shown(task: int, recorded: torch.Tensor | None = None, count: int = 6) -> dict[str, StreamBatch]:
+def make_batch(task: int, recorded: torch.Tensor | None = None, count: int = 6) -> dict[str, StreamBatch]:
     targets = torch.tensor(TASKS[task])[torch.arange(count) % len(TASKS[task])]
-    return {"labelled": StreamBatch(images(count), targets, recorded)}
+    return {"labelled": StreamBatch(random_images(count), targets, recorded)}
 
 
-def test_the_loss_is_the_papers():
-    before, network = network_of(seed=5).eval(), network_of()
-    for one in (before, network):
-        one.head.train_tasks([0, 1])
+def test_the_loss_is_that_of_the_paper():
+    old_network, network = make_network(seed=5).eval(), make_network()
+    for model in (old_network, network):
+        model.head.train_tasks([0, 1])
     with torch.no_grad():
-        recorded = before(images(6))
+        recorded = old_network(random_images(6))
     module = LwF(network, new=[2], old=range(2), temperature=2.0, old_weight=0.7)
-    batch = shown(2, recorded)
+    batch = make_batch(2, recorded)
     parts = module.training_step(batch, 0)
     features = network.features(batch["labelled"].images)
-    own = network.head.each[2](features)
+    new_logits = network.head.each[2](features)
     local = torch.tensor([TASKS[2].index(c) for c in batch["labelled"].targets.tolist()])
-    loss_new = functional.cross_entropy(own, local)
+    loss_new = functional.cross_entropy(new_logits, local)
     loss_old = torch.tensor(0.0)
     for task in range(2):
         # the paper's equations 2 to 4: probabilities to the power of 1/T, normed; T^2 as in Hinton 2015
-        then = recorded[:, TASKS[task]].softmax(1) ** 0.5
-        now = network.head.each[task](features).softmax(1) ** 0.5
-        then, now = then / then.sum(1, keepdim=True), now / now.sum(1, keepdim=True)
-        entropy = -(then * then.log()).sum(1)
-        loss_old = loss_old + 4 * (-(then * now.log()).sum(1) - entropy).mean()
+        old_probabilities = recorded[:, TASKS[task]].softmax(1) ** 0.5
+        new_probabilities = network.head.each[task](features).softmax(1) ** 0.5
+        old_probabilities, new_probabilities = (
+            old_probabilities / old_probabilities.sum(1, keepdim=True),
+            new_probabilities / new_probabilities.sum(1, keepdim=True),
+        )
+        entropy = -(old_probabilities * old_probabilities.log()).sum(1)
+        loss_old = loss_old + 4 * (-(old_probabilities * new_probabilities.log()).sum(1) - entropy).mean()
     torch.testing.assert_close(parts["loss_new"], loss_new.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(parts["loss_old"], loss_old.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(parts["loss"], loss_new + 0.7 * loss_old, rtol=1e-6, atol=1e-6)
-    assert parts["accuracy"] == (own.argmax(1) == local).float().mean()
+    assert parts["accuracy"] == (new_logits.argmax(1) == local).float().mean()
 
 
-def test_soft_and_hard_targets_of_several_tasks_lose_the_same_and_weights_count():
-    network = network_of()
+def test_soft_and_hard_targets_of_several_tasks_have_the_same_weighted_loss():
+    network = make_network()
     network.class_weights = torch.arange(1.0, 11.0)
     module = LwF(network, new=[0, 1])
     targets = torch.tensor([3, 0, 1, 5, 2, 3])
-    hard = module.training_step({"labelled": StreamBatch(images(6), targets)}, 0)
-    soft = module.training_step({"labelled": StreamBatch(images(6), functional.one_hot(targets, 10).float())}, 0)
+    hard = module.training_step({"labelled": StreamBatch(random_images(6), targets)}, 0)
+    soft = module.training_step({"labelled": StreamBatch(random_images(6), functional.one_hot(targets, 10).float())}, 0)
     torch.testing.assert_close(hard["loss"], soft["loss"])
     assert hard["accuracy"] == soft["accuracy"]
-    logits = network(images(6))
+    logits = network(random_images(6))
     by_hand = [
         -(c + 1) * logits[i, task].log_softmax(0)[task.index(c)]
         for i, c in enumerate(targets.tolist())
@@ -167,22 +170,24 @@ def test_soft_and_hard_targets_of_several_tasks_lose_the_same_and_weights_count(
     torch.testing.assert_close(hard["loss"], sum(by_hand) / 6)
 
 
-def changed_by(network: ImageClassifier, module: LwF, batch: dict[str, StreamBatch], tuning: FineTuning) -> set[str]:
-    """Return the tensors that a few steps with weight decay change."""
-    optimizer = OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.5)
-    network.configure_training(OptimizationConfig(optimizer, SchedulerConfig(name="constant"), 3, None, tuning))
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    made = module.configure_optimizers()["optimizer"]
+def find_changed_tensors(
+    network: ImageClassifier, module: LwF, batch: dict[str, StreamBatch], tuning: FineTuning
+) -> set[str]:
+    """Return the names of the tensors that three steps with weight decay change."""
+    config = OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.5)
+    network.configure_training(OptimizationConfig(config, SchedulerConfig(name="constant"), 3, None, tuning))
+    initial = {name: value.clone() for name, value in network.state_dict().items()}
+    optimizer = module.configure_optimizers()["optimizer"]
     module.train()
     for _ in range(3):
-        made.zero_grad()
+        optimizer.zero_grad()
         module.training_step(batch, 0)["loss"].backward()
-        made.step()
-    return {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+        optimizer.step()
+    return {name for name, value in network.state_dict().items() if not torch.equal(value, initial[name])}
 
 
 @pytest.mark.parametrize(
-    ("kept", "tuning", "backbone", "heads"),
+    ("old_tasks", "tuning", "backbone", "heads"),
     [
         ((), FineTuning(frozen_layers=None), False, {1}),
         ((), FineTuning(), True, {1}),
@@ -190,52 +195,54 @@ def changed_by(network: ImageClassifier, module: LwF, batch: dict[str, StreamBat
     ],
     ids=["warm-up and feature extraction", "finetuning", "lwf"],
 )
-def test_what_is_not_to_learn_stands_still_also_under_weight_decay(kept, tuning, backbone, heads):
-    network = network_of()
+def test_frozen_parts_do_not_change_under_weight_decay(old_tasks, tuning, backbone, heads):
+    network = make_network()
     network.head.train_tasks([0])
-    module = LwF(network, [1], kept, 2.0, 1.0)
-    changed = changed_by(network, module, shown(1, torch.randn(6, 10)), tuning)
+    module = LwF(network, [1], old_tasks, 2.0, 1.0)
+    changed = find_changed_tensors(network, module, make_batch(1, torch.randn(6, 10)), tuning)
     assert any(name.startswith("backbone.") for name in changed) == backbone
     assert {int(name.split(".")[2]) for name in changed if name.startswith("head.each")} == heads
 
 
-def test_validation_sees_the_new_tasks_images_and_is_told_their_task():
-    module = LwF(network_of(), new=[1], old=[0])
+def test_validation_uses_the_new_tasks_images_and_predicts_among_its_classes():
+    module = LwF(make_network(), new=[1], old=[0])
     labels = torch.tensor([0, 1, 5, 3, 2, 9])
-    found = module.validation_step(EvalBatch(images(6), labels, torch.arange(6)), 0)
-    assert found["labels"].tolist() == [1, 5, 2]
-    assert set(found["logits"].argmax(1).tolist()) <= {1, 5, 2}
+    output = module.validation_step(EvalBatch(random_images(6), labels, torch.arange(6)), 0)
+    assert output["labels"].tolist() == [1, 5, 2]
+    assert set(output["logits"].argmax(1).tolist()) <= {1, 5, 2}
 
 
-def test_a_tasks_accuracy_is_among_its_own_classes():
-    network = network_of()
+def test_a_tasks_accuracy_compares_its_own_classes_only():
+    network = make_network()
     network.head.train_tasks([0, 1])
     labels = torch.tensor([3, 0, 0, 1, 5, 2, 4, 7])
-    batch = EvalBatch(images(8), labels, torch.arange(8))
-    found = compute_task_metrics(predict(network, [batch], torch.device("cpu")), network, "test")
+    batch = EvalBatch(random_images(8), labels, torch.arange(8))
+    metrics = compute_task_metrics(predict(network, [batch], torch.device("cpu")), network, "test")
     features = network.eval().features(batch.images)
-    for number, task, of_task in ((1, (3, 0), slice(0, 3)), (2, (1, 5, 2), slice(3, 6))):
-        given = torch.tensor(task)[network.head.each[number - 1](features)[of_task].argmax(1)]
-        assert found[f"test/task-{number}"] == pytest.approx((given == labels[of_task]).float().mean().item(), abs=1e-6)
-    assert len(found) == 2  # the third is not learned
+    for number, task, rows in ((1, (3, 0), slice(0, 3)), (2, (1, 5, 2), slice(3, 6))):
+        predictions = torch.tensor(task)[network.head.each[number - 1](features)[rows].argmax(1)]
+        assert metrics[f"test/task-{number}"] == pytest.approx(
+            (predictions == labels[rows]).float().mean().item(), abs=1e-6
+        )
+    assert len(metrics) == 2  # the third is not learned
 
 
-def plan_of(*overrides: str):
+def plan_stages(*overrides: str):
     tasks = "strategy.tasks=[[0,1],[3],[2]]"
     config = compose(["strategy=lwf", tasks, "schedule.epochs=null", "schedule.steps=10", *overrides])
     source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
     return stages(config, source, split(source, data_config()))
 
 
-def test_the_stages_are_the_papers_and_each_comparison_takes_as_many_steps():
-    plan = {stage.name: stage for stage in plan_of() if isinstance(stage, TrainStage)}
-    own = ["task-1", "warm-up-2", "lwf-2", "warm-up-3", "lwf-3"]
+def test_the_stages_are_those_of_the_paper_and_each_comparison_trains_as_many_steps():
+    plan = {stage.name: stage for stage in plan_stages() if isinstance(stage, TrainStage)}
+    lwf_stages = ["task-1", "warm-up-2", "lwf-2", "warm-up-3", "lwf-3"]
     assert list(plan) == [
-        *own,
+        *lwf_stages,
         *("finetuning-2", "finetuning-warm-up-3", "finetuning-3"),
         *("feature_extraction-2", "feature_extraction-3", "joint-2", "joint-3"),
     ]
-    assert [name for name, stage in plan.items() if not stage.control] == own
+    assert [name for name, stage in plan.items() if not stage.control] == lwf_stages
 
     def steps_to(name: str | None) -> int:
         return plan[name].steps + steps_to(plan[name].starts_from) if name else 0
@@ -247,15 +254,15 @@ def test_the_stages_are_the_papers_and_each_comparison_takes_as_many_steps():
     assert plan["lwf-2"].teacher.networks == "warm-up-2"
     assert plan["lwf-2"].teacher.cached_views == 8
     assert [name for name, stage in plan.items() if stage.teacher] == ["lwf-2", "lwf-3"]
-    seen = {name: sorted(set(stage.streams({})[0].targets.tolist())) for name, stage in plan.items()}
-    assert (seen["task-1"], seen["lwf-2"], seen["finetuning-3"]) == ([0, 1], [3], [2])
-    assert (seen["joint-2"], seen["joint-3"]) == ([0, 1, 3], [0, 1, 2, 3])
+    classes = {name: sorted(set(stage.streams({})[0].targets.tolist())) for name, stage in plan.items()}
+    assert (classes["task-1"], classes["lwf-2"], classes["finetuning-3"]) == ([0, 1], [3], [2])
+    assert (classes["joint-2"], classes["joint-3"]) == ([0, 1, 3], [0, 1, 2, 3])
     head_alone = {name for name, stage in plan.items() if stage.fine_tuning.frozen_layers is None}
     assert head_alone == {name for name in plan if "warm-up" in name or "extraction" in name}
 
 
-def test_answers_can_be_kept_for_all_passes_and_comparisons_left_out():
-    plan = plan_of("strategy.teacher_logits=passes", "strategy.compare=[]")
+def test_logits_can_be_cached_for_all_passes_and_comparisons_left_out():
+    plan = plan_stages("strategy.teacher_logits=passes", "strategy.compare=[]")
     assert [stage.name for stage in plan] == ["task-1", "warm-up-2", "lwf-2", "warm-up-3", "lwf-3"]
     assert plan[2].teacher.cached_views is None
 
@@ -268,9 +275,9 @@ def test_answers_can_be_kept_for_all_passes_and_comparisons_left_out():
         ("[[0,1],[1,2]]", "each with classes of its own"),
     ],
 )
-def test_tasks_that_cannot_be_are_an_error(tasks, message):
+def test_invalid_tasks_are_an_error(tasks, message):
     with pytest.raises(UserError, match=message):
-        plan_of(f"strategy.tasks={tasks}")
+        plan_stages(f"strategy.tasks={tasks}")
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +306,7 @@ def test_a_run_of_three_tasks_ends_with_a_table_of_them_and_a_report(finished):
     assert "<th>forgets</th>" in page
 
 
-def test_what_stood_still_in_a_run_is_the_same_to_the_bit(finished):
+def test_frozen_parts_of_a_run_are_the_same_to_the_bit(finished):
     folder = only_run(finished)
 
     def weights(stage: str) -> dict[str, torch.Tensor]:
@@ -323,10 +330,15 @@ def test_a_killed_run_ends_with_the_same_weights_and_tables(finished, outputs, s
     assert outcome(outputs) == outcome(finished)
 
 
-def test_forgetting_by_hand():
-    def entry(name: str, after: str | None, *accuracies: float) -> dict:
+def test_forgetting_is_the_mean_loss_of_accuracy_since_each_tasks_end():
+    def entry(name: str, starts_from: str | None, *accuracies: float) -> dict:
         result = {f"test/task-{n}": value for n, value in enumerate(accuracies, 1)}
-        return {"name": name, "kind": "train", "result": result, **({"starts_from": after} if after else {})}
+        return {
+            "name": name,
+            "kind": "train",
+            "result": result,
+            **({"starts_from": starts_from} if starts_from else {}),
+        }
 
     record = {
         "stages": [
@@ -337,22 +349,24 @@ def test_forgetting_by_hand():
             entry("lwf-3", "warm-up-3", 0.7, 0.75, 0.9),
         ]
     }
-    lost = {one["name"]: compute_forgetting(record, one) for one in record["stages"]}
-    assert lost["task-1"] is None
-    assert lost["lwf-2"] == pytest.approx(0.05)
-    assert lost["warm-up-3"] == pytest.approx((0.05 + 0.0) / 2)
-    assert lost["lwf-3"] == pytest.approx((0.2 + 0.05) / 2)  # task 2 counts from the end of lwf-2, not of its warm-up
+    forgetting = {stage["name"]: compute_forgetting(record, stage) for stage in record["stages"]}
+    assert forgetting["task-1"] is None
+    assert forgetting["lwf-2"] == pytest.approx(0.05)
+    assert forgetting["warm-up-3"] == pytest.approx((0.05 + 0.0) / 2)
+    assert forgetting["lwf-3"] == pytest.approx(
+        (0.2 + 0.05) / 2
+    )  # task 2 counts from the end of lwf-2, not of its warm-up
 
 
-def test_averaging_weights_leaves_the_order_of_the_classes_alone():
-    network = network_of()
+def test_averaging_weights_keeps_the_order_of_the_classes():
+    network = make_network()
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     for _ in range(50):
         averaged.update_parameters(network)
     network.head.train_tasks([0, 1, 2])
     averaged.module.head.train_tasks([0, 1, 2])
-    shown = images(4)
-    torch.testing.assert_close(averaged.module.eval()(shown), network.eval()(shown), rtol=1e-4, atol=1e-5)
+    batch = random_images(4)
+    torch.testing.assert_close(averaged.module.eval()(batch), network.eval()(batch), rtol=1e-4, atol=1e-5)
 
 
 def test_a_task_without_a_validation_image_is_an_error():
@@ -364,11 +378,11 @@ def test_a_task_without_a_validation_image_is_an_error():
         stages(config, source, no_second)
 
 
-def test_whether_task_1_is_measured_is_part_of_what_a_run_is(old_run):
-    def named(given: Path) -> Path:
-        return run_path(compose(["strategy=lwf", "strategy.tasks=[]", f"init_from={given}"]), "")
+def test_the_identity_says_whether_task_1_is_measured(old_run):
+    def path_of_run(source: Path) -> Path:
+        return run_path(compose(["strategy=lwf", "strategy.tasks=[]", f"init_from={source}"]), "")
 
-    assert named(old_run) != named(old_run / "checkpoints" / "final.ckpt")
+    assert path_of_run(old_run) != path_of_run(old_run / "checkpoints" / "final.ckpt")
 
 
 def test_linear_heads_of_all_architectures_are_replaced():
@@ -390,26 +404,26 @@ def old_run(tmp_path_factory):
 ONWARD = ("strategy=lwf", "strategy.tasks=[]", "debug=tiny")
 
 
-def test_a_finished_runs_classes_are_task_1_and_its_own_test_images_measure_it(old_run, outputs, capfd):
+def test_a_finished_runs_classes_are_task_1_and_are_measured_on_its_own_test_images(old_run, outputs, capfd):
     assert run(outputs, *ONWARD, f"init_from={old_run}", "callbacks.report=true") == 0
     assert "the old network's 10 classes are task 1, the data's are task 2" in capfd.readouterr().err
     record = json.loads((only_run(outputs) / "run.json").read_text())
     names = [entry["name"] for entry in record["stages"]]
     assert names == ["warm-up-2", "lwf-2", "finetuning-2", "feature_extraction-2"]
-    before = json.loads((old_run / "run.json").read_text())["result"]["test/accuracy"]
+    old_accuracy = json.loads((old_run / "run.json").read_text())["result"]["test/accuracy"]
     results = {entry["name"]: entry["result"] for entry in record["stages"]}
     for stage in ("warm-up-2", "feature_extraction-2"):
-        assert results[stage]["test/task-1"] == pytest.approx(before)
+        assert results[stage]["test/task-1"] == pytest.approx(old_accuracy)
     assert {key for key in results["lwf-2"] if "task-" in key} == {"test/task-1", "test/task-2"}
-    lost = before - results["finetuning-2"]["test/task-1"]
-    assert compute_forgetting(record, record["stages"][2]) == pytest.approx(lost)
+    forgotten = old_accuracy - results["finetuning-2"]["test/task-1"]
+    assert compute_forgetting(record, record["stages"][2]) == pytest.approx(forgotten)
     old = load_classifier(old_run / "checkpoints" / "final.ckpt").state_dict()
     new = load_classifier(next(only_run(outputs).glob("stages/1-*/checkpoints/final.ckpt"))).state_dict()
     assert torch.equal(new["head.each.0.weight"], old["head.weight"])
     assert all(torch.equal(new[name], value) for name, value in old.items() if name.startswith("backbone."))
 
 
-def test_without_the_old_runs_folder_task_1_is_kept_and_not_measured(old_run, outputs, capfd):
+def test_without_the_old_runs_folder_task_1_is_trained_and_not_measured(old_run, outputs, capfd):
     file = old_run / "checkpoints" / "final.ckpt"
     assert run(outputs, *ONWARD, f"init_from={file}", "strategy.compare=[]") == 0
     assert "note: task 1 is not measured:" in capfd.readouterr().err
@@ -424,20 +438,20 @@ def test_without_the_old_runs_folder_task_1_is_kept_and_not_measured(old_run, ou
         (("data.image_size=32",), "data.image_size=32: the network of init_from sees 28"),
     ],
 )
-def test_a_network_that_does_not_go_on_from_the_old_one_is_an_error(old_run, outputs, overrides, message):
-    assert message in refusal(outputs, f"init_from={old_run}", *overrides)
+def test_a_network_unlike_the_old_one_is_an_error(old_run, outputs, overrides, message):
+    assert message in refuse_run(outputs, f"init_from={old_run}", *overrides)
 
 
-def test_weights_whose_classes_nobody_knows_and_none_at_all_are_errors(tmp_path, outputs):
+def test_old_weights_without_known_classes_and_missing_ones_are_errors(tmp_path, outputs):
     torch.save(make_classifier(LENET, make_spec()).state_dict(), tmp_path / "plain.pt")
-    message = refusal(outputs, f"init_from={tmp_path / 'plain.pt'}")
+    message = refuse_run(outputs, f"init_from={tmp_path / 'plain.pt'}")
     assert "it is not known what its classes are; give the folder of a finished run" in message
     with pytest.raises(UserError, match=r"strategy.tasks=\[\] adds a task to a trained network"):
         compose(["strategy=lwf", "strategy.tasks=[]"])
 
 
-def refusal(outputs: Path, *overrides: str) -> str:
-    """Return what is said of a run that goes on from nothing that it could; nothing is written."""
+def refuse_run(outputs: Path, *overrides: str) -> str:
+    """Return the error of a run that cannot start from its old network; check that it wrote no record."""
     with pytest.raises(UserError) as refused:
         run_job(compose([*QUIET, f"paths.outputs={outputs}", *ONWARD, *overrides]))
     assert not list(outputs.glob("*/*/run.json"))

@@ -132,8 +132,8 @@ def test_cross_entropy_of_probabilities_is_the_formula_and_of_classes_its_specia
     torch.manual_seed(0)
     logits, soft = torch.randn(6, 4), torch.rand(6, 4).softmax(dim=1)
     classes = torch.randint(0, 4, (6,))
-    by_hand = -(soft * (logits - logits.exp().sum(1, keepdim=True).log())).sum(1).mean()
-    torch.testing.assert_close(cross_entropy(logits, soft), by_hand)
+    expected = -(soft * (logits - logits.exp().sum(1, keepdim=True).log())).sum(1).mean()
+    torch.testing.assert_close(cross_entropy(logits, soft), expected)
     one_hot = functional.one_hot(classes, 4).float()
     torch.testing.assert_close(cross_entropy(logits, classes), cross_entropy(logits, one_hot))
 
@@ -172,26 +172,27 @@ def test_metrics_are_scikit_learns():
     probabilities = rng.dirichlet(np.ones(8), 500).astype(np.float32)
     probabilities[np.arange(500), labels] += 0.2
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    found = Predictions(probabilities, labels, np.arange(500))
-    result = compute_metrics(found, [f"c{i}" for i in range(8)], "test")
-    given = probabilities.argmax(axis=1)
-    assert result["test/accuracy"] == pytest.approx(accuracy_score(labels, given), abs=1e-6)
-    assert result["test/macro_f1"] == pytest.approx(f1_score(labels, given, average="macro"), abs=1e-6)
+    predictions = Predictions(probabilities, labels, np.arange(500))
+    result = compute_metrics(predictions, [f"c{i}" for i in range(8)], "test")
+    predicted = probabilities.argmax(axis=1)
+    assert result["test/accuracy"] == pytest.approx(accuracy_score(labels, predicted), abs=1e-6)
+    assert result["test/macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-6)
     assert result["test/top5"] == pytest.approx(top_k_accuracy_score(labels, probabilities, k=5), abs=1e-6)
-    matrix = confusion_matrix(labels, given)
-    assert (compute_confusion_matrix(found) == matrix).all()
+    matrix = confusion_matrix(labels, predicted)
+    assert (compute_confusion_matrix(predictions) == matrix).all()
     assert result["test/accuracy/c3"] == pytest.approx(matrix[3, 3] / matrix[3].sum(), abs=1e-6)
-    sure = probabilities.max(axis=1)
-    bins = np.minimum((sure * 15).astype(int), 14)
+    confidence = probabilities.max(axis=1)
+    bins = np.minimum((confidence * 15).astype(int), 14)
     ece = sum(
-        (bins == b).mean() * abs((given == labels)[bins == b].mean() - sure[bins == b].mean()) for b in np.unique(bins)
+        (bins == b).mean() * abs((predicted == labels)[bins == b].mean() - confidence[bins == b].mean())
+        for b in np.unique(bins)
     )
     assert result["test/calibration_error"] == pytest.approx(ece, abs=1e-5)
 
 
 def test_top5_is_left_out_where_it_says_nothing():
-    found = Predictions(np.eye(5, dtype=np.float32), np.arange(5), np.arange(5))
-    assert "test/top5" not in compute_metrics(found, list("abcde"), "test")
+    predictions = Predictions(np.eye(5, dtype=np.float32), np.arange(5), np.arange(5))
+    assert "test/top5" not in compute_metrics(predictions, list("abcde"), "test")
 
 
 def test_stored_weights_give_the_same_network_and_nothing_is_executed(tmp_path):
@@ -224,7 +225,7 @@ def test_weights_that_name_a_function_are_refused(tmp_path):
         load_classifier(tmp_path / "evil.ckpt")
 
 
-def test_a_pickle_is_no_weights_file(tmp_path):
+def test_a_pickle_is_refused_as_a_weights_file(tmp_path):
     import pickle
 
     write_checked(tmp_path / "evil.ckpt", lambda file: file.write(pickle.dumps(math.sqrt)))
@@ -238,13 +239,13 @@ SMALL = {
     "alexnet": ["data.image_size=67", "model.width=0.125"],
     "vgg": ["data.image_size=32", "model.width=0.125"],
 }
-AT_ONCE = {"nearest_neighbours"}  # learns in one pass; tests of its own
+WITHOUT_STEPS = {"nearest_neighbours"}  # learns in one pass; tests of its own
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("option", sorted(set(list_options()["model"]) - AT_ONCE))
-def test_every_architecture_trains_a_step_stops_and_goes_on(option, device, outputs):
-    """Found by itself: a YAML dropped into conf/model is trained, saved and resumed here."""
+@pytest.mark.parametrize("option", sorted(set(list_options()["model"]) - WITHOUT_STEPS))
+def test_every_architecture_trains_and_resumes(option, device, outputs):
+    """A new YAML file in conf/model is tested without a change here: trained, saved and resumed."""
     import signal
 
     from helpers.runs import outcome, run
@@ -270,13 +271,13 @@ def test_class_weights_are_scikit_learns_and_scale_each_images_loss():
     torch.manual_seed(0)
     logits, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 0])
     weight = torch.tensor(weights_of_classes)
-    by_hand = (weight[targets] * functional.cross_entropy(logits, targets, reduction="none")).mean()
-    torch.testing.assert_close(cross_entropy(logits, targets, weight), by_hand)
+    expected = (weight[targets] * functional.cross_entropy(logits, targets, reduction="none")).mean()
+    torch.testing.assert_close(cross_entropy(logits, targets, weight), expected)
     one_hot = functional.one_hot(targets, 3).float()
-    torch.testing.assert_close(cross_entropy(logits, one_hot, weight), by_hand)
+    torch.testing.assert_close(cross_entropy(logits, one_hot, weight), expected)
 
 
-def saved_weights(network: nn.Module, file) -> None:
+def save_weights(network: nn.Module, file) -> None:
     if file.suffix == ".safetensors":
         from safetensors.torch import save_file
 
@@ -293,7 +294,7 @@ def test_timm_starts_from_a_local_weights_file(tmp_path, suffix, classes):
     torch.manual_seed(0)
     reference = timm.create_model("resnet10t", num_classes=10, in_chans=3).eval()
     file = tmp_path / f"weights.{suffix}"
-    saved_weights(reference, file)
+    save_weights(reference, file)
     network = Timm(make_spec(3, 32, classes), name="resnet10t").eval()
     message = load_pretrained(network, file)
     assert ("starts anew" in message) == (classes == 7)
@@ -306,21 +307,21 @@ def test_timm_starts_from_a_local_weights_file(tmp_path, suffix, classes):
         torch.testing.assert_close(network(images), reference(normalised))
 
 
-def test_weights_of_another_naming_fit_by_order(tmp_path):
+def test_weights_with_other_names_are_loaded_by_their_order(tmp_path):
     torch.manual_seed(0)
-    network, other = LeNet5(make_spec()), LeNet5(make_spec())
-    renamed = {f"module.layer{n}": tensor for n, tensor in enumerate(other.state_dict().values())}
+    network, source = LeNet5(make_spec()), LeNet5(make_spec())
+    renamed = {f"module.layer{n}": tensor for n, tensor in enumerate(source.state_dict().values())}
     torch.save({"state_dict": renamed}, tmp_path / "w.pth")
     load_pretrained(network, tmp_path / "w.pth")
-    assert weight_hash(network) == weight_hash(other)
+    assert weight_hash(network) == weight_hash(source)
 
 
-def test_our_own_checkpoints_are_weights_files(tmp_path):
+def test_a_runs_checkpoint_can_be_loaded_as_pretrained_weights(tmp_path):
     model = compose(["model=mlp", "model.width=4"]).model.arguments()
-    network, other = make_classifier(model, make_spec()), make_classifier(model, make_spec())
-    save_classifier(other, model, tmp_path / "final.ckpt")
+    network, source = make_classifier(model, make_spec()), make_classifier(model, make_spec())
+    save_classifier(source, model, tmp_path / "final.ckpt")
     load_pretrained(network, tmp_path / "final.ckpt")
-    assert weight_hash(network) == weight_hash(other)
+    assert weight_hash(network) == weight_hash(source)
 
 
 def test_weights_that_do_not_fit_are_refused_with_a_list(tmp_path):
@@ -345,12 +346,12 @@ def test_a_run_starts_from_weights_and_its_name_follows_their_content(outputs, t
         torch.manual_seed(seed)
         save_classifier(make_classifier(model, make_spec()), model, tmp_path / f"{name}.ckpt")
     (tmp_path / "copy.ckpt").write_bytes((tmp_path / "one.ckpt").read_bytes())
-    words = ["model=mlp", "model.width=8", "debug=tiny", "optimizer.lr=1e-9"]
+    overrides = ["model=mlp", "model.width=8", "debug=tiny", "optimizer.lr=1e-9"]
     for name in ("one", "copy"):
-        assert run(outputs, *words, f"init_from={tmp_path / name}.ckpt") == 0
+        assert run(outputs, *overrides, f"init_from={tmp_path / name}.ckpt") == 0
     folder = only_run(outputs)
     trained = load_classifier(next((folder / "checkpoints").glob("[bf]*.ckpt")))
-    before = load_classifier(tmp_path / "one.ckpt")
-    torch.testing.assert_close(trained.head.weight, before.head.weight, atol=1e-6, rtol=0)
-    assert run(outputs, *words, f"init_from={tmp_path / 'two'}.ckpt") == 0
+    initial = load_classifier(tmp_path / "one.ckpt")
+    torch.testing.assert_close(trained.head.weight, initial.head.weight, atol=1e-6, rtol=0)
+    assert run(outputs, *overrides, f"init_from={tmp_path / 'two'}.ckpt") == 0
     assert len(list(outputs.glob("*/*/run.json"))) == 2

@@ -21,69 +21,69 @@ from tutelage.models import nearest_neighbours as module
 from tutelage.models.nearest_neighbours import find_nearest
 
 
-def spec_of(size: int = 8, classes: int = 4) -> ImageSpec:
+def make_spec(size: int = 8, classes: int = 4) -> ImageSpec:
     return ImageSpec(1, size, tuple(map(str, range(classes))), (0.3,), (0.2,))
 
 
-def batches(images: np.ndarray, labels: np.ndarray, size: int = 32):
+def make_batches(images: np.ndarray, labels: np.ndarray, size: int = 32):
     for start in range(0, len(images), size):
-        some = slice(start, start + size)
-        yield EvalBatch(torch.from_numpy(images[some]), torch.from_numpy(labels[some]), torch.arange(len(labels[some])))
+        rows = slice(start, start + size)
+        yield EvalBatch(torch.from_numpy(images[rows]), torch.from_numpy(labels[rows]), torch.arange(len(labels[rows])))
 
 
-def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def draw_data(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (count, 1, 8, 8), dtype=np.uint8), rng.integers(0, 4, count)
 
 
 @pytest.mark.parametrize("block", [1 << 10, 1 << 14, 1 << 25])
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_neighbours_are_scikit_learns_however_the_bank_is_cut(monkeypatch, kind, block):
+def test_neighbours_are_scikit_learns_for_every_size_of_block(monkeypatch, kind, block):
     monkeypatch.setattr(module, "BLOCK_BYTES", block)
     rng = np.random.default_rng(1)
     bank = rng.integers(0, 256, (500, 64)).astype(kind)
     queries = rng.integers(0, 256, (70, 64)).astype(kind)
-    found = find_nearest(torch.from_numpy(queries), bank, 7)
+    neighbours = find_nearest(torch.from_numpy(queries), bank, 7)
     distances, expected = (
         NearestNeighbors(n_neighbors=7, algorithm="brute").fit(bank.astype(float)).kneighbors(queries.astype(float))
     )
     assert len(np.unique(distances)) > 480  # hardly a tie
-    assert (found.numpy() == expected).mean() > 0.99
-    ours = np.linalg.norm(bank[found.numpy()].astype(float) - queries[:, None].astype(float), axis=2)
-    np.testing.assert_allclose(ours, distances, rtol=1e-12)
+    assert (neighbours.numpy() == expected).mean() > 0.99
+    own_distances = np.linalg.norm(bank[neighbours.numpy()].astype(float) - queries[:, None].astype(float), axis=2)
+    np.testing.assert_allclose(own_distances, distances, rtol=1e-12)
 
 
 @given(st.integers(0, 999), st.integers(1, 40), st.integers(1, 12), st.floats(0, 1e6))
 @settings(max_examples=60)
-def test_distances_are_the_smallest_there_are_however_far_from_zero(seed, count, k, far):
-    """Far from zero float32 cannot tell neighbours apart; the answer stays exact."""
+def test_the_nearest_neighbours_are_exact_however_far_from_zero(seed, count, k, offset):
+    """Far from zero, float32 distances cannot separate neighbours; the result stays exact."""
     rng = np.random.default_rng(seed)
-    bank = (far + rng.normal(size=(count, 5))).astype(np.float32)
-    queries = (far + rng.normal(size=(3, 5))).astype(np.float32)
-    found = find_nearest(torch.from_numpy(queries), bank, k).numpy()
-    every = ((bank[None].astype(float) - queries[:, None].astype(float)) ** 2).sum(axis=2)
-    assert found.shape == (3, min(k, count))
-    best = np.sort(every, axis=1)[:, : min(k, count)]
-    np.testing.assert_array_equal(np.take_along_axis(every, found, axis=1), best)
+    bank = (offset + rng.normal(size=(count, 5))).astype(np.float32)
+    queries = (offset + rng.normal(size=(3, 5))).astype(np.float32)
+    neighbours = find_nearest(torch.from_numpy(queries), bank, k).numpy()
+    all_distances = ((bank[None].astype(float) - queries[:, None].astype(float)) ** 2).sum(axis=2)
+    assert neighbours.shape == (3, min(k, count))
+    smallest = np.sort(all_distances, axis=1)[:, : min(k, count)]
+    np.testing.assert_array_equal(np.take_along_axis(all_distances, neighbours, axis=1), smallest)
 
 
 def test_votes_are_scikit_learns(tmp_path):
-    images, labels = drawn(300)
-    asked, _ = drawn(64, seed=1)
-    network = NearestNeighbours(spec_of(), k=5)
-    network.memorise(batches(images, labels), len(images), tmp_path)
+    images, labels = draw_data(300)
+    queries, _ = draw_data(64, seed=1)
+    network = NearestNeighbours(make_spec(), k=5)
+    network.memorise(make_batches(images, labels), len(images), tmp_path)
     reference = KNeighborsClassifier(5).fit(images.reshape(300, -1).astype(float), labels)
-    expected = reference.predict_proba(asked.reshape(64, -1).astype(float))
-    found = network(torch.from_numpy(asked)).softmax(dim=1).numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert (found.argmax(axis=1) == reference.predict(asked.reshape(64, -1).astype(float))).all()
+    expected = reference.predict_proba(queries.reshape(64, -1).astype(float))
+    probabilities = network(torch.from_numpy(queries)).softmax(dim=1).numpy()
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    assert (probabilities.argmax(axis=1) == reference.predict(queries.reshape(64, -1).astype(float))).all()
 
 
 def test_a_backbones_features_are_compared_where_one_is_given(tmp_path):
-    images, labels = drawn(100)
+    images, labels = draw_data(100)
     torch.manual_seed(0)
-    network = NearestNeighbours(spec_of(), k=1, backbone={"_target_": "tutelage.models.MLP", "width": 16, "depth": 1})
-    network.memorise(batches(images, labels), len(images), tmp_path)
+    network = NearestNeighbours(make_spec(), k=1, backbone={"_target_": "tutelage.models.MLP", "width": 16, "depth": 1})
+    network.memorise(make_batches(images, labels), len(images), tmp_path)
     with torch.inference_mode():
         features = network.features(torch.from_numpy(images)).numpy()
     assert features.shape == (100, 16)
@@ -92,15 +92,15 @@ def test_a_backbones_features_are_compared_where_one_is_given(tmp_path):
 
 
 def test_the_bank_is_mapped_not_read_and_checked(tmp_path):
-    images, labels = drawn(50)
+    images, labels = draw_data(50)
     model = {"_target_": "tutelage.models.NearestNeighbours", "k": 3}
-    network = make_classifier(model, spec_of())
-    network.memorise(batches(images, labels), 50, tmp_path)
+    network = make_classifier(model, make_spec())
+    network.memorise(make_batches(images, labels), 50, tmp_path)
     save_classifier(network, model, tmp_path / "final.ckpt")
     again = load_classifier(tmp_path / "final.ckpt")
     assert isinstance(again.head._bank, np.memmap)
-    asked = torch.from_numpy(drawn(9, seed=2)[0])
-    assert torch.equal(again(asked), network(asked))
+    queries = torch.from_numpy(draw_data(9, seed=2)[0])
+    assert torch.equal(again(queries), network(queries))
     content = bytearray((tmp_path / "bank.npy").read_bytes())
     content[200] ^= 1
     (tmp_path / "bank.npy").write_bytes(content)
@@ -115,11 +115,11 @@ def test_a_run_that_was_killed_in_its_pass_or_lost_its_bank_makes_it_again(outpu
         on_images = RunContext.on_images
 
         def trap(*arguments):
-            after, calls = on_images(*arguments), []
+            callback, calls = on_images(*arguments), []
 
             def count(images):
                 calls.append(images)
-                after(images)
+                callback(images)
                 if len(calls) == 2:
                     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -141,57 +141,57 @@ def test_a_run_that_was_killed_in_its_pass_or_lost_its_bank_makes_it_again(outpu
     assert entry["steps"] == 0
 
 
-def test_neighbours_teach_no_student():
+def test_nearest_neighbours_cannot_be_a_student_or_teacher():
     from tutelage.config.compose import compose
 
     with pytest.raises(UserError, match="it goes with strategy=supervised"):
         compose(["model=nearest_neighbours", "strategy=noisy_student", "data.labels_per_class=2"])
 
 
-def test_a_backbone_takes_weights_and_says_so_where_it_has_none(outputs, tmp_path, capfd):
+def test_a_backbone_loads_weights_and_a_note_says_if_they_are_random(outputs, tmp_path, capfd):
     from tutelage.config.compose import compose
 
     model = compose(["model=lenet5"]).model.arguments()
     spec = ImageSpec(1, 28, tuple(map(str, range(10))), (0.305,), (0.345,))
     torch.manual_seed(3)
     save_classifier(make_classifier(model, spec), model, tmp_path / "final.ckpt")
-    words = ["model=nearest_neighbours", "+model@model.backbone=lenet5", "debug=tiny"]
-    assert run(outputs / "a", *words, f"init_from={tmp_path / 'final.ckpt'}") == 0
-    found = load_classifier(next((only_run(outputs / "a") / "checkpoints").glob("[bf]*.ckpt")))
-    before = load_classifier(tmp_path / "final.ckpt")
+    overrides = ["model=nearest_neighbours", "+model@model.backbone=lenet5", "debug=tiny"]
+    assert run(outputs / "a", *overrides, f"init_from={tmp_path / 'final.ckpt'}") == 0
+    trained = load_classifier(next((only_run(outputs / "a") / "checkpoints").glob("[bf]*.ckpt")))
+    source = load_classifier(tmp_path / "final.ckpt")
     images = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)
-    torch.testing.assert_close(found.features(images), before.features(images))
+    torch.testing.assert_close(trained.features(images), source.features(images))
     assert "weights are random" not in capfd.readouterr().err
-    assert run(outputs / "b", *words) == 0
+    assert run(outputs / "b", *overrides) == 0
     assert "the backbone's weights are random; init_from=FILE" in capfd.readouterr().err
 
 
 def test_a_bank_of_another_network_is_refused(tmp_path):
     model = {"_target_": "tutelage.models.NearestNeighbours", "k": 3}
     for name, seed in (("one", 0), ("two", 1)):
-        network = make_classifier(model, spec_of())
-        images, labels = drawn(50, seed)
-        network.memorise(batches(images, labels), 50, tmp_path / name)
+        network = make_classifier(model, make_spec())
+        images, labels = draw_data(50, seed)
+        network.memorise(make_batches(images, labels), 50, tmp_path / name)
         save_classifier(network, model, tmp_path / name / "final.ckpt")
     for file in module.BANK_FILES:
-        kept = (tmp_path / "one" / file).read_bytes()
+        content = (tmp_path / "one" / file).read_bytes()
         (tmp_path / "one" / file).write_bytes((tmp_path / "two" / file).read_bytes())
         with pytest.raises(UserError, match=f"{file}: missing or damaged"):
             load_classifier(tmp_path / "one" / "final.ckpt")
-        (tmp_path / "one" / file).write_bytes(kept)
+        (tmp_path / "one" / file).write_bytes(content)
 
 
-def peak_growth(side: int, k: int) -> int:
-    """Return by how many bytes the peak of a fork's memory grows in looking up 256 images."""
+def measure_peak_growth(side: int, k: int) -> int:
+    """Return by how many bytes the peak of this process's memory grows in looking up 256 images."""
     rng = np.random.default_rng(0)
     bank = rng.integers(0, 256, (700, 3 * side * side), dtype=np.uint8)
     queries = torch.from_numpy(bank[:256].copy())
-    before = getrusage(RUSAGE_SELF).ru_maxrss
-    found = find_nearest(queries, bank, k)
-    assert (found[:, 0] == torch.arange(256)).all()
-    return (getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024
+    peak_before = getrusage(RUSAGE_SELF).ru_maxrss
+    neighbours = find_nearest(queries, bank, k)
+    assert (neighbours[:, 0] == torch.arange(256)).all()
+    return (getrusage(RUSAGE_SELF).ru_maxrss - peak_before) * 1024
 
 
 @pytest.mark.parametrize(("side", "k"), [(160, 5), (28, 600)])
 def test_memory_stays_bounded_for_large_images_and_many_neighbours(side, k):
-    assert call_in_fork(lambda: peak_growth(side, k) > 400e6) == 0
+    assert call_in_fork(lambda: measure_peak_growth(side, k) > 400e6) == 0

@@ -1,4 +1,4 @@
-"""Noisy student: what is selected, and what is minimised."""
+"""Noisy student: its losses, its stages, and its runs."""
 
 import json
 import os
@@ -42,9 +42,9 @@ def test_the_loss_is_the_sum_of_both_cross_entropies_in_one_forward():
     torch.testing.assert_close(parts["loss_pool"], on_pool)
 
 
-@pytest.mark.parametrize("counted", [6, 2])
+@pytest.mark.parametrize("selected", [6, 2])
 @pytest.mark.parametrize(("soft", "temperature"), [(True, 1.0), (True, 0.5), (False, 1.0)])
-def test_by_hand_live_labels_are_the_teachers_answers_to_the_images_as_they_are(counted, soft, temperature):
+def test_live_labels_are_the_teachers_predictions_for_the_images_without_augmentation(selected, soft, temperature):
     torch.manual_seed(0)
     student, teacher = LeNet5(make_spec()), LeNet5(make_spec())
     plain, views = torch.randint(0, 256, (2, 6, 1, 28, 28), dtype=torch.uint8)
@@ -52,10 +52,10 @@ def test_by_hand_live_labels_are_the_teachers_answers_to_the_images_as_they_are(
     pool = StreamBatch(torch.cat([plain, views]), torch.full((12,), UNKNOWN))
     logits = teacher(plain).detach()
     certainty = logits.softmax(1).amax(1)
-    confidence = 0.0 if counted == 6 else float(certainty.sort().values[-counted] - 1e-6)
+    confidence = 0.0 if selected == 6 else float(certainty.sort().values[-selected] - 1e-6)
     pseudo_labels = functional.one_hot(logits.argmax(1), 10).float() if not soft else (logits / temperature).softmax(1)
-    each = -(pseudo_labels * student(views).log_softmax(1)).sum(1)
-    on_pool = each[certainty >= confidence].sum() / 6  # the mean is over all
+    losses = -(pseudo_labels * student(views).log_softmax(1)).sum(1)
+    on_pool = losses[certainty >= confidence].sum() / 6  # the mean is over all
     changes = {"confidence": confidence, "target_type": "soft" if soft else "hard", "temperature": temperature}
     config = NoisyStudentConfig(
         name="noisy_student", students=[StudentConfig()], label_source="live", balance=False, **changes
@@ -64,27 +64,27 @@ def test_by_hand_live_labels_are_the_teachers_answers_to_the_images_as_they_are(
     torch.testing.assert_close(parts["loss_pool"], on_pool.detach())
     on_labelled = functional.cross_entropy(student(labelled.images), labelled.targets)
     torch.testing.assert_close(parts["loss"], on_labelled + on_pool)
-    assert parts["mask_rate"].item() == pytest.approx(counted / 6)
+    assert parts["mask_rate"].item() == pytest.approx(selected / 6)
     parts["loss"].backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-def plan_of(*overrides: str, results=None, **data):
+def plan_stages(*overrides: str, results=None, **data):
     config = compose(["strategy=noisy_student", "schedule.epochs=null", "schedule.steps=10", *overrides])
     source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
     return config, stages(config, source, split(source, data_config(labels_per_class=3, **data)), results or {})
 
 
-def names_of(*overrides: str, **gained: float) -> list[str]:
-    """Return the plan of a run until validation, rejected students in brackets, once some stages have their results."""
-    results = {name.replace("_", "-"): {"val/accuracy": value} for name, value in gained.items()}
-    _, plan = plan_of("strategy.until=validation", *overrides, results=results, validation="outside:20")
+def name_stages(*overrides: str, **accuracies: float) -> list[str]:
+    """Return the stages of a run until validation, given some accuracies; rejected students are in brackets."""
+    results = {name.replace("_", "-"): {"val/accuracy": value} for name, value in accuracies.items()}
+    _, plan = plan_stages("strategy.until=validation", *overrides, results=results, validation="outside:20")
     return [f"({stage.name})" if getattr(stage, "rejected", False) else stage.name for stage in plan]
 
 
-def test_the_stages_are_the_papers_and_then_the_control():
+def test_the_stages_are_those_of_the_paper_and_the_control():
     students = "strategy.students=[{model:{width:2},length:2.0},{model:{width:3,dropout:0.5},length:1.0}]"
-    config, plan = plan_of(students, "strategy.teacher_length=0.5", "data.batch_size=8")
+    config, plan = plan_stages(students, "strategy.teacher_length=0.5", "data.batch_size=8")
     assert [stage.name for stage in plan] == ["teacher", "labels-1", "student-1", "labels-2", "student-2", "control"]
     fits = {stage.name: stage for stage in plan if isinstance(stage, TrainStage)}
     assert {name: fit.steps for name, fit in fits.items()} == {
@@ -100,10 +100,10 @@ def test_the_stages_are_the_papers_and_then_the_control():
     assert spec_sizes == sorted(set(spec_sizes))
 
 
-def test_each_round_labels_anew_and_knows_the_labels_before():
-    _, plan = plan_of("strategy.rounds=3", "strategy.tta_views=mirrored")
+def test_each_round_labels_the_pool_again_and_is_compared_with_the_round_before():
+    _, plan = plan_stages("strategy.rounds=3", "strategy.tta_views=mirrored")
     labels = [stage for stage in plan if isinstance(stage, PseudoLabelStage)]
-    assert [(one.teacher, one.previous, one.tta_views) for one in labels] == [
+    assert [(stage.teacher, stage.previous, stage.tta_views) for stage in labels] == [
         ("teacher", None, "mirrored"), ("student-1", "labels-1", "mirrored"), ("student-2", "labels-2", "mirrored"),
     ]  # fmt: skip
 
@@ -111,12 +111,12 @@ def test_each_round_labels_anew_and_knows_the_labels_before():
 def test_more_rounds_than_students_repeat_the_last_one_and_fewer_leave_some_out():
     students = "strategy.students=[{model:{width:1.5},length:2.0},{model:{width:2},length:1.0}]"
     for rounds, widths in ((1, [1.0, 1.5]), (2, [1.0, 1.5, 2.0]), (4, [1.0, 1.5, 2.0, 2.0, 2.0])):
-        _, plan = plan_of(students, f"strategy.rounds={rounds}", "strategy.control=false")
+        _, plan = plan_stages(students, f"strategy.rounds={rounds}", "strategy.control=false")
         assert [stage.model.width for stage in plan if isinstance(stage, TrainStage)] == widths
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("first", "second", "equal"),
     [
         ("strategy.rounds=2", "strategy.rounds=null", True),  # two are listed
         ("strategy.rounds=3", "strategy.students=[{},{},{}]", True),
@@ -126,27 +126,29 @@ def test_more_rounds_than_students_repeat_the_last_one_and_fewer_leave_some_out(
         ("strategy.target_type=hard", "strategy.target_type=hard strategy.temperature=2", True),
     ],
 )
-def test_a_run_is_named_by_what_its_rounds_are_not_by_how_that_was_written(one, other, same):
-    identities = [run_identity(compose(["strategy=noisy_student", *each.split()]), "") for each in (one, other)]
-    assert (identities[0] == identities[1]) == same
+def test_equivalent_overrides_give_one_identity(first, second, equal):
+    identities = [
+        run_identity(compose(["strategy=noisy_student", *overrides.split()]), "") for overrides in (first, second)
+    ]
+    assert (identities[0] == identities[1]) == equal
 
 
-def test_a_plan_until_validation_follows_from_the_results_alone():
+def test_stages_until_validation_follow_from_the_results_alone():
     rounds = ["teacher", "labels-1", "student-1", "labels-2", "student-2"]
-    assert names_of() == [*rounds, "control"]  # as if all gained
-    assert names_of(teacher=0.5) == [*rounds, "control"]
-    assert names_of(teacher=0.5, student_1=0.6) == [*rounds, "control"]
-    assert names_of(teacher=0.5, student_1=0.5) == ["teacher", "labels-1", "(student-1)", "control"]
-    assert names_of(teacher=0.5, student_1=0.6, student_2=0.6) == [*rounds[:4], "(student-2)", "control"]
-    more = ["labels-3", "student-3"]  # those listed are no limit
-    assert names_of(teacher=0.5, student_1=0.6, student_2=0.7) == [*rounds, *more, "control"]
+    assert name_stages() == [*rounds, "control"]  # as if all gained
+    assert name_stages(teacher=0.5) == [*rounds, "control"]
+    assert name_stages(teacher=0.5, student_1=0.6) == [*rounds, "control"]
+    assert name_stages(teacher=0.5, student_1=0.5) == ["teacher", "labels-1", "(student-1)", "control"]
+    assert name_stages(teacher=0.5, student_1=0.6, student_2=0.6) == [*rounds[:4], "(student-2)", "control"]
+    third_round = ["labels-3", "student-3"]  # the list of students is no limit
+    assert name_stages(teacher=0.5, student_1=0.6, student_2=0.7) == [*rounds, *third_round, "control"]
     limit = "strategy.rounds=2"
-    assert names_of(limit, teacher=0.5, student_1=0.6, student_2=0.7) == [*rounds, "control"]
-    assert names_of(teacher=0.5, student_1=0.6) == names_of(student_1=0.6, teacher=0.5)
+    assert name_stages(limit, teacher=0.5, student_1=0.6, student_2=0.7) == [*rounds, "control"]
+    assert name_stages(teacher=0.5, student_1=0.6) == name_stages(student_1=0.6, teacher=0.5)
 
 
 @cache
-def until_validation():
+def make_case():
     config = compose(["strategy=noisy_student", "strategy.until=validation"])
     source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
     return config, source, split(source, data_config(labels_per_class=3, validation="outside:20"))
@@ -154,23 +156,23 @@ def until_validation():
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=7), st.one_of(st.none(), st.integers(1, 4)))
-def test_what_a_plan_lists_up_to_a_finished_stage_stays_as_it_was(accuracies, rounds):
-    config, source, splits = until_validation()
+def test_the_stages_up_to_a_finished_one_do_not_change(accuracies, rounds):
+    config, source, splits = make_case()
     strategy = config.strategy.model_copy(update={"rounds": rounds})
     config, results = config.model_copy(update={"strategy": strategy}), {}
 
     def names():
         return [stage.name for stage in stages(config, source, splits, results)]
 
-    fits = ["teacher", *(f"student-{number}" for number in range(1, len(accuracies)))]
-    for fit, accuracy in zip(fits, accuracies, strict=True):
-        before = names()
-        if fit not in before:
+    train_stages = ["teacher", *(f"student-{number}" for number in range(1, len(accuracies)))]
+    for fit, accuracy in zip(train_stages, accuracies, strict=True):
+        names_before = names()
+        if fit not in names_before:
             break
         results[fit] = {"val/accuracy": accuracy / 5}
-        after, done = names(), before.index(fit) + 1
-        assert after[:done] == before[:done]
-        assert (after[-1], after.count("control")) == ("control", 1)
+        names_after, finished = names(), names_before.index(fit) + 1
+        assert names_after[:finished] == names_before[:finished]
+        assert (names_after[-1], names_after.count("control")) == ("control", 1)
 
 
 def test_the_student_that_did_not_gain_is_neither_teacher_nor_finetuned_nor_the_controls_model():
@@ -178,7 +180,7 @@ def test_the_student_that_did_not_gain_is_neither_teacher_nor_finetuned_nor_the_
     finetune = "strategy.finetune={length:0.5,lr_scale:0.1}"
     results = {"teacher": {"val/accuracy": 0.5}, "student-1": {"val/accuracy": 0.6}, "student-2": {"val/accuracy": 0.4}}
     overrides = ("strategy.until=validation", students, finetune)
-    _, plan = plan_of(*overrides, results=results, validation="outside:20")
+    _, plan = plan_stages(*overrides, results=results, validation="outside:20")
     fits = {stage.name: stage for stage in plan if isinstance(stage, TrainStage)}
     assert fits["finetune"].starts_from == "student-1"
     assert fits["finetune"].model == fits["control"].model == fits["student-1"].model
@@ -187,12 +189,12 @@ def test_the_student_that_did_not_gain_is_neither_teacher_nor_finetuned_nor_the_
 
 def test_a_student_starts_from_scratch_or_from_its_teacher():
     for start, begins in (("scratch", [None, None, None, None]), ("teacher", [None, "teacher", "student-1", None])):
-        _, plan = plan_of(f"strategy.start={start}")
+        _, plan = plan_stages(f"strategy.start={start}")
         assert [stage.starts_from for stage in plan if isinstance(stage, TrainStage)] == begins
 
 
 def test_live_labels_need_no_stage_and_the_whole_pool_is_shown_beside_its_views():
-    _, plan = plan_of("strategy.label_source=live", "strategy.balance=false")
+    _, plan = plan_stages("strategy.label_source=live", "strategy.balance=false")
     assert [stage.name for stage in plan] == ["teacher", "student-1", "student-2", "control"]
     student = plan[2]
     assert (student.teacher.networks, student.teacher.live) == ("student-1", True)
@@ -202,7 +204,7 @@ def test_live_labels_need_no_stage_and_the_whole_pool_is_shown_beside_its_views(
 
 
 def test_the_finetune_sees_the_labels_as_they_are_at_its_own_size():
-    _, plan = plan_of("strategy.finetune={image_size:32,length:0.5,lr_scale:0.1,frozen_layers:1}")
+    _, plan = plan_stages("strategy.finetune={image_size:32,length:0.5,lr_scale:0.1,frozen_layers:1}")
     assert [stage.name for stage in plan][-2:] == ["finetune", "control"]
     last = plan[-2]
     assert (last.steps, last.image_size, last.augmented, last.lr_scale) == (5, 32, False, 0.1)
@@ -233,7 +235,7 @@ def test_the_finetune_sees_the_labels_as_they_are_at_its_own_size():
         ("strategy.tta_views=all", "strategy.*tta_views"),
     ],
 )
-def test_what_does_not_go_together_is_said_in_a_line(overrides, message):
+def test_options_that_do_not_fit_together_are_an_error_of_one_line(overrides, message):
     with pytest.raises(UserError, match=message) as raised:
         compose(["strategy=noisy_student", *overrides.split()])
     assert "\n" not in str(raised.value)
@@ -241,7 +243,7 @@ def test_what_does_not_go_together_is_said_in_a_line(overrides, message):
 
 def test_until_validation_needs_validation_images():
     with pytest.raises(UserError, match="strategy.until=validation: there are no validation images"):
-        plan_of("strategy.until=validation")
+        plan_stages("strategy.until=validation")
 
 
 def make_network(fit: TrainStage):
@@ -256,7 +258,7 @@ def test_without_unlabelled_images_it_is_an_error():
 
 
 def test_a_confidence_that_nothing_reaches_is_an_error():
-    _, plan = plan_of("strategy.confidence=0.99")
+    _, plan = plan_stages("strategy.confidence=0.99")
     _, labels, student, *_ = plan
     with pytest.raises(UserError, match=r"strategy.confidence=0.99: no pool image reaches it"):
         student.streams({"labels-1": labels.select(Labels.from_array(np.full((108, 4), 0.25, dtype=np.float32)))})
@@ -279,21 +281,21 @@ UNTIL = (
 )
 
 
-def record_of(outputs) -> dict:
+def read_record(outputs) -> dict:
     return json.loads((only_run(outputs) / "run.json").read_text())
 
 
 def report_accuracies(accuracies):
-    """Return a trap by which validation reports given accuracies, stage after stage."""
+    """Return a trap that makes validation report the accuracy given for each stage."""
 
     def trap() -> None:
         from tutelage.runs import callbacks
 
-        end, began, current = callbacks.EpochTable.on_validation_epoch_end, callbacks.StepRandomness.__init__, {}
+        end, init, current = callbacks.EpochTable.on_validation_epoch_end, callbacks.StepRandomness.__init__, {}
 
         def remember(self, key):
             current["stage"] = key.stage
-            began(self, key)
+            init(self, key)
 
         def find(self, trainer, module):
             self._validation = [(torch.zeros(100, 10), torch.zeros(100).long())]
@@ -311,14 +313,14 @@ GAINED = {"teacher": 50, "student-1": 60, "student-2": 70, "student-3": 70, "fin
 
 
 @pytest.fixture(scope="module")
-def until(tmp_path_factory):
+def run_until_validation(tmp_path_factory):
     outputs = tmp_path_factory.mktemp("until")
     assert run(outputs, *UNTIL, before=report_accuracies(GAINED)) == 0
     return outputs
 
 
-def test_a_run_goes_on_beyond_the_listed_students_until_validation_no_longer_gains(until):
-    record = record_of(until)
+def test_a_run_goes_on_beyond_the_listed_students_until_validation_no_longer_gains(run_until_validation):
+    record = read_record(run_until_validation)
     rounds = [name for number in (1, 2, 3) for name in (f"labels-{number}", f"student-{number}")]
     assert [entry["name"] for entry in record["stages"]] == ["teacher", *rounds, "finetune", "control"]
     assert [entry["name"] for entry in record["stages"] if entry.get("rejected")] == ["student-3"]
@@ -326,21 +328,23 @@ def test_a_run_goes_on_beyond_the_listed_students_until_validation_no_longer_gai
     assert main_stage_name(record) == "finetune"
     assert record["result"] == record["stages"][-2]["result"]
     for number, entry in enumerate(record["stages"], 1):
-        assert (only_run(until) / "stages" / f"{number}-{entry['name']}").is_dir()
+        assert (only_run(run_until_validation) / "stages" / f"{number}-{entry['name']}").is_dir()
 
 
 @pytest.mark.parametrize(("stage", "step"), [("student-2", 4), ("student-3", 2), ("finetune", 1), ("control", 2)])
-def test_a_run_until_validation_that_was_killed_plans_as_if_nothing_had_happened(until, outputs, stage, step):
-    def both() -> None:
+def test_a_killed_run_until_validation_ends_with_the_same_stages_and_weights(
+    run_until_validation, outputs, stage, step
+):
+    def set_traps() -> None:
         report_accuracies(GAINED)()
         kill_after(stage, step, "on_validation_end" if step == 4 else "on_train_batch_end")()
 
-    assert run(outputs, *UNTIL, before=both) == -signal.SIGKILL
+    assert run(outputs, *UNTIL, before=set_traps) == -signal.SIGKILL
     assert run(outputs, *UNTIL, before=report_accuracies(GAINED)) == 0
-    assert outcome(outputs) == outcome(until)
+    assert outcome(outputs) == outcome(run_until_validation)
 
 
-def test_a_run_killed_before_it_wrote_down_that_a_student_is_rejected_does_so_later(until, outputs):
+def test_a_run_killed_before_it_recorded_a_rejected_student_records_it_on_resume(run_until_validation, outputs):
     def die_in_between() -> None:
         from tutelage.runs import runner
 
@@ -355,10 +359,10 @@ def test_a_run_killed_before_it_wrote_down_that_a_student_is_rejected_does_so_la
         runner._mark_rejected = trap
 
     assert run(outputs, *UNTIL, before=die_in_between) == -signal.SIGKILL
-    assert "rejected" not in record_of(outputs)["stages"][-1]
+    assert "rejected" not in read_record(outputs)["stages"][-1]
     assert run(outputs, *UNTIL, before=report_accuracies(GAINED)) == 0
-    assert [entry.get("rejected") for entry in record_of(outputs)["stages"]] == [
-        entry.get("rejected") for entry in record_of(until)["stages"]
+    assert [entry.get("rejected") for entry in read_record(outputs)["stages"]] == [
+        entry.get("rejected") for entry in read_record(run_until_validation)["stages"]
     ]
 
 
@@ -375,7 +379,7 @@ def test_a_killed_run_with_live_labels_that_starts_from_its_teacher_ends_with_th
     assert run(tmp_path, *live, before=kill_after("student-1", 2)) == -signal.SIGKILL
     assert run(tmp_path, *live) == 0
     assert outcome(tmp_path) == outcome(outputs)
-    teacher, student = record_of(outputs)["stages"]
+    teacher, student = read_record(outputs)["stages"]
     assert student["starts_from"] == "teacher"
     assert student["teacher_sha256"] == [teacher["weights_sha256"]]
 
@@ -384,17 +388,17 @@ LARGER = (*TINY, "model=resnet", "model.width=4", "model.depth=1", "strategy.rou
 
 
 def test_a_finetuned_network_is_trained_and_measured_at_its_own_size(outputs):
-    shown = outputs / "shown.json"
+    file = outputs / "shown.json"
 
     def watch() -> None:
         from tutelage.models import ImageClassifier
 
-        forward, seen = ImageClassifier.features, set()
+        forward, sizes = ImageClassifier.features, set()
 
         def note(self, images):
             if not images.is_meta:
-                seen.add((self.spec.image_size, images.shape[-1], self.training))
-                shown.write_text(json.dumps(sorted(seen)))
+                sizes.add((self.spec.image_size, images.shape[-1], self.training))
+                file.write_text(json.dumps(sorted(sizes)))
             return forward(self, images)
 
         ImageClassifier.features = note
@@ -402,18 +406,18 @@ def test_a_finetuned_network_is_trained_and_measured_at_its_own_size(outputs):
     outputs.mkdir()
     finetune = "strategy.finetune={image_size:40,length:0.5,lr_scale:0.1,frozen_layers:1}"
     assert run(outputs, *LARGER, finetune, before=watch) == 0
-    assert json.loads(shown.read_text()) == [[28, 28, False], [28, 28, True], [40, 40, False], [40, 40, True]]
-    last = record_of(outputs)["stages"][-1]
+    assert json.loads(file.read_text()) == [[28, 28, False], [28, 28, True], [40, 40, False], [40, 40, True]]
+    last = read_record(outputs)["stages"][-1]
     assert (last["image_size"], last["starts_from"], last["labels"]) == (40, "student-1", 30)
-    before, after = (
+    student, finetuned = (
         load_classifier(only_run(outputs) / "stages" / folder / "checkpoints/final.ckpt")
         for folder in ("3-student-1", "4-finetune")
     )
-    assert (before.spec.image_size, after.spec.image_size) == (28, 40)
-    ours, theirs = dict(after.named_parameters()), dict(before.named_parameters())
-    first, *_ = ours
-    assert torch.equal(ours[first], theirs[first])  # shallow layers stay
-    assert not torch.equal(ours["head.weight"], theirs["head.weight"])
+    assert (student.spec.image_size, finetuned.spec.image_size) == (28, 40)
+    finetuned_weights, student_weights = dict(finetuned.named_parameters()), dict(student.named_parameters())
+    first, *_ = finetuned_weights
+    assert torch.equal(finetuned_weights[first], student_weights[first])  # shallow layers stay
+    assert not torch.equal(finetuned_weights["head.weight"], student_weights["head.weight"])
 
 
 def test_a_network_whose_weights_depend_on_the_size_of_the_image_refuses_another_one(outputs, capfd):

@@ -29,7 +29,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
 
 
 class Scontrol:
-    """A script that notes how it was called, and refuses or agrees."""
+    """A script that records its arguments and succeeds or fails."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,9 +42,9 @@ class Scontrol:
     def refuses(self) -> None:
         self._write('echo "Requested operation is presently disabled" >&2; exit 1')
 
-    def _write(self, answer: str) -> None:
+    def _write(self, reply: str) -> None:
         script = self.folder / "scontrol"
-        script.write_text(f'#!/bin/sh\necho "$@" >> {self.folder}/calls\n{answer}\n')
+        script.write_text(f'#!/bin/sh\necho "$@" >> {self.folder}/calls\n{reply}\n')
         script.chmod(0o755)
 
     @property
@@ -73,7 +73,7 @@ def in_slurm(scontrol: Scontrol, trap: Callable[[], None] = lambda: None, **vari
     return enter
 
 
-def signalled_before(part: str, sent: int) -> Callable[[], None]:
+def send_signal_before(part: str, sent: int) -> Callable[[], None]:
     """Return a trap that sends ``sent`` when a stage, or the test, is about to begin."""
 
     def trap() -> None:
@@ -96,10 +96,10 @@ def signalled_before(part: str, sent: int) -> Callable[[], None]:
 def test_a_signal_in_any_part_of_a_run_is_followed_and_the_next_start_ends_the_same(
     undisturbed, outputs, scontrol, part, sent, capfd
 ):
-    assert run(outputs, *NOISY_STUDENT, before=in_slurm(scontrol, signalled_before(part, sent))) == 128 + sent
+    assert run(outputs, *NOISY_STUDENT, before=in_slurm(scontrol, send_signal_before(part, sent))) == 128 + sent
     assert scontrol.calls == (["requeue 12"] if sent == USR1 else [])
-    told = capfd.readouterr().err
-    assert ("SLURM job 12 is requeued; waiting" if sent == USR1 else "waiting for SLURM to end job 12") in told
+    messages = capfd.readouterr().err
+    assert ("SLURM job 12 is requeued; waiting" if sent == USR1 else "waiting for SLURM to end job 12") in messages
     assert run(outputs, *NOISY_STUDENT, before=in_slurm(scontrol, SLURM_RESTART_COUNT="1")) == 0
     assert outcome(outputs) == undisturbed
 
@@ -142,8 +142,8 @@ def test_a_signal_while_the_command_is_loading_does_not_kill_it(tmp_path, scontr
     """The real command, from its first moment as the app on; the command that hands over holds signals back."""
     scontrol.refuses()
     environment = {**os.environ, **BATCH, "PATH": f"{scontrol.folder}:{os.environ['PATH']}"}
-    words = ["tutelage", "train", *QUIET, *NOISY_STUDENT, f"paths.outputs={tmp_path}"]
-    command = [sys.executable, "-c", f"import sys; sys.argv = {words!r}; from tutelage.cli import main; main()"]
+    arguments = ["tutelage", "train", *QUIET, *NOISY_STUDENT, f"paths.outputs={tmp_path}"]
+    command = [sys.executable, "-c", f"import sys; sys.argv = {arguments!r}; from tutelage.cli import main; main()"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     line = Path(f"/proc/{process.pid}/cmdline")
     while b"tutelage.train\0" not in line.read_bytes():
@@ -197,18 +197,18 @@ def test_a_job_that_fails_at_the_same_step_again_and_again_is_refused_and_a_pers
     for restart in (1, 2, 3):
         assert start(outputs, scontrol, restart, kill_before_save) == -signal.SIGKILL
     assert start(outputs, scontrol, 4, kill_before_save) == 70  # the fork's, for an exception
-    told = capfd.readouterr().err
-    assert "SLURM job 12 has failed 3 times behind step 3 of stage teacher" in told
-    assert "/logs/job-12.err may say why" in told
+    messages = capfd.readouterr().err
+    assert "SLURM job 12 has failed 3 times behind step 3 of stage teacher" in messages
+    assert "/logs/job-12.err may say why" in messages
     assert start(outputs, scontrol, 0, kill_before_save, job="13") == -signal.SIGKILL  # handed in anew
     assert run(outputs, *NOISY_STUDENT) == 0  # typed by a person
     assert outcome(outputs) == undisturbed
 
 
-def test_a_job_that_gets_further_or_is_told_to_stop_is_never_refused(undisturbed, outputs, scontrol):
+def test_a_job_that_makes_progress_or_is_stopped_by_a_signal_is_never_refused(undisturbed, outputs, scontrol):
     for restart, step in enumerate((1, 2, 3, 4)):
         assert start(outputs, scontrol, restart, kill_after("teacher", step)) == -signal.SIGKILL
     for restart in (4, 5, 6, 7):
-        assert start(outputs, scontrol, restart, signalled_before("labels-1", TERM)) == 128 + TERM
+        assert start(outputs, scontrol, restart, send_signal_before("labels-1", TERM)) == 128 + TERM
     assert start(outputs, scontrol, 8, lambda: None) == 0
     assert outcome(outputs) == undisturbed

@@ -22,9 +22,9 @@ def test_the_same_key_gives_the_same_numbers(key, draw):
 
 
 @given(keys, draws, draws)
-def test_different_draws_give_different_numbers(key, one, other):
-    same = (key.generator("p", *one).random(8) == key.generator("p", *other).random(8)).all()
-    assert same == (one == other)
+def test_different_draws_give_different_numbers(key, first, second):
+    equal = (key.generator("p", *first).random(8) == key.generator("p", *second).random(8)).all()
+    assert equal == (first == second)
 
 
 def test_every_part_of_a_key_matters():
@@ -35,8 +35,8 @@ def test_every_part_of_a_key_matters():
         Key(**{**base, "stage": "s"}),
         Key(**{**base, "stream": "labelled"}),
     ]
-    seen = {key.generator("p").random() for key in keys} | {keys[0].generator("q").random()}
-    assert len(seen) == 5
+    numbers = {key.generator("p").random() for key in keys} | {keys[0].generator("q").random()}
+    assert len(numbers) == 5
     assert len({key.torch_seed("step", n, rank) for key in keys for n in range(3) for rank in range(2)}) == 24
 
 
@@ -49,17 +49,17 @@ def test_rekeyed_generators_do_not_remember_what_came_before(sequence, key):
     def view(generators: SeekableGenerators) -> tuple[float, ...]:
         return (generators.numpy.random(), generators.python.random(), float(generators.numpy.integers(1 << 30)))
 
-    used = SeekableGenerators(key, "augment")
+    reused = SeekableGenerators(key, "augment")
     for draw in sequence:
-        used.seek(*draw)
-        after_others = view(used)
+        reused.seek(*draw)
+        numbers = view(reused)
         fresh = SeekableGenerators(key, "augment")
         fresh.seek(*draw)
-        assert view(fresh) == after_others
+        assert view(fresh) == numbers
 
 
 def test_split_mix_gives_its_makers_numbers():
-    """The first words from seed 1234567, as published with the C code (prng.di.unimi.it)."""
+    """The first numbers from seed 1234567, as published with the C code (prng.di.unimi.it)."""
     words = generate_splitmix64(np.array([1234567], dtype=np.uint64), 5)[0].tolist()
     assert words == [
         6457827717110365317,
@@ -74,17 +74,17 @@ def test_split_mix_gives_its_makers_numbers():
 def test_numbers_of_many_draws_are_those_of_each(sequence, key, count):
     numbers = Numbers(key, "augment").draw(np.array(sequence), count)
     assert ((numbers >= 0) & (numbers < 1)).all()
-    for draw, own in zip(sequence, numbers, strict=True):
-        assert (Numbers(key, "augment").draw(np.array([draw]), count + 3)[0, :count] == own).all()
-    assert len({own.tobytes() for own in numbers}) == len(sequence)
-    other = Numbers(Key(key.seed + 1, key.stage, key.stream), "augment").draw(np.array(sequence), count)
-    assert (other != numbers).any()
+    for draw, row in zip(sequence, numbers, strict=True):
+        assert (Numbers(key, "augment").draw(np.array([draw]), count + 3)[0, :count] == row).all()
+    assert len({row.tobytes() for row in numbers}) == len(sequence)
+    other_seed = Numbers(Key(key.seed + 1, key.stage, key.stream), "augment").draw(np.array(sequence), count)
+    assert (other_seed != numbers).any()
 
 
 def test_numbers_are_uniform_and_draws_next_to_each_other_have_nothing_in_common():
     numbers = Numbers(Key(0, "s"), "augment").draw(np.array([(p, i, 0) for p in range(20) for i in range(1000)]), 8)
-    for place in range(8):
-        assert kstest(numbers[:, place], "uniform").pvalue > 1e-4
+    for column in range(8):
+        assert kstest(numbers[:, column], "uniform").pvalue > 1e-4
     correlated = np.corrcoef(np.hstack([numbers[:-1], numbers[1:]]).T) - np.eye(16)
     assert np.abs(correlated).max() < 5 / 20000**0.5
 
@@ -121,28 +121,28 @@ streams = st.builds(
 
 @given(streams, st.integers(0, 2**62))
 def test_each_pass_of_a_stream_shows_every_image_once(stream, seed):
-    draws = StreamSampler(stream, Key(seed, "s", stream.name))
+    sampler = StreamSampler(stream, Key(seed, "s", stream.name))
     size = len(stream.indices)
     steps = -(-3 * size // stream.batch_size)
-    shown = [drawn for step in range(steps) for drawn in zip(*draws.at(step), strict=True)][: 3 * size]
-    for pass_ in range(3):
-        part = shown[pass_ * size : (pass_ + 1) * size]
-        assert {p for p, _, _ in part} == {pass_}
+    draws = [draw for step in range(steps) for draw in zip(*sampler.at(step), strict=True)][: 3 * size]
+    for pass_number in range(3):
+        part = draws[pass_number * size : (pass_number + 1) * size]
+        assert {p for p, _, _ in part} == {pass_number}
         assert sorted(entry for _, entry, _ in part) == list(range(size))
 
 
 @given(streams, st.integers(0, 1000))
 def test_a_streams_position_follows_from_the_step_alone(stream, step):
-    walked = StreamSampler(stream, Key(0, "s"))
-    for before in range(max(0, step - 3), step):
-        walked.at(before)
-    assert np.array_equal(walked.at(step), StreamSampler(stream, Key(0, "s")).at(step))
+    sampler = StreamSampler(stream, Key(0, "s"))
+    for earlier_step in range(max(0, step - 3), step):
+        sampler.at(earlier_step)
+    assert np.array_equal(sampler.at(step), StreamSampler(stream, Key(0, "s")).at(step))
 
 
 def test_passes_come_in_different_orders():
     stream = Stream("pool", np.arange(50), np.zeros(50, dtype=np.int64), 50)
-    draws = StreamSampler(stream, Key(0, "s"))
-    assert (draws.at(0).entries != draws.at(1).entries).any()
+    sampler = StreamSampler(stream, Key(0, "s"))
+    assert (sampler.at(0).entries != sampler.at(1).entries).any()
 
 
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=4), st.integers(1, 7), st.integers(0, 50))
@@ -150,13 +150,13 @@ def test_passes_come_in_different_orders():
 def test_an_even_stream_shows_classes_equally_often_and_each_image_of_a_class_too(sizes, batch, seed):
     labels = np.repeat(np.arange(len(sizes)), sizes)
     stream = Stream("labelled", np.arange(len(labels)), labels, batch, even=True)
-    draws, passes = StreamSampler(stream, Key(seed, "s")), 12
+    sampler, passes = StreamSampler(stream, Key(seed, "s")), 12
     steps = -(-passes * stream.length // batch)
-    shown = [drawn for step in range(steps) for drawn in zip(*draws.at(step), strict=True)][: passes * stream.length]
-    assert len(set(shown)) == len(shown)  # no view comes twice
-    for pass_ in range(passes):
-        entries = [entry for number, entry, _ in shown if number == pass_]
+    draws = [draw for step in range(steps) for draw in zip(*sampler.at(step), strict=True)][: passes * stream.length]
+    assert len(set(draws)) == len(draws)  # no view comes twice
+    for pass_number in range(passes):
+        entries = [entry for number, entry, _ in draws if number == pass_number]
         assert np.bincount(labels[entries]).tolist() == [max(sizes)] * len(sizes)
-    counts = np.bincount([entry for _, entry, _ in shown], minlength=len(labels))
+    counts = np.bincount([entry for _, entry, _ in draws], minlength=len(labels))
     for c in range(len(sizes)):
         assert np.ptp(counts[labels == c]) <= 1

@@ -41,7 +41,7 @@ def marked(typed: str):
 
 @pytest.mark.parametrize("typed", map(marked, TUTELAGE + OF_DOCS))
 def test_a_command_of_the_readme_runs(typed, tmp_path):
-    """As it stands, but small: training commands get debug=tiny, sweeps over seeds a single one."""
+    """Commands run as written but small: training gets debug=tiny, and sweeps over seeds one seed."""
     words = typed.split()
     if words[1] == "train" and "--help" not in words:
         words += ["debug=tiny", "trainer.threads=1"]
@@ -57,13 +57,13 @@ def test_a_command_of_the_readme_runs(typed, tmp_path):
     program = str(Path(sys.executable).with_name("tutelage"))
     environment = {**os.environ, "COLUMNS": "120"}
     if "--help" in words:
-        done = subprocess.run(
+        process = subprocess.run(
             [program, *words[1:]], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
         )
     else:
-        done = command("tutelage.cli", *words[1:], cwd=tmp_path, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+        process = command("tutelage.cli", *words[1:], cwd=tmp_path, env=environment)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip()
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/self_training.md", "docs/choosing.md", "docs/sweeps.md"])

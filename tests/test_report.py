@@ -82,15 +82,15 @@ def test_a_run_measures_the_shifts_that_its_config_asks_for(finished):
 
 
 def test_evaluate_prints_the_numbers_and_adds_the_picture(finished):
-    done = command("tutelage.cli", "evaluate", str(finished), "shift=translate,rotate")
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"network +0% +5% +10% +15% +20% +25% +30% +40% +50%", done.stdout)
-    assert "200 test images rotated by this many degrees" in done.stdout
-    assert "…" not in done.stdout
+    process = command("tutelage.cli", "evaluate", str(finished), "shift=translate,rotate")
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"network +0% +5% +10% +15% +20% +25% +30% +40% +50%", process.stdout)
+    assert "200 test images rotated by this many degrees" in process.stdout
+    assert "…" not in process.stdout
     assert (finished / "report" / "shift_rotate.png").exists()
-    before = (finished / "shifts" / "rotate.json").stat().st_mtime_ns
+    modified = (finished / "shifts" / "rotate.json").stat().st_mtime_ns
     assert command("tutelage.cli", "evaluate", str(finished), "shift=rotate").returncode == 0
-    assert (finished / "shifts" / "rotate.json").stat().st_mtime_ns == before  # measured once
+    assert (finished / "shifts" / "rotate.json").stat().st_mtime_ns == modified  # not measured again
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,13 @@ def test_evaluate_prints_the_numbers_and_adds_the_picture(finished):
         (["RUN", "strength=3"], "strength: unknown option; evaluate takes shift=NAME"),
     ],
 )
-def test_what_evaluate_cannot_do_is_one_line(finished, arguments, message):
-    done = command("tutelage.cli", "evaluate", *(str(finished) if word == "RUN" else word for word in arguments))
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_invalid_arguments_of_evaluate_are_an_error_of_one_line(finished, arguments, message):
+    process = command(
+        "tutelage.cli", "evaluate", *(str(finished) if argument == "RUN" else argument for argument in arguments)
+    )
+    assert process.returncode == 2
+    assert message in process.stderr
+    assert len(process.stderr.splitlines()) == 1
 
 
 def test_a_run_whose_data_has_changed_is_not_evaluated(finished, tmp_path):
@@ -117,62 +119,71 @@ def test_a_run_whose_data_has_changed_is_not_evaluated(finished, tmp_path):
     record = json.loads((copy / "run.json").read_text())
     record["identity"]["data"]["fingerprint"] = "another"
     (copy / "run.json").write_text(json.dumps(record))
-    done = command("tutelage.cli", "evaluate", str(copy), "shift=brightness")
-    assert done.returncode == 2
+    process = command("tutelage.cli", "evaluate", str(copy), "shift=brightness")
+    assert process.returncode == 2
     assert (
-        "data has changed since it was trained; if the unchanged data is now elsewhere, give data.root=" in done.stderr
+        "data has changed since it was trained; if the unchanged data is now elsewhere, give data.root="
+        in process.stderr
     )
 
 
 def test_an_experiment_that_is_a_sweep_compares_its_runs(tmp_path):
-    words = ["experiment=knn_cost", "debug=tiny", "trainer.threads=1", f"paths.outputs={tmp_path}", "callbacks=quiet"]
-    words += ["data.labels_per_class=2,5", "seed=0,1", "data=digits"]
-    done = command("tutelage.train", *words)
-    assert done.returncode == 0, done.stderr
-    assert "run 8 of 8" in done.stdout
-    table = done.stdout[done.stdout.index("labels_per_class ") :]
+    overrides = [
+        "experiment=knn_cost",
+        "debug=tiny",
+        "trainer.threads=1",
+        f"paths.outputs={tmp_path}",
+        "callbacks=quiet",
+    ]
+    overrides += ["data.labels_per_class=2,5", "seed=0,1", "data=digits"]
+    process = command("tutelage.train", *overrides)
+    assert process.returncode == 0, process.stderr
+    assert "run 8 of 8" in process.stdout
+    table = process.stdout[process.stdout.index("labels_per_class ") :]
     assert len(re.findall(r"^[25] +(nearest_neighbours|lenet5) +2 ", table, re.MULTILINE)) == 4
     assert "+-" in table
     (file,) = tmp_path.glob("knn_cost/sweep-*/index.html")
     page = file.read_text()
     assert "<h2>Over labels_per_class</h2>" in page
-    again = command("tutelage.train", *words)
+    again = command("tutelage.train", *overrides)
     assert again.returncode == 0
     assert again.stdout[again.stdout.index("labels_per_class ") :] == table
 
 
 def test_a_job_that_fails_does_not_keep_a_sweep_from_its_table(tmp_path):
-    words = [f"paths.outputs={tmp_path}", "debug=tiny", "callbacks=quiet", "model=timm"]
-    done = command("tutelage.train", "-m", *words, "model.name=test_resnet,resnet_18,test_efficientnet")
-    assert done.returncode == 1
-    assert done.stderr.count("timm has no such architecture") == 1
+    overrides = [f"paths.outputs={tmp_path}", "debug=tiny", "callbacks=quiet", "model=timm"]
+    process = command("tutelage.train", "-m", *overrides, "model.name=test_resnet,resnet_18,test_efficientnet")
+    assert process.returncode == 1
+    assert process.stderr.count("timm has no such architecture") == 1
     rows = r"^name +runs +(val +)?test .*\ntest_resnet +1 .*\ntest_efficientnet +1 "
-    assert re.search(rows, done.stdout, re.MULTILINE)
-    assert "no result: model.name=resnet_18: model.name=resnet_18: timm has no such" in done.stdout
-    assert "report:" in done.stdout
+    assert re.search(rows, process.stdout, re.MULTILINE)
+    assert "no result: model.name=resnet_18: model.name=resnet_18: timm has no such" in process.stdout
+    assert "report:" in process.stdout
 
 
-def test_a_value_that_no_job_can_have_is_told_before_any_runs(tmp_path):
-    done = command("tutelage.train", "-m", f"paths.outputs={tmp_path}", "debug=tiny", "data.image_size=28,8")
-    assert done.returncode == 2
-    assert done.stderr.count("model=lenet5 needs images of 12 pixels or more") == 1
+def test_an_invalid_value_of_a_sweep_is_an_error_before_any_job_runs(tmp_path):
+    process = command("tutelage.train", "-m", f"paths.outputs={tmp_path}", "debug=tiny", "data.image_size=28,8")
+    assert process.returncode == 2
+    assert process.stderr.count("model=lenet5 needs images of 12 pixels or more") == 1
     assert not list(tmp_path.glob("runs/*/run.json"))
 
 
 def test_experiments_themselves_can_be_swept_over(tmp_path):
-    words = [f"paths.outputs={tmp_path}", "debug=tiny", "callbacks=quiet", "data=digits", "model=perceptron"]
-    done = command("tutelage.train", "-m", *words, "experiment=why_cnn,lecun1998")
-    assert done.returncode == 0, done.stderr
-    assert "run 2 of 2" in done.stdout
+    overrides = [f"paths.outputs={tmp_path}", "debug=tiny", "callbacks=quiet", "data=digits", "model=perceptron"]
+    process = command("tutelage.train", "-m", *overrides, "experiment=why_cnn,lecun1998")
+    assert process.returncode == 0, process.stderr
+    assert "run 2 of 2" in process.stdout
 
 
 def test_explain_shows_a_network_without_its_run_and_with_it(finished):
-    done = command("tutelage.cli", "explain", "--summary", "model=lenet5", "data.image_size=32")
-    assert re.search(r"^total +416,520 +61,706$", done.stdout, re.MULTILINE), done.stderr
-    done = command("tutelage.cli", "explain", "--summary", str(finished))
-    assert re.search(r"^total +7,840 +7,850$", done.stdout, re.MULTILINE), done.stderr
-    done = command("tutelage.cli", "explain", "--summary", "model=nearest_neighbours", "+model@model.backbone=lenet5")
-    assert "Conv2d" in done.stdout, done.stderr
+    process = command("tutelage.cli", "explain", "--summary", "model=lenet5", "data.image_size=32")
+    assert re.search(r"^total +416,520 +61,706$", process.stdout, re.MULTILINE), process.stderr
+    process = command("tutelage.cli", "explain", "--summary", str(finished))
+    assert re.search(r"^total +7,840 +7,850$", process.stdout, re.MULTILINE), process.stderr
+    process = command(
+        "tutelage.cli", "explain", "--summary", "model=nearest_neighbours", "+model@model.backbone=lenet5"
+    )
+    assert "Conv2d" in process.stdout, process.stderr
 
 
 def test_finished_run_takes_finished_runs_only(finished, tmp_path):
@@ -189,10 +200,10 @@ def test_finished_run_takes_finished_runs_only(finished, tmp_path):
 def test_a_finished_sweep_is_shown_without_torch(finished, tmp_path):
     from helpers.commands import loaded_packages
 
-    words = [f"paths.outputs={tmp_path}", "debug=tiny", "callbacks=quiet", "model=perceptron", "-m", "seed=0,1"]
-    assert command("tutelage.train", *words).returncode == 0
-    done, packages = loaded_packages("tutelage.train", *words)
-    assert done.returncode == 0
+    overrides = [f"paths.outputs={tmp_path}", "debug=tiny", "callbacks=quiet", "model=perceptron", "-m", "seed=0,1"]
+    assert command("tutelage.train", *overrides).returncode == 0
+    process, packages = loaded_packages("tutelage.train", *overrides)
+    assert process.returncode == 0
     assert not packages & {"torch", "pytorch_lightning", "albumentations"}
 
 
@@ -203,8 +214,8 @@ def test_training_that_diverges_ends_in_one_line(outputs, capfd):
 
 def test_runs_lists_an_experiments_runs_too(finished):
     for folder in (finished, finished.parent, finished.parents[1]):
-        done = command("tutelage.cli", "runs", str(folder))
-        assert str(finished) in done.stdout
+        process = command("tutelage.cli", "runs", str(folder))
+        assert str(finished) in process.stdout
 
 
 def test_a_stage_without_labels_has_a_loss_and_no_accuracy_to_draw():

@@ -1,4 +1,4 @@
-"""The command is the run: killed anywhere and typed again, it ends as if nothing had happened."""
+"""The command is the run: killed anywhere and typed again, it ends with the same weights and tables."""
 
 import csv
 import json
@@ -105,7 +105,7 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(undisturbed, outp
 
 
 def test_sigusr1_saves_and_the_run_goes_on(outputs):
-    written = []
+    saved_steps = []
 
     def watch() -> None:
         from tutelage.runs import checkpoints
@@ -114,8 +114,8 @@ def test_sigusr1_saves_and_the_run_goes_on(outputs):
         save = checkpoints.WholeCheckpointIO.save_checkpoint
 
         def note(self, checkpoint, path, storage_options=None):
-            written.append(checkpoint["global_step"])
-            (outputs / "saved").write_text(json.dumps(written))
+            saved_steps.append(checkpoint["global_step"])
+            (outputs / "saved").write_text(json.dumps(saved_steps))
             save(self, checkpoint, path)
 
         checkpoints.WholeCheckpointIO.save_checkpoint = note
@@ -141,9 +141,9 @@ def damage(path: Path, harm: str) -> None:
     content = bytearray(path.read_bytes())
     if harm == "flipped":
         tensor = max(torch.load(path, weights_only=True)["state_dict"].values(), key=torch.Tensor.numel)
-        place = bytes(content).find(tensor.numpy().tobytes())
-        assert place > 0
-        content[place + 100] ^= 1
+        position = bytes(content).find(tensor.numpy().tobytes())
+        assert position > 0
+        content[position + 100] ^= 1
     path.write_bytes(content[: {"truncated": len(content) // 2, "flipped": None, "empty": 0}[harm]])
 
 
@@ -180,9 +180,9 @@ def test_tensorboard_shows_each_epoch_of_a_killed_run_once(outputs):
     events.Reload()
     with (teacher / "metrics.csv").open() as file:
         rows = [(int(row["step"]), float(row["train/loss"])) for row in csv.DictReader(file)]
-    shown = [(event.step, event.value) for event in events.Scalars("train/loss")]
-    assert [step for step, _ in shown] == [step for step, _ in rows]
-    assert [value for _, value in shown] == pytest.approx([value for _, value in rows])
+    logged = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert [step for step, _ in logged] == [step for step, _ in rows]
+    assert [value for _, value in logged] == pytest.approx([value for _, value in rows])
 
 
 @given(st.data())
@@ -193,11 +193,11 @@ def test_any_flipped_or_missing_byte_of_a_checkpoint_is_found(data):
         assert is_sound(file)
         assert WholeCheckpointIO().load_checkpoint(file)["step"] == 3
         content = bytearray(file.read_bytes())
-        place = data.draw(st.integers(0, len(content) - 1))
+        position = data.draw(st.integers(0, len(content) - 1))
         if data.draw(st.booleans()):
-            content[place] ^= 1 << data.draw(st.integers(0, 7))
+            content[position] ^= 1 << data.draw(st.integers(0, 7))
         else:
-            del content[place:]
+            del content[position:]
         file.write_bytes(content)
         assert not is_sound(file)
 
@@ -213,7 +213,7 @@ def test_the_checkpoint_before_is_kept_until_the_new_one_is_complete(tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["1-teacher/checkpoints/WEIGHTS", "2-labels-1/labels/00000.npy"])
-def test_what_a_finished_stage_left_is_made_again_where_it_was_damaged(undisturbed, outputs, stage, capfd):
+def test_damaged_files_of_a_finished_stage_are_made_again(undisturbed, outputs, stage, capfd):
     overrides, expected = undisturbed
     assert run(outputs, *overrides, before=kill_after("student-1", 2)) == -signal.SIGKILL
     weights = "best.ckpt" if "data.validation=outside:30" in overrides else "final.ckpt"
@@ -223,12 +223,12 @@ def test_what_a_finished_stage_left_is_made_again_where_it_was_damaged(undisturb
     assert outcome(outputs) == expected
 
 
-@pytest.mark.parametrize("lost", ["gone", "of another teacher"])
-def test_labels_that_are_not_their_teachers_are_made_again(undisturbed, outputs, lost, capfd):
+@pytest.mark.parametrize("damage", ["gone", "of another teacher"])
+def test_missing_labels_or_those_of_another_teacher_are_made_again(undisturbed, outputs, damage, capfd):
     overrides, expected = undisturbed
     assert run(outputs, *overrides, before=kill_after("student-1", 2)) == -signal.SIGKILL
     about = only_run(outputs) / "stages/2-labels-1/labels/about.json"
-    if lost == "gone":
+    if damage == "gone":
         about.unlink()
     else:
         about.write_text(json.dumps({**json.loads(about.read_text()), "weights": "of another"}))
@@ -291,7 +291,7 @@ def test_sigterm_to_the_whole_process_group_saves_and_stops_with_workers_too(und
     assert outcome(outputs) == expected
 
 
-def test_a_second_process_on_the_same_run_is_refused_and_told_who_holds_it(outputs):
+def test_a_second_process_on_the_same_run_is_an_error_that_names_the_first(outputs):
     from tutelage.app.job import run_job
     from tutelage.config.compose import compose
     from tutelage.errors import UserError

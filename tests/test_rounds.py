@@ -20,7 +20,7 @@ EDGES = [number / 20 for number in range(21)]
 POOL = 50
 
 
-def summarize(known=True, changed=None):
+def summarize(has_truth=True, changed=None):
     """Return the content of a stage's ``round.json``."""
     histogram = [0] * 10 + [5] * 10
     return {
@@ -31,24 +31,24 @@ def summarize(known=True, changed=None):
         "shown_per_class": [12, 12, 12],
         "edges": EDGES,
         "histogram": histogram,
-        "known": histogram if known else [0] * 20,
-        "right": [0] * 10 + [1, 2, 2, 3, 3, 3, 4, 4, 5, 5] if known else [0] * 20,
+        "known": histogram if has_truth else [0] * 20,
+        "right": [0] * 10 + [1, 2, 2, 3, 3, 3, 4, 4, 5, 5] if has_truth else [0] * 20,
         "changed": changed,
         "changed_examples": []
         if changed is None
         else [
-            {"index": 3, "before": 0, "after": 1, "confidence": 0.9, "truth": 1 if known else UNKNOWN},
-            {"index": 4, "before": 1, "after": 2, "confidence": 0.8, "truth": 0 if known else UNKNOWN},
+            {"index": 3, "before": 0, "after": 1, "confidence": 0.9, "truth": 1 if has_truth else UNKNOWN},
+            {"index": 4, "before": 1, "after": 2, "confidence": 0.8, "truth": 0 if has_truth else UNKNOWN},
         ],
-        "confident_errors": [{"index": 7, "label": 2, "confidence": 0.99, "truth": 0}] if known else [],
+        "confident_errors": [{"index": 7, "label": 2, "confidence": 0.99, "truth": 0}] if has_truth else [],
     }
 
 
-def fit(name, accuracy, control=False, **more):
+def fit(name, accuracy, control=False, **fields):
     result = {"test/accuracy": accuracy, **({"train/agreement": 0.8} if name.startswith("student") else {})}
     entry = {"name": name, "kind": "train", "control": control, "parameters": 7, "steps": 2, "labels": 4}
     entry |= {"validation": "none", "validation_images": 0, "model": {"_target_": "tutelage.models.LeNet5", "width": 1}}
-    return {**entry, "result": result, **more}
+    return {**entry, "result": result, **fields}
 
 
 def label(name, right=0.7, changed=None):
@@ -98,28 +98,28 @@ def write_run(folder, *rounds):
 
 @pytest.fixture
 def tiled(monkeypatch):
-    """The pictures that are drawn as tiles: (indices, titles, colours) of each."""
-    drawn = []
+    """Record the pictures that are drawn as tiles: (indices, titles, colours) of each."""
+    tiles = []
 
     def draw_tiles(images, titles, columns, colors):
-        drawn.append(([int(image[0, 0, 0]) for image in images], list(titles), list(colors)))
+        tiles.append(([int(image[0, 0, 0]) for image in images], list(titles), list(colors)))
         return pictures.plt.figure()
 
     monkeypatch.setattr(pictures, "draw_tiles", draw_tiles)
-    return drawn
+    return tiles
 
 
 def test_a_run_of_two_rounds_shows_numbers_then_examples(tmp_path, tiled):
     folder, folders, data = write_run(tmp_path, summarize(), summarize(changed=5))
-    shown = draw_rounds(folder, RECORD, folders, data)
-    assert [picture.heading for picture in shown] == [
+    figures = draw_rounds(folder, RECORD, folders, data)
+    assert [picture.heading for picture in figures] == [
         *NUMBERS,
         "Pseudo-labels",
         "Changed labels",
         "Confident errors in the pool",
     ]
-    assert all(picture.file.is_file() and picture.file.parent == folder.report for picture in shown)
-    assert "(5 of 50)" in shown[-2].caption
+    assert all(picture.file.is_file() and picture.file.parent == folder.report for picture in figures)
+    assert "(5 of 50)" in figures[-2].caption
     _, changed, errors = tiled
     long = "a name that…"
     assert changed == (
@@ -142,9 +142,9 @@ def test_a_run_that_labelled_nothing_shows_nothing(tmp_path):
 
 
 def test_without_any_truth_there_is_no_precision_and_no_error_to_show(tmp_path, tiled):
-    folder, folders, data = write_run(tmp_path, summarize(known=False), summarize(known=False, changed=5))
-    shown = draw_rounds(folder, RECORD, folders, data)
-    assert [picture.heading for picture in shown] == [*NUMBERS[:-1], "Pseudo-labels", "Changed labels"]
+    folder, folders, data = write_run(tmp_path, summarize(has_truth=False), summarize(has_truth=False, changed=5))
+    figures = draw_rounds(folder, RECORD, folders, data)
+    assert [picture.heading for picture in figures] == [*NUMBERS[:-1], "Pseudo-labels", "Changed labels"]
     assert set(tiled[-1][2]) == {pictures.TEXT_COLOR}
 
 
@@ -179,7 +179,7 @@ def test_a_student_that_was_not_chosen_is_marked():
     assert collect_traces(record)[0] == ["teacher", "student-1\nrejected"]
 
 
-def test_the_precision_drawn_is_the_share_that_is_right_beside_the_diagonal():
+def test_the_precision_is_the_fraction_of_correct_labels_drawn_beside_the_diagonal():
     first = round_pictures.draw_reliability({"round 1": summarize()}).axes[0]
     diagonal = first.lines[0]
     assert (diagonal.get_xdata() == diagonal.get_ydata()).all()
@@ -209,7 +209,7 @@ def test_the_histogram_stacks_right_wrong_and_unknown_to_the_whole_pool():
 
 
 @pytest.mark.parametrize("classes", [3, 40])
-def test_each_class_has_a_bar_of_predictions_and_a_bar_of_those_kept(classes):
+def test_each_class_has_a_bar_of_predictions_and_a_bar_of_selected_ones(classes):
     content = summarize()
     content["classes"] = [f"class {n}" for n in range(classes)]
     for key, value in (("answered", 9), ("kept", 5), ("shown", 7)):

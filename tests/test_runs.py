@@ -30,19 +30,19 @@ def record_of(folder: Path) -> dict:
     return json.loads((folder / "run.json").read_text())
 
 
-def test_a_run_leaves_what_the_design_says(finished):
-    kept = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+def test_a_finished_run_has_the_files_of_the_design(finished):
+    files = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
     for name in ("config.yaml", "run.json", "report/index.html"):
-        assert name in kept
+        assert name in files
     for stage in ("1-teacher", "3-student-1", "4-control"):
         for name in ("metrics.csv", "checkpoints/last.ckpt", "checkpoints/final.ckpt", "test.npz"):
-            assert f"stages/{stage}/{name}" in kept
-    assert {"stages/2-labels-1/labels/00000.npy", "stages/2-labels-1/pseudo_labels.parquet"} <= kept
-    assert not [name for name in kept if ".partial" in name]
-    assert any("tensorboard" in name for name in kept)
+            assert f"stages/{stage}/{name}" in files
+    assert {"stages/2-labels-1/labels/00000.npy", "stages/2-labels-1/pseudo_labels.parquet"} <= files
+    assert not [name for name in files if ".partial" in name]
+    assert any("tensorboard" in name for name in files)
 
 
-def test_the_ledger_holds_what_is_needed_to_believe_the_result(finished):
+def test_the_record_holds_what_is_needed_to_reproduce_the_result(finished):
     record = record_of(finished)
     assert record["status"] == "finished"
     for key in ("command", "version", "git", "packages", "threads", "started", "finished", "identity"):
@@ -53,9 +53,9 @@ def test_the_ledger_holds_what_is_needed_to_believe_the_result(finished):
     assert {"test/accuracy", "test/top5", "test/macro_f1", "test/calibration_error", "test/accuracy/7"} <= set(
         student["result"]
     )
-    answers = np.load(finished / "stages/3-student-1/test.npz", allow_pickle=False)
-    probabilities, best = answers["probabilities"], answers["probabilities"].max(axis=1)
-    right = probabilities[np.arange(len(best)), answers["labels"]] == best
+    predictions = np.load(finished / "stages/3-student-1/test.npz", allow_pickle=False)
+    probabilities, best = predictions["probabilities"], predictions["probabilities"].max(axis=1)
+    right = probabilities[np.arange(len(best)), predictions["labels"]] == best
     alone = (probabilities == best[:, None]).sum(axis=1) == 1  # half precision makes ties
     assert (right & alone).mean() - 1e-6 <= student["result"]["test/accuracy"] <= right.mean() + 1e-6
 
@@ -67,14 +67,14 @@ def test_the_control_has_the_last_students_network_and_all_the_steps(finished):
     assert stages["control"]["labels"] == stages["student-1"]["labels"] == 30
 
 
-def test_pseudo_labels_are_the_teachers_answers_and_their_truth_only_measures(finished):
+def test_pseudo_labels_are_the_teachers_predictions_and_true_labels_are_only_used_for_measuring(finished):
     table = pq.read_table(finished / "stages/2-labels-1/pseudo_labels.parquet").to_pydict()
     stored = read_labels(finished / "stages/2-labels-1")
     assert [int(label) for label in table["label"]] == stored.predictions.tolist()
     result = record_of(finished)["stages"][1]["result"]
-    kept = np.array(table["kept"])
-    right = np.array(table["label"])[kept] == np.array(table["truth"])[kept]
-    assert result["pool/kept"] == kept.sum()
+    selected = np.array(table["kept"])
+    right = np.array(table["label"])[selected] == np.array(table["truth"])[selected]
+    assert result["pool/kept"] == selected.sum()
     assert result["pool/right"] == pytest.approx(right.mean(), abs=1e-6)
     assert sum(table["copies"]) == result["pool/shown"]
 
@@ -102,20 +102,20 @@ def test_the_table_shows_every_network_with_its_labels(finished):
 def test_the_report_is_one_page_with_its_pictures_beside_it(finished):
     page = (finished / "report" / "index.html").read_text()
     embedded = re.findall(r'src="([^"]{0,30})', page)
-    drawn = ("curves", "confusion", "views", "rounds", "kept", "confidence", "reliability", "pseudo_labels")
+    pictures = ("curves", "confusion", "views", "rounds", "kept", "confidence", "reliability", "pseudo_labels")
     examples = ("pool_errors", "mistakes")
-    assert len(embedded) == len(drawn + examples)
+    assert len(embedded) == len(pictures + examples)
     assert all(source.startswith("data:image/png;base64,") for source in embedded)
     assert "http" not in page.replace("http-equiv", "")
-    for name in drawn + examples:
+    for name in pictures + examples:
         with Image.open(finished / "report" / f"{name}.png") as picture:
             assert min(picture.size) > 200
     for word in ("teacher", "student-1", "control", "Pseudo-labels", "Confusion matrix", "test/macro_f1"):
         assert word in page
 
 
-def test_a_finished_run_answers_without_torch_and_trains_nothing(finished):
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+def test_the_command_of_a_finished_run_prints_its_result_without_torch_and_trains_nothing(finished):
+    modified = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     again = [
         *QUIET,
         *NOISY_STUDENT,
@@ -123,31 +123,31 @@ def test_a_finished_run_answers_without_torch_and_trains_nothing(finished):
         "logger=tensorboard",
         f"paths.outputs={finished.parents[1]}",
     ]
-    done, loaded = loaded_packages("tutelage.train", *again)
-    assert done.returncode == 0, done.stderr
-    assert "student-1" in done.stdout
-    assert "report: " in done.stdout
+    process, loaded = loaded_packages("tutelage.train", *again)
+    assert process.returncode == 0, process.stderr
+    assert "student-1" in process.stdout
+    assert "report: " in process.stdout
     assert not loaded & {"torch", "pytorch_lightning", "albumentations"}
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == modified
 
 
 def test_a_report_that_was_lost_is_written_again(finished):
     page = finished / "report" / "index.html"
     page.unlink()
-    done = command("tutelage.cli", "report", str(finished))
-    assert done.returncode == 0, done.stderr
+    process = command("tutelage.cli", "report", str(finished))
+    assert process.returncode == 0, process.stderr
     assert page.exists()
 
 
 def test_runs_are_listed(finished):
-    done = command("tutelage.cli", "runs", str(finished.parents[1]), env={"COLUMNS": "200", "PATH": ""})
-    assert done.returncode == 0, done.stderr
-    assert finished.name in done.stdout
-    assert "finished" in done.stdout
+    process = command("tutelage.cli", "runs", str(finished.parents[1]), env={"COLUMNS": "200", "PATH": ""})
+    assert process.returncode == 0, process.stderr
+    assert finished.name in process.stdout
+    assert "finished" in process.stdout
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["report"], "report needs a run's folder"),
         (["report", "nowhere"], "nowhere: no run; this needs the folder of a finished run"),
@@ -156,11 +156,11 @@ def test_runs_are_listed(finished):
         (["train", "--foo"], "unknown flag --foo"),
     ],
 )
-def test_a_wrong_command_is_told_in_one_line(arguments, told):
-    done = command("tutelage.cli", *arguments)
-    assert done.returncode == 2
-    assert told in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_wrong_command_is_an_error_of_one_line(arguments, message):
+    process = command("tutelage.cli", *arguments)
+    assert process.returncode == 2
+    assert message in process.stderr
+    assert process.stderr.count("\n") == 1
 
 
 def test_a_run_json_that_cannot_be_read_is_an_error_and_stays(tmp_path):
@@ -186,7 +186,7 @@ def test_two_runs_of_the_same_science_give_the_same_bytes_and_another_seed_other
     assert first["stages"][0]["weights_sha256"] != third["stages"][0]["weights_sha256"]
 
 
-def test_a_crash_is_written_down_and_the_same_command_goes_on(outputs):
+def test_a_crash_is_recorded_and_the_same_command_resumes(outputs):
     def crash() -> None:
         from tutelage.runs import evaluate
 
@@ -249,8 +249,8 @@ def test_fashion_experiments_run_tiny(name, outputs):
 
 
 def test_a_sweep_runs_each_job_into_its_own_folder(outputs):
-    done = command("tutelage.train", "-m", *QUIET, "debug=tiny", f"paths.outputs={outputs}", "seed=0,1")
-    assert done.returncode == 0, done.stderr
+    process = command("tutelage.train", "-m", *QUIET, "debug=tiny", f"paths.outputs={outputs}", "seed=0,1")
+    assert process.returncode == 0, process.stderr
     assert len(list(outputs.glob("runs/*/run.json"))) == 2
     (record,) = (outputs / ".sweeps").glob("*/sweep.json")
     assert json.loads(record.read_text())
@@ -258,9 +258,9 @@ def test_a_sweep_runs_each_job_into_its_own_folder(outputs):
 
 def test_a_job_of_a_sweep_that_is_wrong_does_not_keep_the_others_from_running(outputs):
     sweep = ["-m", *QUIET, "debug=tiny", "model=timm", "model.name=resnet_18,test_resnet", f"paths.outputs={outputs}"]
-    done = command("tutelage.train", *sweep)
-    assert done.returncode == 1
-    assert "model.name=resnet_18: timm has no such architecture" in done.stderr
+    process = command("tutelage.train", *sweep)
+    assert process.returncode == 1
+    assert "model.name=resnet_18: timm has no such architecture" in process.stderr
     assert only_run(outputs)
 
 

@@ -221,7 +221,8 @@ def test_a_search_leaves_the_test_set_alone_and_one_more_command_tests_its_best(
         def fail(context):
             raise AssertionError("the test set was touched")
 
-        tutelage.runs.runner.test = fail
+        assert tutelage.runs.runner.evaluate_networks
+        tutelage.runs.runner.evaluate_networks = fail
 
     assert sweep(outputs, *GRID, "seed=0", before=no_test) == 0
     assert {tuple(key.partition("/")[0] for key in run["result"]) for run in records(outputs).values()} == {
@@ -234,12 +235,12 @@ def test_a_search_leaves_the_test_set_alone_and_one_more_command_tests_its_best(
     (line,) = re.findall(r"to train it in full and test it: (.*)", out)
     words = shlex.split(line)
     assert words[:2] == ["tutelage", "train"]
-    before = weights(outputs)
+    searched_weights = weights(outputs)
     assert sweep(outputs, *words[2:]) == 0
     tested = {name: run for name, run in records(outputs).items() if "test/accuracy" in run["result"]}
     assert sorted(run["identity"]["seed"] for run in tested.values()) == [0, 1, 2, 3, 4]
-    assert {name: hashes for name, hashes in weights(outputs).items() if name in before} == before
-    assert [len(tested[name]["sessions"]) for name in tested if name in before] == [2]
+    assert {name: hashes for name, hashes in weights(outputs).items() if name in searched_weights} == searched_weights
+    assert [len(tested[name]["sessions"]) for name in tested if name in searched_weights] == [2]
     words_of_one = [word.replace("seed=0,1,2,3,4", "seed=0") for word in words[2:] if word[:5] not in {"-m", "paths"}]
     assert sweep(tmp_path / "alone", *words_of_one, "hydra.mode=RUN") == 0
     single_run = outcome(tmp_path / "alone")

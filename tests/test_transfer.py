@@ -40,21 +40,21 @@ ADAMW = OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1)
 SMALL = ("model=resnet", "model.width=4", "model.depth=1")
 
 
-def spec_of(channels: int = 3, size: int = 32) -> ImageSpec:
+def make_spec(channels: int = 3, size: int = 32) -> ImageSpec:
     return ImageSpec(channels, size, tuple("abcd"), (0.3,) * channels, (0.2,) * channels)
 
 
-def batch_of(channels: int = 3, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+def make_batch(channels: int = 3, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randint(0, 256, (8, channels, size, size), dtype=torch.uint8), torch.arange(8) % 3
 
 
 def train_steps(network, tuning: FineTuning, steps: int = 3):
-    """Train a network for some steps as Lightning would: switched to training, with the optimizer of its tuning."""
+    """Train a network for ``steps`` steps in train mode, with the optimizer of ``tuning``."""
     freeze(network.backbone, tuning)
     network.train()
     optimizer = make_optimizer(network, ADAMW, tuning)
     for _ in range(steps):
-        images, targets = batch_of(network.spec.channels, network.spec.image_size)
+        images, targets = make_batch(network.spec.channels, network.spec.image_size)
         optimizer.zero_grad()
         cross_entropy(network(images), targets).backward()
         optimizer.step()
@@ -63,41 +63,43 @@ def train_steps(network, tuning: FineTuning, steps: int = 3):
 
 @pytest.mark.parametrize("name", ["resnet10t", "efficientnet_lite0", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("decay", [0.75, 0.5])
-def test_rates_of_layers_are_those_that_timm_gives_them(name, decay):
+def test_the_learning_rates_of_layers_are_those_of_timm(name, decay):
     from timm.optim.optim_factory import param_groups_layer_decay
 
     with torch.device("meta"):
-        network, theirs = Timm(spec_of(size=64), name=name), timm.create_model(name, num_classes=4)
-    groups = param_groups_layer_decay(theirs, layer_decay=decay)
+        network, reference = Timm(make_spec(size=64), name=name), timm.create_model(name, num_classes=4)
+    groups = param_groups_layer_decay(reference, layer_decay=decay)
     scale_of = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
-    expected = {name: scale_of[id(parameter)] for name, parameter in theirs.named_parameters()}
+    expected = {name: scale_of[id(parameter)] for name, parameter in reference.named_parameters()}
     # In timm's count the head lies one layer above the backbone.
-    found = lr_scales(network, FineTuning(backbone_lr_scale=decay, layer_decay=decay))
-    classifier = theirs.default_cfg["classifier"]
-    for parameter, share in found.items():
-        own = parameter.removeprefix("backbone.0.").replace("head.", f"{classifier}.", not parameter.startswith("back"))
-        assert share == pytest.approx(expected[own]), parameter
+    scales = lr_scales(network, FineTuning(backbone_lr_scale=decay, layer_decay=decay))
+    classifier = reference.default_cfg["classifier"]
+    for parameter, scale in scales.items():
+        reference_name = parameter.removeprefix("backbone.0.").replace(
+            "head.", f"{classifier}.", not parameter.startswith("back")
+        )
+        assert scale == pytest.approx(expected[reference_name]), parameter
 
 
-def test_without_timm_a_parameter_of_two_axes_opens_a_layer():
-    network = LeNet5(spec_of(1))
+def test_in_other_networks_each_weight_matrix_starts_a_layer():
+    network = LeNet5(make_spec(1))
     assert list(layer_of_parameters(network.backbone).values()) == [0, 0, 1, 1, 2, 2, 3, 3]
-    shares = lr_scales(network, FineTuning(backbone_lr_scale=0.1, layer_decay=0.5))
-    by_hand = [0.0125, 0.0125, 0.025, 0.025, 0.05, 0.05, 0.1, 0.1, 1.0, 1.0]
-    assert list(shares.values()) == pytest.approx(by_hand)
+    scales = lr_scales(network, FineTuning(backbone_lr_scale=0.1, layer_decay=0.5))
+    expected = [0.0125, 0.0125, 0.025, 0.025, 0.05, 0.05, 0.1, 0.1, 1.0, 1.0]
+    assert list(scales.values()) == pytest.approx(expected)
 
 
 @given(st.floats(0.01, 1), st.floats(0.1, 1))
 def test_rates_rise_from_the_images_to_the_head(scale, decay):
-    network = LeNet5(spec_of(1))
-    shares = list(lr_scales(network, FineTuning(backbone_lr_scale=scale, layer_decay=decay)).values())
-    assert shares == sorted(shares)
-    assert shares[-1] == 1
-    assert shares[-3] == scale  # the backbone's highest layer
+    network = LeNet5(make_spec(1))
+    scales = list(lr_scales(network, FineTuning(backbone_lr_scale=scale, layer_decay=decay)).values())
+    assert scales == sorted(scales)
+    assert scales[-1] == 1
+    assert scales[-3] == scale  # the backbone's highest layer
 
 
 def test_without_tuning_there_are_two_groups_one_of_them_decayed():
-    network = ResNet(spec_of(), width=4, depth=1)
+    network = ResNet(make_spec(), width=4, depth=1)
     decayed, plain = make_optimizer(network, ADAMW).param_groups
     assert [id(p) for p in decayed["params"]] == [id(p) for p in network.parameters() if p.ndim > 1]
     assert [id(p) for p in plain["params"]] == [id(p) for p in network.parameters() if p.ndim <= 1]
@@ -106,67 +108,67 @@ def test_without_tuning_there_are_two_groups_one_of_them_decayed():
 
 
 def test_each_rate_has_a_group_with_decay_and_one_without():
-    network, beside = LeNet5(spec_of(1)), nn.Linear(84, 3)
+    network, extra = LeNet5(make_spec(1)), nn.Linear(84, 3)
     tuning = FineTuning(frozen_layers=2, backbone_lr_scale=0.1)
     freeze(network.backbone, tuning)
-    groups = make_optimizer(network, ADAMW, tuning, beside).param_groups
-    found = [(group["lr"], group["weight_decay"], len(group["params"])) for group in groups]
-    assert found == [(0.001, 0.1, 2), (0.001, 0.0, 2), (0.01, 0.1, 2), (0.01, 0.0, 2)]
-    assert any(p is beside.weight for p in groups[2]["params"])
+    groups = make_optimizer(network, ADAMW, tuning, extra).param_groups
+    settings = [(group["lr"], group["weight_decay"], len(group["params"])) for group in groups]
+    assert settings == [(0.001, 0.1, 2), (0.001, 0.0, 2), (0.01, 0.1, 2), (0.01, 0.0, 2)]
+    assert any(p is extra.weight for p in groups[2]["params"])
 
 
 @pytest.mark.parametrize(
-    "network", [lambda: ResNet(spec_of(), width=4, depth=1), lambda: Timm(spec_of(), name="resnet10t", dropout=0.5)]
+    "network", [lambda: ResNet(make_spec(), width=4, depth=1), lambda: Timm(make_spec(), name="resnet10t", dropout=0.5)]
 )
-def test_a_frozen_backbone_stays_to_the_bit_with_its_statistics_and_its_dropout(network):
+def test_a_frozen_backbone_does_not_change_by_a_bit_and_has_no_dropout(network):
     torch.manual_seed(0)
     network = network().eval()
-    images, _ = batch_of()
-    before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
+    images, _ = make_batch()
+    initial = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
     features, head = network.features(images), network.head.weight.clone()
     train_steps(network, FineTuning(frozen_layers=None))
     for name, tensor in network.backbone.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
+        assert torch.equal(tensor, initial[name]), name
     assert network.training
     assert torch.equal(network.features(images), features)  # no dropout, though the network trains
     assert not torch.equal(network.head.weight, head)
 
 
 @pytest.mark.parametrize("frozen", [1, 3])
-def test_so_many_lowest_layers_stay_and_all_above_learn(frozen):
+def test_the_lowest_layers_are_frozen_and_all_above_are_trained(frozen):
     torch.manual_seed(0)
-    network = Torchvision(spec_of(), name="resnet18")
-    of = layer_of_parameters(network.backbone)
-    before = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
+    network = Torchvision(make_spec(), name="resnet18")
+    layer_of_parameter = layer_of_parameters(network.backbone)
+    initial = {name: tensor.clone() for name, tensor in network.backbone.state_dict().items()}
     train_steps(network, FineTuning(frozen_layers=frozen))
     for name, tensor in network.backbone.named_parameters():
-        assert torch.equal(tensor, before[name]) == (of[name] < frozen), name
-    still = network.backbone[0].bn1
-    assert not still.training
-    assert torch.equal(still.running_mean, before["0.bn1.running_mean"])
+        assert torch.equal(tensor, initial[name]) == (layer_of_parameter[name] < frozen), name
+    frozen_norm = network.backbone[0].bn1
+    assert not frozen_norm.training
+    assert torch.equal(frozen_norm.running_mean, initial["0.bn1.running_mean"])
     assert network.backbone[0].layer4[1].bn2.training
 
 
-def test_weight_decay_does_not_move_what_is_frozen():
-    network = LeNet5(spec_of(1))
-    before = network.backbone[0].weight.clone()
+def test_weight_decay_does_not_change_frozen_layers():
+    network = LeNet5(make_spec(1))
+    initial = network.backbone[0].weight.clone()
     train_steps(network, FineTuning(frozen_layers=1))
-    assert torch.equal(network.backbone[0].weight, before)
+    assert torch.equal(network.backbone[0].weight, initial)
 
 
-def test_more_frozen_layers_than_there_are_end_in_one_line():
+def test_too_many_frozen_layers_are_an_error_of_one_line():
     with pytest.raises(UserError, match="strategy.frozen_layers=5: this network's backbone has 4 layers"):
-        freeze(LeNet5(spec_of(1)).backbone, FineTuning(frozen_layers=5))
+        freeze(LeNet5(make_spec(1)).backbone, FineTuning(frozen_layers=5))
 
 
-def plan_of(*words: str):
+def plan_stages(*overrides: str):
     source = make_source(np.repeat(np.arange(3), 12), 0, 0)
-    config = compose(["init_from=w.pth", "schedule.epochs=null", "schedule.steps=100", *words])
+    config = compose(["init_from=w.pth", "schedule.epochs=null", "schedule.steps=100", *overrides])
     return stages(config, source, split(source, data_config()))
 
 
-def test_gradual_first_trains_the_head_and_goes_on_with_all_of_it():
-    head, whole, control = plan_of("strategy=transfer_gradual", "strategy.head_length=0.3", "augmentation=basic")
+def test_gradual_transfer_trains_the_head_first_and_then_the_whole_network():
+    head, whole, control = plan_stages("strategy=transfer_gradual", "strategy.head_length=0.3", "augmentation=basic")
     assert (head.steps, whole.steps, control.steps) == (30, 70, 100)
     assert (head.fine_tuning, head.teacher, head.starts_from) == (FineTuning(frozen_layers=None), None, None)
     assert (whole.fine_tuning, whole.starts_from) == (FineTuning(backbone_lr_scale=0.1), "head")
@@ -174,19 +176,19 @@ def test_gradual_first_trains_the_head_and_goes_on_with_all_of_it():
     assert "from random weights" in control.note
 
 
-def test_features_are_kept_where_images_are_not_augmented():
-    frozen, control = plan_of("strategy=transfer_frozen", "augmentation=none")
+def test_features_are_cached_if_images_are_not_augmented():
+    frozen, control = plan_stages("strategy=transfer_frozen", "augmentation=none")
     assert frozen.teacher is not None and frozen.teacher.features
     assert control.teacher is None
-    for words in (["augmentation=flip"], ["augmentation=cutmix", "augmentation.transforms=[]"]):
-        assert plan_of("strategy=transfer_frozen", *words)[0].teacher is None
-    assert plan_of("strategy=transfer_frozen", "strategy.control=false")[0].name == "frozen"
-    assert len(plan_of("strategy=transfer_frozen", "strategy.control=false")) == 1
+    for overrides in (["augmentation=flip"], ["augmentation=cutmix", "augmentation.transforms=[]"]):
+        assert plan_stages("strategy=transfer_frozen", *overrides)[0].teacher is None
+    assert plan_stages("strategy=transfer_frozen", "strategy.control=false")[0].name == "frozen"
+    assert len(plan_stages("strategy=transfer_frozen", "strategy.control=false")) == 1
 
 
 @pytest.fixture
 def pretrained(tmp_path):
-    """A small residual network's weights, of other classes than the digits."""
+    """Save a small residual network for three classes that are not those of the digits, and return its file."""
     torch.manual_seed(1)
     model = compose([*SMALL]).model.arguments()
     network = make_classifier(model, ImageSpec(1, 28, tuple("abc"), (0.5,), (0.25,)))
@@ -196,71 +198,77 @@ def pretrained(tmp_path):
     return file
 
 
-def weights_of(outputs, stage: str):
+def load_stage_weights(outputs, stage: str):
     (file,) = only_run(outputs).glob(f"stages/*-{stage}/checkpoints/final.ckpt")
     return load_classifier(file)
 
 
-def compare(one: nn.Module, two: nn.Module, **tolerance) -> None:
-    """Compare all but counters of batches, which no file of weights fills."""
-    for name, tensor in one.state_dict().items():
+def compare(first: nn.Module, second: nn.Module, **tolerance) -> None:
+    """Compare the state dicts without the batch counters of norms, which files of weights do not have."""
+    for name, tensor in first.state_dict().items():
         if not name.endswith("num_batches_tracked"):
-            torch.testing.assert_close(tensor, two.state_dict()[name], **tolerance)
+            torch.testing.assert_close(tensor, second.state_dict()[name], **tolerance)
 
 
 @pytest.mark.parametrize("augmentation", ["none", "basic"])
 def test_a_frozen_run_ends_with_the_backbone_it_began_with_and_resumes_exactly(outputs, pretrained, augmentation):
-    words = (
+    overrides = (
         *SMALL,
         "strategy=transfer_frozen",
         f"init_from={pretrained}",
         f"augmentation={augmentation}",
         "debug=tiny",
     )
-    assert run(outputs / "a", *words) == 0
-    before, frozen = load_classifier(pretrained), weights_of(outputs / "a", "frozen")
-    compare(frozen.backbone, before.backbone, rtol=0, atol=0)
+    assert run(outputs / "a", *overrides) == 0
+    initial, frozen = load_classifier(pretrained), load_stage_weights(outputs / "a", "frozen")
+    compare(frozen.backbone, initial.backbone, rtol=0, atol=0)
     assert frozen.spec.mean == (0.5,)  # the weights' own normalisation
-    control = weights_of(outputs / "a", "control")
+    control = load_stage_weights(outputs / "a", "control")
     assert control.spec.mean == (0.305,)
-    assert not torch.equal(control.backbone[0].weight, before.backbone[0].weight)
+    assert not torch.equal(control.backbone[0].weight, initial.backbone[0].weight)
     record = json.loads((only_run(outputs / "a") / "run.json").read_text())
     assert [entry["steps"] for entry in record["stages"]] == [4, 4]
     assert record["result"] == record["stages"][0]["result"]
-    assert run(outputs / "b", *words, before=kill_after("frozen", 2)) == -signal.SIGKILL
-    assert run(outputs / "b", *words) == 0
+    assert run(outputs / "b", *overrides, before=kill_after("frozen", 2)) == -signal.SIGKILL
+    assert run(outputs / "b", *overrides) == 0
     assert outcome(outputs / "a") == outcome(outputs / "b")
 
 
-def test_kept_features_give_the_weights_that_the_live_backbone_gives(outputs, pretrained):
+def test_cached_features_give_the_same_weights_as_the_live_backbone(outputs, pretrained):
     from dataclasses import replace
 
     from tutelage.strategies import transfer
 
     def live():
-        cached = transfer.train_head
+        train_head = transfer.train_head
         transfer.train_head = lambda *arguments: replace(
-            cached(*arguments), module=lambda network: network, teacher=None
+            train_head(*arguments), module=lambda network: network, teacher=None
         )
 
-    words = (*SMALL, "strategy=transfer_frozen", f"init_from={pretrained}", "augmentation=none", "debug=tiny")
-    assert run(outputs / "kept", *words, "schedule.steps=30") == 0
-    assert run(outputs / "live", *words, "schedule.steps=30", before=live) == 0
-    kept, alive = (weights_of(outputs / name, "frozen") for name in ("kept", "live"))
-    compare(kept, alive, rtol=1e-4, atol=1e-5)
+    overrides = (*SMALL, "strategy=transfer_frozen", f"init_from={pretrained}", "augmentation=none", "debug=tiny")
+    assert run(outputs / "kept", *overrides, "schedule.steps=30") == 0
+    assert run(outputs / "live", *overrides, "schedule.steps=30", before=live) == 0
+    cached, live_head = (load_stage_weights(outputs / name, "frozen") for name in ("kept", "live"))
+    compare(cached, live_head, rtol=1e-4, atol=1e-5)
 
 
 def test_a_gradual_run_goes_on_with_the_head_that_it_trained(outputs, pretrained):
-    words = (*SMALL, "strategy=transfer_gradual", f"init_from={pretrained}", "debug=tiny", "schedule.steps=6")
-    assert run(outputs, *words, "optimizer.lr=1e-9", "augmentation=basic") == 0
-    head, whole = weights_of(outputs, "head"), weights_of(outputs, "whole")
+    overrides = (*SMALL, "strategy=transfer_gradual", f"init_from={pretrained}", "debug=tiny", "schedule.steps=6")
+    assert run(outputs, *overrides, "optimizer.lr=1e-9", "augmentation=basic") == 0
+    head, whole = load_stage_weights(outputs, "head"), load_stage_weights(outputs, "whole")
     torch.testing.assert_close(whole.head.weight, head.head.weight, atol=1e-6, rtol=0)
     assert whole.spec.mean == (0.5,)
     assert not torch.equal(whole.backbone[1].running_mean, head.backbone[1].running_mean)  # it learns again
 
 
 def test_a_run_with_more_frozen_layers_than_there_are_writes_nothing(outputs, pretrained, capfd):
-    words = (*SMALL, "strategy=transfer_finetune", "strategy.frozen_layers=99", f"init_from={pretrained}", "debug=tiny")
-    assert run(outputs, *words) != 0
+    overrides = (
+        *SMALL,
+        "strategy=transfer_finetune",
+        "strategy.frozen_layers=99",
+        f"init_from={pretrained}",
+        "debug=tiny",
+    )
+    assert run(outputs, *overrides) != 0
     assert "strategy.frozen_layers=99: this network's backbone has" in capfd.readouterr().err
     assert not list(outputs.rglob("run.json"))

@@ -52,11 +52,11 @@ def test_every_name_on_the_architecture_page_exists(name):
     parts = name.split(".")
     for cut in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join(["tutelage", *parts[:cut]]))
+            target = importlib.import_module(".".join(["tutelage", *parts[:cut]]))
         except ModuleNotFoundError:
             continue
         for part in parts[cut:]:
-            found = getattr(found, part)
+            target = getattr(target, part)
         return
     pytest.fail(f"tutelage.{name}: no such module")
 

@@ -33,15 +33,15 @@ def test_the_wheel_holds_every_config(installed):
 @pytest.mark.slow
 def test_an_installed_wheel_trains_outside_the_checkout(installed, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(installed)}
-    where = "import tutelage; print(tutelage.__file__)"
-    found = subprocess.run(
-        [sys.executable, "-P", "-c", where], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+    program = "import tutelage; print(tutelage.__file__)"
+    location = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
     )
-    assert str(installed) in found.stdout
+    assert str(installed) in location.stdout
     command = [sys.executable, "-P", "-m", "tutelage.train", "experiment=digits_noisy_student", "debug=tiny"]
-    done = subprocess.run(
+    training = subprocess.run(
         [*command, "callbacks.display=false"], capture_output=True, text=True, cwd=tmp_path, env=environment
     )
-    assert done.returncode == 0, done.stderr
-    assert "control" in done.stdout
+    assert training.returncode == 0, training.stderr
+    assert "control" in training.stdout
     assert len(list(tmp_path.glob("outputs/digits_noisy_student/*/report/index.html"))) == 1

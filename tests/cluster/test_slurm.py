@@ -108,23 +108,23 @@ def test_a_job_is_requeued_at_each_warning_while_it_loads_and_while_it_trains(un
 
 def test_scontrol_requeue_loses_no_step(undisturbed, slurm, outputs):
     job = submit(slurm, outputs)
-    before = wait_for_step(slurm, job, outputs, 20)
+    step_before = wait_for_step(slurm, job, outputs, 20)
     slurm.call("scontrol", "requeue", job)
     check_completed(slurm, job, restarts=1)
     first, second = sessions(outputs)
     assert "stopped" in first
-    assert second["step"] >= before
+    assert second["step"] >= step_before
     assert (second["slurm"], second["restart"]) == (job, 1)
     assert outcome(outputs) == undisturbed
 
 
 def test_a_preempted_job_makes_room_and_goes_on(undisturbed, slurm, outputs):
     job = submit(slurm, outputs, "--partition=low", "--exclusive")
-    before = wait_for_step(slurm, job, outputs, 20)
-    other = slurm.submit("#!/bin/bash\nsleep 1\n", ["--partition=high", "--nodes=2", "--exclusive"])
-    slurm.wait(other, "COMPLETED")
+    step_before = wait_for_step(slurm, job, outputs, 20)
+    second_job = slurm.submit("#!/bin/bash\nsleep 1\n", ["--partition=high", "--nodes=2", "--exclusive"])
+    slurm.wait(second_job, "COMPLETED")
     check_completed(slurm, job, restarts=1)
-    assert sessions(outputs)[1]["step"] >= before
+    assert sessions(outputs)[1]["step"] >= step_before
     assert outcome(outputs) == undisturbed
 
 

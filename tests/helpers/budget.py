@@ -1,8 +1,8 @@
-"""Runs a command and tells what it cost; under CI=true it fails where that is more than its budget.
+"""Run a command and print what it cost; with CI=true, fail if it cost more than its budget.
 
-What counts is the processor's time, of the command and of all that it starts, since the clock also shows what else the
-machine does. Two threads of one core slow each other down, and machines differ: the time is scaled by a fixed piece of
-work that two processes do at once, before the command and after it.
+The cost is the CPU time of the command and of all processes that it starts, since the clock's time also depends on what
+else the machine does. Two threads of one core slow each other down, and machines differ, so the time is scaled by a
+fixed piece of work that two processes do at the same time, before the command and after it.
 
     python tests/helpers/budget.py CPU_MINUTES COMMAND...
 """
@@ -28,15 +28,15 @@ def function_{number}(first, second={number}, *rest, **named):
 OVER = 1  # exit code
 
 
-def calibrated() -> list[float]:
-    """Return the seconds of the processor's time that the work takes, in two processes at once, several times."""
+def calibrate() -> list[float]:
+    """Return the CPU seconds of ``compile_program``, measured several times by two processes at once."""
     command = [sys.executable, "-S", __file__]
     pair = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     return [float(seconds) for process in pair for seconds in process.communicate()[0].split()]
 
 
-def work() -> float:
-    """Compile a program, which is what tests do most: many small objects; return the processor's seconds."""
+def compile_program() -> float:
+    """Compile a program and return the CPU seconds; like the tests, it makes many small objects."""
     program = "\n".join(PROGRAM.format(number=number) for number in range(WORK))
     started = time.process_time()
     compile(program, "program", "exec")
@@ -44,20 +44,20 @@ def work() -> float:
 
 
 def run(command: Sequence[str]) -> tuple[int, float, float]:
-    """Run a command; return its exit code, and the seconds of the clock and of the processor that it took."""
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    """Run a command; return its exit code, its clock seconds and its CPU seconds."""
+    usage_before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     process = subprocess.Popen(command)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the command that Ctrl-C ends
-    code, after = process.wait(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the command, not this script
+    code, usage_after = process.wait(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = usage_after.ru_utime + usage_after.ru_stime - usage_before.ru_utime - usage_before.ru_stime
     return code if code >= 0 else 128 - code, time.monotonic() - started, used
 
 
 def main(minutes: float, command: Sequence[str]) -> int:
-    """Run a command, tell what it cost, and return its exit code, or ``OVER``."""
-    before = calibrated()
+    """Run a command, print what it cost, and return its exit code, or ``OVER``."""
+    seconds_before = calibrate()
     code, seconds, used = run(command)
-    speed = REFERENCE / statistics.median([*before, *calibrated()])
+    speed = REFERENCE / statistics.median([*seconds_before, *calibrate()])
     scaled = used * speed / 60
     print(
         f"{seconds / 60:.1f} minutes, {used / 60:.1f} CPU minutes; by the speed of this machine ({speed:.2f} of the "
@@ -73,4 +73,4 @@ def main(minutes: float, command: Sequence[str]) -> int:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         sys.exit(main(float(sys.argv[1]), sys.argv[2:]))
-    print(*(work() for _ in range(TIMES)))
+    print(*(compile_program() for _ in range(TIMES)))

@@ -1,4 +1,4 @@
-"""Commands as a person types them, and what they print."""
+"""Commands as a user types them, and their output."""
 
 import os
 import subprocess
@@ -26,6 +26,6 @@ def fresh_command(module: str, *arguments: str, **options: Any) -> Completed:
 def loaded_packages(module: str, *arguments: str) -> tuple[Completed, set[str]]:
     """Run ``python -m module`` and return what it printed and the packages that it imported."""
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
-    done = fresh_command(module, *arguments, env=environment)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
-    return done, {line.rpartition("|")[2].strip().split(".")[0] for line in lines}
+    process = fresh_command(module, *arguments, env=environment)
+    lines = [line for line in process.stderr.splitlines() if line.startswith("import time:")]
+    return process, {line.rpartition("|")[2].strip().split(".")[0] for line in lines}

@@ -122,10 +122,10 @@ def serve(listener: socket.socket) -> None:
                 os.waitpid(child, 0)
             return
         for child, client in list(running.items()):
-            if client in ready:  # it says nothing more: it is gone
+            if client in ready:  # a client sends nothing more, so it has ended
                 os.kill(child, signal.SIGKILL)
         if signals:
-            _tell(running)
+            _report_exit_codes(running)
         if listener in ready:
             client, _ = listener.accept()
             length, files, *_ = socket.recv_fds(client, LENGTH, 2)
@@ -137,14 +137,14 @@ def serve(listener: socket.socket) -> None:
                 raise
             child = os.fork()
             if not child:
-                _become(json.loads(request), files)
+                _run_module(json.loads(request), files)
             for file in files:
                 os.close(file)
             running[child] = client
 
 
-def _tell(running: dict[int, socket.socket]) -> None:
-    """Tell the clients of the children that have ended their exit codes."""
+def _report_exit_codes(running: dict[int, socket.socket]) -> None:
+    """Send the exit codes of ended children to their clients."""
     for child in list(running):
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -153,11 +153,11 @@ def _tell(running: dict[int, socket.socket]) -> None:
 
 
 class Handover(BaseException):
-    """The process would have become ``python -m`` with these words."""
+    """Raised where the process would have become ``python -m`` with these arguments."""
 
 
-def _become(request: dict, files: list[int]) -> NoReturn:
-    """Be ``python -m MODULE ARGUMENTS`` to the end."""
+def _run_module(request: dict, files: list[int]) -> NoReturn:
+    """Run ``python -m MODULE ARGUMENTS`` in this process and exit with its code."""
     import numpy as np
 
     signal.set_wakeup_fd(-1)

@@ -12,7 +12,7 @@ def call_in_fork(work: Callable[[], int]) -> int:
 
 
 def fork(work: Callable[[], int]) -> int:
-    """Begin ``work`` in a fork of this process and return its process id."""
+    """Start ``work`` in a fork of this process and return its process id."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()

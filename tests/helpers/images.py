@@ -16,7 +16,7 @@ def smooth_image(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 
 
 def random_images(count: int, side: int, channels: int) -> np.ndarray:
-    """Return images (N, H, W, C) uint8 that are no two alike."""
+    """Return random images (N, H, W, C) uint8, all different."""
     return np.random.default_rng([count, side]).integers(0, 256, (count, side, side, channels), dtype=np.uint8)
 
 

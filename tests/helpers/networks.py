@@ -1,4 +1,4 @@
-"""Image specs of networks, and their sizes."""
+"""Image specs for networks, and the number of their weights."""
 
 from torch import nn
 

@@ -2,7 +2,7 @@
 
 QUIET = ("callbacks=quiet", "trainer.threads=1", "logger=csv")
 
-# Every state that a resume has to bring back: dropout, averaged weights, validation and its best, several stages.
+# Has every state that a resume restores: dropout, averaged weights, the best validation result, several stages.
 NOISY_STUDENT = (
     "strategy=noisy_student",
     "strategy.students=[{model:{dropout:0.3,width:1.5},length:1.0}]",
@@ -31,7 +31,7 @@ DISTILLATION = (
     "strategy.cached_views=2",
 )
 
-# Goes with every strategy that learns from a pool.
+# For every strategy that learns from a pool.
 POOL_STRATEGY = (
     "schedule.epochs=null",
     "schedule.steps=6",

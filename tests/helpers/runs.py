@@ -1,4 +1,4 @@
-"""Runs in forks of the test's process, and what they leave."""
+"""Runs in forks of the test's process, and the files of their folders."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from helpers.overrides import QUIET
 
 
 def run(outputs: Path, *overrides: str, before: Callable[[], None] = lambda: None) -> int:
-    """Execute a run, quietly and with one thread, in a fork; ``before`` may set traps there."""
+    """Run a config in a fork, quietly and with one thread, and return its exit code; ``before`` may set traps."""
     fork_server.preload()
     from tutelage.app.job import run_job
     from tutelage.config.compose import compose
@@ -31,19 +31,21 @@ def only_run(outputs: Path) -> Path:
 
 
 def outcome(outputs: Path) -> dict[str, Any]:
-    """Return all of a run that must not depend on how often it was stopped: weights, results, tables."""
+    """Return the parts of a run that must not depend on stops and resumes: weights, results, tables."""
     folder = only_run(outputs)
     record = json.loads((folder / "run.json").read_text())
-    kept = {"name", "result", "weights_sha256", "teacher_sha256", "steps"}
-    stages = [{key: value for key, value in entry.items() if key in kept} for entry in record["stages"]]
+    compared = {"name", "result", "weights_sha256", "teacher_sha256", "steps"}
+    stages = [{key: value for key, value in entry.items() if key in compared} for entry in record["stages"]]
     return {"status": record["status"], "result": record["result"], "stages": stages, "tables": tables(folder)}
 
 
 def tables(folder: Path) -> dict[str, list[dict[str, str]]]:
-    """Return every metrics.csv of a run without its time column."""
-    found = {}
+    """Read every metrics.csv of a run, without its time column."""
+    tables_by_name = {}
     for file in sorted(folder.rglob("metrics.csv")):
         with file.open() as lines:
             rows: Sequence[dict[str, str]] = list(csv.DictReader(lines))
-        found[str(file.relative_to(folder))] = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-    return found
+        tables_by_name[str(file.relative_to(folder))] = [
+            {k: v for k, v in row.items() if k != "seconds"} for row in rows
+        ]
+    return tables_by_name

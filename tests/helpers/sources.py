@@ -1,4 +1,4 @@
-"""Sources: labels and parts, without images."""
+"""Sources with labels and splits, but without images."""
 
 import numpy as np
 
@@ -10,10 +10,10 @@ def make_source(labels: np.ndarray, test: int, unlabelled: int) -> Source:
     """Return a source: training images with these labels (N,), then test images with the same, then unlabelled ones."""
     count = len(labels)
     everything = np.arange(count + test + unlabelled)
-    known = np.concatenate([labels, np.resize(labels, test), np.full(unlabelled, UNKNOWN)])
+    all_labels = np.concatenate([labels, np.resize(labels, test), np.full(unlabelled, UNKNOWN)])
     return Source(
         images=[],
-        labels=known,
+        labels=all_labels,
         classes=tuple("abcdefgh"[: labels.max() + 1]),
         train=everything[:count],
         test=everything[count : count + test],

@@ -1,4 +1,4 @@
-"""Traps: what a fork does before a run, so that the run is killed or gets a signal at a chosen step."""
+"""Traps: patches set in a fork before a run, by which the run is killed or gets a signal at a chosen step."""
 
 import os
 import signal
