@@ -188,7 +188,7 @@ def main() -> None:
             measured[pool] = measure_in_process("trainer", folder, pool)
             print(f"{pool:>12,}" + "".join(f"{format_cell(column, measured[pool][column]):>13}" for column in COLUMNS))
         small, large = (measured[pool] for pool in POOLS)
-        print(f"store: {size / pool:.1f} bytes an image, written at {pool / seconds:,.0f} images/s")
+        print(f"store: {size / POOLS[-1]:.1f} bytes an image, written at {POOLS[-1] / seconds:,.0f} images/s")
         written = measure_in_process("table", folder, pool)
         files = f"round.json {written['round']:.1f} s, pseudo_labels.parquet {written['table']:.1f} s"
         print(f"summary and table of {pool:,} images: {files}, peak {written['peak'] / 1e6:,.0f} MB")

@@ -277,6 +277,7 @@ LEAVES_A_WORKER = """
 import numpy as np, torch
 from torch.utils.data import DataLoader
 from tutelage.data.loading.batches import EvalDataset
+from tutelage.data.loading.workers import ignore_signals
 from tutelage.data.source import WholeImages
 
 batches = EvalDataset(WholeImages(np.zeros((4, 2, 2, 1), dtype=np.uint8)), np.zeros(4), np.arange(4))
