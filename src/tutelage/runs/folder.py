@@ -274,12 +274,6 @@ def write_config(folder: RunFolder, resolved: dict[str, Any]) -> None:
     write_text(folder.config_file, OmegaConf.to_yaml(OmegaConf.create(content)))
 
 
-def is_finished(folder: RunFolder) -> bool:
-    """Return whether a run exists and is finished."""
-    record = read_record(folder)
-    return record is not None and record.get("status") == FINISHED
-
-
 def is_tested(record: Mapping[str, Any]) -> bool:
     """Return whether a run was evaluated on the test set."""
     return any(key.startswith("test") for key in record.get("result", {}))
