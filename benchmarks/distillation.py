@@ -37,7 +37,7 @@ from tutelage.runs.fit import fit_stage
 from tutelage.runs.folder import Record
 from tutelage.runs.observer import Observer
 from tutelage.runs.teachers import load_teacher, prepare_teacher
-from tutelage.strategies import stages
+from tutelage.strategies import StageContext
 
 PROMISED = 1.15  # times supervised, with cached logits
 LIMIT = length(PROMISED, 1.6)
@@ -68,7 +68,7 @@ class Bench:
         folder = RunFolder(self.folder / "runs" / str(self.runs))
         record = Record(folder)
         record.begin(run_identity(config, ""), "", 1, {}, {})
-        planned_stages = stages(config, self.data.source, self.data.splits)
+        planned_stages = config.strategy.stages(StageContext(config, self.data.source, self.data.splits))
         return RunContext(config, folder, record, self.data, Signals(), Observer(), stages=planned_stages)
 
     def train(self, steps: int, *overrides: str) -> float:

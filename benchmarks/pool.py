@@ -101,7 +101,7 @@ def measure_trainer(folder: Path, pool: int) -> dict[str, float]:
     from tutelage.config.compose import compose
     from tutelage.data import ImageDataModule
     from tutelage.randomness import Key
-    from tutelage.strategies import PseudoLabelStage, TrainStage, stages
+    from tutelage.strategies import PseudoLabelStage, StageContext, TrainStage
 
     class Pool(ImageDataModule):
         def read(self) -> Source:
@@ -116,7 +116,7 @@ def measure_trainer(folder: Path, pool: int) -> dict[str, float]:
         started = time.perf_counter()
 
     data = Pool(config.data)
-    planned_stages = stages(config, data.source, data.splits)
+    planned_stages = config.strategy.stages(StageContext(config, data.source, data.splits))
     tick("data")
     store = LabelStore(folder, len(data.splits.pool), CLASSES, {})  # verifies every shard's checksum, as on resume
     assert store.complete

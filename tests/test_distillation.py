@@ -19,7 +19,7 @@ from helpers.overrides import DISTILLATION
 from helpers.runs import only_run, outcome, run
 from helpers.sources import make_source
 from helpers.traps import kill_after
-from tutelage.config import Decoupled, DistillationConfig, Hints, OptimizerConfig, SchedulerConfig
+from tutelage.config import OptimizerConfig, SchedulerConfig
 from tutelage.config.compose import compose
 from tutelage.data import StreamBatch, fingerprint, split
 from tutelage.errors import UserError
@@ -47,9 +47,10 @@ from tutelage.models.teacher import Regressor, adapt_images, layer_output
 from tutelage.runs import RunFolder, read_record, run_identity
 from tutelage.runs.checkpoints import WholeCheckpointIO
 from tutelage.runs.folder import weights_files
-from tutelage.strategies import stages
-from tutelage.strategies.distillation import Distillation, HintTraining
-from tutelage.strategies.teacher_student import TeacherStudent
+from tutelage.strategies import StageContext
+from tutelage.strategies.distillation import Decoupled, DistillationStrategy, Hints
+from tutelage.strategies.distillation.method import Distillation, HintTraining
+from tutelage.strategies.teacher_student.method import TeacherStudent
 
 SEEDS = st.integers(0, 999)
 TEMPERATURES = st.floats(0.5, 20)
@@ -142,16 +143,15 @@ def make_batch(channels: int = 1, size: int = 28, count: int = 6) -> dict[str, S
     return {"labelled": StreamBatch(images, torch.arange(count) % 10)}
 
 
-def make_config(**changes) -> DistillationConfig:
+def make_config(**changes) -> DistillationStrategy:
     base = {
-        "name": "distillation",
         "teachers": ["x"],
         "temperature": 4.0,
         "alpha": 0.3,
         "teacher_logits": "live",
         "cached_views": 1,
     }
-    return DistillationConfig(**{**base, **changes})
+    return DistillationStrategy.from_arguments({**base, **changes})
 
 
 def prepare(network: ImageClassifier) -> ImageClassifier:
@@ -400,7 +400,7 @@ def plan_stages(*overrides: str, pool: bool = True):
     config = compose(["strategy=distillation", "schedule.epochs=null", "schedule.steps=10", *overrides])
     source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
     splits = split(source, data_config(**({"labels_per_class": 3} if pool else {})))
-    return config, stages(config, source, splits), splits
+    return config, config.strategy.stages(StageContext(config, source, splits)), splits
 
 
 def test_the_stages_are_teacher_student_and_control():

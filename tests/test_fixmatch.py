@@ -10,7 +10,6 @@ from helpers.overrides import POOL_STRATEGY
 from helpers.runs import outcome, run
 from helpers.stages import make_batches, plan_stages
 from helpers.traps import kill_after
-from tutelage.config import FixMatchConfig
 from tutelage.config.compose import compose
 from tutelage.data import UNKNOWN, StageData
 from tutelage.data.loading.batches import TrainDataset
@@ -19,14 +18,15 @@ from tutelage.errors import UserError
 from tutelage.models import LeNet5
 from tutelage.randomness import Key
 from tutelage.strategies import TrainStage
-from tutelage.strategies.fixmatch import FixMatch
+from tutelage.strategies.fixmatch import FixMatchStrategy
+from tutelage.strategies.fixmatch.method import FixMatch
 
 
-def make_config(threshold: float = 0.0, weight: float = 1.0) -> FixMatchConfig:
-    return FixMatchConfig(name="fixmatch", threshold=threshold, weight=weight)
+def make_config(threshold: float = 0.0, weight: float = 1.0) -> FixMatchStrategy:
+    return FixMatchStrategy.from_arguments({"threshold": threshold, "weight": weight})
 
 
-def make_module(config: FixMatchConfig, views: int = 1) -> FixMatch:
+def make_module(config: FixMatchStrategy, views: int = 1) -> FixMatch:
     torch.manual_seed(0)
     return FixMatch(LeNet5(make_spec()), config, views)
 

@@ -38,8 +38,8 @@ from tutelage.models import (
     save_classifier,
 )
 from tutelage.runs import run_path
-from tutelage.strategies import TrainStage, stages
-from tutelage.strategies.lwf import LwF
+from tutelage.strategies import StageContext, TrainStage
+from tutelage.strategies.lwf.method import LwF
 from tutelage.terminal.table import build_header, build_notes, build_rows, compute_forgetting
 
 TASKS = ((3, 0), (1, 5, 2), (4, 6))  # of ten classes; 7, 8 and 9 are in none
@@ -231,7 +231,7 @@ def plan_stages(*overrides: str):
     tasks = "strategy.tasks=[[0,1],[3],[2]]"
     config = compose(["strategy=lwf", tasks, "schedule.epochs=null", "schedule.steps=10", *overrides])
     source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
-    return stages(config, source, split(source, data_config()))
+    return config.strategy.stages(StageContext(config, source, split(source, data_config())))
 
 
 def test_the_stages_are_those_of_the_paper_and_each_comparison_trains_as_many_steps():
@@ -375,7 +375,7 @@ def test_a_task_without_a_validation_image_is_an_error():
     splits = split(source, data_config())
     no_second = replace(splits, validation=splits.labelled[source.labels[splits.labelled] < 2])
     with pytest.raises(UserError, match=r"task 2 has no validation image; use data.validation=none"):
-        stages(config, source, no_second)
+        config.strategy.stages(StageContext(config, source, no_second))
 
 
 def test_the_identity_says_whether_task_1_is_measured(old_run):

@@ -15,7 +15,6 @@ from helpers.overrides import POOL_STRATEGY
 from helpers.runs import only_run, outcome, run
 from helpers.stages import make_batches, plan_stages
 from helpers.traps import kill_after
-from tutelage.config import MeanTeacherConfig
 from tutelage.config.compose import compose
 from tutelage.data import StageData
 from tutelage.data.loading.batches import TrainDataset
@@ -24,13 +23,14 @@ from tutelage.errors import UserError
 from tutelage.models import LeNet5, load_classifier
 from tutelage.randomness import Key
 from tutelage.strategies import TrainStage
-from tutelage.strategies.mean_teacher import MeanTeacher, consistency_weight, teacher_decay
+from tutelage.strategies.mean_teacher import MeanTeacherStrategy
+from tutelage.strategies.mean_teacher.method import MeanTeacher, consistency_weight, teacher_decay
 
 MEAN = ("strategy=mean_teacher", "model.dropout=0.3", "augmentation=affine_randaugment", *POOL_STRATEGY)
 
 
-def make_config(weight: float = 100.0, ramp_up: float = 0.25, decay: float = 0.999) -> MeanTeacherConfig:
-    return MeanTeacherConfig(name="mean_teacher", weight=weight, ramp_up=ramp_up, decay=decay)
+def make_config(weight: float = 100.0, ramp_up: float = 0.25, decay: float = 0.999) -> MeanTeacherStrategy:
+    return MeanTeacherStrategy.from_arguments({"weight": weight, "ramp_up": ramp_up, "decay": decay})
 
 
 def test_the_weight_is_the_papers_at_each_step():
@@ -64,7 +64,7 @@ def test_the_teacher_is_the_mean_of_the_first_steps_and_then_the_running_average
         )
 
 
-def make_module(config: MeanTeacherConfig, dropout: float = 0.0) -> MeanTeacher:
+def make_module(config: MeanTeacherStrategy, dropout: float = 0.0) -> MeanTeacher:
     torch.manual_seed(0)
     return MeanTeacher(LeNet5(make_spec(), dropout=dropout), config, steps=10)
 

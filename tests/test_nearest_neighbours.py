@@ -144,7 +144,7 @@ def test_a_run_that_was_killed_in_its_pass_or_lost_its_bank_makes_it_again(outpu
 def test_nearest_neighbours_cannot_be_a_student_or_teacher():
     from tutelage.config.compose import compose
 
-    with pytest.raises(UserError, match="it goes with strategy=supervised"):
+    with pytest.raises(UserError, match="does not go with strategy=noisy_student"):
         compose(["model=nearest_neighbours", "strategy=noisy_student", "data.labels_per_class=2"])
 
 

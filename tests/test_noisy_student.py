@@ -17,14 +17,14 @@ from helpers.networks import make_spec
 from helpers.runs import only_run, outcome, run
 from helpers.sources import make_source
 from helpers.traps import kill_after
-from tutelage.config import NoisyStudentConfig, StudentConfig
 from tutelage.config.compose import compose
 from tutelage.data import UNKNOWN, Labels, StreamBatch, split
 from tutelage.errors import UserError
 from tutelage.models import LeNet5, Teacher, load_classifier, make_classifier
 from tutelage.runs import main_stage_name, run_identity
-from tutelage.strategies import NoisyStudent, PseudoLabelStage, TrainStage, stages
-from tutelage.strategies.noisy_student import LiveNoisyStudent
+from tutelage.strategies import PseudoLabelStage, StageContext, TrainStage
+from tutelage.strategies.noisy_student import NoisyStudentStrategy, StudentConfig
+from tutelage.strategies.noisy_student.method import LiveNoisyStudent, NoisyStudent
 
 
 def test_the_loss_is_the_sum_of_both_cross_entropies_in_one_forward():
@@ -57,8 +57,8 @@ def test_live_labels_are_the_teachers_predictions_for_the_images_without_augment
     losses = -(pseudo_labels * student(views).log_softmax(1)).sum(1)
     on_pool = losses[certainty >= confidence].sum() / 6  # the mean is over all
     changes = {"confidence": confidence, "target_type": "soft" if soft else "hard", "temperature": temperature}
-    config = NoisyStudentConfig(
-        name="noisy_student", students=[StudentConfig()], label_source="live", balance=False, **changes
+    config = NoisyStudentStrategy.from_arguments(
+        {"students": [StudentConfig()], "label_source": "live", "balance": False, **changes}
     )
     parts = LiveNoisyStudent(student, Teacher([teacher]), config).training_step({"labelled": labelled, "pool": pool}, 0)
     torch.testing.assert_close(parts["loss_pool"], on_pool.detach())
@@ -72,7 +72,9 @@ def test_live_labels_are_the_teachers_predictions_for_the_images_without_augment
 def plan_stages(*overrides: str, results=None, **data):
     config = compose(["strategy=noisy_student", "schedule.epochs=null", "schedule.steps=10", *overrides])
     source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
-    return config, stages(config, source, split(source, data_config(labels_per_class=3, **data)), results or {})
+    return config, config.strategy.stages(
+        StageContext(config, source, split(source, data_config(labels_per_class=3, **data)), results or {})
+    )
 
 
 def name_stages(*overrides: str, **accuracies: float) -> list[str]:
@@ -91,7 +93,11 @@ def test_the_stages_are_those_of_the_paper_and_the_control():
         "teacher": 5, "student-1": 20, "student-2": 10, "control": 35,
     }  # fmt: skip
     assert [stage.teacher for stage in plan if isinstance(stage, PseudoLabelStage)] == ["teacher", "student-1"]
-    assert fits["control"].model == fits["student-2"].model == config.student_model(config.strategy.students[1])
+    assert (
+        fits["control"].model
+        == fits["student-2"].model
+        == config.strategy.student_model(config.strategy.students[1], config)
+    )
     assert fits["control"].model.dropout == 0.5
     assert fits["student-1"].images_per_step == 8 + 24
     spec_sizes = [
@@ -162,7 +168,7 @@ def test_the_stages_up_to_a_finished_one_do_not_change(accuracies, rounds):
     config, results = config.model_copy(update={"strategy": strategy}), {}
 
     def names():
-        return [stage.name for stage in stages(config, source, splits, results)]
+        return [stage.name for stage in config.strategy.stages(StageContext(config, source, splits, results))]
 
     train_stages = ["teacher", *(f"student-{number}" for number in range(1, len(accuracies)))]
     for fit, accuracy in zip(train_stages, accuracies, strict=True):
@@ -254,7 +260,7 @@ def test_without_unlabelled_images_it_is_an_error():
     config = compose(["strategy=noisy_student"])
     source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
     with pytest.raises(UserError, match="strategy=noisy_student: no unlabelled images; use fewer labels"):
-        stages(config, source, split(source, data_config()))
+        config.strategy.stages(StageContext(config, source, split(source, data_config())))
 
 
 def test_a_confidence_that_nothing_reaches_is_an_error():

@@ -10,12 +10,12 @@ from helpers.networks import make_spec
 from helpers.runs import outcome, run
 from helpers.stages import make_batches, plan_stages
 from helpers.traps import kill_after
-from tutelage.config import PseudoLabelConfig
 from tutelage.data import UNKNOWN
 from tutelage.errors import UserError
 from tutelage.models import LeNet5
 from tutelage.strategies import TrainStage
-from tutelage.strategies.pseudo_label import PseudoLabel, pseudo_label_weight
+from tutelage.strategies.pseudo_label import PseudoLabelStrategy
+from tutelage.strategies.pseudo_label.method import PseudoLabel, pseudo_label_weight
 
 TINY = (
     "strategy=pseudo_label",
@@ -31,9 +31,9 @@ TINY = (
 
 def make_config(
     begins: float = 0.1, ends: float = 0.6, final: float = 3.0, threshold: float = 0.0
-) -> PseudoLabelConfig:
-    return PseudoLabelConfig(
-        name="pseudo_label", ramp_begins=begins, ramp_ends=ends, final_weight=final, threshold=threshold
+) -> PseudoLabelStrategy:
+    return PseudoLabelStrategy.from_arguments(
+        {"ramp_begins": begins, "ramp_ends": ends, "final_weight": final, "threshold": threshold}
     )
 
 
@@ -53,7 +53,7 @@ def test_the_weight_never_falls_and_stays_within_its_ends(first, second, final, 
     assert weights[-1] == final or ends * steps > steps - 1
 
 
-def make_module(config: PseudoLabelConfig) -> PseudoLabel:
+def make_module(config: PseudoLabelStrategy) -> PseudoLabel:
     torch.manual_seed(0)
     return PseudoLabel(LeNet5(make_spec()), config, steps=10)
 

@@ -34,7 +34,7 @@ from tutelage.models import (
 )
 from tutelage.models.optimization import make_optimizer
 from tutelage.models.parameter_groups import layer_of_parameters, lr_scales
-from tutelage.strategies import SCRATCH, stages
+from tutelage.strategies import SCRATCH, StageContext
 
 ADAMW = OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1)
 SMALL = ("model=resnet", "model.width=4", "model.depth=1")
@@ -164,7 +164,7 @@ def test_too_many_frozen_layers_are_an_error_of_one_line():
 def plan_stages(*overrides: str):
     source = make_source(np.repeat(np.arange(3), 12), 0, 0)
     config = compose(["init_from=w.pth", "schedule.epochs=null", "schedule.steps=100", *overrides])
-    return stages(config, source, split(source, data_config()))
+    return config.strategy.stages(StageContext(config, source, split(source, data_config())))
 
 
 def test_gradual_transfer_trains_the_head_first_and_then_the_whole_network():
@@ -237,11 +237,11 @@ def test_a_frozen_run_ends_with_the_backbone_it_began_with_and_resumes_exactly(o
 def test_cached_features_give_the_same_weights_as_the_live_backbone(outputs, pretrained):
     from dataclasses import replace
 
-    from tutelage.strategies import transfer
+    from tutelage.strategies.transfer import method
 
     def live():
-        train_head = transfer.train_head
-        transfer.train_head = lambda *arguments: replace(
+        train_head = method.train_head
+        method.train_head = lambda *arguments: replace(
             train_head(*arguments), module=lambda network: network, teacher=None
         )
 

@@ -159,8 +159,6 @@ def _label_pool(arguments: Sequence[str]) -> None:
     record = read_record(RunFolder(Path(runs[0])))
     if record is None:
         raise UserError(f"{runs[0]}: no run; label needs the folder of a run that labels its pool ('tutelage runs')")
-    if (strategy := record["identity"]["strategy"]["name"]) != "noisy_student":
-        raise UserError(f"{runs[0]}: strategy={strategy} stores no pseudo-labels; strategy=noisy_student does")
     if record["status"] == FINISHED:
         print(f"{runs[0]}: this run is finished; there is nothing to label")
         return
@@ -176,7 +174,11 @@ def _label_pool(arguments: Sequence[str]) -> None:
         from tutelage.runs.label_worker import help_to_label
 
         count = help_to_label(Path(runs[0]), data_paths, observer)
-        line = f"{count:,} pool images labelled here" if count else "nothing to label: no shard of a pool is free"
+        line = (
+            f"{count:,} pool images labelled here"
+            if count
+            else "nothing to label: no stage of it is labelling a pool, or no shard is free"
+        )
         observer.say(f"{runs[0]}: {line}")
     except Stopped as stopped:
         observer.say(f"{stopped}; the shards that are finished are kept")

@@ -10,14 +10,14 @@ from helpers.sources import make_source
 from tutelage.config import Config
 from tutelage.config.compose import compose
 from tutelage.data import StreamBatch, split
-from tutelage.strategies import Stage, stages
+from tutelage.strategies import Stage, StageContext
 
 
 def plan_stages(strategy: str, *overrides: str, **data: int) -> tuple[Config, Sequence[Stage]]:
     """Return the config and the stages of a strategy's run of 10 steps on 120 images of 4 classes."""
     config = compose([f"strategy={strategy}", "schedule.epochs=null", "schedule.steps=10", *overrides])
     source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
-    return config, stages(config, source, split(source, data_config(**data)))
+    return config, config.strategy.stages(StageContext(config, source, split(source, data_config(**data))))
 
 
 def make_batches(

@@ -120,7 +120,7 @@ OWN_MODELS = frozenset(
 
 def _find_model_tag(value: Any) -> str:
     """Return the tag in ``ModelConfig`` of a model, given as a mapping or as a section."""
-    target = value.get("_target_", "") if isinstance(value, dict) else value.target
+    target = value.get("_target_", "") if isinstance(value, dict) else getattr(value, "target", "")
     module, _, name = str(target).rpartition(".")
     return name if module == "tutelage.models" and name in OWN_MODELS else "other"
 

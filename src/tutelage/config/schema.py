@@ -6,24 +6,13 @@ from pydantic import Field, field_validator, model_validator
 
 from tutelage.config.models import ModelConfig, NearestNeighboursConfig
 from tutelage.config.section import Fraction, PartOf, Positive, Section, Targeted, describe_too_small_image
-from tutelage.config.strategies import (
-    FixMatchConfig,
-    FrozenTeacherConfig,
-    LwFConfig,
-    MeanTeacherConfig,
-    NoisyStudentConfig,
-    StrategyConfig,
-    StudentConfig,
-    TransferFinetuneConfig,
-    TransferFrozenConfig,
-)
+from tutelage.config.strategy import AnyStrategy
 
 Alpha = Annotated[float, Field(ge=0, le=100)]  # both parameters of a beta distribution; 0 turns it off
 Shift = Literal["brightness", "crop", "rotate", "translate"]
 SHIFTS: tuple[Shift, ...] = get_args(Shift)
 RGB = 3
 MAX_WORKERS = 256
-NOISE_ARGUMENTS = ("dropout", "stochastic_depth")  # of models; they change the shape of no weight
 FILE_DATASETS = {"ImageFolder": "image_folder", "ImageNet": "imagenet", "Table": "table"}  # their options of data
 
 
@@ -246,7 +235,7 @@ class Config(Section):
     data: DataConfig
     model: ModelConfig
     augmentation: AugmentationConfig
-    strategy: StrategyConfig
+    strategy: AnyStrategy
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
     schedule: ScheduleConfig
@@ -256,82 +245,32 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:
-        self._check_image_size(self.model)
+        self.check_image_size(self.model)
         if isinstance(self.model, NearestNeighboursConfig) and self.data.balance != "none":
             raise ValueError(f"data.balance={self.data.balance} does nothing for nearest neighbours; set it to none")
-        if isinstance(self.model, NearestNeighboursConfig) and self.strategy.name != "supervised":
+        if isinstance(self.model, NearestNeighboursConfig) and not self.strategy.takes_one_pass:
             raise ValueError(
-                "model=nearest_neighbours learns only from labelled images: it goes with strategy=supervised"
+                "model=nearest_neighbours learns from labelled images in one pass, which does not go with "
+                f"strategy={self.strategy.name}: leave one of them out"
             )
         return self
 
     @model_validator(mode="after")
     def _check_strategy(self) -> Self:
         """Check the strategy against the other groups."""
-        strategy = self.strategy
-        if isinstance(strategy, NoisyStudentConfig):
-            self._check_noisy_student(strategy)
-        if isinstance(strategy, FixMatchConfig | MeanTeacherConfig) and self.augmentation.mix is not None:
-            raise ValueError(
-                f"strategy={strategy.name} compares views of one image, and mixing would put other images into them: "
-                "set augmentation.mix=null"
-            )
-        if isinstance(strategy, FixMatchConfig) and not (self.augmentation.transforms or self.augmentation.strong):
-            raise ValueError("strategy=fixmatch needs two different views of an image: choose augmentation=weak_strong")
-        if isinstance(strategy, FrozenTeacherConfig) and strategy.teacher is not None and not strategy.teachers:
-            if isinstance(strategy.teacher, NearestNeighboursConfig):
-                raise ValueError(
-                    "strategy.teacher: nearest neighbours go with strategy=supervised; name a network, such as "
-                    "model@strategy.teacher=small_vgg"
-                )
-            self._check_image_size(strategy.teacher, "strategy.teacher: ")
-        if isinstance(strategy, TransferFrozenConfig | TransferFinetuneConfig) and self.init_from is None:
-            raise ValueError(
-                f"strategy={strategy.name} starts from trained weights: give init_from=RUN, FILE, timm:NAME, "
-                "torchvision:NAME or package:PACKAGE/FILE"
-            )
-        if isinstance(strategy, LwFConfig) and not strategy.tasks and self.init_from is None:
-            raise ValueError("strategy.tasks=[] adds a task to a trained network: give init_from=RUN")
-        if isinstance(strategy, FrozenTeacherConfig | LwFConfig) and self.augmentation.strong:
-            raise ValueError(f"strategy={strategy.name} takes one view of an image: set augmentation.strong=[]")
+        self.strategy.check(self)
         return self
 
-    def _check_image_size(self, model: Targeted, prefix: str = "") -> None:
+    def check_image_size(self, model: Targeted, prefix: str = "") -> None:
+        """Check that images are as large as a model needs.
+
+        Args:
+            model: the model.
+            prefix: of the message: the model's key, where that is not ``model``.
+
+        Raises:
+            ValueError: they are smaller.
+        """
         if self.data.image_size < model.smallest:
             name = model.target.rpartition(".")[2]
             raise ValueError(prefix + describe_too_small_image(name, model.smallest, self.data.image_size))
-
-    def _check_noisy_student(self, strategy: NoisyStudentConfig) -> None:
-        students = [self.student_model(student) for student in strategy.students]
-        if strategy.start == "teacher" and any(
-            _list_shape_arguments(student) != _list_shape_arguments(self.model) for student in students
-        ):
-            raise ValueError(
-                "strategy.start=teacher: a student starts from its teacher's weights, whose shapes its own must have: "
-                "change only dropout and stochastic_depth in strategy.students, or set strategy.start=scratch"
-            )
-        if strategy.until == "validation" and self.data.validation == "none":
-            raise ValueError(
-                "strategy.until=validation needs validation images: set data.validation=inside or outside:N"
-            )
-        augmentation = self.augmentation
-        if strategy.label_source == "live" and (augmentation.strong or augmentation.mix is not None):
-            raise ValueError(
-                "strategy.label_source=live: the teacher sees images without augmentation, and the student one view of "
-                "each: set augmentation.strong=[] augmentation.mix=null, or strategy.label_source=stored"
-            )
-        size = strategy.finetune.image_size if strategy.finetune is not None else None
-        if size is not None and size < self.data.image_size:
-            raise ValueError(
-                f"strategy.finetune.image_size={size} is smaller than data.image_size={self.data.image_size}: give as "
-                "many pixels or more, or null"
-            )
-
-    def student_model(self, student: StudentConfig) -> Targeted:
-        """Return a student's model: ``model`` with the student's changes, validated as any model is."""
-        return type(self.model).model_validate({**self.model.arguments(), **student.model})
-
-
-def _list_shape_arguments(model: Targeted) -> dict[str, Any]:
-    """Return the arguments of a model that determine the shapes of its weights."""
-    return {name: value for name, value in model.arguments().items() if name not in NOISE_ARGUMENTS}

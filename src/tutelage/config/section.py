@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PartOf = Annotated[float, Field(ge=0, lt=1)]  # a fraction that is never the whole, such as a dropout rate
 Positive = Annotated[int, Field(ge=1)]
+Temperature = Annotated[float, Field(gt=0, le=1000)]  # divides logits
+Weight = Annotated[float, Field(ge=0, le=1000)]  # of a loss beside others
 Ratio = Annotated[float, Field(gt=0, le=1000)]  # to the length of the schedule, or to the size of another batch
 
 
@@ -37,12 +39,13 @@ class Targeted(Section):
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
-        """Return the section of a class's keyword arguments; its one ``_target_`` is filled in.
+        """Return the section of a class's keyword arguments, with its one ``_target_`` or its own path filled in.
 
         Raises:
             ValueError: an argument is missing, unknown or out of range (pydantic's ``ValidationError``).
         """
-        (target,) = get_args(cls.model_fields["target"].annotation)
+        allowed = get_args(cls.model_fields["target"].annotation)
+        target = allowed[0] if allowed else f"{cls.__module__}.{cls.__qualname__}"
         return cls.model_validate({"_target_": target, **arguments})
 
     def arguments(self) -> dict[str, Any]:

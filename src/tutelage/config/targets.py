@@ -6,10 +6,12 @@ Hydra's ``instantiate`` builds whatever a ``_target_`` names; a stored config mu
 import importlib
 import inspect
 import os
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any
 
 from tutelage.errors import UserError
@@ -74,15 +76,37 @@ def resolve(target: str, base: type, key: str) -> type:
     module, _, name = target.rpartition(".")
     if module.split(".")[0] not in list_allowed_packages():
         raise _not_allowed_error(target, key)
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise UserError(f"{key}: {target!r} does not exist; check the spelling of the path") from None
+    cls = getattr(_import(module, target, key), name, None)
+    if cls is None:
+        raise _missing_error(target, key)
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise UserError(f"{key}: {target!r} is no {base.__name__}")
     if cls.__module__.split(".")[0] not in list_allowed_packages():
         raise _not_allowed_error(target, key)
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
+        raise UserError(f"{key}: {target!r} lacks {missing}: every {base.__name__} has that")
     return cls
+
+
+def _import(module: str, target: str, key: str) -> ModuleType:
+    """Return a module of an allowed package.
+
+    Raises:
+        UserError: there is none, or its code fails; the message says where.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+            raise _missing_error(target, key) from None
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
+        file = error.filename if isinstance(error, SyntaxError) else frames[-1].filename
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{key}: {target!r} cannot be imported: {file}, line {line}: {type(error).__name__}: {reason}"
+        ) from None
 
 
 def build(config: Mapping[str, Any], base: type, key: str, **extra: Any) -> Any:
@@ -120,6 +144,10 @@ def _first_invalid(error: Any) -> str:
     if first["type"] == "missing":
         return f"to be built without {argument}: give it a value"
     return f"{argument}={first['input']}: {first['msg']}"
+
+
+def _missing_error(target: str, key: str) -> UserError:
+    return UserError(f"{key}: {target!r} does not exist; check the spelling of the path")
 
 
 def _not_allowed_error(target: str, key: str) -> UserError:

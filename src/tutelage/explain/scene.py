@@ -17,7 +17,7 @@ from tutelage.config import AugmentationConfig, Config
 from tutelage.data import DataRuntime, ImageDataModule, Stream, StreamSampler, data_module
 from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.randomness import Key
-from tutelage.strategies import TrainStage, stages
+from tutelage.strategies import StageContext, TrainStage
 
 MAGNITUDES = (0, 5, 10, 15, 20, 25, 30)
 MEASURED_SECONDS = 0.5
@@ -80,7 +80,8 @@ def build_scene(config: Config, on_progress: OnProgress = ignore_progress) -> Sc
     data = data_module(config.data, DataRuntime(on_progress=on_progress))
     augmentation = config.augmentation
     pipeline = Pipeline(augmentation.transforms, Key(0, "check"), augmentation.strong)
-    first = next(stage for stage in stages(config, data.source, data.splits) if isinstance(stage, TrainStage))
+    stages = config.strategy.stages(StageContext(config, data.source, data.splits))
+    first = next(stage for stage in stages if isinstance(stage, TrainStage))
     pipeline.check(data.source.images[0])
     stream = next(stream for stream in first.streams({}) if stream.name == "labelled")
     return Scene(config, data, first, stream)

@@ -16,9 +16,8 @@ CONFIDENCE_LEVEL = 0.95
 RESAMPLES = 10_000
 MIN_RUNS = 2  # fewer have no spread
 REFERENCES = ("supervised", "none", "nothing")  # values of a key that mean doing without; others are compared with them
-TEACHER, TEST_ACCURACY, FIRST_TASK = "teacher", "test/accuracy", "test/task-1"
+TEST_ACCURACY, FIRST_TASK = "test/accuracy", "test/task-1"
 LAST_STUDENT = "last student"
-TEACHER_STARTS = ("noisy_student",)  # strategies that start from their teacher and do not aim at its accuracy
 ACCURACY_KEYS = re.compile(r"test/accuracy|test-[^/]+/accuracy|test/task-\d+")
 
 
@@ -75,7 +74,7 @@ def collect_accuracies(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[s
 def describe_gains(records: Sequence[Mapping[str, Any]], method: str) -> list[str]:
     """Return sentences on what ``method``, a stage of some runs, gained over the control, paired by run.
 
-    Where the teacher's accuracy is the goal, a sentence says how much of the gap between control and teacher is closed.
+    Where a network's accuracy is the goal, such as a teacher's, a sentence says how much of the gap to it is closed.
     Where tasks were learned one after another, a sentence says how much of what fine-tuning forgets of the first task
     the method keeps.
     """
@@ -89,21 +88,21 @@ def describe_gains(records: Sequence[Mapping[str, Any]], method: str) -> list[st
         accuracies = {**accuracies, method: {} if np.isnan(own).any() else {TEST_ACCURACY: own}}
     sentences = []
     if len(controls) == 1 and TEST_ACCURACY in accuracies[method]:
-        has_goal = TEACHER in accuracies and records[0]["identity"]["strategy"]["name"] not in TEACHER_STARTS
-        sentences += _compare_with_control(accuracies, method, controls[0], has_goal)
+        entry = next((entry for entry in train_entries(records[0]) if entry["name"] == method), {})
+        sentences += _compare_with_control(accuracies, method, controls[0], entry.get("aims_at"))
     return sentences + _compare_forgetting(accuracies, method)
 
 
 def _compare_with_control(
-    accuracies: Mapping[str, Mapping[str, np.ndarray]], method: str, control: str, has_goal: bool
+    accuracies: Mapping[str, Mapping[str, np.ndarray]], method: str, control: str, goal: str | None
 ) -> list[str]:
-    """Return sentences on the gain over the control; if the teacher is the goal, also on the gap to it."""
+    """Return sentences on the gain over the control and, where a network is the goal, on the gap to it."""
     baseline = accuracies[control][TEST_ACCURACY]
     gain = accuracies[method][TEST_ACCURACY] - baseline
     sentences = [f"{method} - {control}: {format_interval(estimate_mean(gain))} points, paired by run"]
-    gap = accuracies[TEACHER][TEST_ACCURACY] - baseline if has_goal else np.zeros(1)
+    gap = accuracies[goal][TEST_ACCURACY] - baseline if goal is not None and goal in accuracies else np.zeros(1)
     if gap.mean() > 0:
-        sentences.append(f"{method} closes {_format_ratio(gain, gap)} of the gap from {control} to {TEACHER}")
+        sentences.append(f"{method} closes {_format_ratio(gain, gap)} of the gap from {control} to {goal}")
     return sentences
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from tutelage.config import Config, NoisyStudentConfig
+from tutelage.config import Config
 from tutelage.data import UNKNOWN, ImageDataModule, data_module
 from tutelage.models import ImageClassifier, Perceptron, Predictions, compute_confusion_matrix, load_classifier
 from tutelage.randomness import Key
@@ -51,7 +51,7 @@ def write_report(folder: RunFolder, config: Config | None = None) -> None:
     classes = network.spec.classes
     shown = [_draw_confusion(folder, record, folders, classes)]
     if any(entry.get("steps") for entry in entries):  # a network without steps stored its images unaugmented
-        views = _draw_views(folder, config, data, _find_augmented_stage(config, record))
+        views = _draw_views(folder, config, data, _find_augmented_stage(record))
         shown = [_draw_curves(folder, record, folders), *shown, views]
     shown += [_draw_shift(folder, curve) for curve in read_curves(folder)]
     shown += _draw_templates(folder, network)
@@ -84,12 +84,13 @@ def _draw_confusion(
     return page.save_picture(folder.report / "confusion.png", figure, "Confusion matrix", caption)
 
 
-def _find_augmented_stage(config: Config, record: Mapping[str, Any]) -> str:
+def _find_augmented_stage(record: Mapping[str, Any]) -> str:
     """Return the last stage that trained the final network on augmented images."""
-    last = main_stage_name(record)
-    if isinstance(config.strategy, NoisyStudentConfig) and config.strategy.finetune is not None:
-        return next(str(entry.get("starts_from", last)) for entry in record["stages"] if entry["name"] == last)
-    return last
+    entries = {entry["name"]: entry for entry in record["stages"]}
+    name = main_stage_name(record)
+    while not entries[name].get("augmented", True) and "starts_from" in entries[name]:
+        name = str(entries[name]["starts_from"])
+    return name
 
 
 def _draw_views(folder: RunFolder, config: Config, data: ImageDataModule, stage: str) -> page.Picture:

@@ -37,7 +37,7 @@ from tutelage.runs.network_size import NetworkSize, measure_network
 from tutelage.runs.observer import Observer
 from tutelage.runs.previous_run import PreviousRun, find_previous_run
 from tutelage.storage import digest
-from tutelage.strategies import PseudoLabelStage, Stage, TrainStage, stages
+from tutelage.strategies import PseudoLabelStage, Stage, StageContext, TrainStage
 
 
 def make_image_spec(data: DataConfig, classes: Sequence[str]) -> ImageSpec:
@@ -107,7 +107,7 @@ class RunContext:
         spec = make_image_spec(self.config.data, self.data.source.classes)
         if self.previous_run is not None:
             return with_added_task(spec, self.previous_run.network.spec)
-        return replace(spec, tasks=tuple(map(tuple, getattr(self.config.strategy, "tasks", ()))))
+        return replace(spec, tasks=tuple(map(tuple, self.config.strategy.task_classes)))
 
     def stage_image_spec(self, stage: TrainStage) -> ImageSpec:
         """Return the images and classes that a stage's network is built for."""
@@ -152,7 +152,10 @@ class RunContext:
     def follow_results(self) -> bool:
         """List the stages anew, as they follow from the finished ones; return whether the list has changed."""
         before = [stage.name for stage in self.stages]
-        self.stages = stages(self.config, self.data.source, self.data.splits, stage_results(self.record.content))
+        results = stage_results(self.record.content)
+        self.stages = self.config.strategy.stages(
+            StageContext(self.config, self.data.source, self.data.splits, results)
+        )
         return before != [stage.name for stage in self.stages]
 
     @property

@@ -144,6 +144,7 @@ def _ledger_entry(
         "starts_from": stage.starts_from,
         "teacher_sha256": [weight_hash(each) for each in teacher.networks] if teacher else None,
         "image_size": stage.image_size,
+        "aims_at": stage.aims_at,
     }
     return {
         "name": stage.name,
@@ -151,6 +152,7 @@ def _ledger_entry(
         "control": stage.control,
         **{name: value for name, value in options.items() if value},
         **({} if stage.select_best else {"select_best": False}),
+        **({} if stage.augmented else {"augmented": False}),
         "model": stage.model.arguments(),
         "parameters": sum(p.numel() for p in network.parameters()),
         "bytes": sum(file.stat().st_size for file in context.stage_outputs(stage)),

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import Config, DistillationConfig, FrozenTeacherConfig, LwFConfig, NoisyStudentConfig
+from tutelage.config import Config
 from tutelage.runs.weight_sources import find_run_data, weights_identity
 from tutelage.storage import digest
 
-IDENTITY_VERSION = 3  # 2: a view's numbers are drawn for a whole batch at once; 3: keys have other names
+# 2: a view's numbers are drawn for a whole batch at once; 3: keys have other names; 4: a strategy is named by its class
+IDENTITY_VERSION = 4
 HASH_LENGTH = 10
 
 # Sections that decide over the result. All others say where and how fast a run computes, or what it shows.
@@ -43,50 +44,16 @@ def run_identity(config: Config, fingerprint: str) -> dict[str, Any]:
     trainer = {key: value for key, value in values.get("trainer", {}).items() if key in TRAINER_KEYS}
     if trainer:
         identity["trainer"] = trainer
-    if isinstance(config.strategy, NoisyStudentConfig):
-        identity["strategy"] = _noisy_student_identity(config, config.strategy, identity["strategy"])
-    if isinstance(config.strategy, FrozenTeacherConfig | LwFConfig):
-        identity["strategy"] = _teacher_identity(config, config.strategy, identity["strategy"])
+    identity["strategy"] = config.strategy.identity(config)
+    if teachers := config.strategy.given_teachers:
+        identity["strategy"]["teachers"] = [weights_identity(name, "strategy.teachers") for name in teachers]
     if config.init_from is not None:
         identity["init_from"] = weights_identity(config.init_from, "init_from")
-        if isinstance(config.strategy, LwFConfig) and not config.strategy.tasks:
+        if config.strategy.adds_task:
             identity["first_task_measured"] = find_run_data(config.init_from)[0] is not None
     if fingerprint:
         identity["data"]["fingerprint"] = fingerprint
     return {"identity_version": IDENTITY_VERSION, **_plain_numbers(identity)}
-
-
-def _noisy_student_identity(config: Config, strategy: NoisyStudentConfig, values: dict[str, Any]) -> dict[str, Any]:
-    """Return the strategy with its students written out, and without keys that have no effect beside the others."""
-    students = [
-        {
-            "model": config.student_model(student).model_dump(mode="json", exclude_defaults=True),
-            "length": student.length,
-        }
-        for student in strategy.students_by_round
-    ]
-    unused = {"rounds"} if strategy.until == "rounds" else set[str]()
-    if strategy.target_type == "hard":
-        unused.add("temperature")
-    return {**{key: value for key, value in values.items() if key not in unused}, "students": students}
-
-
-def _teacher_identity(
-    config: Config, strategy: FrozenTeacherConfig | LwFConfig, values: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the strategy with digests of its teachers, and without keys that have no effect beside the others."""
-    augmentation, unused = config.augmentation, set[str]()
-    if isinstance(strategy, FrozenTeacherConfig) and strategy.teachers:
-        values = {**values, "teachers": [weights_identity(name, "strategy.teachers") for name in strategy.teachers]}
-        unused |= {"teacher", "teacher_length"}
-    if strategy.teacher_logits != "live" and (augmentation.mix is not None or not augmentation.transforms):
-        values = {**values, "teacher_logits": "cached"}  # for each step, or of images as they are
-        unused.add("cached_views")
-    elif strategy.teacher_logits != "views":
-        unused.add("cached_views")
-    if isinstance(strategy, DistillationConfig) and strategy.target_type == "hard":
-        unused.add("temperature")
-    return {key: value for key, value in values.items() if key not in unused}
 
 
 def _plain_numbers(value: Any) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tutelage.config import Config, LwFConfig
+from tutelage.config import Config
 from tutelage.data import DataRuntime, EvalBatch, ImageDataModule, data_module
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, load_classifier
@@ -36,12 +36,12 @@ class PreviousRun:
 
 
 def find_previous_run(config: Config, runtime: DataRuntime) -> PreviousRun | None:
-    """Return the previous run that brings the first task; None where the config lists all tasks.
+    """Return the previous run that brings the first task; None where the strategy adds no task to it.
 
     Raises:
         UserError: ``init_from`` is no network of a run.
     """
-    if not isinstance(config.strategy, LwFConfig) or config.strategy.tasks:
+    if not config.strategy.adds_task:
         return None
     name, no_images = config.init_from or "", np.empty(0, dtype=np.int64)
     file = find_weights(name, "init_from")

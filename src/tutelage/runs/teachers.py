@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from tutelage.config import Config, FrozenTeacherConfig
+from tutelage.config import Config
 from tutelage.data import CachedLogits
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, Teacher, load_classifier, make_classifier
@@ -57,9 +57,8 @@ def teacher_without_weights(context: RunContext, spec: TeacherSpec) -> Teacher:
 
 def check_teacher_files(config: Config) -> None:
     """Raise a UserError unless the teachers that a config names are networks of runs."""
-    if isinstance(config.strategy, FrozenTeacherConfig):
-        for name in config.strategy.teachers:
-            find_network(name, TEACHERS_KEY)
+    for name in config.strategy.given_teachers:
+        find_network(name, TEACHERS_KEY)
 
 
 def check_teacher(context: RunContext, stage: TrainStage) -> None:

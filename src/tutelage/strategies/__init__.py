@@ -1,53 +1,52 @@
-"""How labels are used: one file for each method, which is a list of stages."""
+"""How labels are used: one folder for each method, which is a list of stages. Importing this imports no torch."""
 
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from tutelage.config import Config
-from tutelage.data import Source, Splits
-from tutelage.strategies import (
-    distillation,
-    fixmatch,
-    lwf,
-    mean_teacher,
-    noisy_student,
-    pseudo_label,
-    supervised,
-    teacher_student,
-    transfer,
-)
-from tutelage.strategies.noisy_student import NoisyStudent
-from tutelage.strategies.stages import NO_RESULTS, SCRATCH, PseudoLabelStage, Results, Stage, TeacherSpec, TrainStage
+from tutelage.config import Strategy
 
-_STAGES: dict[str, Callable[[Config, Source, Splits], Sequence[Stage]]] = {
-    "distillation": distillation.stages,
-    "fixmatch": fixmatch.stages,
-    "lwf": lwf.stages,
-    "mean_teacher": mean_teacher.stages,
-    "pseudo_label": pseudo_label.stages,
-    "supervised": supervised.stages,
-    "teacher_student": teacher_student.stages,
-    "transfer_finetune": transfer.finetune_stages,
-    "transfer_frozen": transfer.frozen_stages,
-    "transfer_gradual": transfer.gradual_stages,
-}
+if TYPE_CHECKING:
+    from tutelage.strategies.learner import StudentModule
+    from tutelage.strategies.stage_context import Length, StageContext
+    from tutelage.strategies.stages import (
+        NO_RESULTS,
+        SCRATCH,
+        PseudoLabelStage,
+        Results,
+        Stage,
+        TeacherSpec,
+        TrainStage,
+    )
 
+_STAGES = {"NO_RESULTS", "SCRATCH", "PseudoLabelStage", "Results", "Stage", "TeacherSpec", "TrainStage"}
+_CONTEXT = {"Length", "StageContext"}
 
-def stages(config: Config, source: Source, splits: Splits, results: Results = NO_RESULTS) -> Sequence[Stage]:
-    """Return the stages of the config's strategy.
-
-    Args:
-        config: the whole config.
-        source: the data.
-        splits: which images are labelled, unlabelled, for validation, for testing.
-        results: of the finished training stages, by name. The list of stages may depend on them and on nothing else
-            that happens; up to the last of them it must not change.
-
-    Raises:
-        UserError: the data does not fit the strategy.
-    """
-    if config.strategy.name == "noisy_student":  # the one strategy whose stages depend on results
-        return noisy_student.stages(config, source, splits, results)
-    return _STAGES[config.strategy.name](config, source, splits)
+__all__ = [
+    "NO_RESULTS",
+    "SCRATCH",
+    "Length",
+    "PseudoLabelStage",
+    "Results",
+    "Stage",
+    "StageContext",
+    "Strategy",
+    "StudentModule",
+    "TeacherSpec",
+    "TrainStage",
+]
 
 
-__all__ = ["SCRATCH", "NoisyStudent", "PseudoLabelStage", "Results", "Stage", "TeacherSpec", "TrainStage", "stages"]
+def __getattr__(name: str) -> Any:
+    """Import stages when they are asked for: a strategy's config needs no torch."""
+    if name in _STAGES:
+        from tutelage.strategies import stages
+
+        return getattr(stages, name)
+    if name in _CONTEXT:
+        from tutelage.strategies import stage_context
+
+        return getattr(stage_context, name)
+    if name == "StudentModule":
+        from tutelage.strategies.learner import StudentModule
+
+        return StudentModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -62,6 +62,7 @@ class TrainStage:
         image_size: height and width of the images that it sees; None for ``data.image_size``.
         augmented: whether images are augmented.
         lr_scale: its learning rate as a fraction of ``optimizer.lr``.
+        aims_at: the stage whose accuracy it is to reach: a table says how much of the gap to it is closed.
         averages_weights: its module averages weights itself, so that ``optimizer.ema_decay`` does not.
     """
 
@@ -84,6 +85,7 @@ class TrainStage:
     image_size: int | None = None
     augmented: bool = True
     lr_scale: float = 1.0
+    aims_at: str | None = None
     averages_weights: bool = False
 
 

@@ -1,32 +1,18 @@
-"""Builds stages from a run's config and data: streams, lengths, supervised training and the control."""
+"""What a strategy builds its stages from: config and data, streams, lengths, supervised training and the control."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from tutelage.config import Config
 from tutelage.data import UNKNOWN, Source, Splits, Stream
 from tutelage.errors import UserError
-from tutelage.strategies.stages import TrainStage
+from tutelage.strategies.stages import NO_RESULTS, Results, TrainStage
 
 MAX_EPOCHS = 100  # rows of metrics.csv of a stage whose passes are shorter than a hundredth of it
 CONTROL_NOTE = "Control: the same network and augmentation on the labels alone, for as many steps."
-
-Strategy = TypeVar("Strategy")
-
-
-def strategy_config(config: Config, kind: type[Strategy]) -> Strategy:
-    """Return the config's strategy, whose type is ``kind``.
-
-    Raises:
-        TypeError: it is of another type.
-    """
-    strategy: Any = config.strategy
-    if not isinstance(strategy, kind):
-        raise TypeError(f"strategy={config.strategy.name}: its config is no {kind.__name__}")
-    return strategy
 
 
 @dataclass(frozen=True)
@@ -54,18 +40,20 @@ def stage_length(config: Config, fraction: float, *sizes: tuple[int, int]) -> Le
 
 
 @dataclass(frozen=True)
-class StageBuilder:
-    """Builds the stages of a run.
+class StageContext:
+    """What a strategy's stages follow from, and the builders of what most strategies have in common.
 
     Attributes:
         config: the whole config.
         source: the data.
         splits: which images are labelled, unlabelled (the pool), for validation, for testing.
+        results: of the finished training stages, by name.
     """
 
     config: Config
     source: Source
     splits: Splits
+    results: Results = field(default_factory=lambda: NO_RESULTS)
 
     @cached_property
     def labelled(self) -> Stream:

@@ -6,6 +6,7 @@ task's images.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tutelage.config import Config, LwFConfig
 from tutelage.data import EvalBatch, Source, Splits, Stream, StreamBatch
 from tutelage.errors import UserError
 from tutelage.models import FineTuning, Heads, ImageClassifier, accuracy, softened_divergence, task_heads
 from tutelage.strategies.learner import StudentModule
-from tutelage.strategies.stage_builder import Length, StageBuilder, strategy_config
+from tutelage.strategies.lwf.config import LwFStrategy
+from tutelage.strategies.stage_context import Length, StageContext
 from tutelage.strategies.stages import Stage, TeacherSpec, TrainStage
 
 WHOLE_NETWORK, HEAD_ALONE = FineTuning(), FineTuning(frozen_layers=None)
@@ -100,13 +101,11 @@ class LwF(StudentModule):
         return {"logits": self._heads.mask_other_tasks(self.student(images).float(), labels), "labels": labels}
 
 
-class _TaskStages(StageBuilder):
+@dataclass(frozen=True)
+class _TaskStages(StageContext):
     """Builds the stages in which tasks are learned one after another."""
 
-    @cached_property
-    def strategy(self) -> LwFConfig:
-        """The strategy's config."""
-        return strategy_config(self.config, LwFConfig)
+    strategy: LwFStrategy = field(kw_only=True)
 
     @cached_property
     def tasks(self) -> list[list[int]]:
@@ -202,7 +201,7 @@ class _TaskStages(StageBuilder):
         return stages
 
 
-def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
+def stages(strategy: LwFStrategy, context: StageContext) -> Sequence[Stage]:
     """Return the first task, each further one (warm-up, then section 3 of the paper), then the comparisons.
 
     Without ``strategy.tasks`` the network of ``init_from`` has learned the first task; joint training is then left out,
@@ -211,9 +210,8 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     Raises:
         UserError: the tasks do not fit the data's classes.
     """
-    strategy = strategy_config(config, LwFConfig)
-    _check_tasks(strategy.tasks, source, splits)
-    build = _TaskStages(config, source, splits)
+    _check_tasks(strategy.tasks, context.source, context.splits)
+    build = _TaskStages(context.config, context.source, context.splits, strategy=strategy)
     methods = [method for method in strategy.compare if strategy.tasks or method != "joint"]
     return [*build.lwf(), *(stage for method in methods for stage in build.comparison(method))]
 

@@ -11,11 +11,15 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from tutelage.config import Config, TransferFinetuneConfig, TransferFrozenConfig, TransferGradualConfig
-from tutelage.data import EvalBatch, Source, Splits, StreamBatch
+from tutelage.data import EvalBatch, StreamBatch
 from tutelage.models import FineTuning, ImageClassifier, accuracy, cross_entropy
-from tutelage.strategies.stage_builder import Length, StageBuilder, strategy_config
+from tutelage.strategies.stage_context import Length, StageContext
 from tutelage.strategies.stages import SCRATCH, Stage, TeacherSpec, TrainStage
+from tutelage.strategies.transfer.config import (
+    TransferFinetuneStrategy,
+    TransferFrozenStrategy,
+    TransferGradualStrategy,
+)
 
 FROZEN_BACKBONE = FineTuning(frozen_layers=None)
 CONTROL_NOTE = "Control: the same network from random weights, all of it learning, for as many steps."
@@ -51,52 +55,50 @@ class HeadOnCachedFeatures(pl.LightningModule):
         return self.network.configure_optimizers()
 
 
-def frozen_stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
+def frozen_stages(strategy: TransferFrozenStrategy, context: StageContext) -> Sequence[Stage]:
     """Return training of the head on a frozen backbone, and the control."""
-    strategy = strategy_config(config, TransferFrozenConfig)
-    build = StageBuilder(config, source, splits)
-    frozen = train_head(build, "frozen", 1.0)
-    return with_control(build, strategy.control, frozen)
+    frozen = train_head(context, "frozen", 1.0)
+    return with_control(context, strategy.control, frozen)
 
 
-def finetune_stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
+def finetune_stages(strategy: TransferFinetuneStrategy, context: StageContext) -> Sequence[Stage]:
     """Return fine-tuning of the whole network, slower in its lower layers, and the control."""
-    strategy = strategy_config(config, TransferFinetuneConfig)
-    build = StageBuilder(config, source, splits)
-    finetuned = fine_tune(build, strategy, "finetuned", 1.0)
-    return with_control(build, strategy.control, finetuned)
+    finetuned = fine_tune(strategy, context, "finetuned", 1.0)
+    return with_control(context, strategy.control, finetuned)
 
 
-def gradual_stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
+def gradual_stages(strategy: TransferGradualStrategy, context: StageContext) -> Sequence[Stage]:
     """Return training of the head, then fine-tuning of the whole network, and the control."""
-    strategy = strategy_config(config, TransferGradualConfig)
-    build = StageBuilder(config, source, splits)
-    head = train_head(build, "head", strategy.head_length)
-    whole = fine_tune(build, strategy, "whole", 1 - strategy.head_length, starts_from=head.name)
-    return with_control(build, strategy.control, head, whole)
+    head = train_head(context, "head", strategy.head_length)
+    whole = fine_tune(strategy, context, "whole", 1 - strategy.head_length, starts_from=head.name)
+    return with_control(context, strategy.control, head, whole)
 
 
-def train_head(build: StageBuilder, name: str, fraction: float) -> TrainStage:
+def train_head(context: StageContext, name: str, fraction: float) -> TrainStage:
     """Return the stage that trains the head alone; where images are not augmented, from cached features."""
-    labelled, augmentation = build.labelled, build.config.augmentation
-    head = build.supervised_stage(name, build.length(fraction, labelled), labelled, fine_tuning=FROZEN_BACKBONE)
+    labelled, augmentation = context.labelled, context.config.augmentation
+    head = context.supervised_stage(name, context.length(fraction, labelled), labelled, fine_tuning=FROZEN_BACKBONE)
     if augmentation.transforms or augmentation.strong or augmentation.mix:
         return head
     return replace(head, module=HeadOnCachedFeatures, teacher=TeacherSpec(labelled.name, features=True))
 
 
 def fine_tune(
-    build: StageBuilder, strategy: TransferFinetuneConfig, name: str, fraction: float, starts_from: str | None = None
+    strategy: TransferFinetuneStrategy,
+    context: StageContext,
+    name: str,
+    fraction: float,
+    starts_from: str | None = None,
 ) -> TrainStage:
     """Return the stage that trains the layers that the config does not freeze, each at its own learning rate."""
     fine_tuning = FineTuning(strategy.frozen_layers, strategy.backbone_lr_scale, strategy.layer_decay)
-    length = build.length(fraction, build.labelled)
-    return build.supervised_stage(name, length, build.labelled, fine_tuning=fine_tuning, starts_from=starts_from)
+    length = context.length(fraction, context.labelled)
+    return context.supervised_stage(name, length, context.labelled, fine_tuning=fine_tuning, starts_from=starts_from)
 
 
-def with_control(build: StageBuilder, control: bool, *stages: TrainStage) -> Sequence[Stage]:
+def with_control(context: StageContext, control: bool, *stages: TrainStage) -> Sequence[Stage]:
     """Return stages and, if ``control``, the same network from random weights, for as many steps as all of them."""
     if not control:
         return stages
-    length = Length(sum(stage.steps for stage in stages), build.length(1.0, build.labelled).epoch_steps)
-    return [*stages, build.control(length, CONTROL_NOTE, starts_from=SCRATCH)]
+    length = Length(sum(stage.steps for stage in stages), context.length(1.0, context.labelled).epoch_steps)
+    return [*stages, context.control(length, CONTROL_NOTE, starts_from=SCRATCH)]

@@ -5,20 +5,20 @@ as large or larger, with noise, on both; make the student the teacher and go on.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tutelage.config import Config, FinetuneConfig, NoisyStudentConfig
-from tutelage.data import Rules, Selection, Source, Splits, Stream, StreamBatch, select
+from tutelage.data import Rules, Selection, Stream, StreamBatch, select
 from tutelage.errors import UserError
 from tutelage.models import FineTuning, ImageClassifier, Teacher, accuracy, cross_entropy
 from tutelage.strategies.learner import StudentModule
-from tutelage.strategies.stage_builder import Length, StageBuilder, stage_length, strategy_config
-from tutelage.strategies.stages import NO_RESULTS, PseudoLabelStage, Results, Stage, TeacherSpec, TrainStage
+from tutelage.strategies.noisy_student.config import FinetuneConfig, NoisyStudentStrategy
+from tutelage.strategies.stage_context import Length, StageContext, stage_length
+from tutelage.strategies.stages import PseudoLabelStage, Results, Stage, TeacherSpec, TrainStage
 
 METRIC = "val/accuracy"  # a student gains where this is higher than its teacher's
 CONTROL_NOTE = (
@@ -68,7 +68,7 @@ class NoisyStudent(StudentModule):
 class LiveNoisyStudent(NoisyStudent):
     """A student whose teacher labels the pool's images, as they are, in the very step that shows views of them."""
 
-    def __init__(self, student: ImageClassifier, teacher: Teacher, config: NoisyStudentConfig) -> None:
+    def __init__(self, student: ImageClassifier, teacher: Teacher, config: NoisyStudentStrategy) -> None:
         """Keep the confidence below which a label is not used, and the type and temperature of the labels."""
         super().__init__(student)
         self.teacher = teacher
@@ -93,13 +93,11 @@ class LiveNoisyStudent(NoisyStudent):
         return {**parts, "mask_rate": mask.mean()}
 
 
-class _RoundStages(StageBuilder):
+@dataclass(frozen=True)
+class _RoundStages(StageContext):
     """Builds the stages of teacher, rounds, fine-tuning and control."""
 
-    @cached_property
-    def strategy(self) -> NoisyStudentConfig:
-        """The strategy's config."""
-        return strategy_config(self.config, NoisyStudentConfig)
+    strategy: NoisyStudentStrategy = field(kw_only=True)
 
     @cached_property
     def unlabelled_batch_size(self) -> int:
@@ -124,7 +122,7 @@ class _RoundStages(StageBuilder):
                 (len(self.splits.pool), batch_size),
             ),
             labelled,
-            model=self.config.student_model(student_config),
+            model=self.strategy.student_model(student_config, self.config),
             images_per_step=labelled.batch_size + batch_size,
             grows_from=teacher.name,
             starts_from=teacher.name if self.strategy.start == "teacher" else None,
@@ -202,13 +200,13 @@ def _has_gained(student: TrainStage, teacher: TrainStage, results: Results) -> b
     return results[student.name][METRIC] > results[teacher.name][METRIC]
 
 
-def _rounds(build: _RoundStages, results: Results) -> tuple[list[Stage], TrainStage]:
+def _rounds(build: _RoundStages) -> tuple[list[Stage], TrainStage]:
     """Return teacher, pseudo-labels and student in turn, and the stage of the best network, as far as is known.
 
     Under ``until=validation`` students without a result are listed as if they gained; where there is no limit, one
     round beyond those in the config.
     """
-    strategy, teacher = build.strategy, build.first_teacher()
+    strategy, results, teacher = build.strategy, build.results, build.first_teacher()
     stages: list[Stage] = [teacher]
     unlimited = strategy.until == "validation" and strategy.rounds is None
     number, measured = 1, True
@@ -222,33 +220,26 @@ def _rounds(build: _RoundStages, results: Results) -> tuple[list[Stage], TrainSt
     return stages, teacher
 
 
-def stages(config: Config, source: Source, splits: Splits, results: Results = NO_RESULTS) -> Sequence[Stage]:
+def stages(strategy: NoisyStudentStrategy, context: StageContext) -> Sequence[Stage]:
     """Return teacher, then pseudo-labels and student in turn, under ``strategy.finetune`` that stage, then the control.
 
     The control is plain supervised training on the same labels with the last student's architecture, augmentation and
     noise, for as many steps as all the other stages together: the last student's gain over it is due to the method.
 
-    Args:
-        config: the whole config.
-        source: the data.
-        splits: which images are labelled, unlabelled, for validation, for testing.
-        results: of the finished stages, by name. The later stages depend on them alone.
-
     Raises:
         UserError: there is no pool, or no validation images under ``until=validation``.
     """
-    strategy = strategy_config(config, NoisyStudentConfig)
-    if strategy.until == "validation" and not len(splits.validation):
+    if strategy.until == "validation" and not len(context.splits.validation):
         raise UserError(
             "strategy.until=validation: there are no validation images; give some by data.validation=inside or "
             "outside:N, or strategy.until=rounds"
         )
-    build = _RoundStages(config, source, splits)
-    listed, best = _rounds(build, results)
+    build = _RoundStages(context.config, context.source, context.splits, context.results, strategy=strategy)
+    listed, best = _rounds(build)
     if strategy.finetune is not None:
         listed.append(build.finetune(strategy.finetune, best))
     if strategy.control:
         trained = [stage for stage in listed if isinstance(stage, TrainStage)]
         length = Length(sum(stage.steps for stage in trained), best.epoch_steps)
-        listed.append(build.control(length, note=CONTROL_NOTE, model=best.model))
+        listed.append(context.control(length, note=CONTROL_NOTE, model=best.model))
     return listed

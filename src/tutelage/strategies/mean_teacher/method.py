@@ -17,24 +17,24 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from tutelage.config import Config, MeanTeacherConfig
-from tutelage.data import Source, Splits, StreamBatch
+from tutelage.data import StreamBatch
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
 from tutelage.strategies.learner import StudentModule
-from tutelage.strategies.stage_builder import StageBuilder, strategy_config
+from tutelage.strategies.mean_teacher.config import MeanTeacherStrategy
+from tutelage.strategies.stage_context import StageContext
 from tutelage.strategies.stages import Stage
 
 RAMP_SHARPNESS = 5.0  # appendix B.1: w(t) = exp(-5 (1 - t)^2), as in Laine and Aila 2017
 
 
-def consistency_weight(step: int, steps: int, config: MeanTeacherConfig) -> float:
+def consistency_weight(step: int, steps: int, config: MeanTeacherStrategy) -> float:
     """Return the weight of the consistency cost at ``step`` (from 0) of ``steps``: appendix B.1 of the paper."""
     ramp_steps = config.ramp_up * steps
     progress = min(1.0, step / ramp_steps) if ramp_steps else 1.0
     return config.weight * math.exp(-RAMP_SHARPNESS * (1 - progress) ** 2)
 
 
-def teacher_decay(step: int, config: MeanTeacherConfig) -> float:
+def teacher_decay(step: int, config: MeanTeacherStrategy) -> float:
     """Return alpha, the weight of the teacher's own weights in its update after ``step`` (from 0).
 
     As in the paper's own code, the teacher is the mean over the first steps, and the running average as soon as that
@@ -50,7 +50,7 @@ class MeanTeacher(StudentModule):
     forward pass of its own (section 2 of the paper: eta and eta').
     """
 
-    def __init__(self, student: ImageClassifier, config: MeanTeacherConfig, steps: int) -> None:
+    def __init__(self, student: ImageClassifier, config: MeanTeacherStrategy, steps: int) -> None:
         super().__init__(student)
         self.teacher = copy.deepcopy(student)  # its parameters are not frozen: frozen modules have no dropout
         self._config = config
@@ -103,7 +103,7 @@ class MeanTeacher(StudentModule):
         average([*self.teacher.parameters()], [*self.student.parameters()], None)
 
 
-def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
+def stages(strategy: MeanTeacherStrategy, context: StageContext) -> Sequence[Stage]:
     """Return mean teacher, then the control: the same network on the labels alone, for as many steps.
 
     Teacher and student see two draws of ``augmentation.transforms``; with ``augmentation.strong``, which makes a second
@@ -112,12 +112,11 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     Raises:
         UserError: there is no pool.
     """
-    strategy = strategy_config(config, MeanTeacherConfig)
-    build, beside = StageBuilder(config, source, splits), "" if config.augmentation.strong else "twin"
-    labelled = replace(build.labelled, beside=beside)
-    pool = build.unlabelled_stream(build.pool_batch_size(strategy.unlabelled_ratio), beside)
-    length = build.length(1.0, labelled, pool)
-    mean_teacher = build.supervised_stage(
+    beside = "" if context.config.augmentation.strong else "twin"
+    labelled = replace(context.labelled, beside=beside)
+    pool = context.unlabelled_stream(context.pool_batch_size(strategy.unlabelled_ratio), beside)
+    length = context.length(1.0, labelled, pool)
+    mean_teacher = context.supervised_stage(
         "mean_teacher",
         length,
         labelled,
@@ -126,4 +125,4 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
         module=partial(MeanTeacher, config=strategy, steps=length.steps),
         averages_weights=True,
     )
-    return [mean_teacher, build.control(length)] if strategy.control else [mean_teacher]
+    return [mean_teacher, context.control(length)] if strategy.control else [mean_teacher]

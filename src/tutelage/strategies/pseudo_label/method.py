@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tutelage.config import Config, PseudoLabelConfig
-from tutelage.data import Source, Splits, StreamBatch
+from tutelage.data import StreamBatch
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
 from tutelage.strategies.learner import StudentModule
-from tutelage.strategies.stage_builder import StageBuilder, strategy_config
+from tutelage.strategies.pseudo_label.config import PseudoLabelStrategy
+from tutelage.strategies.stage_context import StageContext
 from tutelage.strategies.stages import Stage
 
 
-def pseudo_label_weight(step: int, steps: int, config: PseudoLabelConfig) -> float:
+def pseudo_label_weight(step: int, steps: int, config: PseudoLabelStrategy) -> float:
     """Return alpha(t), the weight of the pool's loss at ``step`` (from 0) of ``steps``: equation 16 of the paper.
 
     It is 0 before T1, grows linearly from there, and is ``final_weight`` from T2 on.
@@ -36,7 +36,7 @@ class PseudoLabel(StudentModule):
     The most likely class of a pool image is its label in that very step.
     """
 
-    def __init__(self, student: ImageClassifier, config: PseudoLabelConfig, steps: int) -> None:
+    def __init__(self, student: ImageClassifier, config: PseudoLabelStrategy, steps: int) -> None:
         super().__init__(student)
         self._config = config
         self._steps = steps
@@ -65,21 +65,19 @@ class PseudoLabel(StudentModule):
         }
 
 
-def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
+def stages(strategy: PseudoLabelStrategy, context: StageContext) -> Sequence[Stage]:
     """Return training with pseudo-labels, then the control: the same network on the labels alone, for as many steps.
 
     Raises:
         UserError: there is no pool.
     """
-    strategy = strategy_config(config, PseudoLabelConfig)
-    build = StageBuilder(config, source, splits)
-    pool = build.unlabelled_stream(build.pool_batch_size(strategy.unlabelled_ratio))
-    length = build.length(1.0, build.labelled, pool)
-    pseudo_label = build.supervised_stage(
+    pool = context.unlabelled_stream(context.pool_batch_size(strategy.unlabelled_ratio))
+    length = context.length(1.0, context.labelled, pool)
+    pseudo_label = context.supervised_stage(
         "pseudo_label",
         length,
-        build.labelled,
+        context.labelled,
         pool,
         module=partial(PseudoLabel, config=strategy, steps=length.steps),
     )
-    return [pseudo_label, build.control(length)] if strategy.control else [pseudo_label]
+    return [pseudo_label, context.control(length)] if strategy.control else [pseudo_label]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tutelage.config import Config, FixMatchConfig
-from tutelage.data import Source, Splits, StreamBatch
+from tutelage.data import StreamBatch
 from tutelage.models import ImageClassifier, accuracy, cross_entropy
+from tutelage.strategies.fixmatch.config import FixMatchStrategy
 from tutelage.strategies.learner import StudentModule
-from tutelage.strategies.stage_builder import StageBuilder, strategy_config
+from tutelage.strategies.stage_context import StageContext
 from tutelage.strategies.stages import Stage
 
 
@@ -26,7 +26,7 @@ class FixMatch(StudentModule):
     normalisation sees them together.
     """
 
-    def __init__(self, student: ImageClassifier, config: FixMatchConfig, labelled_views: int = 1) -> None:
+    def __init__(self, student: ImageClassifier, config: FixMatchStrategy, labelled_views: int = 1) -> None:
         """Keep the threshold tau, the weight lambda_u, and the number of views of a labelled image in a batch.
 
         Of two views the first, weak one is used.
@@ -60,7 +60,7 @@ class FixMatch(StudentModule):
         }
 
 
-def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
+def stages(strategy: FixMatchStrategy, context: StageContext) -> Sequence[Stage]:
     """Return FixMatch, then the control: the same network on the labels alone, for as many steps.
 
     The weak and the strong view are those of ``augmentation.transforms`` and ``.strong``. Without ``.strong``, the weak
@@ -69,12 +69,10 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
     Raises:
         UserError: there is no pool.
     """
-    strategy = strategy_config(config, FixMatchConfig)
-    build, has_strong = StageBuilder(config, source, splits), bool(config.augmentation.strong)
-    labelled = build.labelled
-    pool = build.unlabelled_stream(build.pool_batch_size(strategy.unlabelled_ratio), "" if has_strong else "plain")
-    length = build.length(1.0, labelled, pool)
-    fixmatch = build.supervised_stage(
+    labelled, has_strong = context.labelled, bool(context.config.augmentation.strong)
+    pool = context.unlabelled_stream(context.pool_batch_size(strategy.unlabelled_ratio), "" if has_strong else "plain")
+    length = context.length(1.0, labelled, pool)
+    fixmatch = context.supervised_stage(
         "fixmatch",
         length,
         labelled,
@@ -82,4 +80,4 @@ def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
         images_per_step=labelled.batch_size + 2 * pool.batch_size,
         module=partial(FixMatch, config=strategy, labelled_views=2 if has_strong else 1),
     )
-    return [fixmatch, build.control(length)] if strategy.control else [fixmatch]
+    return [fixmatch, context.control(length)] if strategy.control else [fixmatch]

@@ -1,20 +1,18 @@
-"""A student learns a frozen teacher's softened probabilities (Hinton et al. 2015), here on images without labels."""
+"""A student beside a frozen teacher, and the stages of teacher and control."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from tutelage.config import Config, FrozenTeacherConfig, TeacherStudentConfig
-from tutelage.data import Source, Splits, StreamBatch
-from tutelage.errors import UserError
+from tutelage.data import StreamBatch
 from tutelage.models import ImageClassifier, Teacher, softened_divergence
+from tutelage.strategies.frozen_teacher.config import FrozenTeacherStrategy
 from tutelage.strategies.learner import StudentModule
-from tutelage.strategies.stage_builder import Length, StageBuilder, strategy_config
-from tutelage.strategies.stages import SCRATCH, Stage, TeacherSpec, TrainStage
+from tutelage.strategies.stage_context import Length, StageContext
+from tutelage.strategies.stages import SCRATCH, TeacherSpec, TrainStage
 
 TEACHER = "teacher"  # the name of the stage
 
@@ -70,78 +68,29 @@ def agreement_metrics(student_logits: Tensor, teacher_logits: Tensor) -> dict[st
     return {"kl": softened_divergence(student_logits, teacher_logits, 1.0), "agreement": same.float().mean()}
 
 
-class TeacherStudent(StudentWithTeacher):
-    """A student that learns a teacher's softened probabilities and nothing else."""
-
-    def __init__(self, student: ImageClassifier, teacher: Teacher, *, stream: str, temperature: float) -> None:
-        """Keep the stream of images, and the temperature that softens both networks' probabilities.
-
-        Raises:
-            UserError: teacher and student have different classes: the student would not learn its own.
-        """
-        super().__init__(student, teacher)
-        if not self.same_classes:
-            raise UserError(
-                "strategy=teacher_student: the teacher's classes are not those of the data, and nothing else teaches "
-                "the student; use strategy=distillation"
-            )
-        self._stream = stream
-        self._temperature = temperature
-
-    def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
-        """Return the loss, and how much student and teacher agree."""
-        _, student_logits, teacher_logits = self.logits(batch[self._stream])
-        return {
-            "loss": softened_divergence(student_logits, teacher_logits, self._temperature),
-            **agreement_metrics(student_logits, teacher_logits),
-        }
-
-
-def teacher_spec(strategy: FrozenTeacherConfig, stream: str) -> TeacherSpec:
+def teacher_spec(strategy: FrozenTeacherStrategy, stream: str) -> TeacherSpec:
     """Return the spec of the strategy's teachers on a stream."""
     cached_views = strategy.cached_views if strategy.teacher_logits == "views" else None
     networks = tuple(map(Path, strategy.teachers)) or TEACHER
     return TeacherSpec(stream, networks, cached_views=cached_views, live=strategy.teacher_logits == "live")
 
 
-def teacher_note(strategy: FrozenTeacherConfig) -> str:
+def teacher_note(strategy: FrozenTeacherStrategy) -> str:
     """Return a sentence that names the finished runs that teach the student; empty if this run trains the teacher."""
     return f"student: taught by {', '.join(strategy.teachers)}." if strategy.teachers else ""
 
 
-def teacher_stages(build: StageBuilder, strategy: FrozenTeacherConfig) -> Sequence[TrainStage]:
+def teacher_stages(strategy: FrozenTeacherStrategy, context: StageContext) -> Sequence[TrainStage]:
     """Return the stage that trains the teacher; no stage where the strategy names finished teachers."""
     if strategy.teacher is None or strategy.teachers:
         return []
-    length = build.length(strategy.teacher_length, build.labelled)
-    return [build.supervised_stage(TEACHER, length, build.labelled, model=strategy.teacher, starts_from=SCRATCH)]
+    length = context.length(strategy.teacher_length, context.labelled)
+    return [context.supervised_stage(TEACHER, length, context.labelled, model=strategy.teacher, starts_from=SCRATCH)]
 
 
-def student_control(build: StageBuilder, length: Length) -> TrainStage:
+def student_control(context: StageContext, length: Length) -> TrainStage:
     """Return the stage that trains the student's network on the labels alone."""
-    return build.control(
+    return context.control(
         length,
         f"Control: the student's network on the labels alone, for as many steps ({length.steps:,}) as with a teacher.",
     )
-
-
-def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
-    """Return teacher, student, control."""
-    strategy = strategy_config(config, TeacherStudentConfig)
-    build = StageBuilder(config, source, splits)
-    if len(splits.pool):
-        stream, note = build.unlabelled_stream(config.data.batch_size), ""
-    else:
-        stream = build.labelled
-        note = "student: trained on the labelled images, without their labels, as there are no other images."
-    length = build.length(1.0, stream)
-    student = build.supervised_stage(
-        "student",
-        length,
-        stream,
-        module=partial(TeacherStudent, stream=stream.name, temperature=strategy.temperature),
-        teacher=teacher_spec(strategy, stream.name),
-        note=" ".join(filter(None, (teacher_note(strategy), note))),
-    )
-    taught = [*teacher_stages(build, strategy), student]
-    return [*taught, student_control(build, length)] if strategy.control else taught

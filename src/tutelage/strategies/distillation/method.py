@@ -14,8 +14,7 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from tutelage.config import Config, DistillationConfig, Hints
-from tutelage.data import UNKNOWN, Source, Splits, Stream, StreamBatch, abbreviate
+from tutelage.data import UNKNOWN, Stream, StreamBatch, abbreviate
 from tutelage.errors import UserError
 from tutelage.models import (
     ImageClassifier,
@@ -29,9 +28,9 @@ from tutelage.models import (
     middle_layer,
     softened_divergence,
 )
-from tutelage.strategies.stage_builder import Length, StageBuilder, strategy_config
-from tutelage.strategies.stages import Stage, TrainStage
-from tutelage.strategies.teacher_student import (
+from tutelage.strategies.distillation.config import DistillationStrategy, Hints
+from tutelage.strategies.frozen_teacher.method import (
+    TEACHER,
     StudentWithTeacher,
     agreement_metrics,
     student_control,
@@ -39,6 +38,8 @@ from tutelage.strategies.teacher_student import (
     teacher_spec,
     teacher_stages,
 )
+from tutelage.strategies.stage_context import Length, StageContext
+from tutelage.strategies.stages import Stage, TrainStage
 
 HINTS = "hints"  # the name of the stage
 
@@ -51,7 +52,7 @@ class Distillation(StudentWithTeacher):
         student: ImageClassifier,
         teacher: Teacher,
         *,
-        config: DistillationConfig,
+        config: DistillationStrategy,
         stream: str = "labelled",
         labelled_fraction: float = 1.0,
     ) -> None:
@@ -165,14 +166,13 @@ def _find_layer(network: ImageClassifier, role: str, name: str | None) -> str:
     return name
 
 
-def _stream_of_all_images(build: StageBuilder) -> Stream:
+def _stream_of_all_images(strategy: DistillationStrategy, context: StageContext) -> Stream:
     """Return the stream of the labelled images and of the pool, whose labels are not used.
 
     Raises:
         UserError: an option needs the label of every image.
     """
-    config, source, splits = build.config, build.source, build.splits
-    strategy = strategy_config(config, DistillationConfig)
+    config, source, splits = context.config, context.source, context.splits
     for key, is_set, allowed in (
         ("strategy.decoupled", strategy.decoupled is not None, "null"),
         ("augmentation.mix", config.augmentation.mix is not None, "null"),
@@ -185,7 +185,7 @@ def _stream_of_all_images(build: StageBuilder) -> Stream:
     return Stream("all", indices, targets, config.data.batch_size, blocks=splits.blocks)
 
 
-def _hint_stage(build: StageBuilder, strategy: DistillationConfig, hints: Hints, stream: Stream) -> TrainStage:
+def _hint_stage(strategy: DistillationStrategy, context: StageContext, hints: Hints, stream: Stream) -> TrainStage:
     """Return the stage in which the student learns from a hint, before it learns from labels.
 
     Raises:
@@ -195,9 +195,9 @@ def _hint_stage(build: StageBuilder, strategy: DistillationConfig, hints: Hints,
         raise UserError(
             f"strategy.hints: {len(strategy.teachers)} teachers give no one hint; name one, or strategy.hints=null"
         )
-    return build.supervised_stage(
+    return context.supervised_stage(
         HINTS,
-        build.length(hints.length, stream),
+        context.length(hints.length, stream),
         stream,
         module=partial(HintTraining, hints=hints, stream=stream.name),
         teacher=replace(teacher_spec(strategy, stream.name), live=True, cached_views=None),
@@ -206,27 +206,26 @@ def _hint_stage(build: StageBuilder, strategy: DistillationConfig, hints: Hints,
     )
 
 
-def stages(config: Config, source: Source, splits: Splits) -> Sequence[Stage]:
+def stages(strategy: DistillationStrategy, context: StageContext) -> Sequence[Stage]:
     """Return teacher, under ``strategy.hints`` the stage of hints, student, control.
 
     Raises:
         UserError: hints cannot come from several teachers.
     """
-    strategy = strategy_config(config, DistillationConfig)
-    build = StageBuilder(config, source, splits)
-    stream = build.labelled if strategy.images == "labelled" else _stream_of_all_images(build)
-    labelled_fraction = len(splits.labelled) / len(stream.indices)
-    student = build.supervised_stage(
+    stream = context.labelled if strategy.images == "labelled" else _stream_of_all_images(strategy, context)
+    labelled_fraction = len(context.splits.labelled) / len(stream.indices)
+    student = context.supervised_stage(
         "student",
-        build.length(1.0, stream),
+        context.length(1.0, stream),
         stream,
         module=partial(Distillation, config=strategy, stream=stream.name, labelled_fraction=labelled_fraction),
         teacher=teacher_spec(strategy, stream.name),
+        aims_at=None if strategy.teachers else TEACHER,
         note=teacher_note(strategy),
     )
     taught = [student]
     if strategy.hints is not None:
-        taught = [_hint_stage(build, strategy, strategy.hints, stream), replace(student, starts_from=HINTS)]
+        taught = [_hint_stage(strategy, context, strategy.hints, stream), replace(student, starts_from=HINTS)]
     length = Length(sum(stage.steps for stage in taught), student.epoch_steps)
-    control = [student_control(build, length)] if strategy.control else []
-    return [*teacher_stages(build, strategy), *taught, *control]
+    control = [student_control(context, length)] if strategy.control else []
+    return [*teacher_stages(strategy, context), *taught, *control]

@@ -1,0 +1,5 @@
+"""FixMatch (Sohn et al. 2020)."""
+
+from tutelage.strategies.fixmatch.config import FixMatchStrategy
+
+__all__ = ["FixMatchStrategy"]

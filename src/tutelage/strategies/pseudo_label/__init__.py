@@ -1,0 +1,5 @@
+"""Pseudo-labels (Lee 2013)."""
+
+from tutelage.strategies.pseudo_label.config import PseudoLabelStrategy
+
+__all__ = ["PseudoLabelStrategy"]

@@ -1,0 +1,5 @@
+"""Supervised training on the labelled images."""
+
+from tutelage.strategies.supervised.config import SupervisedStrategy
+
+__all__ = ["SupervisedStrategy"]

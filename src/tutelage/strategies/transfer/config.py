@@ -1,0 +1,78 @@
+"""The configs of transfer."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from tutelage.config import Strategy
+from tutelage.config.section import Fraction
+
+if TYPE_CHECKING:
+    from tutelage.config import Config
+    from tutelage.strategies.stage_context import StageContext
+    from tutelage.strategies.stages import Stage
+
+
+class TransferFrozenStrategy(Strategy):
+    """A new head on a frozen backbone."""
+
+    control: bool = True
+
+    def check(self, config: "Config") -> None:
+        """Check that there are trained weights to start from.
+
+        Raises:
+            ValueError: there are none.
+        """
+        _check_init_from(self.name, config)
+
+    def stages(self, context: "StageContext") -> "Sequence[Stage]":
+        """Return the stages (see ``method.frozen_stages``)."""
+        from tutelage.strategies.transfer.method import frozen_stages
+
+        return frozen_stages(self, context)
+
+
+class TransferFinetuneStrategy(Strategy):
+    """Training of the whole network, with smaller learning rates for its lower layers than for its head."""
+
+    backbone_lr_scale: Fraction = 1.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    frozen_layers: Annotated[int, Field(ge=0)] = 0
+    control: bool = True
+
+    def check(self, config: "Config") -> None:
+        """Check that there are trained weights to start from.
+
+        Raises:
+            ValueError: there are none.
+        """
+        _check_init_from(self.name, config)
+
+    def stages(self, context: "StageContext") -> "Sequence[Stage]":
+        """Return the stages (see ``method.finetune_stages``)."""
+        from tutelage.strategies.transfer.method import finetune_stages
+
+        return finetune_stages(self, context)
+
+
+class TransferGradualStrategy(TransferFinetuneStrategy):
+    """Training of the head alone, then of the whole network."""
+
+    head_length: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+    def stages(self, context: "StageContext") -> "Sequence[Stage]":
+        """Return the stages (see ``method.gradual_stages``)."""
+        from tutelage.strategies.transfer.method import gradual_stages
+
+        return gradual_stages(self, context)
+
+
+def _check_init_from(name: str, config: "Config") -> None:
+    """Raise a ValueError unless a strategy, called ``name``, has trained weights to start from."""
+    if config.init_from is None:
+        raise ValueError(
+            f"strategy={name} starts from trained weights: give init_from=RUN, FILE, timm:NAME, torchvision:NAME or "
+            "package:PACKAGE/FILE"
+        )
