@@ -28,7 +28,8 @@ def main() -> None:
 
         sys.argv[1:] = arguments = apply_allow_flags(sys.argv[1:])
         if {"-h", "--help"} & set(arguments):
-            print(format_help(list_options()))
+            _, config_dirs = split_config_dirs(arguments)
+            print(format_help(list_options(config_dirs)))
             return
         flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")} - CONFIG_DIR_FLAGS
         if unknown := flags - SWEEP_FLAGS - SHOW_FLAGS - OTHER_HYDRA_FLAGS:

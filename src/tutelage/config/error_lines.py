@@ -52,11 +52,15 @@ def describe_hydra_error(
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, option = match[1], match[2]
         allowed = sorted(re.findall(r"^\t(\S+)$", text, re.MULTILINE)) or sorted(list_options().get(group, {}))
-        return f"{group}={option}: no such option{suggest_nearest(option, allowed)} Allowed: {', '.join(allowed)}"
+        return (
+            f"{group}={option}: no such option{suggest_nearest(option, allowed)} Allowed: {', '.join(allowed)}; "
+            "--config-dir DIR adds your own"
+        )
     if "${experiment}" in text:
         text = "experiment takes one name; several are a sweep: -m experiment=ONE,OTHER"
-    if match := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{match[1]} needs a value: give {match[1]}=..."
+    if match := re.search(r"Missing mandatory value: \S+\s+full_key: (\S+)|Missing mandatory value: (\S+)", text):
+        key = match[1] or match[2]
+        return f"{key} needs a value: give {key}=..."
     if match := re.search(r"[Ii]nterpolation key '([^']+)' not found", text):
         return f"${{{match[1]}}} in the config refers to a key that does not exist"
     if match := re.search(r"Error parsing override '([^']+)'", text):

@@ -6,19 +6,26 @@ Hydra's ``instantiate`` builds whatever a ``_target_`` names; a stored config mu
 import importlib
 import inspect
 import os
+import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
 
+from tutelage.config.foreign_code import OWN_PACKAGES
 from tutelage.errors import UserError
 
 PLUGIN_GROUP = "tutelage.plugins"
 ALLOW_FLAG = "--allow"
 ALLOW_VARIABLE = "TUTELAGE_ALLOW"
+CODE_ERRORS = (  # what mistakes in code and wrong arguments raise
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError),
+    *(NameError, OSError, RuntimeError, TypeError, ValueError),
+)
 
 
 def apply_allow_flags(arguments: Sequence[str]) -> list[str]:
@@ -50,7 +57,7 @@ def list_flag_packages() -> list[str]:
 
 def list_allowed_packages() -> frozenset[str]:
     """Return the top-level packages whose classes a config may name: our own, plug-ins and those of ``--allow``."""
-    return frozenset({"tutelage", "albumentations", *_list_plugin_packages(), *list_flag_packages()})
+    return frozenset({*OWN_PACKAGES, *_list_plugin_packages(), *list_flag_packages()})
 
 
 @cache
@@ -100,13 +107,7 @@ def _import(module: str, target: str, key: str) -> ModuleType:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
             raise _missing_error(target, key) from None
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
-        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
-        file = error.filename if isinstance(error, SyntaxError) else frames[-1].filename
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{key}: {target!r} cannot be imported: {file}, line {line}: {type(error).__name__}: {reason}"
-        ) from None
+        raise UserError(f"{key}: {target!r} cannot be imported: {describe_failure(error, '')}") from None
 
 
 def build(config: Mapping[str, Any], base: type, key: str, **extra: Any) -> Any:
@@ -123,8 +124,9 @@ def build(config: Mapping[str, Any], base: type, key: str, **extra: Any) -> Any:
     """
     arguments = {name: value for name, value in config.items() if name != "_target_"}
     cls = resolve(str(config["_target_"]), base, key)
+    given = ", ".join(f"{name}={value}" for name, value in arguments.items())
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), failures_as_user_errors(cls, f"{key}: {cls.__name__}({given})"):
             warnings.filterwarnings("error", r"Argument\(s\).*not valid")  # Albumentations only warns of misspelt ones
             return cls(**arguments, **extra)
     except (TypeError, ValueError, UserWarning) as error:
@@ -135,6 +137,40 @@ def build(config: Mapping[str, Any], base: type, key: str, **extra: Any) -> Any:
             raise UserError(f"{key}: {cls.__name__} refuses {_first_invalid(invalid)}") from None
         reason = " ".join(str(error).split())
         raise UserError(f"{key}: {cls.__name__} refuses its arguments: {reason}") from None
+
+
+@contextmanager
+def failures_as_user_errors(cls: type, action: str) -> Iterator[None]:
+    """Turn what fails in the block into a UserError of one line, where ``cls`` is not ours.
+
+    Of our own code a traceback says more.
+
+    Args:
+        cls: the class whose code runs in the block.
+        action: the beginning of the line: what the code does, for which values.
+    """
+    try:
+        yield
+    except CODE_ERRORS as error:
+        if cls.__module__.partition(".")[0] in OWN_PACKAGES:
+            raise
+        file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
+        raise UserError(f"{action}: {describe_failure(error, file)}") from error
+
+
+def describe_failure(error: Exception, file: str) -> str:
+    """Return an error of a user's code as a part of a line: its kind, its message, and where it was raised.
+
+    Args:
+        error: the error.
+        file: the file whose line is named, if the error passed through it; else the line that raised it is.
+    """
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, SyntaxError):
+        return f"{reason} ({error.filename}, line {error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    frame = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
+    return reason if frame.filename == __file__ else f"{reason} ({frame.filename}, line {frame.lineno})"
 
 
 def _first_invalid(error: Any) -> str:

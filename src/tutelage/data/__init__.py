@@ -26,7 +26,7 @@ from tutelage.data.pseudo_labels.selection import Rules, Selection, Targets, sel
 from tutelage.data.pseudo_labels.store import LabelStore
 from tutelage.data.pseudo_labels.summary import ROUND, TABLE, write_summary, write_table
 from tutelage.data.shards.pools import absolute_pool
-from tutelage.data.source import UNKNOWN, Source
+from tutelage.data.source import UNKNOWN, Part, Source, from_parts
 from tutelage.data.splits import Splits, split
 from tutelage.data.stratify import draw_stratified
 from tutelage.errors import UserError
@@ -105,6 +105,7 @@ __all__ = [
     "ImageNet",
     "LabelStore",
     "Labels",
+    "Part",
     "Rules",
     "Selection",
     "Source",
@@ -122,6 +123,7 @@ __all__ = [
     "data_module",
     "draw_stratified",
     "fingerprint",
+    "from_parts",
     "map_rows",
     "pack_rows",
     "read_labels",

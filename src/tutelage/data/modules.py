@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tutelage.config import DataConfig
-from tutelage.config.targets import resolve
+from tutelage.config.targets import failures_as_user_errors, resolve
 from tutelage.data.datasets.cifar import cifar10, cifar100
 from tutelage.data.datasets.digits import digits
 from tutelage.data.datasets.download import OnProgress, ignore_progress
@@ -85,8 +85,17 @@ class ImageDataModule(pl.LightningDataModule):
 
     @cached_property
     def source(self) -> Source:
-        """The dataset, read once."""
-        return self.read()
+        """The dataset, read once.
+
+        Raises:
+            UserError: it cannot be read; a class from outside may raise any error for that.
+        """
+        action = f"data: {type(self).__name__}.read() for data.root={self.config.root}"
+        with failures_as_user_errors(type(self), action):
+            source = self.read()
+            if not isinstance(source, Source):
+                raise TypeError(f"a tutelage.data.Source is to be returned, not a {type(source).__name__}")
+            return source
 
     @cached_property
     def images(self) -> Images:

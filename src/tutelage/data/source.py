@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = -1  # the label of an image that has none
 GREY = 1  # channels
+CHANNELS, IMAGE_AXES = (1, 3), 4
 LARGEST_IN_MEMORY = 1 << 30  # bytes of all images of a dataset
 
 
@@ -237,8 +238,8 @@ class Part(NamedTuple):
     labels: np.ndarray
 
 
-def build_source(
-    path: Path,
+def from_parts(
+    path: Path | str,
     train: Part,
     test: Part,
     classes: tuple[str, ...],
@@ -248,11 +249,21 @@ def build_source(
 ) -> Source:
     """Return a source of a training set, a test set and perhaps unlabelled images (N, H, W, C) uint8, in this order.
 
+    Images are resized to squares of ``image_size`` when they are read, and get ``channels`` channels, 1 or 3.
+
     Raises:
-        UserError: a part has no images, another number of labels than of images, or a label that no class has. The
-            message names ``path``, from which the parts were read.
+        UserError: images are no such arrays, a part has no images, another number of labels than of images, or a label
+            that no class has. The message names ``path``, from which the parts were read.
     """
+    pool = {} if unlabelled is None else {"unlabelled": unlabelled}
+    for name, images in {"train": train.images, "test": test.images, **pool}.items():
+        if images.dtype != np.uint8 or images.ndim != IMAGE_AXES or images.shape[-1] not in CHANNELS:
+            raise UserError(
+                f"{path}: {name} has images of {images.dtype} {images.shape}; they are to be uint8 (N, H, W, 1 or 3)"
+            )
     for name, (images, labels) in {"train": train, "test": test}.items():
+        if labels.dtype.kind not in "iu" or labels.ndim != 1:
+            raise UserError(f"{path}: {name} has labels of {labels.dtype} {labels.shape}; they are to be integers (N,)")
         if len(images) != len(labels) or not len(images):
             raise UserError(f"{path}: {name} has {len(images)} images and {len(labels)} labels; fetch the files again")
         invalid = labels[(labels < 0) | (labels >= len(classes))]

@@ -30,7 +30,7 @@ def measure_network(model: dict[str, Any], spec: ImageSpec) -> NetworkSize:
         network = make_classifier(model, spec).eval()
         try:
             network(_one_image(spec))
-        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        except (RuntimeError, AssertionError, AttributeError, ValueError, TypeError, LookupError) as error:
             reason = " ".join(str(error).split())[:200]
             name = model.get("name", model["_target_"])
             raise UserError(f"model {name} does not take data.image_size={spec.image_size}: {reason}") from None

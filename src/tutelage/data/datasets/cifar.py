@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.datasets.download import Archive, OnProgress, Remote, fetch_and_unpack, ignore_progress
-from tutelage.data.source import Part, Source, build_source, read_class_names
+from tutelage.data.source import Part, Source, from_parts, read_class_names
 from tutelage.errors import UserError
 
 HOME = "https://www.cs.toronto.edu/~kriz"
@@ -46,7 +46,7 @@ def cifar10(root: str | None, image_size: int, channels: int, on_progress: OnPro
     folder = fetch_and_unpack(CIFAR10, root, on_progress)
     train = _read_part([folder / f"data_batch_{number}.bin" for number in range(1, 6)], label_bytes=1)
     test = _read_part([folder / "test_batch.bin"], label_bytes=1)
-    return build_source(folder, train, test, read_class_names(folder / "batches.meta.txt"), image_size, channels)
+    return from_parts(folder, train, test, read_class_names(folder / "batches.meta.txt"), image_size, channels)
 
 
 def cifar100(root: str | None, image_size: int, channels: int, on_progress: OnProgress = ignore_progress) -> Source:
@@ -57,7 +57,7 @@ def cifar100(root: str | None, image_size: int, channels: int, on_progress: OnPr
     """
     folder = fetch_and_unpack(CIFAR100, root, on_progress)
     train, test = (_read_part([folder / f"{part}.bin"], label_bytes=2) for part in ("train", "test"))
-    return build_source(folder, train, test, read_class_names(folder / "fine_label_names.txt"), image_size, channels)
+    return from_parts(folder, train, test, read_class_names(folder / "fine_label_names.txt"), image_size, channels)
 
 
 def _read_part(files: Sequence[Path], label_bytes: int) -> Part:

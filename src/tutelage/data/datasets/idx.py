@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.datasets.download import OnProgress, Remote, cache_folder, fetch, ignore_progress
-from tutelage.data.source import Part, Source, build_source
+from tutelage.data.source import Part, Source, from_parts
 from tutelage.errors import UserError
 
 UNSIGNED_BYTES = 0x0800  # the data type in the magic number, to which the number of axes is added
@@ -71,7 +71,7 @@ def read_idx_source(folder: Path, classes: tuple[str, ...], image_size: int, cha
         )
         for part in (TRAIN, TEST)
     )
-    return build_source(folder, train, test, classes, image_size, channels)
+    return from_parts(folder, train, test, classes, image_size, channels)
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.datasets.download import Archive, OnProgress, Remote, fetch_and_unpack, ignore_progress
-from tutelage.data.source import Part, Source, build_source, read_class_names
+from tutelage.data.source import Part, Source, from_parts, read_class_names
 from tutelage.errors import UserError
 
 HOME = "http://ai.stanford.edu/~acoates/stl10"
@@ -40,7 +40,7 @@ def stl10(root: str | None, image_size: int, channels: int, on_progress: OnProgr
     )
     classes = read_class_names(folder / "class_names.txt")
     unlabelled = _map_images(folder / "unlabeled_X.bin")
-    return build_source(folder, train, test, classes, image_size, channels, unlabelled)
+    return from_parts(folder, train, test, classes, image_size, channels, unlabelled)
 
 
 def _map_images(file: Path) -> np.ndarray:

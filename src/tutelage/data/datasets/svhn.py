@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.datasets.download import OnProgress, Remote, cache_folder, fetch, ignore_progress
-from tutelage.data.source import Part, Source, build_source
+from tutelage.data.source import Part, Source, from_parts
 from tutelage.errors import UserError
 
 HOME = "http://ufldl.stanford.edu/housenumbers"
@@ -40,7 +40,7 @@ def svhn(root: str | None, image_size: int, channels: int, on_progress: OnProgre
             if not (folder / remote.name).is_file():
                 raise UserError(f"data.root={root}: no SVHN there (looked for {remote.name})")
     train, test = (_read_matlab_file(folder / remote.name) for remote in FILES)
-    return build_source(folder, train, test, CLASSES, image_size, channels)
+    return from_parts(folder, train, test, CLASSES, image_size, channels)
 
 
 def _read_matlab_file(file: Path) -> Part:

@@ -23,6 +23,11 @@ def make_classifier(model: dict[str, Any], spec: ImageSpec) -> ImageClassifier:
         UserError: the config names no architecture, its arguments are wrong, or its head cannot be replaced.
     """
     network: ImageClassifier = build(model, ImageClassifier, "model", spec=spec)
+    if missing := [name for name in ("backbone", "head") if not hasattr(network, name)]:
+        raise UserError(
+            f"model: {type(network).__name__} has no self.{missing[0]}: its __init__ sets self.backbone (images to "
+            "features) and self.head (features to logits)"
+        )
     if spec.tasks:
         if not isinstance(network.head, nn.Linear):
             name = model.get("name", model["_target_"])
