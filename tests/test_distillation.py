@@ -18,7 +18,6 @@ from helpers.networks import make_spec
 from helpers.overrides import DISTILLATION
 from helpers.runs import only_run, outcome, run
 from helpers.sources import make_source
-from helpers.traps import kill_after
 from tutelage.config import OptimizerConfig, SchedulerConfig
 from tutelage.config.compose import compose
 from tutelage.data import StreamBatch, fingerprint, split
@@ -51,6 +50,7 @@ from tutelage.strategies import StageContext
 from tutelage.strategies.distillation import Decoupled, DistillationStrategy, Hints
 from tutelage.strategies.distillation.method import Distillation, HintTraining
 from tutelage.strategies.teacher_student.method import TeacherStudent
+from tutelage.testing import kill_after
 
 SEEDS = st.integers(0, 999)
 TEMPERATURES = st.floats(0.5, 20)

@@ -9,7 +9,6 @@ from helpers.networks import make_spec
 from helpers.overrides import POOL_STRATEGY
 from helpers.runs import outcome, run
 from helpers.stages import make_batches, plan_stages
-from helpers.traps import kill_after
 from tutelage.config.compose import compose
 from tutelage.data import UNKNOWN, StageData
 from tutelage.data.loading.batches import TrainDataset
@@ -20,6 +19,7 @@ from tutelage.randomness import Key
 from tutelage.strategies import TrainStage
 from tutelage.strategies.fixmatch import FixMatchStrategy
 from tutelage.strategies.fixmatch.method import FixMatch
+from tutelage.testing import kill_after
 
 
 def make_config(threshold: float = 0.0, weight: float = 1.0) -> FixMatchStrategy:

@@ -27,6 +27,7 @@ FLOORS = {
     "report": 9,
     "app": 10,
     "cli": 11,
+    "testing": 11,
     "train": 11,
 }
 FILES = sorted(SOURCE.rglob("*.py"))

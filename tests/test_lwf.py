@@ -18,7 +18,6 @@ from helpers.networks import make_spec
 from helpers.overrides import QUIET
 from helpers.runs import only_run, outcome, run
 from helpers.sources import make_source
-from helpers.traps import kill_after
 from tutelage.app.job import run_job
 from tutelage.config import OptimizerConfig, SchedulerConfig
 from tutelage.config.compose import compose
@@ -41,6 +40,7 @@ from tutelage.runs import run_path
 from tutelage.strategies import StageContext, TrainStage
 from tutelage.strategies.lwf.method import LwF
 from tutelage.terminal.table import build_header, build_notes, build_rows, compute_forgetting
+from tutelage.testing import kill_after
 
 TASKS = ((3, 0), (1, 5, 2), (4, 6))  # of ten classes; 7, 8 and 9 are in none
 LENET = {"_target_": "tutelage.models.LeNet5", "width": 1.0, "dropout": 0.0}

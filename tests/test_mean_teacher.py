@@ -14,7 +14,6 @@ from helpers.networks import make_spec
 from helpers.overrides import POOL_STRATEGY
 from helpers.runs import only_run, outcome, run
 from helpers.stages import make_batches, plan_stages
-from helpers.traps import kill_after
 from tutelage.config.compose import compose
 from tutelage.data import StageData
 from tutelage.data.loading.batches import TrainDataset
@@ -25,6 +24,7 @@ from tutelage.randomness import Key
 from tutelage.strategies import TrainStage
 from tutelage.strategies.mean_teacher import MeanTeacherStrategy
 from tutelage.strategies.mean_teacher.method import MeanTeacher, consistency_weight, teacher_decay
+from tutelage.testing import kill_after
 
 MEAN = ("strategy=mean_teacher", "model.dropout=0.3", "augmentation=affine_randaugment", *POOL_STRATEGY)
 

@@ -15,7 +15,6 @@ from torchvision.transforms import v2
 
 from helpers.forks import call_in_fork
 from helpers.runs import only_run, outcome, run, tables
-from helpers.traps import kill_after
 from tutelage.augmentation import Mixing, draw_mixing, mix_batch
 from tutelage.config import MixConfig
 from tutelage.config.compose import compose
@@ -23,6 +22,7 @@ from tutelage.data import EvalBatch, StageData, Stream, StreamBatch, data_module
 from tutelage.errors import UserError
 from tutelage.models import accuracy
 from tutelage.randomness import Key
+from tutelage.testing import kill_after
 
 KEY = Key(7, "supervised", "labelled")
 CUTMIX, MIXUP = MixConfig(cutmix=1), MixConfig(mixup=1)

@@ -249,7 +249,7 @@ def test_every_architecture_trains_and_resumes(option, device, outputs):
     import signal
 
     from helpers.runs import outcome, run
-    from helpers.traps import kill_after
+    from tutelage.testing import kill_after
 
     overrides = [f"model={option}", "debug=tiny", f"trainer={'gpu' if device == 'cuda' else 'cpu'}"]
     overrides += SMALL.get(option, [])

@@ -16,7 +16,6 @@ from helpers.configs import data_config
 from helpers.networks import make_spec
 from helpers.runs import only_run, outcome, run
 from helpers.sources import make_source
-from helpers.traps import kill_after
 from tutelage.config.compose import compose
 from tutelage.data import UNKNOWN, Labels, StreamBatch, split
 from tutelage.errors import UserError
@@ -25,6 +24,7 @@ from tutelage.runs import main_stage_name, run_identity
 from tutelage.strategies import PseudoLabelStage, StageContext, TrainStage
 from tutelage.strategies.noisy_student import NoisyStudentStrategy, StudentConfig
 from tutelage.strategies.noisy_student.method import LiveNoisyStudent, NoisyStudent
+from tutelage.testing import kill_after
 
 
 def test_the_loss_is_the_sum_of_both_cross_entropies_in_one_forward():

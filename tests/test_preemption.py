@@ -14,8 +14,9 @@ import pytest
 from helpers.overrides import NOISY_STUDENT, QUIET
 from helpers.paths import ROOT
 from helpers.runs import only_run, outcome, run
-from helpers.traps import kill_after, kill_before_save, send_signal
+from helpers.traps import kill_before_save, send_signal
 from tutelage.runs.cluster.slurm import SlurmJob, slurm_job
+from tutelage.testing import kill_after
 
 BATCH = {"SLURM_JOB_ID": "12", "ENVIRONMENT": "BATCH"}
 USR1, TERM = signal.SIGUSR1, signal.SIGTERM

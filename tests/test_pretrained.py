@@ -256,7 +256,7 @@ def test_a_runs_folder_names_its_final_network(outputs, tmp_path, capfd):
 
 
 def test_a_run_that_is_not_finished_is_refused_in_one_line(outputs, tmp_path):
-    from helpers.traps import kill_after
+    from tutelage.testing import kill_after
 
     assert run(outputs, "debug=tiny", before=kill_after("supervised", 2)) < 0
     for folder, status in {only_run(outputs): "stopped", tmp_path: "no run"}.items():

@@ -9,13 +9,13 @@ from torch.nn import functional
 from helpers.networks import make_spec
 from helpers.runs import outcome, run
 from helpers.stages import make_batches, plan_stages
-from helpers.traps import kill_after
 from tutelage.data import UNKNOWN
 from tutelage.errors import UserError
 from tutelage.models import LeNet5
 from tutelage.strategies import TrainStage
 from tutelage.strategies.pseudo_label import PseudoLabelStrategy
 from tutelage.strategies.pseudo_label.method import PseudoLabel, pseudo_label_weight
+from tutelage.testing import kill_after
 
 TINY = (
     "strategy=pseudo_label",

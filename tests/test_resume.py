@@ -22,9 +22,10 @@ from helpers.commands import fresh_command
 from helpers.overrides import NOISY_STUDENT, QUIET
 from helpers.paths import ROOT
 from helpers.runs import only_run, outcome, run, tables
-from helpers.traps import kill_after, kill_before_save, send_signal
+from helpers.traps import kill_before_save, send_signal
 from tutelage.runs.checkpoints import LAST, PREVIOUS, WholeCheckpointIO, newest_sound
 from tutelage.storage import is_sound
+from tutelage.testing import kill_after
 
 VALIDATED = (*NOISY_STUDENT, "data.validation=outside:30")
 STAGES = {"teacher": range(1, 8), "student-1": range(1, 8), "control": (1, 7, 8, 13, 14)}

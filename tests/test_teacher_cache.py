@@ -245,7 +245,7 @@ def test_cold_warm_and_killed_runs_end_with_the_same_weights(mode, tmp_path):
 
 
 def test_a_student_killed_among_its_steps_ends_with_the_same_weights(cold, tmp_path):
-    from helpers.traps import kill_after
+    from tutelage.testing import kill_after
 
     for step in (3, 7):
         assert run(tmp_path, *DISTILLATION, before=kill_after("student", step)) == -signal.SIGKILL

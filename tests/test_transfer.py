@@ -14,7 +14,6 @@ from torch import nn
 from helpers.configs import data_config
 from helpers.runs import only_run, outcome, run
 from helpers.sources import make_source
-from helpers.traps import kill_after
 from tutelage.config import OptimizerConfig
 from tutelage.config.compose import compose
 from tutelage.data import split
@@ -35,6 +34,7 @@ from tutelage.models import (
 from tutelage.models.optimization import make_optimizer
 from tutelage.models.parameter_groups import layer_of_parameters, lr_scales
 from tutelage.strategies import SCRATCH, StageContext
+from tutelage.testing import kill_after
 
 ADAMW = OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1)
 SMALL = ("model=resnet", "model.width=4", "model.depth=1")

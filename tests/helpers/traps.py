@@ -5,32 +5,6 @@ import signal
 from collections.abc import Callable
 
 
-def kill_after(stage: str, step: int, when: str = "on_train_batch_end") -> Callable[[], None]:
-    """Return a trap that saves at every step and kills the process with -9 after ``step`` of ``stage``."""
-
-    def trap() -> None:
-        from tutelage.runs import callbacks, checkpoints
-
-        current = {}
-        seeded = callbacks.StepRandomness.__init__
-        hook = getattr(checkpoints.Checkpoints, when)
-
-        def remember(self, key):
-            current["stage"] = key.stage
-            seeded(self, key)
-
-        def save_then_die(self, trainer, *rest):
-            self._seconds = 0.0
-            hook(self, trainer, *rest)
-            if current["stage"] == stage and trainer.global_step == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        callbacks.StepRandomness.__init__ = remember
-        setattr(checkpoints.Checkpoints, when, save_then_die)
-
-    return trap
-
-
 def kill_before_save() -> None:
     """Kill the process with -9 at its fifth step, with nothing saved since it began."""
     from tutelage.runs import callbacks
