@@ -1,0 +1,150 @@
+"""The examples of docs/extending.md, word for word, in an empty folder."""
+
+import importlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.commands import command
+from helpers.paths import ROOT
+
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+MAX_LINES = 40  # of an example
+
+
+def read_sections() -> dict[str, list[tuple[str, str]]]:
+    """Return the code blocks of each section: language and text."""
+    sections = {}
+    for section in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]:
+        blocks = re.findall(r"^```(\w+)\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+        sections[section.partition("\n")[0]] = blocks
+    return sections
+
+
+SECTIONS = read_sections()
+EXAMPLES = [name for name, blocks in SECTIONS.items() if any(language == "sh" for language, _ in blocks)]
+
+
+def write_files(folder: Path, *sections: str) -> None:
+    """Write the blocks that begin with a file's name."""
+    for section in sections:
+        for language, text in SECTIONS[section]:
+            if language in {"python", "yaml"}:
+                name, _, content = text.removeprefix("# ").partition("\n")
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text(content)
+
+
+def type_commands(section: str, folder: Path) -> list[str]:
+    """Type the section's commands, and return what each printed."""
+    printed = []
+    for _, text in (block for block in SECTIONS[section] if block[0] == "sh"):
+        for program, *arguments in map(shlex.split, text.splitlines()):
+            if program == "python":
+                subprocess.run([sys.executable, *arguments], cwd=folder, check=True)
+                continue
+            assert program == "tutelage"
+            process = command("tutelage.cli", *arguments, cwd=folder)
+            assert process.returncode == 0, process.stderr
+            printed.append(process.stdout)
+    return printed
+
+
+def read_records(folder: Path) -> list[dict]:
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("outputs/*/*/run.json"))]
+
+
+def test_each_example_is_short():
+    blocks = [text for blocks in SECTIONS.values() for language, text in blocks if language == "python"]
+    assert len(blocks) == 7
+    assert max(text.count("\n") for text in blocks) < MAX_LINES
+
+
+@pytest.mark.parametrize("section", EXAMPLES)
+def test_an_example_works_as_it_stands(section, tmp_path):
+    write_files(tmp_path, section)
+    printed = type_commands(section, tmp_path)
+    records = read_records(tmp_path)
+    assert records
+    assert all(record["status"] == "finished" for record in records)
+    assert "report: outputs/" in printed[0]
+    (code,) = {json.dumps(record["foreign_code"]) for record in records}
+    assert "sha256" in code
+    listed = command("tutelage.cli", "train", "--help", "--config-dir", "conf", cwd=tmp_path).stdout
+    for file in tmp_path.glob("conf/*/*.yaml"):
+        assert re.search(rf"^  {file.stem} +\S", listed, re.MULTILINE), "its line in --help"
+
+
+def test_the_strategy_of_the_page_has_all_that_ours_have(tmp_path):
+    write_files(tmp_path, "A strategy")
+    first, other = type_commands("A strategy", tmp_path)
+    assert re.search(r"^entropy .*%", first, re.MULTILINE)
+    assert re.search(r"^control .*%", first, re.MULTILINE)
+    assert "Control: the same network and augmentation on the labels alone" in first
+    assert len(read_records(tmp_path)) == 2, "another weight is another run"
+    before = [file.stat().st_mtime_ns for file in sorted(tmp_path.glob("outputs/*/*/run.json"))]
+    assert type_commands("A strategy", tmp_path) == [first, other], "a finished run shows its result"
+    assert [file.stat().st_mtime_ns for file in sorted(tmp_path.glob("outputs/*/*/run.json"))] == before
+    for record in read_records(tmp_path):
+        assert record["identity"]["strategy"]["_target_"] == "entropy.EntropyStrategy"
+    assert all("-entropy-" in file.parent.name for file in tmp_path.glob("outputs/*/*/run.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["strategy=entropy"], "--allow entropy allows a package that you trust"),
+        (["--allow=entropy", "strategy=entropy", "strategy.weight=much"], "strategy.weight=much: input should be"),
+        (["--allow=entropy", "strategy=entropy", "+strategy.wait=1"], "unknown key 'strategy.wait'"),
+        (
+            ["--allow=entropy", "strategy=entropy", "strategy._target_=entropy.Nothing"],
+            "'entropy.Nothing' does not exist",
+        ),
+        (["--allow=entropy", "strategy=entropy", "strategy._target_=entropy.EntropyMinimisation"], "is no Strategy"),
+        (["--allow=mymodel", "model=mixer", "model.hidden=abc"], "Mixer(hidden=abc): TypeError: "),
+        (["--allow=mymodel", "model=mixer", "+model.hiden=3"], "unexpected keyword argument 'hiden'"),
+        (["--allow=arrays", "data=arrays"], "data.root needs a value: give data.root=..."),
+        (["--allow=arrays", "data=arrays", "data.root=nowhere.npz"], "nowhere.npz"),
+        (["--allow=arrays", "data=arrays", "data.root=null"], "data.root"),
+        (["--allow=broken", "model=broken"], "'broken.Model' cannot be imported: NameError: name 'undefined' is not"),
+        (["model=nothing"], "--config-dir DIR adds your own"),
+    ],
+)
+def test_a_mistake_on_the_way_is_one_line_that_says_where_to_go(tmp_path_factory, arguments, reason):
+    folder = tmp_path_factory.mktemp("mistakes")
+    write_files(folder, *EXAMPLES)
+    (folder / "broken.py").write_text("import os\n\nundefined.Model\n")
+    (folder / "conf/model/broken.yaml").write_text("_target_: broken.Model\n")
+    process = command("tutelage.cli", "train", "--config-dir=conf", *arguments, cwd=folder)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
+    assert reason in process.stderr
+    assert not (folder / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    re.findall(r"^\| `(tutelage\.\w+)` \| (.*?) \|$", PAGE, flags=re.MULTILINE),
+)
+def test_what_is_public_exists(module, names):
+    for name in re.findall(r"`(\w+)`", names):
+        assert hasattr(importlib.import_module(module), name), name
+
+
+@pytest.mark.slow
+def test_the_tests_of_the_page_pass(tmp_path):
+    write_files(tmp_path, "A model", "A strategy", "Testing it")
+    process = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stdout
+    assert "4 passed" in process.stdout
