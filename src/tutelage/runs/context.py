@@ -37,7 +37,7 @@ from tutelage.runs.network_size import NetworkSize, measure_network
 from tutelage.runs.observer import Observer
 from tutelage.runs.previous_run import PreviousRun, find_previous_run
 from tutelage.storage import digest
-from tutelage.strategies import PseudoLabelStage, Stage, StageContext, TrainStage
+from tutelage.strategies import PseudoLabelStage, Stage, StageContext, TrainStage, check_stage_list
 
 
 def make_image_spec(data: DataConfig, classes: Sequence[str]) -> ImageSpec:
@@ -156,6 +156,7 @@ class RunContext:
         self.stages = self.config.strategy.stages(
             StageContext(self.config, self.data.source, self.data.splits, results)
         )
+        check_stage_list(self.config.strategy.name, self.stages)
         return before != [stage.name for stage in self.stages]
 
     @property

@@ -15,9 +15,19 @@ if TYPE_CHECKING:
         Stage,
         TeacherSpec,
         TrainStage,
+        check_stage_list,
     )
 
-_STAGES = {"NO_RESULTS", "SCRATCH", "PseudoLabelStage", "Results", "Stage", "TeacherSpec", "TrainStage"}
+_STAGES = {
+    "NO_RESULTS",
+    "SCRATCH",
+    "PseudoLabelStage",
+    "Results",
+    "Stage",
+    "TeacherSpec",
+    "TrainStage",
+    "check_stage_list",
+}
 _CONTEXT = {"Length", "StageContext"}
 
 __all__ = [
@@ -32,6 +42,7 @@ __all__ = [
     "StudentModule",
     "TeacherSpec",
     "TrainStage",
+    "check_stage_list",
 ]
 
 

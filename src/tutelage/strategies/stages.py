@@ -1,5 +1,6 @@
 """The two kinds of stages that a strategy is a list of: training a network, and pseudo-labelling the pool."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,12 @@ from pytorch_lightning import LightningModule
 
 from tutelage.config import Targeted
 from tutelage.data import Labels, Selection, Stream
+from tutelage.errors import UserError
 from tutelage.models import FineTuning
 
 Results = Mapping[str, Mapping[str, float]]  # of finished training stages, by name
 NO_RESULTS: Results = MappingProxyType({})
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of a stage, which names a folder
 SCRATCH = ""  # as a stage to start from: random weights, whatever init_from says
 
 
@@ -109,3 +112,39 @@ class PseudoLabelStage:
 
 
 Stage = TrainStage | PseudoLabelStage
+
+
+def check_stage_list(strategy: str, stages: Sequence[Stage]) -> None:
+    """Raise a UserError unless a strategy's stages can be run: their names differ, and each follows from earlier ones.
+
+    Args:
+        strategy: the strategy's name, for the message.
+        stages: what its ``stages`` returned.
+    """
+    trained: list[str] = []
+    begin = f"strategy={strategy}: stages() returned"
+    if foreign := [stage for stage in stages if not isinstance(stage, Stage)]:
+        raise UserError(f"{begin} a {type(foreign[0]).__name__}; each is a TrainStage or a PseudoLabelStage")
+    for stage in stages:
+        if not NAME.fullmatch(stage.name):
+            raise UserError(f"{begin} a stage called {stage.name!r}; letters, digits, '-' and '_' make a name")
+        if [other.name for other in stages].count(stage.name) > 1:
+            raise UserError(f"{begin} several stages called {stage.name!r}; each needs a name of its own")
+        for earlier in _list_earlier(stage):
+            if earlier not in trained:
+                raise UserError(
+                    f"{begin} {stage.name!r}, which needs {earlier!r}: no stage of that name trains before it"
+                )
+        if isinstance(stage, TrainStage):
+            trained.append(stage.name)
+    if all(isinstance(stage, PseudoLabelStage) or stage.control or stage.rejected for stage in stages):
+        raise UserError(f"{begin} no stage that trains the run's network; a TrainStage without control does")
+
+
+def _list_earlier(stage: Stage) -> list[str]:
+    """Return the names of the training stages whose networks a stage needs."""
+    if isinstance(stage, PseudoLabelStage):
+        return [stage.teacher]
+    teacher = stage.teacher.networks if stage.teacher is not None else ()
+    names = [stage.starts_from, stage.grows_from, stage.aims_at, teacher if isinstance(teacher, str) else None]
+    return [name for name in names if name]
