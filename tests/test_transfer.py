@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers.configs import data_config
+from helpers.overrides import CLIPPED_AND_SMOOTHED
 from helpers.runs import only_run, outcome, run
 from helpers.sources import make_source
 from helpers.traps import kill_after
@@ -218,6 +219,7 @@ def test_a_frozen_run_ends_with_the_backbone_it_began_with_and_resumes_exactly(o
         f"init_from={pretrained}",
         f"augmentation={augmentation}",
         "debug=tiny",
+        *CLIPPED_AND_SMOOTHED,
     )
     assert run(outputs / "a", *overrides) == 0
     initial, frozen = load_classifier(pretrained), load_stage_weights(outputs / "a", "frozen")

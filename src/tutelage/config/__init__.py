@@ -1,5 +1,6 @@
 """The typed schema of a run's config, checked without torch."""
 
+from tutelage.config.losses import OWN_LOSSES, PLAIN_CROSS_ENTROPY, CrossEntropyConfig, LossConfig
 from tutelage.config.models import (
     OWN_MODELS,
     AlexNetConfig,
@@ -60,7 +61,9 @@ from tutelage.config.sweepers import (
 __all__ = [
     "MINIMIZED_OBJECTIVES",
     "OBJECTIVES",
+    "OWN_LOSSES",
     "OWN_MODELS",
+    "PLAIN_CROSS_ENTROPY",
     "SHIFTS",
     "STRATEGIES",
     "SWEEPERS",
@@ -68,6 +71,7 @@ __all__ = [
     "AugmentationConfig",
     "CallbacksConfig",
     "Config",
+    "CrossEntropyConfig",
     "DataConfig",
     "Decoupled",
     "DistillationConfig",
@@ -77,6 +81,7 @@ __all__ = [
     "Hints",
     "LeNet5Config",
     "LoggerConfig",
+    "LossConfig",
     "LwFConfig",
     "MLPConfig",
     "MeanTeacherConfig",

@@ -19,6 +19,7 @@ SECTIONS = (
     "model",
     "augmentation",
     "strategy",
+    "loss",
     "optimizer",
     "scheduler",
     "schedule",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tutelage.config import Config, TransferFinetuneConfig, TransferFrozenConfig, TransferGradualConfig
 from tutelage.data import EvalBatch, Source, Splits, StreamBatch
-from tutelage.models import FineTuning, ImageClassifier, accuracy, cross_entropy
+from tutelage.models import FineTuning, ImageClassifier, accuracy
 from tutelage.strategies.stage_builder import Length, StageBuilder, strategy_config
 from tutelage.strategies.stages import SCRATCH, Stage, TeacherSpec, TrainStage
 
@@ -38,7 +38,7 @@ class HeadOnCachedFeatures(pl.LightningModule):
         labelled = batch["labelled"]
         logits = self.network.head(labelled.cached)
         return {
-            "loss": cross_entropy(logits, labelled.targets, self.network.class_weights),
+            "loss": self.network.label_loss(logits, labelled.targets),
             "accuracy": accuracy(logits.detach(), labelled.targets),
         }
 
