@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 from omegaconf import OmegaConf
@@ -356,6 +357,28 @@ def test_a_users_own_architecture_and_loss_train_once_their_package_is_allowed(t
     assert content["identity"]["loss"] == {"_target_": "mymodels.Nothing", "scale": 0}
     with (record.parent / "metrics.csv").open() as file:
         assert {float(row["train/loss"]) for row in csv.DictReader(file)} == {0.0}
+    made_by = content["foreign_code"]["mymodels"]
+    assert content["sessions"][0]["foreign_code"] == {"mymodels": made_by}
+
+    # The finished run is answered without its classes, and says that they have changed since.
+    process, loaded = loaded_packages("tutelage.train", "--allow", "mymodels", *arguments, cwd=tmp_path)
+    assert "7,840" in process.stdout
+    assert "other code" not in process.stdout + process.stderr
+    assert not loaded & {"torch", "mymodels"}
+    (tmp_path / "mymodels.py").write_text(OWN_CLASSES + "\n# another\n")
+    process = command("tutelage.train", "--allow", "mymodels", *arguments, cwd=tmp_path)
+    said = " ".join(process.stdout.split())
+    assert re.search(rf"Made by other code: mymodels {made_by[:17]} \(now sha256 \w+\). attempt=2 makes it anew", said)
+
+    # A run that is not finished goes on, with a warning, and records both.
+    record.write_text(json.dumps({**content, "status": "running"}))
+    process = command("tutelage.train", "--allow", "mymodels", *arguments, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert f"warning: begun by other code, goes on: mymodels {made_by[:17]} (now sha256 " in process.stderr
+    content = json.loads(record.read_text())
+    codes = [session["foreign_code"]["mymodels"] for session in content["sessions"]]
+    assert codes == [made_by, content["foreign_code"]["mymodels"]]
+    assert len(set(codes)) == 2
 
 
 def test_allow_without_a_package_is_an_error():

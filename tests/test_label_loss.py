@@ -244,7 +244,7 @@ def test_a_run_with_clipped_gradients_and_smoothed_labels_is_a_loop_by_hand(outp
         norms.append(float(sum(gradient.square().sum() for gradient in gradients) ** 0.5))
         with torch.no_grad():
             for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-                parameter -= LR * min(1.0, CLIP_NORM / norms[-1]) * gradient
+                parameter.sub_(gradient, alpha=LR * min(1.0, CLIP_NORM / norms[-1]))
     assert min(norms) < CLIP_NORM < max(norms)
     torch.testing.assert_close(dict(trained.named_parameters()), dict(network.named_parameters()), rtol=1e-4, atol=1e-5)
     identity = json.loads((only_run(outputs) / "run.json").read_text())["identity"]
