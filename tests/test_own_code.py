@@ -12,14 +12,16 @@ from helpers.commands import command
 from helpers.configs import data_config
 from helpers.overrides import QUIET
 from helpers.runs import only_run
-from tutelage.app.job import locate_run
+from tutelage.app.job import _show_result, locate_run
 from tutelage.config import foreign_code
 from tutelage.config.compose import compose
 from tutelage.config.foreign_code import describe_code, list_foreign_packages
 from tutelage.data import fingerprint
 from tutelage.data.files import contents
 from tutelage.errors import UserError
+from tutelage.runs import RunFolder
 from tutelage.runs.code import describe_current_code, describe_other_code
+from tutelage.runs.folder import SCHEMA_VERSION, VERSION_KEY
 
 OWN_DATA = """
 import numpy as np
@@ -225,6 +227,15 @@ def test_the_packages_of_every_target_are_found_and_ours_are_not_among_them():
     }
     assert list_foreign_packages(config) == ["mine", "mymodels", "others"]
     assert list_foreign_packages(compose([]).model_dump()) == []
+
+
+def test_a_result_in_one_line_says_so_too(tmp_path, capsys):
+    now = describe_current_code([])
+    for version, said in ((now["version"], ""), ("0.1", "; made by other code, attempt=2 makes it anew")):
+        record = {VERSION_KEY: SCHEMA_VERSION, "result": {"val/accuracy": 0.5}, **now, "version": version}
+        (tmp_path / "run.json").write_text(json.dumps(record))
+        _show_result(compose([]), RunFolder(tmp_path), one_line=True)
+        assert capsys.readouterr().out == f"  val 50.0 %{said}\n"
 
 
 def test_other_code_in_any_session_is_named_beside_todays(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def describe_other_code(record: Mapping[str, Any]) -> str:
     packages = sorted({package for session in sessions for package in session} - {OURS})
     lines = []
     for package, now in _describe_packages(describe_current_code(packages)).items():
-        others = dict.fromkeys(session[package] for session in sessions if session.get(package, now) != now)
+        others = dict.fromkeys(made_by for session in sessions if (made_by := session.get(package)) not in {None, now})
         if others and now:
             lines.append(f"{package} {' and '.join(others)} (now {now})")
     return ", ".join(lines)

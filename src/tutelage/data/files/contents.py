@@ -58,8 +58,6 @@ def digest_contents(path: Path, setting: str, on_progress: OnProgress) -> str:
             if stat.S_ISREG(state.st_mode):
                 content = cache.read_digest(file, state, on_bytes)
                 whole.update(digest([name, state.st_size, content.hex()]).encode())
-    except OSError as error:
-        raise UserError(f"{setting}: {error.filename} cannot be read ({error.strerror}); make it readable") from None
     finally:
         cache.save()
     return whole.hexdigest()
@@ -85,10 +83,13 @@ class _ContentCache:
             self._used[mark] = known
             return known
         content = hashlib.sha256()
-        with open(path, "rb") as file:  # noqa: PTH123 - many times faster than Path
-            while block := file.read(BLOCK):
-                content.update(block)
-                on_bytes(len(block))
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123 - many times faster than Path
+                while block := file.read(BLOCK):
+                    content.update(block)
+                    on_bytes(len(block))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); repair or remove it") from None
         if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > SETTLED_NS:
             self._used[mark] = content.digest()
         if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
