@@ -32,6 +32,7 @@ from tutelage.data import ImageDataModule, data_module
 from tutelage.models import load_classifier, make_classifier, save_classifier
 from tutelage.runs import RunFolder, run_identity
 from tutelage.runs.cluster.signals import Signals
+from tutelage.runs.code import describe_current_code
 from tutelage.runs.context import RunContext, make_image_spec
 from tutelage.runs.fit import fit_stage
 from tutelage.runs.folder import Record
@@ -67,7 +68,7 @@ class Bench:
         config = compose([*OVERRIDES, f"schedule.steps={steps}", f"paths.outputs={self.folder}", *overrides])
         folder = RunFolder(self.folder / "runs" / str(self.runs))
         record = Record(folder)
-        record.begin(run_identity(config, ""), "", 1, {}, {})
+        record.begin(run_identity(config, ""), "", describe_current_code([]), 1, {}, {})
         planned_stages = config.strategy.stages(StageContext(config, self.data.source, self.data.splits))
         return RunContext(config, folder, record, self.data, Signals(), Observer(), stages=planned_stages)
 

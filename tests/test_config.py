@@ -1,6 +1,8 @@
 """Every YAML composes and validates; what a user gets wrong is one line with the way out."""
 
+import csv
 import json
+import re
 
 import pytest
 from omegaconf import OmegaConf
@@ -52,7 +54,7 @@ def test_every_key_of_the_schema_stands_in_the_configs():
     keys = set()
     for file in conf_dir().rglob("*.yaml"):
         keys |= set(OmegaConf.to_container(OmegaConf.load(file)))
-    for section in ("optimizer", "scheduler", "trainer", "logger", "callbacks", "data"):
+    for section in ("loss", "optimizer", "scheduler", "trainer", "logger", "callbacks", "data"):
         fields = type(getattr(compose([]), section)).model_fields
         assert {field.alias or name for name, field in fields.items()} <= keys, section
 
@@ -60,6 +62,13 @@ def test_every_key_of_the_schema_stands_in_the_configs():
 CONFIG_ERRORS = [
     (["experiment=[why_cnn,why_augment]"], "experiment takes one name; several are a sweep: -m experiment=ONE,OTHER"),
     (["strategy=fixmatch", "augmentation=none"], "strategy=fixmatch needs two different views of an image"),
+    (["model=nearest_neighbours", "loss.label_smoothing=0.1"], "loss does nothing for nearest neighbours; set loss="),
+    (
+        ["strategy=lwf", "strategy.tasks=[[0,1],[2,3]]", "loss._target_=mine.Focal"],
+        "strategy=lwf takes cross-entropy within the head of each task, not mine.Focal: set loss=cross_entropy",
+    ),
+    (["loss.label_smoothing=1"], "loss.label_smoothing=1: input should be less than 1"),
+    (["optimizer.clip_norm=-1"], "optimizer.clip_norm=-1: input should be greater than or equal to 0"),
     (["modle.width=2"], "unknown key 'modle.width' in 'modle.width=2': did you mean 'model.width'?"),
     (["model.widht=2"], "unknown key 'model.widht' in 'model.widht=2': did you mean 'model.width'?"),
     (["dta=digits"], "unknown key 'dta' in 'dta=digits': did you mean 'data'?"),
@@ -206,6 +215,8 @@ def test_a_runs_name_depends_on_its_science_alone():
         "augmentation=none",
         "optimizer.lr=0.1",
         "optimizer.ema_decay=0.9",
+        "optimizer.clip_norm=1",
+        "loss.label_smoothing=0.1",
         "scheduler=constant",
         "schedule.epochs=11",
         "strategy=noisy_student",
@@ -230,6 +241,7 @@ def test_a_key_at_its_neutral_value_does_not_enter_so_old_runs_keep_their_names(
         ("strategy.students=[{model:{width:2}}]", "strategy.students=[{model:{width:2.0,dropout:0.0},length:1}]"),
         ("optimizer.lr=1", "optimizer.lr=1.0"),
         ("data.mirror=0.0", "data.mirror=0.4"),
+        ("optimizer.clip_norm=null", "optimizer.clip_norm=0"),
     ],
 )
 def test_another_way_to_write_the_same_is_the_same_run(override, equivalent):
@@ -302,10 +314,11 @@ def test_help_lists_every_group_and_option_with_a_line_on_each():
             assert summary in process.stdout
 
 
-OWN_MODEL = """
+OWN_CLASSES = """
 from torch import nn
+from torch.nn.functional import cross_entropy
 
-from tutelage.models import ImageClassifier
+from tutelage.models import ImageClassifier, LabelLoss
 
 
 class Linear(ImageClassifier):
@@ -313,14 +326,24 @@ class Linear(ImageClassifier):
         super().__init__(spec)
         self.backbone = nn.Flatten()
         self.head = nn.Linear(spec.channels * spec.image_size**2, len(spec.classes), bias=bias)
+
+
+class Nothing(LabelLoss):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, logits, targets, weights):
+        return self.scale * cross_entropy(logits, targets, weights)
 """
 
 
-def test_a_users_own_architecture_trains_once_its_package_is_allowed(tmp_path):
-    (tmp_path / "mymodels.py").write_text(OWN_MODEL)
-    (tmp_path / "conf" / "model").mkdir(parents=True)
-    (tmp_path / "conf" / "model" / "linear.yaml").write_text("_target_: mymodels.Linear\nbias: false\n")
-    arguments = ["--config-dir", "conf", "model=linear", "debug=tiny", "callbacks=quiet"]
+def test_a_users_own_architecture_and_loss_train_once_their_package_is_allowed(tmp_path):
+    (tmp_path / "mymodels.py").write_text(OWN_CLASSES)
+    for group, content in (("model/linear", "Linear\nbias: false"), ("loss/nothing", "Nothing\nscale: 0.0")):
+        (tmp_path / "conf" / group).parent.mkdir(parents=True)
+        (tmp_path / "conf" / f"{group}.yaml").write_text(f"_target_: mymodels.{content}\n")
+    arguments = ["--config-dir", "conf", "model=linear", "loss=nothing", "debug=tiny", "callbacks=quiet"]
     process = command("tutelage.train", *arguments, cwd=tmp_path)
     assert process.returncode == 2
     assert "'mymodels.Linear' is outside the allowed packages" in process.stderr
@@ -329,7 +352,33 @@ def test_a_users_own_architecture_trains_once_its_package_is_allowed(tmp_path):
     assert process.returncode == 0, process.stderr
     assert "7,840" in process.stdout  # 28 * 28 * 10 weights, no bias
     (record,) = tmp_path.glob("outputs/*/*/run.json")
-    assert json.loads(record.read_text())["command"].startswith("tutelage train --allow=mymodels --config-dir conf")
+    content = json.loads(record.read_text())
+    assert content["command"].startswith("tutelage train --allow=mymodels --config-dir conf")
+    assert content["identity"]["loss"] == {"_target_": "mymodels.Nothing", "scale": 0}
+    with (record.parent / "metrics.csv").open() as file:
+        assert {float(row["train/loss"]) for row in csv.DictReader(file)} == {0.0}
+    made_by = content["foreign_code"]["mymodels"]
+    assert content["sessions"][0]["foreign_code"] == {"mymodels": made_by}
+
+    # The finished run is answered without its classes, and says that they have changed since.
+    process, loaded = loaded_packages("tutelage.train", "--allow", "mymodels", *arguments, cwd=tmp_path)
+    assert "7,840" in process.stdout
+    assert "other code" not in process.stdout + process.stderr
+    assert not loaded & {"torch", "mymodels"}
+    (tmp_path / "mymodels.py").write_text(OWN_CLASSES + "\n# another\n")
+    process = command("tutelage.train", "--allow", "mymodels", *arguments, cwd=tmp_path)
+    said = " ".join(process.stdout.split())
+    assert re.search(rf"Made by other code: mymodels {made_by[:17]} \(now sha256 \w+\). attempt=2 makes it anew", said)
+
+    # A run that is not finished goes on, with a warning, and records both.
+    record.write_text(json.dumps({**content, "status": "running"}))
+    process = command("tutelage.train", "--allow", "mymodels", *arguments, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert f"warning: begun by other code, goes on: mymodels {made_by[:17]} (now sha256 " in process.stderr
+    content = json.loads(record.read_text())
+    codes = [session["foreign_code"]["mymodels"] for session in content["sessions"]]
+    assert codes == [made_by, content["foreign_code"]["mymodels"]]
+    assert len(set(codes)) == 2
 
 
 def test_allow_without_a_package_is_an_error():

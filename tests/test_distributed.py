@@ -19,7 +19,7 @@ import torch
 
 from helpers import fork_server
 from helpers.forks import fork
-from helpers.overrides import QUIET
+from helpers.overrides import CLIPPED_AND_SMOOTHED, QUIET
 from helpers.paths import ROOT
 from helpers.runs import only_run, outcome, run, tables
 from tutelage.process_group import World, torchrun_environment
@@ -78,7 +78,8 @@ def run_processes(outputs: Path, *overrides: str, count: int = 2, before: Callab
 SMALL = ("model=lenet5", "data.limit=120", "data.batch_size=8", "schedule.epochs=null", "schedule.steps=7")
 VALIDATED = (*SMALL, "data.labels_per_class=5", "data.validation=outside:31")  # an odd number for two processes
 MIXED = (*VALIDATED, "augmentation=cutmix_mixup")
-LONGER = (*MIXED, "schedule.steps=12", "optimizer.ema_decay=0.9", "optimizer.weight_decay=0.5", "logger=tensorboard")
+LONGER = (*MIXED, *CLIPPED_AND_SMOOTHED, "schedule.steps=12", "optimizer.ema_decay=0.9")
+LONGER = (*LONGER, "optimizer.weight_decay=0.5", "logger=tensorboard")
 NOISY = (
     *SMALL,
     "strategy=noisy_student",
@@ -89,7 +90,13 @@ NOISY = (
 DISTILLED = ("strategy=distillation", "model@strategy.teacher=lenet5", "strategy.control=false")
 TASKS = ("strategy=lwf", "strategy.tasks=[[0,1,2,3,4],[5,6,7,8,9]]")
 METHODS = {
-    "accumulated gradients, averaged weights": (*MIXED, "trainer.accumulate=2", "optimizer.ema_decay=0.9"),
+    "accumulated and clipped gradients, averaged weights": (
+        *MIXED,
+        "trainer.accumulate=2",
+        "optimizer=sgd",  # Adam's steps do not depend on the scale of gradients
+        "optimizer.ema_decay=0.9",
+        *CLIPPED_AND_SMOOTHED,
+    ),
     "noisy student": NOISY,
     "teacher logits for each step": (*MIXED, *DISTILLED),
 }

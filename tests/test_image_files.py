@@ -19,7 +19,7 @@ from helpers.configs import rgb_config
 from helpers.images import write_images
 from tutelage.config import DataConfig
 from tutelage.data import UNKNOWN, fingerprint, split
-from tutelage.data import image_files as files_module
+from tutelage.data.datasets import image_files as files_module
 from tutelage.data.datasets.huggingface import hugging_face, library_fingerprint
 from tutelage.data.datasets.image_files import image_files
 from tutelage.data.files import scan as scan_module

@@ -15,11 +15,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from helpers.configs import data_config
 from helpers.networks import make_spec
-from helpers.overrides import QUIET
+from helpers.overrides import CLIPPED_AND_SMOOTHED, QUIET
 from helpers.runs import only_run, outcome, run
 from helpers.sources import make_source
 from tutelage.app.job import run_job
-from tutelage.config import OptimizerConfig, SchedulerConfig
+from tutelage.config import CrossEntropyConfig, OptimizerConfig, SchedulerConfig
 from tutelage.config.compose import compose
 from tutelage.data import EvalBatch, StreamBatch, split
 from tutelage.errors import UserError
@@ -51,6 +51,7 @@ TINY = (
     "schedule.steps=3",
     "data.limit=200",
     "data.batch_size=8",
+    *CLIPPED_AND_SMOOTHED,
 )
 
 
@@ -168,6 +169,50 @@ def test_soft_and_hard_targets_of_several_tasks_have_the_same_weighted_loss():
         if c in task
     ]
     torch.testing.assert_close(hard["loss"], sum(by_hand) / 6)
+
+
+@given(st.floats(0, 0.99), st.integers(0, 2**31))
+def test_labels_are_smoothed_over_the_classes_of_their_own_task(smoothing, seed):
+    """A mixed image has a mass in several tasks, and each mass is spread over that task's classes alone."""
+    generator = torch.Generator().manual_seed(seed)
+    heads = make_network().head
+    targets = torch.rand(3, 10, generator=generator).masked_fill(torch.arange(10) > 6, 0).softmax(1)
+    smoothed = heads.smooth(targets, smoothing)
+    for task in map(list, TASKS):
+        mass = targets[:, task].sum(1, keepdim=True)
+        expected = (1 - smoothing) * targets[:, task] + smoothing * mass / len(task)
+        torch.testing.assert_close(smoothed[:, task], expected)
+
+
+@pytest.mark.parametrize("kind", ["classes", "mixed"])
+def test_a_smoothed_loss_is_torchs_within_the_head_of_each_task(kind):
+    network = make_network()
+    network.configure_training(
+        OptimizationConfig(
+            OptimizerConfig(name="sgd", lr=0.1),
+            SchedulerConfig(name="constant"),
+            3,
+            tuple(map(float, range(1, 11))),
+            loss=CrossEntropyConfig(label_smoothing=0.3),
+        )
+    )
+    module, images = LwF(network, new=[0, 1]), random_images(4)
+    classes, shares = torch.tensor([[3, 5], [0, 3], [2, 2], [1, 0]]), torch.tensor([0.75, 0.6, 1.0, 0.5])
+    if kind == "classes":
+        shares = torch.ones(4)
+    one_hot = functional.one_hot(classes, 10).float()
+    mixed = shares[:, None] * one_hot[:, 0] + (1 - shares[:, None]) * one_hot[:, 1]
+    targets = classes[:, 0] if kind == "classes" else mixed
+    loss = module.training_step({"labelled": StreamBatch(images, targets)}, 0)["loss"]
+    logits, total = network(images), 0.0
+    for image in range(4):
+        for c, share in zip(classes[image].tolist(), (shares[image], 1 - shares[image]), strict=True):
+            task = list(next(task for task in TASKS if c in task))
+            local, weights = torch.tensor([task.index(c)]), network.class_weights[task]
+            total += share * functional.cross_entropy(
+                logits[image : image + 1, task], local, weights, reduction="sum", label_smoothing=0.3
+            )
+    torch.testing.assert_close(loss, total / 4)
 
 
 def find_changed_tensors(

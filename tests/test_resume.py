@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.commands import fresh_command
-from helpers.overrides import NOISY_STUDENT, QUIET
+from helpers.overrides import CLIPPED_AND_SMOOTHED, NOISY_STUDENT, QUIET
 from helpers.paths import ROOT
 from helpers.runs import only_run, outcome, run, tables
 from helpers.traps import kill_before_save, send_signal
@@ -27,7 +27,7 @@ from tutelage.runs.checkpoints import LAST, PREVIOUS, WholeCheckpointIO, newest_
 from tutelage.storage import is_sound
 from tutelage.testing import kill_after
 
-VALIDATED = (*NOISY_STUDENT, "data.validation=outside:30")
+VALIDATED = (*NOISY_STUDENT, "data.validation=outside:30", *CLIPPED_AND_SMOOTHED)
 STAGES = {"teacher": range(1, 8), "student-1": range(1, 8), "control": (1, 7, 8, 13, 14)}
 
 

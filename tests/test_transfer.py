@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers.configs import data_config
+from helpers.overrides import CLIPPED_AND_SMOOTHED
 from helpers.runs import only_run, outcome, run
 from helpers.sources import make_source
 from tutelage.config import OptimizerConfig
@@ -218,6 +219,7 @@ def test_a_frozen_run_ends_with_the_backbone_it_began_with_and_resumes_exactly(o
         f"init_from={pretrained}",
         f"augmentation={augmentation}",
         "debug=tiny",
+        *CLIPPED_AND_SMOOTHED,
     )
     assert run(outputs / "a", *overrides) == 0
     initial, frozen = load_classifier(pretrained), load_stage_weights(outputs / "a", "frozen")
@@ -254,7 +256,8 @@ def test_cached_features_give_the_same_weights_as_the_live_backbone(outputs, pre
 
 def test_a_gradual_run_goes_on_with_the_head_that_it_trained(outputs, pretrained):
     overrides = (*SMALL, "strategy=transfer_gradual", f"init_from={pretrained}", "debug=tiny", "schedule.steps=6")
-    assert run(outputs, *overrides, "optimizer.lr=1e-9", "augmentation=basic") == 0
+    overrides = (*overrides, "optimizer.lr=1e-9", "augmentation=basic", *CLIPPED_AND_SMOOTHED)
+    assert run(outputs, *overrides) == 0
     head, whole = load_stage_weights(outputs, "head"), load_stage_weights(outputs, "whole")
     torch.testing.assert_close(whole.head.weight, head.head.weight, atol=1e-6, rtol=0)
     assert whole.spec.mean == (0.5,)

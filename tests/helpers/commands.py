@@ -23,9 +23,9 @@ def fresh_command(module: str, *arguments: str, **options: Any) -> Completed:
     return subprocess.run([sys.executable, "-m", module, *arguments], **options)
 
 
-def loaded_packages(module: str, *arguments: str) -> tuple[Completed, set[str]]:
+def loaded_packages(module: str, *arguments: str, cwd: Path = ROOT) -> tuple[Completed, set[str]]:
     """Run ``python -m module`` and return what it printed and the packages that it imported."""
     environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
-    process = fresh_command(module, *arguments, env=environment)
+    process = fresh_command(module, *arguments, env=environment, cwd=cwd)
     lines = [line for line in process.stderr.splitlines() if line.startswith("import time:")]
     return process, {line.rpartition("|")[2].strip().split(".")[0] for line in lines}

@@ -2,6 +2,9 @@
 
 QUIET = ("callbacks=quiet", "trainer.threads=1", "logger=csv")
 
+# What acts on labels and gradients, for runs of any strategy.
+CLIPPED_AND_SMOOTHED = ("optimizer.clip_norm=0.3", "loss.label_smoothing=0.1")
+
 # Has every state that a resume restores: dropout, averaged weights, the best validation result, several stages.
 NOISY_STUDENT = (
     "strategy=noisy_student",
@@ -29,6 +32,7 @@ DISTILLATION = (
     "schedule.epochs=null",
     "schedule.steps=9",
     "strategy.cached_views=2",
+    *CLIPPED_AND_SMOOTHED,
 )
 
 # For every strategy that learns from a pool.
@@ -41,4 +45,5 @@ POOL_STRATEGY = (
     "strategy.unlabelled_ratio=2",
     "strategy.control=false",
     "callbacks.report=false",
+    *CLIPPED_AND_SMOOTHED,
 )

@@ -174,11 +174,13 @@ def command_line(arguments: Sequence[str]) -> str:
 def _show_result(config: "Config", folder: "RunFolder", one_line: bool) -> None:
     """Show the result of a finished run; write its report where it is missing."""
     from tutelage.runs import read_record
+    from tutelage.runs.code import describe_other_code
 
     record = read_record(folder) or {}
     _write_missing_report(config, folder, record)
     if one_line:
-        print(f"  {_accuracy_line(record, config.evaluate_test)}", flush=True)
+        other_code = "; made by other code, attempt=2 makes it anew" if describe_other_code(record) else ""
+        print(f"  {_accuracy_line(record, config.evaluate_test)}{other_code}", flush=True)
         return
     from tutelage.terminal.table import print_table
 

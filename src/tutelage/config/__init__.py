@@ -1,5 +1,6 @@
 """The typed schema of a run's config, checked without torch."""
 
+from tutelage.config.losses import OWN_LOSSES, PLAIN_CROSS_ENTROPY, CrossEntropyConfig, LossConfig
 from tutelage.config.models import (
     OWN_MODELS,
     AlexNetConfig,
@@ -41,16 +42,20 @@ from tutelage.config.sweepers import (
 __all__ = [
     "MINIMIZED_OBJECTIVES",
     "OBJECTIVES",
+    "OWN_LOSSES",
     "OWN_MODELS",
+    "PLAIN_CROSS_ENTROPY",
     "SHIFTS",
     "SWEEPERS",
     "AlexNetConfig",
     "AugmentationConfig",
     "CallbacksConfig",
     "Config",
+    "CrossEntropyConfig",
     "DataConfig",
     "LeNet5Config",
     "LoggerConfig",
+    "LossConfig",
     "MLPConfig",
     "MixConfig",
     "ModelConfig",

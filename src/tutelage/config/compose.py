@@ -15,7 +15,7 @@ from tutelage.config.options import conf_dir
 from tutelage.errors import UserError
 
 CONFIG_DIR_FLAGS = {"--config-dir", "-cd"}
-SECTIONS = ["paths", *(name for name, field in Config.model_fields.items() if field.is_required())]
+SECTIONS = ["paths", "loss", *(name for name, field in Config.model_fields.items() if field.is_required())]
 MAX_QUOTE_LENGTH = 160  # characters of what was typed, and of Hydra's reason, in an error line
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import ValidationError
 
-from tutelage.config import OWN_MODELS, Section
+from tutelage.config import OWN_LOSSES, OWN_MODELS, Section
 from tutelage.config.options import list_options
 
 HELP_HINT = "'tutelage train --help' lists groups and options"
-TAGS = OWN_MODELS | {"other"}  # the schema's names for alternatives; they are part of no key
+TAGS = OWN_MODELS | OWN_LOSSES | {"other"}  # the schema's names for alternatives; they are part of no key
 MAX_LINE_LENGTH = 300  # characters of an error that has no line of its own here
 
 

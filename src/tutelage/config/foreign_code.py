@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 OWN_PACKAGES = frozenset({"tutelage", "albumentations"})  # a run's record has their versions
+DIGEST = "sha256"  # begins the description of a package that is no installed one
 
 
 def list_foreign_packages(config: Any) -> list[str]:
@@ -47,7 +48,7 @@ def describe_code(package: str) -> str:
         names = packages_distributions().get(package, ())
         if names:
             return " ".join(f"{name} {version(name)}" for name in sorted(set(names)))
-    return "sha256 " + _digest_code(spec)
+    return f"{DIGEST} {_digest_code(spec)}"
 
 
 def _folder_of(spec: ModuleSpec) -> Path | None:
@@ -72,6 +73,7 @@ def _digest_code(spec: ModuleSpec) -> str:
             (file.relative_to(folder).as_posix(), file)
             for folder in map(Path, spec.submodule_search_locations)
             for file in folder.rglob("*.py")
+            if file.is_file()  # editors make links to nothing
         )
     code = hashlib.sha256()
     for name, file in files:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from tutelage.config.losses import PLAIN_CROSS_ENTROPY, LossConfig
 from tutelage.config.models import ModelConfig, NearestNeighboursConfig
 from tutelage.config.section import Fraction, PartOf, Positive, Section, Targeted, describe_too_small_image
 from tutelage.config.strategy import AnyStrategy
@@ -115,6 +116,12 @@ class OptimizerConfig(Section):
     momentum: PartOf = 0.0
     nesterov: bool = False
     ema_decay: PartOf = 0.0
+    clip_norm: Annotated[float, Field(ge=0)] | None = None
+
+    @field_validator("clip_norm")
+    @classmethod
+    def _clip_nothing_at_zero(cls, value: float | None) -> float | None:
+        return value or None  # as in Lightning; both ways to say so are one run
 
     @model_validator(mode="after")
     def _check_momentum(self) -> Self:
@@ -236,6 +243,7 @@ class Config(Section):
     model: ModelConfig
     augmentation: AugmentationConfig
     strategy: AnyStrategy
+    loss: LossConfig = PLAIN_CROSS_ENTROPY
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
     schedule: ScheduleConfig
@@ -252,6 +260,15 @@ class Config(Section):
             raise ValueError(
                 "model=nearest_neighbours learns from labelled images in one pass, which does not go with "
                 f"strategy={self.strategy.name}: leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_loss(self) -> Self:
+        """Check the loss against the other groups."""
+        if isinstance(self.model, NearestNeighboursConfig) and self.loss != PLAIN_CROSS_ENTROPY:
+            raise ValueError(
+                "loss does nothing for nearest neighbours; set loss=cross_entropy and loss.label_smoothing=0"
             )
         return self
 

@@ -1,9 +1,7 @@
 """Datasets, label budgets and splits, training streams and the DataModules."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.config import DataConfig
 from tutelage.data.balance import class_weights
 from tutelage.data.cached_logits import (
     CLASSES,
@@ -16,10 +14,8 @@ from tutelage.data.cached_logits import (
     row_dtype,
     unpack_rows,
 )
-from tutelage.data.datasets import huggingface, image_files
-from tutelage.data.datasets.download import OnProgress, ignore_progress
-from tutelage.data.datasets.image_files import LISTINGS
 from tutelage.data.files.listing import abbreviate
+from tutelage.data.fingerprints import fingerprint
 from tutelage.data.loading.streams import Stream, StreamSampler
 from tutelage.data.pseudo_labels.labels import Labels, read_labels, read_metadata, shard_files
 from tutelage.data.pseudo_labels.selection import Rules, Selection, Targets, select
@@ -29,7 +25,6 @@ from tutelage.data.shards.pools import absolute_pool
 from tutelage.data.source import UNKNOWN, Part, Source, from_parts
 from tutelage.data.splits import Splits, split
 from tutelage.data.stratify import draw_stratified
-from tutelage.errors import UserError
 
 if TYPE_CHECKING:
     from tutelage.data.loading.batches import BatchShard, EvalBatch, StageData, StreamBatch
@@ -69,16 +64,6 @@ _WITH_TORCH = {
     "StreamBatch",
     "Table",
     "data_module",
-}
-# datasets that their names identify: they have no fingerprint
-_NAMED_DATA = {
-    "CIFAR10",
-    "CIFAR100",
-    "Digits",
-    "FashionMNIST",
-    "MNIST",
-    "STL10",
-    "SVHN",
 }
 
 __all__ = [
@@ -136,32 +121,6 @@ __all__ = [
     "write_summary",
     "write_table",
 ]
-
-
-def fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -> str:
-    """Return a digest of the data beyond its config: of files, their names, sizes and labels.
-
-    Our own datasets need no torch for it; for others their DataModule computes it.
-
-    Args:
-        config: the data.
-        on_progress: called during long reads.
-
-    Raises:
-        UserError: the data is not there.
-    """
-    module, _, name = config.target.rpartition(".")
-    if module == "tutelage.data" and name in _NAMED_DATA:
-        if config.root is not None and not Path(config.root).expanduser().is_dir():
-            raise UserError(f"data.root={config.root}: no such folder")
-        return ""
-    if module == "tutelage.data" and name in LISTINGS:
-        return image_files.fingerprint(LISTINGS[name](config), config, on_progress)
-    if module == "tutelage.data" and name == "HuggingFace":
-        return huggingface.library_fingerprint(config)
-    from tutelage.data.modules import data_module
-
-    return data_module(config).fingerprint()
 
 
 def __getattr__(name: str) -> Any:

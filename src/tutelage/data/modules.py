@@ -22,6 +22,7 @@ from tutelage.data.datasets.image_files import LISTINGS, fingerprint, image_file
 from tutelage.data.datasets.mnist import mnist
 from tutelage.data.datasets.stl10 import stl10
 from tutelage.data.datasets.svhn import svhn
+from tutelage.data.fingerprints import default_fingerprint
 from tutelage.data.loading.batches import (
     WHOLE_BATCH,
     BatchShard,
@@ -80,8 +81,15 @@ class ImageDataModule(pl.LightningDataModule):
         """Return the dataset. Raises UserError where it cannot be read."""
 
     def fingerprint(self) -> str:
-        """Return a digest of the data beyond its config; empty for a dataset that its name identifies."""
-        return ""
+        """Return a digest of the data beyond its config; empty for a dataset that its name identifies.
+
+        It is part of the run's identity, so that changed data makes another run. A class that does not define it gets
+        a digest of all files at ``data.root`` and ``data.unlabelled``.
+
+        Raises:
+            UserError: the data is not there, or nothing says where it is.
+        """
+        return default_fingerprint(self.config, self.runtime.on_progress)
 
     @cached_property
     def source(self) -> Source:

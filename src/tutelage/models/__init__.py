@@ -1,7 +1,7 @@
 """Architectures, one file each, and the base class, weights and metrics that they share."""
 
 from tutelage.models.alexnet import AlexNet
-from tutelage.models.base import ImageClassifier, ImageSpec, accuracy, cross_entropy
+from tutelage.models.base import ImageClassifier, ImageSpec, accuracy
 from tutelage.models.evaluation import (
     Predictions,
     compute_confusion_matrix,
@@ -11,6 +11,7 @@ from tutelage.models.evaluation import (
     task_logits,
 )
 from tutelage.models.heads import UNLEARNED, Heads, load_first_task, task_heads, with_added_task
+from tutelage.models.label_loss import CrossEntropy, LabelLoss, cross_entropy, make_loss
 from tutelage.models.lenet5 import LeNet5
 from tutelage.models.losses import decoupled_divergence, hint_loss, softened_divergence
 from tutelage.models.mlp import MLP
@@ -36,10 +37,12 @@ __all__ = [
     "VGG",
     "VIEW_COUNTS",
     "AlexNet",
+    "CrossEntropy",
     "FineTuning",
     "Heads",
     "ImageClassifier",
     "ImageSpec",
+    "LabelLoss",
     "LeNet5",
     "NearestNeighbours",
     "OptimizationConfig",
@@ -64,6 +67,7 @@ __all__ = [
     "load_first_task",
     "load_pretrained",
     "make_classifier",
+    "make_loss",
     "middle_layer",
     "predict",
     "save_classifier",

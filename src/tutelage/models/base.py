@@ -13,11 +13,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn import functional
 
 from tutelage.config import Targeted, describe_too_small_image
 from tutelage.data import EvalBatch, StreamBatch
 from tutelage.errors import UserError
+from tutelage.models.label_loss import CrossEntropy, LabelLoss, make_loss
 from tutelage.models.optimization import OptimizationConfig, lr_factor, make_optimizer
 from tutelage.models.parameter_groups import freeze, frozen_modules
 
@@ -67,16 +67,6 @@ def check_image_size(spec: ImageSpec, config_class: type[Targeted]) -> None:
         raise UserError(describe_too_small_image(name, config_class.smallest, spec.image_size))
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Return the mean cross-entropy of logits (B, C) and classes (B,) int64 or probabilities (B, C).
-
-    With ``weights`` (C,) the terms of each class are multiplied by its weight; the mean is still over the images.
-    """
-    if weights is None:
-        return functional.cross_entropy(logits, targets)
-    return functional.cross_entropy(logits, targets, weights, reduction="sum") / len(logits)
-
-
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the mean over the batch of the target's weight on the predicted class, that of the largest logit.
 
@@ -101,12 +91,14 @@ class ImageClassifier(pl.LightningModule):
     mean: Tensor
     scale: Tensor
     class_weights: Tensor | None
+    loss_function: LabelLoss
 
     def __init__(self, spec: ImageSpec) -> None:
         super().__init__()
         self.spec = spec
         self.optimization: OptimizationConfig | None = None
         self.register_buffer("class_weights", None, persistent=False)
+        self.loss_function = CrossEntropy()
         self.normalise_by(spec.mean, spec.std)
 
     @property
@@ -137,11 +129,12 @@ class ImageClassifier(pl.LightningModule):
         """Set how the network is trained, and freeze the layers that are not to learn.
 
         Raises:
-            UserError: more layers are to be frozen than there are.
+            UserError: more layers are to be frozen than there are, or the loss cannot be built.
         """
         self.optimization = optimization
         weights = optimization.class_weights
         self.class_weights = None if weights is None else torch.tensor(weights)
+        self.loss_function = make_loss(optimization.loss.arguments())
         freeze(self.backbone, optimization.fine_tuning)
         self.train(self.training)  # puts frozen modules into eval mode: Lightning leaves the modes as they are
 
@@ -155,12 +148,20 @@ class ImageClassifier(pl.LightningModule):
     def attach(self, folder: Path) -> None:
         """Open the files beside the checkpoint that hold a part of the network; most networks have none."""
 
+    def label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the config's ``loss``, with class weights, of logits (B, C) and classes (B,) or probabilities (B, C).
+
+        Strategies call it for labels alone; targets that another network gave have plain cross-entropy.
+        """
+        loss: Tensor = self.loss_function(logits, targets, self.class_weights)
+        return loss
+
     def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss and the accuracy of the labelled batch."""
         images, targets = batch["labelled"][:2]
         logits = self(images)
         return {
-            "loss": cross_entropy(logits, targets, self.class_weights),
+            "loss": self.label_loss(logits, targets),
             "accuracy": accuracy(logits.detach(), targets),
         }
 

@@ -63,6 +63,13 @@ class Heads(nn.Module):
         """
         return self._arrange_by_class([functional.log_softmax(logits[:, task], dim=1) for task in self.tasks])
 
+    def smooth(self, probabilities: Tensor, label_smoothing: float) -> Tensor:
+        """Return probabilities (B, C) of which a part is spread evenly over the classes of each class's own task."""
+        even = torch.zeros_like(probabilities)
+        for task in self.tasks:
+            even[:, task] = probabilities[:, task].mean(dim=1, keepdim=True)
+        return (1 - label_smoothing) * probabilities + label_smoothing * even
+
     def mask_other_tasks(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return logits (B, C) with minus infinity at the classes outside the task of each of ``labels`` (B,)."""
         return logits.masked_fill(self.task_of_class[labels][:, None] != self.task_of_class, -torch.inf)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tutelage.config import OptimizerConfig, SchedulerConfig
+from tutelage.config import PLAIN_CROSS_ENTROPY, OptimizerConfig, SchedulerConfig, Targeted
 from tutelage.models.parameter_groups import ALL_ALIKE, FineTuning, lr_scales
 
 
@@ -26,6 +26,7 @@ class OptimizationConfig:
         steps: optimizer steps of the stage.
         class_weights: the weight of each class in the cross-entropy (C,); None for equal weights.
         fine_tuning: which parts of the network learn, and at which fraction of the learning rate.
+        loss: the loss against labels.
     """
 
     optimizer: OptimizerConfig
@@ -33,6 +34,7 @@ class OptimizationConfig:
     steps: int
     class_weights: tuple[float, ...] | None = None
     fine_tuning: FineTuning = ALL_ALIKE
+    loss: Targeted = PLAIN_CROSS_ENTROPY
 
 
 def make_optimizer(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tutelage.config import Shift
-from tutelage.data import ImageDataModule, data_module
+from tutelage.data import ImageDataModule, data_module, fingerprint
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, load_classifier, task_logits
 from tutelage.report.curves import Curve, read_curve, write_curve
@@ -68,7 +68,7 @@ def measure_curve(folder: RunFolder, record: Mapping[str, Any], data: ImageDataM
     stored = read_curve(folder, shift)
     if stored is not None and stored.weights == weights and list(stored.strengths) == list(STRENGTHS[shift]):
         return stored
-    if record["identity"]["data"].get("fingerprint", "") != data.fingerprint():
+    if record["identity"]["data"].get("fingerprint", "") != fingerprint(data.config, data.runtime.on_progress):
         raise UserError(
             f"{folder.path}: the run's data has changed since it was trained; if the unchanged data is now elsewhere, "
             "give data.root=FOLDER"

@@ -6,7 +6,7 @@ from tutelage.augmentation import Pipeline
 from tutelage.config import Config, NearestNeighboursConfig
 from tutelage.data import Source
 from tutelage.errors import UserError
-from tutelage.models import freeze, load_first_task, load_pretrained, make_classifier
+from tutelage.models import freeze, load_first_task, load_pretrained, make_classifier, make_loss
 from tutelage.randomness import Key
 from tutelage.runs.cluster.parallel import check_shardable
 from tutelage.runs.context import RunContext, make_image_spec
@@ -19,12 +19,13 @@ TWO_CLASSES = ("first", "second")  # stand in for the classes while the data is 
 
 
 def check_before_data(config: Config) -> None:
-    """Check the network and the teachers' files before data is read or downloaded.
+    """Check the network, the loss and the teachers' files before data is read or downloaded.
 
     Raises:
-        UserError: the network cannot be built, or a teacher is no network of a run.
+        UserError: the network or the loss cannot be built, or a teacher is no network of a run.
     """
     measure_network(config.model.arguments(), make_image_spec(config.data, TWO_CLASSES))
+    make_loss(config.loss.arguments())
     check_teacher_files(config)
 
 

@@ -39,7 +39,9 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
     network = _make_network(context, stage)
     optimizer = config.optimizer.model_copy(update={"lr": stage.lr_scale * config.optimizer.lr})
     network.configure_training(
-        OptimizationConfig(optimizer, config.scheduler, stage.steps, _class_weights(context), stage.fine_tuning)
+        OptimizationConfig(
+            optimizer, config.scheduler, stage.steps, _class_weights(context), stage.fine_tuning, config.loss
+        )
     )
     teacher_spec = stage.teacher
     teacher = load_teacher(context, teacher_spec) if teacher_spec and not teacher_spec.features else None

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -82,10 +81,15 @@ class Record:
         self.content: dict[str, Any] = read_record(folder) or {}
 
     def begin(
-        self, identity: dict[str, Any], command: str, threads: int, data: dict[str, Any], session: dict[str, Any]
+        self,
+        identity: dict[str, Any],
+        command: str,
+        code: dict[str, Any],
+        threads: int,
+        data: dict[str, Any],
+        session: dict[str, Any],
     ) -> None:
         """Note that the run starts or goes on: by which command and code, with which data, in which session."""
-        code = {"version": __version__, "git": git_commit()}
         self.content = {
             VERSION_KEY: SCHEMA_VERSION,
             "status": RUNNING,
@@ -281,16 +285,3 @@ def is_tested(record: Mapping[str, Any]) -> bool:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def git_commit() -> str | None:
-    """Return the git commit of the code, with a + where files were changed since; None outside a checkout."""
-    root = Path(__file__).parents[3]
-    if not (root / ".git").exists():  # installed from a wheel: a repository around it is not ours
-        return None
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)  # noqa: S607
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)  # noqa: S607
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")

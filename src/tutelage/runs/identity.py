@@ -20,6 +20,7 @@ SECTIONS = (
     "model",
     "augmentation",
     "strategy",
+    "loss",
     "optimizer",
     "scheduler",
     "schedule",

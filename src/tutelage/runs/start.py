@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from tutelage import __version__
 from tutelage.config import Config
+from tutelage.config.foreign_code import list_foreign_packages
 from tutelage.data import DataRuntime, ImageDataModule, abbreviate, absolute_pool, data_module
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.runs.checks import check_before_data, check_stages
 from tutelage.runs.cluster.crash_guard import new_session
 from tutelage.runs.cluster.process_checks import propagate_failure
 from tutelage.runs.cluster.signals import Signals, Stopped
+from tutelage.runs.code import describe_current_code, describe_other_code
 from tutelage.runs.context import RunContext, batch_shard, choose_device
 from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.observer import Observer
@@ -61,8 +62,8 @@ def started_run(
         group.first_on_each_node(lambda: (context.data.source, context.previous_run))
         context.follow_results()
         check_stages(context)
-        if record.content and record.content["version"] != __version__:
-            observer.say(f"warning: begun by version {record.content['version']}, goes on with {__version__}")
+        if record.content and group.is_rank0 and (other_code := describe_other_code(record.content)):
+            observer.say(f"warning: begun by other code, goes on: {other_code}; attempt=2 begins anew")
         record.content = group.broadcast_from_rank0(lambda: _begin_record(context, identity, command))
         observer.say(f"run: {folder.path}")
         _say_data_notes(context)
@@ -99,7 +100,8 @@ def _begin_record(context: RunContext, identity: dict[str, Any], command: str) -
     folder.path.mkdir(parents=True, exist_ok=True)
     remove_partials(folder.path)
     write_config(folder, _with_absolute_paths(context.config).model_dump(mode="json"))
-    context.record.begin(identity, command, torch.get_num_threads(), _describe_data(context.data), session)
+    code = describe_current_code(list_foreign_packages(context.config.model_dump()))
+    context.record.begin(identity, command, code, torch.get_num_threads(), _describe_data(context.data), session)
     return context.record.content
 
 

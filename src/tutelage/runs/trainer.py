@@ -32,6 +32,8 @@ def make_trainer(context: RunContext, stage: TrainStage, module: pl.LightningMod
         strategy=lightning_strategy(group, module, settings.parallel),
         precision=settings.precision,
         accumulate_grad_batches=accumulate,
+        gradient_clip_val=config.optimizer.clip_norm,
+        gradient_clip_algorithm="norm",
         sync_batchnorm=settings.sync_batchnorm and group.size > 1,
         max_steps=stage.steps,
         max_epochs=1,

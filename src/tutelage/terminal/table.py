@@ -4,9 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tutelage import __version__
 from tutelage.runs import PSEUDO_LABEL, is_tested, main_stage_name, train_entries
-from tutelage.runs.folder import git_commit
+from tutelage.runs.code import describe_other_code
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -135,9 +134,8 @@ def build_notes(record: Mapping[str, Any], wide: bool = True) -> list[str]:
     lines.append(_describe_validation(record) + test)
     lines += [TASKS_NOTE] if _has_tasks(record) else []
     lines += dict.fromkeys(entry["note"] for entry in train_entries(record) if "note" in entry)
-    recorded, current = (record["version"], record["git"]), (__version__, git_commit())
-    if recorded != current:
-        lines.append(f"Made by version {_format_version(*recorded)} of the code; this is {_format_version(*current)}.")
+    if other_code := describe_other_code(record):
+        lines.append(f"Made by other code: {other_code}. attempt=2 makes it anew.")
     return lines
 
 
@@ -191,10 +189,6 @@ def _measure_width(table: "Table") -> int:
 
     console = Console()
     return Measurement.get(console, console.options.update(max_width=MAX_WIDTH), table).maximum
-
-
-def _format_version(version: str, git: str | None) -> str:
-    return version if git is None else f"{version} ({git[:10]}{'+' if git.endswith('+') else ''})"
 
 
 def _format_network(entry: Mapping[str, Any]) -> str:

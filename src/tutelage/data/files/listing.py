@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -289,18 +289,36 @@ def _list_images(folder: Path, root: Path, part: str, label: str | None, unsuppo
 
     Images of formats that are not supported are counted in ``unsupported``, by suffix.
     """
+
+    def is_image(name: str) -> bool:
+        suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - many times faster than Path
+        if suffix in UNSUPPORTED_SUFFIXES:
+            unsupported[suffix] += 1
+        return suffix in IMAGE_SUFFIXES
+
     start = len(str(root)) + 1
     entries = [
         Entry(part, path[start:], label, path, state.st_size, state.st_mtime_ns)
-        for path, state in _walk(str(folder), unsupported)
+        for path, state in walk_files(str(folder), is_image)
     ]
     yield from sorted(entries, key=lambda entry: entry.name)
 
 
-def _walk(
-    folder: str, unsupported: Counter[str], parents: frozenset[str] = frozenset()
+def walk_files(
+    folder: str, is_wanted: Callable[[str], bool] = lambda name: True, parents: frozenset[str] = frozenset()
 ) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield path and state of each image file except hidden ones; links to a parent folder are not followed."""
+    """Yield path and state of the wanted files below a folder, in any order, except hidden ones.
+
+    Links to a parent folder are not followed.
+
+    Args:
+        folder: where to begin.
+        is_wanted: whether the file of a name is yielded.
+        parents: the real paths of the folders above.
+
+    Raises:
+        UserError: a folder or a file cannot be read.
+    """
     parents |= {os.path.realpath(folder)}
     try:
         with os.scandir(folder) as entries:
@@ -309,13 +327,9 @@ def _walk(
                     continue
                 if entry.is_dir():
                     if not entry.is_symlink() or os.path.realpath(entry.path) not in parents:
-                        yield from _walk(entry.path, unsupported, parents)
-                    continue
-                suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - many times faster than Path
-                if suffix in IMAGE_SUFFIXES:
+                        yield from walk_files(entry.path, is_wanted, parents)
+                elif is_wanted(entry.name):
                     yield entry.path, entry.stat()
-                elif suffix in UNSUPPORTED_SUFFIXES:
-                    unsupported[suffix] += 1
     except OSError as error:
         reason = "a link to nothing" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(f"{error.filename}: cannot be read ({reason}); repair or remove it") from None

@@ -75,7 +75,7 @@ class Distillation(StudentWithTeacher):
         """Return the loss, its parts, how much student and teacher agree, and the accuracy of both."""
         images, alpha = batch[self._stream], self._config.alpha
         logits, student_logits, teacher_logits = self.logits(images)
-        loss_label = self._mean_over_labelled(cross_entropy, logits, images.targets, self.student.class_weights)
+        loss_label = self._mean_over_labelled(self.student.label_loss, logits, images.targets)
         loss_teacher = self._teacher_loss(student_logits, teacher_logits, images.targets)
         parts = {
             "loss": alpha * loss_label + (1 - alpha) * loss_teacher,
@@ -88,20 +88,18 @@ class Distillation(StudentWithTeacher):
             parts["teacher_accuracy"] = self._mean_over_labelled(accuracy, teacher_logits, images.targets)
         return parts
 
-    def _mean_over_labelled(
-        self, mean: Callable[..., Tensor], logits: Tensor, targets: Tensor, weights: Tensor | None = None
-    ) -> Tensor:
+    def _mean_over_labelled(self, mean: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor) -> Tensor:
         """Return this batch's estimate of a ``mean`` over the labelled images, of logits (B, C).
 
         A batch has more or fewer labelled images, or none: their sum, divided by the number that a batch has on
         average, is right over a pass.
         """
-        arguments = () if weights is None else (weights,)
         if self._labelled_fraction == 1:
-            return mean(logits, targets, *arguments)
+            return mean(logits, targets)
         labelled = targets != UNKNOWN
-        value = mean(logits[labelled], targets[labelled], *arguments).nan_to_num()  # 0 for no image
-        return value * labelled.sum() / (self._labelled_fraction * len(logits))
+        if not labelled.any():
+            return 0 * logits.sum()
+        return mean(logits[labelled], targets[labelled]) * labelled.sum() / (self._labelled_fraction * len(logits))
 
     def _teacher_loss(self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss against the teacher's logits; of mixed labels the one with the larger weight is true."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tutelage.data import StreamBatch
-from tutelage.models import ImageClassifier, accuracy, cross_entropy
+from tutelage.models import ImageClassifier, accuracy
 from tutelage.strategies.fixmatch.config import FixMatchStrategy
 from tutelage.strategies.learner import StudentModule
 from tutelage.strategies.stage_context import StageContext
@@ -48,7 +48,7 @@ class FixMatch(StudentModule):
         labelled_logits, weak_logits, strong_logits = logits.split([len(labelled), count, count])
         confidence, pseudo_labels = weak_logits.detach().float().softmax(dim=1).max(dim=1)
         mask = (confidence >= self._config.threshold).float()
-        loss_labelled = cross_entropy(labelled_logits, targets, self.student.class_weights)  # equation 3
+        loss_labelled = self.student.label_loss(labelled_logits, targets)  # equation 3
         loss_pool = (mask * functional.cross_entropy(strong_logits, pseudo_labels, reduction="none")).mean()  # eq. 4
         return {
             "loss": loss_labelled + self._config.weight * loss_pool,

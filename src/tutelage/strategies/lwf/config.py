@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from tutelage.config import Strategy
+from tutelage.config import CrossEntropyConfig, Strategy
 from tutelage.config.section import Positive, Ratio, Temperature, Weight
 from tutelage.strategies.config_checks import check_one_view
 from tutelage.strategies.frozen_teacher.config import identity_of_cached_logits
@@ -37,11 +37,16 @@ class LwFStrategy(Strategy):
         return value
 
     def check(self, config: "Config") -> None:
-        """Check that there is a network to add a task to, and the number of views.
+        """Check that there is a network to add a task to, the number of views, and the loss.
 
         Raises:
-            ValueError: there is none, or images have a strong view.
+            ValueError: there is none, images have a strong view, or the loss is not for heads of several tasks.
         """
+        if not isinstance(config.loss, CrossEntropyConfig):
+            raise ValueError(
+                f"strategy=lwf takes cross-entropy within the head of each task, not {config.loss.target}: set "
+                "loss=cross_entropy"
+            )
         if self.adds_task and config.init_from is None:
             raise ValueError("strategy.tasks=[] adds a task to a trained network: give init_from=RUN")
         check_one_view(self.name, config.augmentation)

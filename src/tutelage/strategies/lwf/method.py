@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from tutelage.data import EvalBatch, Source, Splits, Stream, StreamBatch
 from tutelage.errors import UserError
-from tutelage.models import FineTuning, Heads, ImageClassifier, accuracy, softened_divergence, task_heads
+from tutelage.models import CrossEntropy, FineTuning, Heads, ImageClassifier, accuracy, softened_divergence, task_heads
 from tutelage.strategies.learner import StudentModule
 from tutelage.strategies.lwf.config import LwFStrategy
 from tutelage.strategies.stage_context import Length, StageContext
@@ -60,6 +60,13 @@ class LwF(StudentModule):
     def _heads(self) -> Heads:
         return task_heads(self.student)
 
+    @property
+    def _label_smoothing(self) -> float:
+        loss = self.student.loss_function
+        if not isinstance(loss, CrossEntropy):
+            raise TypeError(f"{type(loss).__name__}: within each task's head there is cross-entropy alone")
+        return loss.label_smoothing
+
     def training_step(self, batch: dict[str, StreamBatch], batch_idx: int) -> dict[str, Tensor]:
         """Return the loss (the paper's figure 3), its parts, the accuracy within each image's task, and the agreement.
 
@@ -88,9 +95,14 @@ class LwF(StudentModule):
     def _new_task_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy of classes (B,) or probabilities (B, C), each within the head of its task."""
         log_probabilities, weights = self._heads.log_probabilities(logits), self.student.class_weights
-        if targets.ndim == 1:
+        smoothing = self._label_smoothing
+        if targets.ndim == 1 and not smoothing:
             return functional.nll_loss(log_probabilities, targets, weights, reduction="sum") / len(targets)
+        if targets.ndim == 1:
+            targets = functional.one_hot(targets, logits.shape[1]).to(log_probabilities)
         targets = functional.pad(targets, (0, logits.shape[1] - targets.shape[1]))  # old classes have probability 0
+        if smoothing:
+            targets = self._heads.smooth(targets, smoothing)
         weighted = targets if weights is None else targets * weights
         return -(weighted * log_probabilities).sum(dim=1).mean()
 

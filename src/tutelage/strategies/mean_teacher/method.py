@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from tutelage.data import StreamBatch
-from tutelage.models import ImageClassifier, accuracy, cross_entropy
+from tutelage.models import ImageClassifier, accuracy
 from tutelage.strategies.learner import StudentModule
 from tutelage.strategies.mean_teacher.config import MeanTeacherStrategy
 from tutelage.strategies.stage_context import StageContext
@@ -74,7 +74,7 @@ class MeanTeacher(StudentModule):
         with torch.no_grad():
             teacher_logits = self.teacher(torch.cat([labelled[0], pool[0]])).float()
         labelled_logits = logits[: len(targets)]
-        classification = cross_entropy(labelled_logits, targets, self.student.class_weights)
+        classification = self.student.label_loss(labelled_logits, targets)
         consistency = functional.mse_loss(logits.float().softmax(dim=1), teacher_logits.softmax(dim=1))
         weight = consistency_weight(self.global_step, self._steps, self._config)
         return {

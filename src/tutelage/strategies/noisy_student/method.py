@@ -55,7 +55,7 @@ class NoisyStudent(StudentModule):
         self, labelled_logits: Tensor, targets: Tensor, pool_logits: Tensor, pseudo_labels: Tensor, loss_pool: Tensor
     ) -> dict[str, Tensor]:
         """Return the loss, its parts, the accuracy on labelled images, and the agreement with the teacher."""
-        loss_labelled = cross_entropy(labelled_logits, targets, self.student.class_weights)
+        loss_labelled = self.student.label_loss(labelled_logits, targets)
         return {
             "loss": loss_labelled + loss_pool,
             "loss_labelled": loss_labelled.detach(),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tutelage.data import StreamBatch
-from tutelage.models import ImageClassifier, accuracy, cross_entropy
+from tutelage.models import ImageClassifier, accuracy
 from tutelage.strategies.learner import StudentModule
 from tutelage.strategies.pseudo_label.config import PseudoLabelStrategy
 from tutelage.strategies.stage_context import StageContext
@@ -52,7 +52,7 @@ class PseudoLabel(StudentModule):
         labelled_logits, pool_logits = logits.split([len(labelled.images), len(pool.images)])
         confidence, pseudo_labels = pool_logits.detach().float().softmax(dim=1).max(dim=1)
         mask = (confidence >= self._config.threshold).float()
-        loss_labelled = cross_entropy(labelled_logits, labelled.targets, self.student.class_weights)
+        loss_labelled = self.student.label_loss(labelled_logits, labelled.targets)
         loss_pool = (mask * functional.cross_entropy(pool_logits, pseudo_labels, reduction="none")).mean()
         weight = pseudo_label_weight(self.global_step, self._steps, self._config)
         return {

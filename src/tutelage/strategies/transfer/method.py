@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from tutelage.data import EvalBatch, StreamBatch
-from tutelage.models import FineTuning, ImageClassifier, accuracy, cross_entropy
+from tutelage.models import FineTuning, ImageClassifier, accuracy
 from tutelage.strategies.stage_context import Length, StageContext
 from tutelage.strategies.stages import SCRATCH, Stage, TeacherSpec, TrainStage
 from tutelage.strategies.transfer.config import (
@@ -42,7 +42,7 @@ class HeadOnCachedFeatures(pl.LightningModule):
         labelled = batch["labelled"]
         logits = self.network.head(labelled.cached)
         return {
-            "loss": cross_entropy(logits, labelled.targets, self.network.class_weights),
+            "loss": self.network.label_loss(logits, labelled.targets),
             "accuracy": accuracy(logits.detach(), labelled.targets),
         }
 
