@@ -1,6 +1,7 @@
 """Every YAML composes and validates; what a user gets wrong is one line with the way out."""
 
 import json
+import os
 
 import pytest
 from omegaconf import OmegaConf
@@ -330,6 +331,13 @@ def test_a_users_own_architecture_trains_once_its_package_is_allowed(tmp_path):
     assert "7,840" in process.stdout  # 28 * 28 * 10 weights, no bias
     (record,) = tmp_path.glob("outputs/*/*/run.json")
     assert json.loads(record.read_text())["command"].startswith("tutelage train --allow=mymodels --config-dir conf")
+    safe_path = {**os.environ, "PYTHONSAFEPATH": "1"}  # as the installed program: nothing but --allow finds the module
+    run = str(record.parent)
+    for words in (["explain", "--summary", run], ["evaluate", run, "shift=translate"]):
+        process = command("tutelage.cli", *words, cwd=tmp_path, env=safe_path)
+        assert (process.returncode, "--allow mymodels allows a package" in process.stderr) == (2, True)
+        process = command("tutelage.cli", *words, "--allow=mymodels", cwd=tmp_path, env=safe_path)
+        assert process.returncode == 0, process.stderr
 
 
 def test_allow_without_a_package_is_an_error():
