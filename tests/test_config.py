@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 
 import pytest
@@ -379,6 +380,13 @@ def test_a_users_own_architecture_and_loss_train_once_their_package_is_allowed(t
     codes = [session["foreign_code"]["mymodels"] for session in content["sessions"]]
     assert codes == [made_by, content["foreign_code"]["mymodels"]]
     assert len(set(codes)) == 2
+    safe_path = {**os.environ, "PYTHONSAFEPATH": "1"}  # as the installed program: nothing but --allow finds the module
+    run = str(record.parent)
+    for words in (["explain", "--summary", run], ["evaluate", run, "shift=translate"]):
+        process = command("tutelage.cli", *words, cwd=tmp_path, env=safe_path)
+        assert (process.returncode, "--allow mymodels allows a package" in process.stderr) == (2, True)
+        process = command("tutelage.cli", *words, "--allow=mymodels", cwd=tmp_path, env=safe_path)
+        assert process.returncode == 0, process.stderr
 
 
 def test_allow_without_a_package_is_an_error():

@@ -35,9 +35,11 @@ def main() -> None:
 
         print(f"tutelage {__version__}")
         return
+    from tutelage.config.allowed_folder import SAFE_PATH_VARIABLE
     from tutelage.config.targets import apply_allow_flags
     from tutelage.errors import UserError, complain
 
+    os.environ[SAFE_PATH_VARIABLE] = "1"  # for the processes that this one becomes or starts
     try:
         arguments = apply_allow_flags(sys.argv[1:])
     except UserError as error:

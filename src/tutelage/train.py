@@ -8,10 +8,7 @@ from tutelage.errors import UserError, complain
 
 SWEEP_FLAGS = {"-m", "--multirun"}
 SHOW_FLAGS = {"-c", "--cfg", "-i", "--info"}
-OTHER_HYDRA_FLAGS = {
-    *("--hydra-help", "--version", "-p", "--package", "--resolve", "-r", "--run", "-sc", "--shell-completion"),
-    *("-cp", "--config-path", "-cn", "--config-name", "--experimental-rerun"),
-}
+PART_FLAGS = {"-p", "--package", "--resolve"}  # what of a config is shown, and how
 
 
 def main() -> None:
@@ -21,23 +18,26 @@ def main() -> None:
     defer_slurm_signals()
     try:
         from tutelage.app.job import run_job
-        from tutelage.app.sweep import run_hydra_flags, run_sweep
-        from tutelage.config.compose import CONFIG_DIR_FLAGS, compose, split_config_dirs
+        from tutelage.app.sweep import run_sweep
+        from tutelage.config.compose import CONFIG_DIR_FLAGS, compose, show_config, split_config_dirs
         from tutelage.config.options import list_options
         from tutelage.sweeps.overrides import find_config_sweep
 
-        sys.argv[1:] = arguments = apply_allow_flags(sys.argv[1:])
+        arguments = apply_allow_flags(sys.argv[1:])
         if {"-h", "--help"} & set(arguments):
             _, config_dirs = split_config_dirs(arguments)
             print(format_help(list_options(config_dirs)))
             return
         flags = {argument.split("=")[0] for argument in arguments if argument.startswith("-")} - CONFIG_DIR_FLAGS
-        if unknown := flags - SWEEP_FLAGS - SHOW_FLAGS - OTHER_HYDRA_FLAGS:
+        if unknown := flags - SWEEP_FLAGS - SHOW_FLAGS - PART_FLAGS:
             raise UserError(f"unknown flag {min(unknown)}; 'tutelage train --help' lists groups and options")
-        if flags - SWEEP_FLAGS:
-            if flags & SWEEP_FLAGS and flags & SHOW_FLAGS:
-                raise UserError(f"{min(flags & SHOW_FLAGS)} shows one config: leave out {min(flags & SWEEP_FLAGS)}")
-            sys.exit(run_hydra_flags(arguments))
+        if shown := flags - SWEEP_FLAGS:
+            if flags & SWEEP_FLAGS:
+                raise UserError(f"{min(shown)} shows one config: leave out {min(flags & SWEEP_FLAGS)}")
+            if not flags & SHOW_FLAGS:
+                raise UserError(f"{min(shown)} goes with --cfg job, which prints the config")
+            show_config(arguments)
+            return
         overrides, config_dirs = split_config_dirs([argument for argument in arguments if argument not in SWEEP_FLAGS])
         config_sweep = find_config_sweep(overrides, config_dirs)
         if flags or config_sweep is not None or "hydra.mode=MULTIRUN" in overrides:

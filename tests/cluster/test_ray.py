@@ -18,6 +18,7 @@ import pytest
 
 from helpers.commands import fresh_command
 from helpers.overrides import QUIET
+from helpers.shadows import run_installed, write_own_code, write_shadows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
@@ -96,6 +97,14 @@ def test_a_sweep_with_ray_gives_the_weights_of_one_job_after_the_other(environme
     finished_job = [word.replace(",resnet_18", "") for word in words]
     again = fresh_command("tutelage.train", *finished_job, *with_ray, env=environment)
     assert (again.returncode, again.stderr) == (0, "")  # nothing is missing: Ray is not started
+
+
+def test_a_job_imports_from_the_folder_of_the_sweep_only_what_is_allowed(environment, tmp_path):
+    marker = write_shadows(tmp_path)
+    words = ["-m", *QUIET, "debug=tiny", "hydra/launcher=ray", "hydra.launcher.init.num_cpus=1", "seed=0"]
+    process = run_installed(tmp_path, "train", "--allow=mycode", *words, *write_own_code(tmp_path), env=environment)
+    assert process.returncode == 0, process.stderr
+    assert not marker.exists()
 
 
 def test_jobs_stop_at_a_signal_die_alone_and_resume(cluster, outputs, tmp_path):

@@ -43,6 +43,7 @@ PRELOADED = (  # and what these import
     ),
     *("tutelage.report.searches", "tutelage.report.shifts", "tutelage.explain.summary", "tutelage.terminal.table"),
 )
+SAFE_PATH = "PYTHONSAFEPATH"  # environment variable: python -m does not put the current folder into sys.path
 LENGTH = 4  # bytes that say how long a request is
 
 
@@ -169,7 +170,8 @@ def _run_module(request: dict, files: list[int]) -> NoReturn:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    sys.path.insert(0, request["cwd"])
+    if SAFE_PATH not in os.environ:
+        sys.path.insert(0, request["cwd"])
     importlib.invalidate_caches()
     random.seed()
     np.random.seed()
@@ -181,6 +183,8 @@ def _run_module(request: dict, files: list[int]) -> NoReturn:
             sys.modules[sys.argv[0]].main()
         except Handover as to:
             words = to.args[0]
+            if SAFE_PATH in os.environ and sys.path[0] == request["cwd"]:
+                del sys.path[0]
         except SystemExit as end:
             code = end.code
         except BaseException:

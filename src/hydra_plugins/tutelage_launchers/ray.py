@@ -6,7 +6,7 @@ It replaces hydra-ray-launcher, whose release 1.2.2 needs cloudpickle<3; we use 
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,8 @@ class RayLauncher(Launcher):
         from tutelage.app.workers import forward_signals
         from tutelage.errors import BY_SIGNAL
 
-        ray.init(**self.init)
+        with chdir(sys.prefix):  # Ray's processes import from the folder that is current here
+            ray.init(**self.init)
         try:
             with forward_signals() as signals:  # replaces Ray's own handlers, which end the jobs at once
                 run_remotely = ray.remote(max_retries=0, max_calls=1, **self.remote)(_run_job)
@@ -67,11 +68,11 @@ def _drop_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _read_process_state() -> tuple[Path, str]:
-    """Return this process's working directory and the packages of ``--allow``, which a job's process must take over."""
-    from tutelage.config.targets import list_flag_packages
+def _read_process_state() -> tuple[Path, dict[str, str]]:
+    """Return this process's working directory and the variables of ``--allow``, which a job's takes over."""
+    from tutelage.config.allowed_folder import read_flag_state
 
-    return Path.cwd(), " ".join(list_flag_packages())
+    return Path.cwd(), read_flag_state()
 
 
 def _wait_for_jobs(jobs: Sequence[Any], signals: Sequence[int]) -> None:
@@ -117,11 +118,9 @@ def _run_job(shared_state: Any, overrides: Sequence[str], number: int) -> "JobRe
     from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
     from omegaconf import open_dict
 
-    from tutelage.config.targets import ALLOW_VARIABLE
-
-    hydra_context, task_function, shared_config, singletons, folder, allowed = shared_state
+    hydra_context, task_function, shared_config, singletons, folder, flag_state = shared_state
     os.chdir(folder)  # paths in the config may be relative
-    os.environ[ALLOW_VARIABLE] = allowed
+    os.environ.update(flag_state)
     Singleton.set_state(singletons)
     setup_globals()
     config = hydra_context.config_loader.load_sweep_config(shared_config, list(overrides))

@@ -6,6 +6,7 @@ launcher asks ``squeue``, which every SLURM has.
 """
 
 import getpass
+import shlex
 import subprocess
 import sys
 import time
@@ -57,7 +58,8 @@ class SlurmLauncher(Launcher):
         import submitit
         from hydra.core.singleton import Singleton
 
-        executor = submitit.AutoExecutor(folder=self.folder, cluster="slurm")
+        python = f"{shlex.quote(sys.executable)} -P"  # imports nothing from the current folder
+        executor = submitit.AutoExecutor(folder=self.folder, cluster="slurm", slurm_python=python)
         executor.update_parameters(**self.parameters)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         singletons = [Singleton.get_state()] * len(numbers)

@@ -8,7 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tutelage.config.targets import ALLOW_FLAG, list_flag_packages
+from tutelage.config.allowed_folder import list_flag_packages
+from tutelage.config.targets import ALLOW_FLAG
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:  # at run time they are imported when they are needed

@@ -59,8 +59,9 @@ def _start(world: World, port: int, order: str) -> "subprocess.Popen[str]":
         "MASTER_PORT": str(port),
         LAUNCHED: str(os.getpid()),
     }
+    command = [sys.executable, "-P", "-m", MODULE]  # imports nothing from the current folder
     process = subprocess.Popen(  # noqa: S603 - our own module
-        [sys.executable, "-m", MODULE], stdin=subprocess.PIPE, text=True, env={**inherited, **rank}, process_group=0
+        command, stdin=subprocess.PIPE, text=True, env={**inherited, **rank}, process_group=0
     )
     if process.stdin is not None:
         with suppress(BrokenPipeError), process.stdin:

@@ -41,7 +41,7 @@ def run_sweep(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
     Raises:
         UserError: the sweep is refused before any of its jobs runs.
     """
-    from tutelage.config.compose import search_path_override
+    from tutelage.config.compose import hydra_initialized, search_path_override
     from tutelage.report.sweep_report import report_sweep
     from tutelage.runs.cluster.signals import SAVE, Stopped
     from tutelage.storage import hold_lock
@@ -54,17 +54,18 @@ def run_sweep(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
     folder = SweepFolder(spec.path)
     with hold_lock(folder.lock_file, f"sweep {spec.path}"):
         folder.begin(command)
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach this code; Hydra would end the process
         # The overrides hold what an experiment sweeps over; Hydra must not add it again.
         hydra_overrides = [
             *search_path_override(config_dirs),
             "hydra.sweeper.params=null",
             f"hydra.sweep.subdir={spec.path.name}",
+            "hydra.mode=MULTIRUN",
         ]
         if signal.getsignal(SAVE) == signal.SIG_DFL:
             signal.signal(SAVE, signal.SIG_IGN)  # between two jobs there is nothing to save
         try:
-            _run_hydra(run_sweep_job, ["--multirun", *overrides, *hydra_overrides])
+            with hydra_initialized() as hydra:
+                hydra.multirun("config", run_sweep_job, [*overrides, *hydra_overrides])
         except Stopped as stopped:
             print(f"{stopped}; the same command goes on from here", file=sys.stderr)
             return stopped.exit_code
@@ -196,31 +197,3 @@ def _single_run_override(overrides: Sequence[str]) -> list[str]:
 
 def _config_dir_flags(config_dirs: Sequence[str]) -> list[str]:
     return [f"--config-dir={folder}" for folder in config_dirs]
-
-
-def run_hydra_flags(arguments: Sequence[str]) -> int:
-    """Let Hydra handle a command with flags of its own; return the exit code."""
-    codes = [0]
-
-    def run_single(composed: Any) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
-        from tutelage.config.compose import validate_config
-
-        try:
-            codes.append(run_job(validate_config(composed), list(HydraConfig.get().overrides.task)))
-        except UserError as error:
-            codes.append(complain(error))
-
-    _run_hydra(run_single, arguments)
-    return max(codes)
-
-
-def _run_hydra(task: Callable[[Any], None], arguments: Sequence[str]) -> None:
-    """Run Hydra's main function with some command-line arguments."""
-    import hydra
-
-    from tutelage.config.options import conf_dir
-
-    sys.argv[1:] = arguments
-    hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(task)()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -13,6 +13,9 @@ from tutelage.config import AugmentationConfig, Config
 from tutelage.config.error_lines import HELP_HINT, describe_hydra_error, describe_validation_error, suggest_nearest
 from tutelage.config.options import conf_dir
 from tutelage.errors import UserError
+
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
 
 CONFIG_DIR_FLAGS = {"--config-dir", "-cd"}
 SECTIONS = ["paths", "loss", *(name for name, field in Config.model_fields.items() if field.is_required())]
@@ -67,7 +70,7 @@ def compose_with_hydra(overrides: Sequence[str], config_dirs: Sequence[str], inc
         include_hydra: keep Hydra's own section, ``hydra``.
 
     Raises:
-        UserError: Hydra refuses the overrides.
+        UserError: Hydra refuses the overrides, or would run what is not allowed.
     """
     from hydra import compose as hydra_compose
 
@@ -76,15 +79,42 @@ def compose_with_hydra(overrides: Sequence[str], config_dirs: Sequence[str], inc
         return hydra_compose("config", overrides, return_hydra_config=include_hydra)
 
 
+def show_config(arguments: Sequence[str]) -> None:
+    """Print what Hydra's flags ask for: a config (``--cfg job``), or how it is composed (``--info defaults``).
+
+    Raises:
+        UserError: Hydra refuses the overrides, or a folder does not exist.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    others, config_dirs = split_config_dirs(arguments)
+    flags = get_args_parser().parse_intermixed_args(others)
+    overrides = [*flags.overrides, *search_path_override(config_dirs)]
+    with hydra_initialized() as hydra, hydra_errors_as_user_errors(flags.overrides, config_dirs):
+        if flags.cfg:
+            hydra.show_cfg("config", overrides, flags.cfg, flags.package, flags.resolve)
+        else:
+            hydra.show_info(flags.info, "config", overrides)
+
+
 @contextmanager
-def hydra_initialized() -> Iterator[None]:
-    """Initialize Hydra with our config folder while the block runs."""
+def hydra_initialized() -> "Iterator[Hydra]":
+    """Initialize Hydra with our config folder while the block runs; what it composes there is checked.
+
+    Yields:
+        Hydra, whose loader raises a UserError for a config by which Hydra would run what is not allowed.
+    """
     from hydra import initialize_config_dir
+    from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
+
+    from tutelage.config.hydra_section import CheckedConfigLoader
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        yield
+        loader = CheckedConfigLoader(GlobalHydra.instance().config_loader().get_search_path())
+        GlobalHydra.instance().hydra = hydra = Hydra("train", loader)
+        yield hydra
 
 
 @contextmanager

@@ -13,15 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tutelage.config.allowed_folder import ALLOW_VARIABLE, FOLDER_VARIABLE, NO_PACKAGES, list_flag_packages
 from tutelage.config.foreign_code import OWN_PACKAGES
 from tutelage.errors import UserError
 
 PLUGIN_GROUP = "tutelage.plugins"
 ALLOW_FLAG = "--allow"
-ALLOW_VARIABLE = "TUTELAGE_ALLOW"
 CODE_ERRORS = (  # what mistakes in code and wrong arguments raise
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError),
     *(NameError, OSError, RuntimeError, TypeError, ValueError),
@@ -30,6 +31,8 @@ CODE_ERRORS = (  # what mistakes in code and wrong arguments raise
 
 def apply_allow_flags(arguments: Sequence[str]) -> list[str]:
     """Allow the packages of ``--allow PACKAGE`` in this process and those it starts; return the other arguments.
+
+    Such a package is imported from the current folder too, where none of its name is installed.
 
     Raises:
         UserError: no name of a top-level package follows the flag.
@@ -47,17 +50,14 @@ def apply_allow_flags(arguments: Sequence[str]) -> list[str]:
                 f"{ALLOW_FLAG} {package}: give the name of a top-level package, such as {ALLOW_FLAG} mymodels"
             )
         os.environ[ALLOW_VARIABLE] = " ".join(dict.fromkeys([*list_flag_packages(), package]))
+        os.environ[FOLDER_VARIABLE] = str(Path.cwd())
     return others
-
-
-def list_flag_packages() -> list[str]:
-    """Return the packages that ``--allow`` named."""
-    return os.environ.get(ALLOW_VARIABLE, "").split()
 
 
 def list_allowed_packages() -> frozenset[str]:
     """Return the top-level packages whose classes a config may name: our own, plug-ins and those of ``--allow``."""
-    return frozenset({*OWN_PACKAGES, *_list_plugin_packages(), *list_flag_packages()})
+    flagged = {*list_flag_packages()} - NO_PACKAGES
+    return frozenset({*OWN_PACKAGES, *_list_plugin_packages(), *flagged})
 
 
 @cache

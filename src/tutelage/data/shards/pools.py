@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tutelage.config.targets import ALLOW_FLAG, list_flag_packages
+from tutelage.config.allowed_folder import list_flag_packages
+from tutelage.config.targets import ALLOW_FLAG
 from tutelage.data.datasets.download import MAX_REASON_LENGTH
 from tutelage.data.files.listing import MAX_NAMED, abbreviate
 from tutelage.errors import UserError
