@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-OWN_PACKAGES = frozenset({"tutelage", "albumentations"})  # a run's record has their versions
+OWN_PACKAGES = frozenset({"tutelage", "albumentations", "pytorch_lightning"})  # a run's record has their versions
 
 
 def list_foreign_packages(config: Any) -> list[str]:

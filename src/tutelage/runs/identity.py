@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.config import Config, DistillationConfig, FrozenTeacherConfig, LwFConfig, NoisyStudentConfig
+from tutelage.config.foreign_code import describe_code, list_foreign_packages
 from tutelage.runs.weight_sources import find_run_data, weights_identity
 from tutelage.storage import digest
 
 IDENTITY_VERSION = 3  # 2: a view's numbers are drawn for a whole batch at once; 3: keys have other names
 HASH_LENGTH = 10
 
-# Sections that decide over the result. All others say where and how fast a run computes, or what it shows.
+# Sections that decide over the result, as callbacks.extra does. All others say where and how fast a run computes, or
+# what it shows.
 SECTIONS = (
     "seed",
     "attempt",
@@ -43,6 +45,9 @@ def run_identity(config: Config, fingerprint: str) -> dict[str, Any]:
     trainer = {key: value for key, value in values.get("trainer", {}).items() if key in TRAINER_KEYS}
     if trainer:
         identity["trainer"] = trainer
+    if extra := config.callbacks.extra:
+        code = {package: describe_code(package) for package in list_foreign_packages(extra)}
+        identity["callbacks"] = {"extra": extra, **({"code": code} if code else {})}
     if isinstance(config.strategy, NoisyStudentConfig):
         identity["strategy"] = _noisy_student_identity(config, config.strategy, identity["strategy"])
     if isinstance(config.strategy, FrozenTeacherConfig | LwFConfig):
