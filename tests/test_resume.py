@@ -23,11 +23,20 @@ from helpers.overrides import NOISY_STUDENT, QUIET
 from helpers.paths import ROOT
 from helpers.runs import only_run, outcome, run, tables
 from helpers.traps import kill_after, kill_before_save, send_signal
+from tutelage.config.targets import ALLOW_VARIABLE
 from tutelage.runs.checkpoints import LAST, PREVIOUS, WholeCheckpointIO, newest_sound
 from tutelage.storage import is_sound
 
-VALIDATED = (*NOISY_STUDENT, "data.validation=outside:30")
+CALLBACK = "callbacks.extra=[{_target_: helpers.lightning.Decay, rate: 1e-3}]"  # with a state that weights depend on
+VALIDATED = (*NOISY_STUDENT, "data.validation=outside:30", CALLBACK)
 STAGES = {"teacher": range(1, 8), "student-1": range(1, 8), "control": (1, 7, 8, 13, 14)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def callback_allowed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ALLOW_VARIABLE, "helpers")
+        yield
 
 
 @pytest.fixture(scope="module", params=[NOISY_STUDENT, VALIDATED], ids=["no validation", "validation"])

@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 
 from tutelage.config.targets import build, resolve
 from tutelage.runs.folder import RunFolder
+from tutelage.runs.wandb_files import read_history
 
 LIGHTNING_LOGGERS = ("pytorch_lightning.loggers",)  # allowed without --allow
 ID_TAG = "tutelage.id"
@@ -65,8 +66,9 @@ class Tracker:
 
     def start(self, run_id: str, config: Mapping[str, Any]) -> None:
         """Begin a tracked run, or go on with the one of that id, and store the config."""
-        self.logger = self._build()
-        self.logger.log_hyperparams(dict(config))
+        logger = self._build()
+        logger.log_hyperparams(dict(config))
+        self.logger = logger
 
     def begin_stage(self, folder: RunFolder, step: int) -> None:
         """Note that rows of another stage follow, which goes on behind ``step``."""
@@ -115,6 +117,16 @@ class TensorBoardTracker(Tracker):
             save_dir=str(folder.path / "tensorboard"), name="", version="", purge_step=step + 1 if step else 0
         )
 
+    def send(self, metrics: Mapping[str, float], step: int) -> None:
+        """Write values to the disk."""
+        self.logger.log_metrics(dict(metrics), step)
+        self.logger.experiment.flush()
+
+    def end(self, status: str) -> None:
+        """Close the files; the logger's own ``finalize`` would write hyperparameters beside them."""
+        if self.logger is not None:
+            self.logger.experiment.close()
+
 
 class MLflowTracker(Tracker):
     """A run of MLflow, found by a tag. It has the rows that the server says it has, each written in one call."""
@@ -142,10 +154,10 @@ class MLflowTracker(Tracker):
         tags = {**(self._config.get("tags") or {}), ID_TAG: run_id, "tutelage.folder": str(self._folder.path.resolve())}
         name = {"run_name": self._folder.path.name}
         logger = self._build(run_id=found[0].info.run_id) if found else self._build(**name, tags=tags)
-        self.logger = logger
         client.update_run(logger.run_id, status="RUNNING")
         has = client.get_run(logger.run_id).data.params
         logger.log_hyperparams({name: value for name, value in _flatten(config) if name not in has})
+        self.logger = logger
 
     def ask_epoch(self, prefix: str, recorded: int) -> int:
         """Ask the server."""
@@ -204,7 +216,7 @@ class MLflowTracker(Tracker):
 
 
 class WandbTracker(Tracker):
-    """A run of Weights & Biases with an id of ours. The server says what it has; offline it is what we have noted."""
+    """A run of Weights & Biases with an id of ours. Online the server says which rows it has, offline the files do."""
 
     takes_report = True
     extra = "wandb"
@@ -217,13 +229,21 @@ class WandbTracker(Tracker):
     def start(self, run_id: str, config: Mapping[str, Any]) -> None:
         """Begin the run of that id, or go on with it, and store the config."""
         self._folder.loggers.mkdir(parents=True, exist_ok=True)
-        self.logger = self._build(id=run_id, name=self._folder.path.name)
-        self.logger._wandb_init.pop("anonymous", None)  # Lightning's default, which W&B warns of
-        self.logger.log_hyperparams(dict(config))
+        logger: Any = self._build(id=run_id, name=self._folder.path.name)
+        logger._wandb_init.pop("anonymous", None)  # Lightning's default, which W&B warns of
+        logger.log_hyperparams(dict(config))
+        self.logger = logger
+        self._has = self._read_files() if self._run.offline else self._run.summary
+        self._sent: dict[str, float] = {}
 
     def ask_epoch(self, prefix: str, recorded: int) -> int:
-        """Ask the server for the last value, offline take what is noted."""
-        return recorded if self._run.offline else int(self._run.summary.get(f"{prefix}epoch") or 0)
+        """Return the last epoch that the server or the files had at the start, or that was sent since."""
+        return max(int(source.get(f"{prefix}epoch") or 0) for source in (self._has, self._sent))
+
+    def send(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log values; W&B passes them on from a process of its own."""
+        super().send(metrics, step)
+        self._sent |= metrics
 
     def finish(self, result: Mapping[str, float], report: Path | None) -> None:
         """Store the result in the summary, and the report's pages as an artifact."""
@@ -240,6 +260,14 @@ class WandbTracker(Tracker):
         if self.logger is not None:
             self._run.finish(exit_code=EXIT_CODES[status])
             self.logger = None
+
+    def _read_files(self) -> dict[str, Any]:
+        """Return the last value of each name in the files of the run's sessions."""
+        has: dict[str, Any] = {}
+        for file in sorted(Path(self._run.dir).parents[1].glob(f"*/run-{self._run.id}.wandb")):
+            for row in read_history(file):
+                has |= row
+        return has
 
     @property
     def _run(self) -> Any:

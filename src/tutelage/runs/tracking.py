@@ -3,7 +3,8 @@
 The tables are the one source: a logger gets the rows behind the last epoch that it has, and nothing else writes to it.
 Rows come again when a run goes on behind an older checkpoint; they have the same values then, and what a logger has it
 does not get again. So after a kill at any moment, and after a time in which a server did not answer, each row is there
-once. What a logger has is asked of its server; where there is none to ask, ``loggers/sent.json`` says what was sent.
+once. What a logger has is asked of its server, or read from its files; where neither can be, ``loggers/sent.json`` says
+what was sent.
 
 Only rank 0 has loggers. An error in the middle of a run is told once and stops nothing: later rows, or the same command
 again, bring what is missing.
@@ -120,11 +121,11 @@ class RunTracking:
             tracker.known_epoch, tracker.retry_at = None, 0.0
 
     def _send_missing(self, tracker: Tracker, rows: Sequence[Mapping[str, float]]) -> None:
-        recorded = self._record.epoch(tracker.name, self._stage)
-        known = tracker.ask_epoch(self._prefix, recorded) if tracker.known_epoch is None else tracker.known_epoch
+        prefix, recorded = "" if tracker.per_stage else self._prefix, self._record.epoch(tracker.name, self._stage)
+        known = tracker.ask_epoch(prefix, recorded) if tracker.known_epoch is None else tracker.known_epoch
         for row in rows:
             if row["epoch"] > known:
-                metrics = {f"{self._prefix}{name}": value for name, value in row.items() if name not in NOT_SENT}
+                metrics = {f"{prefix}{name}": value for name, value in row.items() if name not in NOT_SENT}
                 tracker.send(metrics, int(row["step"]))
         tracker.known_epoch = max(known, int(rows[-1]["epoch"]) if rows else 0)
         self._record.note_epoch(tracker.name, self._stage, tracker.known_epoch)
