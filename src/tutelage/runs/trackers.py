@@ -96,9 +96,9 @@ class Tracker:
         """Return the logger, built from its config and, where that lacks them, the defaults."""
         key = f"logger.{self.name}"
         cls = resolve(str(self._config["_target_"]), Logger, key, LIGHTNING_LOGGERS)
-        defaults = {"save_dir": str(self._folder.loggers), **defaults}
-        known = {name: value for name, value in defaults.items() if _takes(cls, name)}
-        logger: Logger = build({**known, **self._config}, Logger, key, LIGHTNING_LOGGERS)
+        if "save_dir" in inspect.signature(cls).parameters:
+            defaults = {"save_dir": str(self._folder.loggers), **defaults}
+        logger: Logger = build({**defaults, **self._config}, Logger, key, LIGHTNING_LOGGERS)
         return logger
 
 
@@ -286,11 +286,6 @@ def make_tracker(name: str, config: Mapping[str, Any], folder: RunFolder) -> Tra
     kinds = {TensorBoardLogger: TensorBoardTracker, MLFlowLogger: MLflowTracker, WandbLogger: WandbTracker}
     kind: type[Tracker] = next((kind for base, kind in kinds.items() if issubclass(cls, base)), Tracker)
     return kind(name, config, folder)
-
-
-def _takes(cls: type, argument: str) -> bool:
-    """Return whether a class has an argument of that name."""
-    return argument in inspect.signature(cls).parameters
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
