@@ -24,7 +24,7 @@ from tutelage.runs.folder import RunFolder, stage_folders, train_entries
 from tutelage.runs.trackers import FINISHED, Tracker, make_tracker
 from tutelage.runs.tracking_record import TrackingRecord
 
-SECONDS_BEFORE_RETRY = 60.0
+SECONDS_BEFORE_RETRY = 300.0  # an attempt may wait for a minute
 NOT_SENT = ("step", "seconds")  # of a row: the first goes beside the values, the second differs after a resume
 
 
