@@ -55,7 +55,7 @@ def test_every_key_of_the_schema_stands_in_the_configs():
     keys = set()
     for file in conf_dir().rglob("*.yaml"):
         keys |= set(OmegaConf.to_container(OmegaConf.load(file)))
-    for section in ("loss", "optimizer", "scheduler", "trainer", "logger", "callbacks", "data"):
+    for section in ("loss", "optimizer", "scheduler", "trainer", "callbacks", "data"):
         fields = type(getattr(compose([]), section)).model_fields
         assert {field.alias or name for name, field in fields.items()} <= keys, section
 

@@ -23,12 +23,21 @@ from helpers.overrides import CLIPPED_AND_SMOOTHED, NOISY_STUDENT, QUIET
 from helpers.paths import ROOT
 from helpers.runs import only_run, outcome, run, tables
 from helpers.traps import kill_before_save, send_signal
+from tutelage.config.allowed_folder import ALLOW_VARIABLE
 from tutelage.runs.checkpoints import LAST, PREVIOUS, WholeCheckpointIO, newest_sound
 from tutelage.storage import is_sound
 from tutelage.testing import kill_after
 
-VALIDATED = (*NOISY_STUDENT, "data.validation=outside:30", *CLIPPED_AND_SMOOTHED)
+CALLBACK = "callbacks.extra=[{_target_: helpers.lightning.Decay, rate: 1e-3}]"  # with a state that weights depend on
+VALIDATED = (*NOISY_STUDENT, "data.validation=outside:30", *CLIPPED_AND_SMOOTHED, CALLBACK)
 STAGES = {"teacher": range(1, 8), "student-1": range(1, 8), "control": (1, 7, 8, 13, 14)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def callback_allowed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ALLOW_VARIABLE, "helpers")
+        yield
 
 
 @pytest.fixture(scope="module", params=[NOISY_STUDENT, VALIDATED], ids=["no validation", "validation"])
@@ -167,7 +176,6 @@ def test_tensorboard_shows_each_epoch_of_a_killed_run_once(outputs):
         def trap(self, trainer, *rest):
             hook(self, trainer, *rest)
             if trainer.global_step == 6:
-                self._loggers[0].experiment.flush()
                 os.kill(os.getpid(), signal.SIGKILL)
 
         callbacks.EpochTable.on_train_batch_end = trap

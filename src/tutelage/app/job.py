@@ -2,9 +2,11 @@
 
 import os
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:  # at run time they are imported when they are needed
     from tutelage.config import Config
     from tutelage.process_group import ProcessGroup, World
     from tutelage.runs import RunFolder
+    from tutelage.runs.tracking import RunTracking
 
 LAUNCHED = "TUTELAGE_LAUNCHED"  # environment variable of a process that app.launch has started: its parent's pid
 
@@ -158,12 +161,24 @@ def train_run(config: "Config", location: RunLocation, arguments: Sequence[str],
                 started_run(config, folder, identity, command_line(arguments), observer, group) as context,
             ):
                 run_stages(context)
+            if is_rank0:
+                _finish_tracking(config, folder, context.tracking)
         except Stopped as stopped:
             observer.say(f"{stopped}; saved. The same command goes on from here.")
             return stopped.exit_code
         finally:
             observer.end()
     return 0
+
+
+def _finish_tracking(config: "Config", folder: "RunFolder", tracking: "RunTracking") -> None:
+    """Give the run's loggers its result, and those that store it its report."""
+    from tutelage.runs import read_record
+
+    record = read_record(folder) or {}
+    if tracking.takes_report:
+        _write_missing_report(config, folder, record)
+    tracking.finish(record)
 
 
 def command_line(arguments: Sequence[str]) -> str:
@@ -179,6 +194,7 @@ def _show_result(config: "Config", folder: "RunFolder", one_line: bool) -> None:
 
     record = read_record(folder) or {}
     _write_missing_report(config, folder, record)
+    _complete_tracking(config, folder, record)
     if one_line:
         other_code = "; made by other code, attempt=2 makes it anew" if describe_other_code(record) else ""
         print(f"  {_accuracy_line(record, config.evaluate_test)}{other_code}", flush=True)
@@ -189,6 +205,18 @@ def _show_result(config: "Config", folder: "RunFolder", one_line: bool) -> None:
     page = folder.report / "index.html"
     if page.exists():
         print(f"report: {page}")
+
+
+def _complete_tracking(config: "Config", folder: "RunFolder", record: dict[str, Any]) -> None:
+    """Send what the run's loggers still lack; what they have all of is not even imported."""
+    from tutelage.runs.tracking_record import TrackingRecord
+    from tutelage.storage import hold_lock
+
+    if TrackingRecord(folder).incomplete(config.logger, record):
+        from tutelage.runs.tracking import complete_tracking
+
+        with hold_lock(folder.lock_file, f"run {folder.path}"):
+            complete_tracking(config, folder, record, partial(print, file=sys.stderr))
 
 
 def _write_missing_report(config: "Config", folder: "RunFolder", record: dict[str, Any]) -> None:

@@ -10,13 +10,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-OWN_PACKAGES = frozenset({"tutelage", "albumentations"})  # a run's record has their versions
+OWN_PACKAGES = frozenset({"tutelage", "albumentations"})
+RECORDED_PACKAGES = OWN_PACKAGES | {"pytorch_lightning"}  # a run's record has their versions
 DIGEST = "sha256"  # begins the description of a package that is no installed one
 
 
 def list_foreign_packages(config: Any) -> list[str]:
     """Return the top-level packages, sorted, of every ``_target_`` in nested containers that is not ours."""
-    return sorted({target.partition(".")[0] for target in _find_targets(config)} - OWN_PACKAGES)
+    return sorted({target.partition(".")[0] for target in _find_targets(config)} - RECORDED_PACKAGES)
 
 
 def _find_targets(tree: Any) -> Iterator[str]:

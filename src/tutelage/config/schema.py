@@ -1,5 +1,6 @@
 """The schema of ``conf/``: each key, its type and its range. Models and strategies have files of their own."""
 
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -101,9 +102,8 @@ class AugmentationConfig(Section):
 
     @field_validator("transforms", "strong")
     @classmethod
-    def _check_targets(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if any("_target_" not in transform for transform in value):
-            raise ValueError("each entry needs a _target_, such as albumentations.HorizontalFlip")
+    def _check_transforms(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        _check_targets(value, "albumentations.HorizontalFlip")
         return value
 
 
@@ -208,19 +208,26 @@ class TrainerConfig(Section):
             raise ValueError("trainer.sync_batchnorm=true needs GPUs (torch has it for no CPU): set it to false")
 
 
-class LoggerConfig(Section):
-    """Loggers in addition to metrics.csv, which is always written."""
-
-    tensorboard: bool = False
+def _check_targets(entries: Iterable[Mapping[str, Any]], example: str) -> None:
+    """Raise a ValueError unless each entry names a class."""
+    if not all(isinstance(entry.get("_target_"), str) for entry in entries):
+        raise ValueError(f"each entry needs a _target_, such as {example}")
 
 
 class CallbacksConfig(Section):
-    """Checkpoints, the live display, the report and the shifts that a run is tested under."""
+    """Checkpoints, the live display, the report, the shifts that a run is tested under, and callbacks of one's own."""
 
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     display: bool = True
     report: bool = True
     shifts: list[Shift] = Field(default_factory=list)
+    extra: list[dict[str, Any]] = Field(default_factory=list)
+
+    @field_validator("extra")
+    @classmethod
+    def _check_extra(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        _check_targets(value, "pytorch_lightning.callbacks.LearningRateMonitor")
+        return value
 
 
 class PathsConfig(Section):
@@ -248,8 +255,14 @@ class Config(Section):
     scheduler: SchedulerConfig
     schedule: ScheduleConfig
     trainer: TrainerConfig
-    logger: LoggerConfig
+    logger: dict[str, dict[str, Any]]  # in addition to metrics.csv, which is always written
     callbacks: CallbacksConfig
+
+    @field_validator("logger")
+    @classmethod
+    def _check_logger(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        _check_targets(value.values(), "pytorch_lightning.loggers.CSVLogger")
+        return value
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
@@ -66,7 +66,7 @@ def _list_plugin_packages() -> frozenset[str]:
     return frozenset(point.module.split(".")[0] for point in entry_points(group=PLUGIN_GROUP))
 
 
-def resolve(target: str, base: type, key: str) -> type:
+def resolve(target: str, base: type, key: str, also: Sequence[str] = ()) -> type:
     """Return the class that ``target`` names.
 
     The module that defines the class must be in an allowed package. The start of the dotted path is not enough:
@@ -76,24 +76,31 @@ def resolve(target: str, base: type, key: str) -> type:
         target: the dotted path of a class.
         base: the class that it must inherit from.
         key: the config key, for the error message.
+        also: dotted paths of further packages that are allowed for this key.
 
     Raises:
         UserError: the path names nothing, something outside the allowed packages, or something that is no ``base``.
     """
     module, _, name = target.rpartition(".")
-    if module.split(".")[0] not in list_allowed_packages():
-        raise _not_allowed_error(target, key)
+    allowed = {*list_allowed_packages(), *also}
+    if not _lies_in(module, allowed):
+        raise _not_allowed_error(target, key, allowed)
     cls = getattr(_import(module, target, key), name, None)
     if cls is None:
         raise _missing_error(target, key)
     if not (inspect.isclass(cls) and issubclass(cls, base)):
         raise UserError(f"{key}: {target!r} is no {base.__name__}")
-    if cls.__module__.split(".")[0] not in list_allowed_packages():
-        raise _not_allowed_error(target, key)
+    if not _lies_in(cls.__module__, allowed):
+        raise _not_allowed_error(target, key, allowed)
     if inspect.isabstract(cls):
         missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
         raise UserError(f"{key}: {target!r} lacks {missing}: every {base.__name__} has that")
     return cls
+
+
+def _lies_in(module: str, packages: Iterable[str]) -> bool:
+    """Return whether a module is one of the packages, or lies in one."""
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
 def _import(module: str, target: str, key: str) -> ModuleType:
@@ -110,20 +117,21 @@ def _import(module: str, target: str, key: str) -> ModuleType:
         raise UserError(f"{key}: {target!r} cannot be imported: {describe_failure(error, '')}") from None
 
 
-def build(config: Mapping[str, Any], base: type, key: str, **extra: Any) -> Any:
+def build(config: Mapping[str, Any], base: type, key: str, also: Sequence[str] = (), **extra: Any) -> Any:
     """Return an instance of the class ``config['_target_']``, made with the config's other entries.
 
     Args:
         config: ``_target_`` and the arguments of its class.
         base: the class that it must inherit from.
         key: the config key, for the error message.
+        also: dotted paths of further packages that are allowed for this key.
         extra: further arguments.
 
     Raises:
         UserError: the class is not allowed here (see ``resolve``), or it refuses the arguments with this message.
     """
     arguments = {name: value for name, value in config.items() if name != "_target_"}
-    cls = resolve(str(config["_target_"]), base, key)
+    cls = resolve(str(config["_target_"]), base, key, also)
     given = ", ".join(f"{name}={value}" for name, value in arguments.items())
     try:
         with warnings.catch_warnings(), failures_as_user_errors(cls, f"{key}: {cls.__name__}({given})"):
@@ -186,9 +194,9 @@ def _missing_error(target: str, key: str) -> UserError:
     return UserError(f"{key}: {target!r} does not exist; check the spelling of the path")
 
 
-def _not_allowed_error(target: str, key: str) -> UserError:
-    allowed, package = ", ".join(sorted(list_allowed_packages())), target.partition(".")[0]
+def _not_allowed_error(target: str, key: str, allowed: Iterable[str]) -> UserError:
+    package = target.partition(".")[0]
     return UserError(
-        f"{key}: {target!r} is outside the allowed packages ({allowed}); "
+        f"{key}: {target!r} is outside the allowed packages ({', '.join(sorted(allowed))}); "
         f"{ALLOW_FLAG} {package} allows a package that you trust, an entry point in {PLUGIN_GROUP!r} does so for good"
     )

@@ -66,7 +66,7 @@ def _draw_curves(folder: RunFolder, record: Mapping[str, Any], folders: Mapping[
     tables = {}
     for entry in train_entries(record):
         with folders[entry["name"]].metrics_file.open() as file:
-            tables[entry["name"]] = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+            tables[entry["name"]] = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
     figure = pictures.draw_learning_curves(tables)
     return page.save_picture(folder.report / "curves.png", figure, "Learning curves", CURVES_CAPTION)
 

@@ -1,14 +1,15 @@
 """Callbacks around each training step: keyed randomness, an epoch's means, the best network so far, progress.
 
-``EpochTable`` stands in for ``self.log`` and Lightning's loggers: its sums live in the checkpoint, so that the mean of
-an epoch is exact after a resume in its middle, and no value is read from the device before the epoch ends.
+``EpochTable`` holds what a training step returns and what is logged by ``self.log`` or through the Trainer's logger,
+which is a ``TableLogger``: its sums live in the checkpoint, so that the mean of an epoch is exact after a resume in its
+middle, and no value is read from the device before the epoch ends. The run's loggers get the table's rows.
 """
 
 import csv
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,11 @@ from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.randomness import Key
 from tutelage.runs.observer import Observer
 from tutelage.storage import write_text
+
+LOGGED = "logged/"  # prefix in the table of what callbacks log
+LIGHTNINGS_OWN = ("epoch", "step")  # names that Lightning adds to what is logged
+
+Rows = Sequence[Mapping[str, float]]
 
 
 def ends_step(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -60,11 +66,11 @@ def _to_sum_dtype(value: Tensor) -> Tensor:
 
 
 class EpochTable(pl.Callback):
-    """Means over each epoch, in ``metrics.csv`` and the loggers, and the best validation accuracy so far.
+    """Means over each epoch, in ``metrics.csv`` and the run's loggers, and the best validation accuracy so far.
 
     The rows and the sums of the current epoch live in the checkpoint: a resumed run writes the table from there, so
     that rows past the checkpoint vanish and a mean in the middle of an epoch goes on. Values stay on the device until
-    the epoch ends.
+    the epoch ends. Beside the means stands the newest value of each name that was logged, such as by callbacks.
 
     Each of several processes adds up its own batches and validates its part of the images; rows, best and saved sums
     are those of all processes, so that a checkpoint is the same on any number of devices. Rank 0 writes.
@@ -74,18 +80,19 @@ class EpochTable(pl.Callback):
         self,
         file: Path,
         epoch_steps: int,
-        loggers: list[Logger],
         on_best: Callable[[], None] = lambda: None,
+        on_row: Callable[[Rows], None] = lambda rows: None,
         group: ProcessGroup = ALONE,
     ) -> None:
         self._group = group
         self._file = file
         self._epoch_steps = epoch_steps
-        self._loggers = loggers
         self._on_best = on_best
+        self._on_row = on_row
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
         self._sums: dict[str, Tensor] = {}
+        self._logged: dict[str, float | Tensor] = {}
         self._steps = 0
         self._validation: list[tuple[Tensor, Tensor]] = []
         self._seconds_before = 0.0
@@ -97,6 +104,7 @@ class EpochTable(pl.Callback):
             "rows": self.rows,
             "best": self.best,
             "sums": self._mean_sums(),
+            "logged": {name: float(value) for name, value in self._logged.items()},
             "steps": self._steps,
             "seconds": self._seconds(),
         }
@@ -105,7 +113,12 @@ class EpochTable(pl.Callback):
         """Restore the state that ``state_dict`` returned."""
         self.rows, self.best = state_dict["rows"], state_dict["best"]
         self._sums, self._steps = state_dict["sums"], state_dict["steps"]
+        self._logged = dict(state_dict["logged"])
         self._seconds_before = state_dict["seconds"]
+
+    def keep_logged(self, values: Mapping[str, Any]) -> None:
+        """Keep the newest values of names that are logged."""
+        self._logged |= {name: value for name, value in values.items() if name not in LIGHTNINGS_OWN}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the table as it was at the checkpoint."""
@@ -121,6 +134,7 @@ class EpochTable(pl.Callback):
         for name, value in outputs.items():
             added = _to_sum_dtype(value) / (1 if name == "loss" else accumulate)  # Lightning has divided the loss
             self._sums[name] = self._sums[name] + added if name in self._sums else added
+        self.keep_logged(trainer.logged_metrics)
         if not ends_step(trainer, batch_idx):
             return
         self._steps += 1
@@ -146,6 +160,7 @@ class EpochTable(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute validation metrics, save the network where it is the best so far, and end the epoch."""
+        self.keep_logged(trainer.logged_metrics)
         logits, labels = (torch.cat(each) for each in zip(*self._validation, strict=True))
         is_labelled = labels != UNKNOWN  # the others only fill up a process's part
         logits = self._group.all_gather_rows(logits[is_labelled])
@@ -170,11 +185,11 @@ class EpochTable(pl.Callback):
                 "lower optimizer.lr, or check the weights that it began from"
             )
         row |= validation
-        for logger in self._loggers:
-            logger.log_metrics(row, step)
+        row |= {f"{LOGGED}{name}": float(value) for name, value in self._logged.items()}
         self.rows.append({**row, "seconds": round(self._seconds(), 3)})
         self._sums, self._steps = {}, 0
         self.write()
+        self._on_row(self.rows)
 
     def _mean_sums(self) -> dict[str, Tensor]:
         """Return the sums of the current epoch as means over all processes; in lockstep."""
@@ -192,10 +207,45 @@ class EpochTable(pl.Callback):
             return
         text = io.StringIO()
         if self.rows:
-            table = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
+            names = dict.fromkeys(name for row in reversed(self.rows) for name in row)  # what is logged may begin later
+            table = csv.DictWriter(text, fieldnames=list(names), lineterminator="\n")
             table.writeheader()
             table.writerows(self.rows)
         write_text(self._file, text.getvalue())
+
+
+class TableLogger(Logger):
+    """The Trainer's logger: what callbacks log goes into the table, and through its rows to the run's loggers.
+
+    It does not slow a step: nothing is sent, and no value is read from the device.
+    """
+
+    def __init__(self, table: EpochTable, experiment: Callable[[], Any]) -> None:
+        super().__init__()
+        self._table = table
+        self._experiment = experiment
+
+    @property
+    def name(self) -> str:
+        """No name: the run's folder has one."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """No version: a run has one folder."""
+        return ""
+
+    @property
+    def experiment(self) -> Any:
+        """What the run's first logger writes to, such as TensorBoard's writer."""
+        return self._experiment()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Give the table the newest values."""
+        self._table.keep_logged(metrics)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the run's loggers have the whole config."""
 
 
 class ProgressReport(pl.Callback):

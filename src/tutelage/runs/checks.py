@@ -8,8 +8,10 @@ from tutelage.data import Source
 from tutelage.errors import UserError
 from tutelage.models import freeze, load_first_task, load_pretrained, make_classifier, make_loss
 from tutelage.randomness import Key
+from tutelage.runs.callbacks import EpochTable
 from tutelage.runs.cluster.parallel import check_shardable
 from tutelage.runs.context import RunContext, make_image_spec
+from tutelage.runs.extra_callbacks import make_extra_callbacks
 from tutelage.runs.network_size import measure_network
 from tutelage.runs.teachers import check_teacher, check_teacher_files
 from tutelage.runs.weight_sources import find_weights
@@ -19,13 +21,14 @@ TWO_CLASSES = ("first", "second")  # stand in for the classes while the data is 
 
 
 def check_before_data(config: Config) -> None:
-    """Check the network, the loss and the teachers' files before data is read or downloaded.
+    """Check the network, the loss, the callbacks and the teachers' files before data is read or downloaded.
 
     Raises:
-        UserError: the network or the loss cannot be built, or a teacher is no network of a run.
+        UserError: the network, the loss or a callback cannot be built, or a teacher is no network of a run.
     """
     measure_network(config.model.arguments(), make_image_spec(config.data, TWO_CLASSES))
     make_loss(config.loss.arguments())
+    make_extra_callbacks(config.callbacks.extra, [EpochTable.__qualname__])
     check_teacher_files(config)
 
 

@@ -36,6 +36,7 @@ from tutelage.runs.integrity import describe_files, find_problems
 from tutelage.runs.network_size import NetworkSize, measure_network
 from tutelage.runs.observer import Observer
 from tutelage.runs.previous_run import PreviousRun, find_previous_run
+from tutelage.runs.tracking import RunTracking
 from tutelage.storage import digest
 from tutelage.strategies import PseudoLabelStage, Stage, StageContext, TrainStage, check_stage_list
 
@@ -173,6 +174,12 @@ class RunContext:
     def previous_run(self) -> PreviousRun | None:
         """The run whose network brings the first task, where the config does not list it."""
         return find_previous_run(self.config, self.data.runtime)
+
+    @cached_property
+    def tracking(self) -> RunTracking:
+        """The run's loggers; only rank 0 has any."""
+        names = self.config.logger if self.group.is_rank0 else ()
+        return RunTracking(self.config, self.folder, self.observer.say, names)
 
     @cached_property
     def selections(self) -> Selections:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from tutelage.data import UNKNOWN, class_weights
+from tutelage.errors import UserError
 from tutelage.models import (
     ImageClassifier,
     NearestNeighbours,
@@ -22,13 +23,13 @@ from tutelage.models import (
     weight_hash,
 )
 from tutelage.randomness import Key
-from tutelage.runs.callbacks import EpochTable
+from tutelage.runs.callbacks import LOGGED, EpochTable
 from tutelage.runs.checkpoints import WholeCheckpointIO, newest_sound
 from tutelage.runs.cluster.parallel import gather_state
 from tutelage.runs.context import RunContext
 from tutelage.runs.folder import TRAIN
 from tutelage.runs.teachers import load_teacher, prepare_teacher
-from tutelage.runs.trainer import make_loggers, make_trainer
+from tutelage.runs.trainer import make_trainer
 from tutelage.runs.weight_sources import find_weights
 from tutelage.strategies import SCRATCH, TrainStage
 
@@ -56,11 +57,13 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
     path = group.broadcast_from_rank0(lambda: _find_checkpoint(context, stage))
     checkpoint = WholeCheckpointIO().load_checkpoint(path, "cpu") if path else None
     on_best = save_weights if selects_best else lambda: None
-    loggers = make_loggers(context, folder, checkpoint)
-    table = EpochTable(folder.metrics_file, stage.epoch_steps, loggers, on_best, group)
-    if checkpoint is not None and checkpoint["global_step"] >= stage.steps:
+    table = EpochTable(folder.metrics_file, stage.epoch_steps, on_best, context.tracking.send, group)
+    state = checkpoint["callbacks"][table.state_key] if checkpoint else {"rows": []}
+    step = checkpoint["global_step"] if checkpoint else 0
+    context.tracking.begin_stage(stage.name, folder, state["rows"], step)
+    if checkpoint is not None and step >= stage.steps:
         module.load_state_dict(checkpoint["state_dict"])  # averaged, where weights are averaged
-        table.load_state_dict(checkpoint["callbacks"]["EpochTable"])
+        table.load_state_dict(state)
         table.write()
     else:
         checkpoint = None  # Lightning reads the file again; two copies of a large network need not stay
@@ -73,11 +76,23 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
         with group.lockstep():
             # weights_only: torch's safe loader; optimizer, loops and callbacks are restored too
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
+        _check_length(stage, trainer.global_step)
     if not selects_best:
         save_weights()
     last_row = table.rows[-1]
-    result = {name: value for name, value in (table.best or last_row).items() if "/" in name}
+    result = {
+        name: value for name, value in (table.best or last_row).items() if "/" in name and not name.startswith(LOGGED)
+    }
     return group.broadcast_from_rank0(lambda: _ledger_entry(context, stage, last_row["seconds"], result, teacher))
+
+
+def _check_length(stage: TrainStage, step: int) -> None:
+    """Raise a UserError where a callback has ended a stage before its last step."""
+    if step < stage.steps:
+        raise UserError(
+            f"callbacks.extra: a callback has ended stage {stage.name} at step {step} of {stage.steps}; a run has the "
+            "length of its schedule: set schedule.epochs or schedule.steps"
+        )
 
 
 def memorise_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:

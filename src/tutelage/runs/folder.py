@@ -44,6 +44,11 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def loggers(self) -> Path:
+        """The folder of what loggers keep on the disk, and of the record of what they were sent."""
+        return self.path / "loggers"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints and final weights."""
         return self.path / "checkpoints"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.config import Config
+from tutelage.config.foreign_code import describe_code, list_foreign_packages
 from tutelage.runs.weight_sources import find_run_data, weights_identity
 from tutelage.storage import digest
 
@@ -11,7 +12,8 @@ from tutelage.storage import digest
 IDENTITY_VERSION = 4
 HASH_LENGTH = 10
 
-# Sections that decide over the result. All others say where and how fast a run computes, or what it shows.
+# Sections that decide over the result, as callbacks.extra does. All others say where and how fast a run computes, or
+# what it shows.
 SECTIONS = (
     "seed",
     "attempt",
@@ -48,6 +50,9 @@ def run_identity(config: Config, fingerprint: str) -> dict[str, Any]:
     identity["strategy"] = config.strategy.identity(config)
     if teachers := config.strategy.given_teachers:
         identity["strategy"]["teachers"] = [weights_identity(name, "strategy.teachers") for name in teachers]
+    if extra := config.callbacks.extra:
+        code = {package: describe_code(package) for package in list_foreign_packages(extra)}
+        identity["callbacks"] = {"extra": extra, **({"code": code} if code else {})}
     if config.init_from is not None:
         identity["init_from"] = weights_identity(config.init_from, "init_from")
         if config.strategy.adds_task:

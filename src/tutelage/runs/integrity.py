@@ -179,7 +179,8 @@ def describe_files(folder: RunFolder, paths: Iterable[Path]) -> dict[str, dict[s
 def list_files(folder: RunFolder) -> dict[str, dict[str, Any]]:
     """Return size and SHA-256 of each file of a run (see ``describe_files``).
 
-    ``run.json``, which holds the list, the report, which is made of the other files, and hidden files are left out.
+    Left out are ``run.json``, which holds the list, the report, which is made of the other files, what loggers keep and
+    hidden files.
     """
     paths = [path for path in sorted(folder.path.rglob("*")) if path.is_file() and not _is_unlisted(path, folder)]
     return describe_files(folder, paths)
@@ -187,7 +188,8 @@ def list_files(folder: RunFolder) -> dict[str, dict[str, Any]]:
 
 def _is_unlisted(path: Path, folder: RunFolder) -> bool:
     is_hidden = any(part.startswith(".") for part in path.relative_to(folder.path).parts)
-    return is_hidden or path == folder.record_file or path.is_relative_to(folder.report)
+    others = (folder.record_file, folder.report, folder.loggers)
+    return is_hidden or any(path.is_relative_to(other) for other in others)
 
 
 def _name(folder: RunFolder, path: Path) -> str:

@@ -22,6 +22,7 @@ from tutelage.runs.context import RunContext, batch_shard, choose_device
 from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.observer import Observer
 from tutelage.runs.torch_setup import available_threads, lightning_silenced, set_up_torch
+from tutelage.runs.trackers import FAILED, KILLED
 from tutelage.storage import remove_partials
 
 
@@ -36,7 +37,8 @@ def started_run(
 ) -> Iterator[RunContext]:
     """Start a run, or go on with it, while the block runs its stages; note in the record how the block ends.
 
-    The caller holds the folder's lock; of several processes rank 0 does.
+    The caller holds the folder's lock; of several processes rank 0 does. Where the block ends well, the run's loggers
+    stay open, for ``RunTracking.finish``.
 
     Args:
         config: the whole config.
@@ -59,6 +61,7 @@ def started_run(
         context = _make_context(config, folder, record, signals, observer, group)
         group.check_signals = context.check_signals
         check_before_data(config)
+        context.tracking.check()
         group.first_on_each_node(lambda: (context.data.source, context.previous_run))
         context.follow_results()
         check_stages(context)
@@ -69,12 +72,15 @@ def started_run(
         _say_data_notes(context)
         try:
             with propagate_failure(group):
+                context.tracking.start()
                 yield context
         except Stopped:
             record.stop()
+            context.tracking.end(KILLED)
             raise
         except Exception as error:
             record.fail(f"{type(error).__name__}: {error}")
+            context.tracking.end(FAILED)
             raise
 
 

@@ -1,19 +1,17 @@
-"""Lightning's Trainer of a training stage, with the callbacks and loggers of a run."""
-
-from collections.abc import Mapping
-from typing import Any
+"""Lightning's Trainer of a training stage, with the callbacks of a run."""
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EMAWeightAveraging
-from pytorch_lightning.loggers import Logger
 
 from tutelage.randomness import Key
-from tutelage.runs.callbacks import EpochTable, ProgressReport, StepRandomness
+from tutelage.runs.callbacks import EpochTable, ProgressReport, StepRandomness, TableLogger
 from tutelage.runs.checkpoints import Checkpoints, WholeCheckpointIO
 from tutelage.runs.cluster.parallel import cluster_environment, lightning_strategy
 from tutelage.runs.context import RunContext
-from tutelage.runs.folder import RunFolder
+from tutelage.runs.extra_callbacks import make_extra_callbacks
 from tutelage.strategies import TrainStage
+
+LOG_EVERY_STEPS = 50  # Lightning's default: how often a callback such as LearningRateMonitor logs
 
 
 def make_trainer(context: RunContext, stage: TrainStage, module: pl.LightningModule, table: EpochTable) -> pl.Trainer:
@@ -42,15 +40,18 @@ def make_trainer(context: RunContext, stage: TrainStage, module: pl.LightningMod
         limit_val_batches=1.0 if context.selects_best(stage) else 0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        logger=False,
+        logger=TableLogger(table, lambda: context.tracking.experiment),
+        log_every_n_steps=min(LOG_EVERY_STEPS, stage.epoch_steps),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder.path,
         plugins=[WholeCheckpointIO(), cluster_environment(group)],
-        # The order matters: the table sees averaged weights in a validation, a checkpoint sees all that the others did.
+        # The order matters: the table sees what others have logged in a step, and averaged weights in a validation; a
+        # checkpoint sees all that the others did.
         callbacks=[
             StepRandomness(Key(config.seed, stage.name)),
+            *make_extra_callbacks(config.callbacks.extra, [table.state_key]),
             table,
             *averaging,
             ProgressReport(context.observer, stage.epoch_steps),
@@ -61,13 +62,3 @@ def make_trainer(context: RunContext, stage: TrainStage, module: pl.LightningMod
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
-
-
-def make_loggers(context: RunContext, folder: RunFolder, checkpoint: Mapping[str, Any] | None) -> list[Logger]:
-    """Return the loggers of a stage, which go on behind the step of a checkpoint."""
-    if not (context.config.logger.tensorboard and context.group.is_rank0):
-        return []
-    from pytorch_lightning.loggers import TensorBoardLogger
-
-    purge_step = checkpoint["global_step"] + 1 if checkpoint else 0
-    return [TensorBoardLogger(folder.path / "tensorboard", name="", version="", purge_step=purge_step)]
