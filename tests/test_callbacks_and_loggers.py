@@ -85,7 +85,7 @@ def _subclass(cls: type) -> str:
         ([{"_target_": "pytorch_lightning.loggers.CSVLogger"}], "outside the allowed packages"),
         ([{"_target_": "pytorch_lightning.Callback"}], "outside the allowed packages"),
         ([MONITOR, {**MONITOR, "logging_interval": "hour"}], "callbacks.extra[1]: "),
-        ([{**MONITOR, "intervall": "step"}], "refuses its arguments: "),
+        ([{**MONITOR, "intervall": "step"}], "unexpected keyword argument 'intervall'"),
     ],
 )
 def test_other_callbacks_are_refused_in_one_line(entries, message):
@@ -255,7 +255,7 @@ class TestTracking:
             "{_target_: pytorch_lightning.callbacks.Timer}",
             "logger.mine: 'pytorch_lightning.callbacks.Timer' is outside",
         ),
-        ("{_target_: pytorch_lightning.loggers.CSVLogger, fame: x}", "logger.mine: CSVLogger refuses its arguments"),
+        ("{_target_: pytorch_lightning.loggers.CSVLogger, fame: x}", "unexpected keyword argument 'fame'"),
         ("{_target_: helpers.lightning.JournalLogger}", "--allow helpers"),
     ],
 )

@@ -49,10 +49,10 @@ def write_model(folder: Path, body: str) -> list[str]:
 def test_a_fork_that_is_killed_or_fails_says_so_and_changes_nothing_for_the_next(tmp_path):
     overrides = write_model(tmp_path, f"import os\nos.kill(os.getpid(), {signal.SIGKILL.value})\n")
     assert command("tutelage.train", *overrides, cwd=tmp_path).returncode == -signal.SIGKILL
-    (tmp_path / "odd.py").write_text("import os\nos.environ['ODD'] = 'yes'\n1 / 0\n")
+    (tmp_path / "odd.py").write_text("import os\nos.environ['ODD'] = 'yes'\nraise BaseException('odd')\n")
     failed = command("tutelage.train", *overrides, cwd=tmp_path)
     assert failed.returncode == 1
-    assert "ZeroDivisionError" in failed.stderr
+    assert "BaseException: odd" in failed.stderr
     (tmp_path / "odd.py").write_text(
         "import os\nprint(os.environ.get('ODD'), os.environ['EVEN'], os.getcwd())\n1 / 0\n"
     )

@@ -17,11 +17,7 @@ from helpers.stages import make_batches
 from tutelage.config import (
     PLAIN_CROSS_ENTROPY,
     CrossEntropyConfig,
-    DistillationConfig,
-    FixMatchConfig,
-    MeanTeacherConfig,
     OptimizerConfig,
-    PseudoLabelConfig,
     SchedulerConfig,
 )
 from tutelage.config.compose import compose
@@ -41,11 +37,16 @@ from tutelage.models import (
 from tutelage.randomness import Key
 from tutelage.runs import run_identity
 from tutelage.runs.checks import check_before_data
-from tutelage.strategies import NoisyStudent, TrainStage, stages
-from tutelage.strategies.distillation import Distillation
-from tutelage.strategies.fixmatch import FixMatch
-from tutelage.strategies.mean_teacher import MeanTeacher
-from tutelage.strategies.pseudo_label import PseudoLabel
+from tutelage.strategies import StageContext, TrainStage
+from tutelage.strategies.distillation import DistillationStrategy
+from tutelage.strategies.distillation.method import Distillation
+from tutelage.strategies.fixmatch import FixMatchStrategy
+from tutelage.strategies.fixmatch.method import FixMatch
+from tutelage.strategies.mean_teacher import MeanTeacherStrategy
+from tutelage.strategies.mean_teacher.method import MeanTeacher
+from tutelage.strategies.noisy_student.method import NoisyStudent
+from tutelage.strategies.pseudo_label import PseudoLabelStrategy
+from tutelage.strategies.pseudo_label.method import PseudoLabel
 
 
 @given(st.floats(0, 0.99), st.integers(0, 2**31), st.sampled_from(["classes", "mixed"]), st.booleans())
@@ -80,9 +81,9 @@ def smooth(network: ImageClassifier, smoothing: float) -> None:
     )
 
 
-FIXMATCH = FixMatchConfig(name="fixmatch", threshold=0.0, weight=2.0)
-MEAN_TEACHER = MeanTeacherConfig(name="mean_teacher", weight=3.0, ramp_up=0.0, decay=0.9)
-PSEUDO_LABEL = PseudoLabelConfig(name="pseudo_label", ramp_begins=0.0, ramp_ends=0.0, final_weight=2.0)
+FIXMATCH = FixMatchStrategy.from_arguments({"threshold": 0.0, "weight": 2.0})
+MEAN_TEACHER = MeanTeacherStrategy.from_arguments({"weight": 3.0, "ramp_up": 0.0, "decay": 0.9})
+PSEUDO_LABEL = PseudoLabelStrategy.from_arguments({"ramp_begins": 0.0, "ramp_ends": 0.0, "final_weight": 2.0})
 MODULES = {  # the module, and the views of labelled and of pool images
     "fixmatch": (partial(FixMatch, config=FIXMATCH), 1, 2),
     "mean_teacher": (partial(MeanTeacher, config=MEAN_TEACHER, steps=9), 2, 2),
@@ -112,15 +113,16 @@ def test_smoothing_is_in_the_loss_of_labels_and_not_in_that_of_the_pool(strategy
 
 @pytest.mark.parametrize("target_type", ["soft", "hard"])
 def test_a_distilled_students_labels_are_smoothed_where_there_are_some_and_its_teachers_are_not(target_type):
-    config = DistillationConfig(
-        name="distillation",
-        teachers=["somewhere"],
-        temperature=4.0,
-        teacher_logits="live",
-        cached_views=1,
-        alpha=0.5,
-        images="all",
-        target_type=target_type,
+    config = DistillationStrategy.from_arguments(
+        {
+            "teachers": ["somewhere"],
+            "temperature": 4.0,
+            "teacher_logits": "live",
+            "cached_views": 1,
+            "alpha": 0.5,
+            "images": "all",
+            "target_type": target_type,
+        }
     )
     torch.manual_seed(0)
     student, teacher, images = LeNet5(make_spec()), LeNet5(make_spec()), make_batches(6)["labelled"].images
@@ -229,7 +231,7 @@ def test_a_run_with_clipped_gradients_and_smoothed_labels_is_a_loop_by_hand(outp
     assert run(outputs, *CLIPPED, "trainer.accumulate=2") == 0
     config = compose([*QUIET, *CLIPPED])
     data = data_module(config.data)
-    (stage,) = stages(config, data.source, data.splits)
+    (stage,) = config.strategy.stages(StageContext(config, data.source, data.splits))
     assert isinstance(stage, TrainStage)
     stage_data = StageData(stage.streams({}), transforms=[], key=partial(Key, config.seed, stage.name), steps=STEPS)
     trained = load_classifier(only_run(outputs) / "checkpoints" / "final.ckpt")

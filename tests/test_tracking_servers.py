@@ -18,9 +18,10 @@ import pytest
 
 from helpers.overrides import NOISY_STUDENT, QUIET
 from helpers.runs import only_run, outcome, run
-from helpers.traps import kill_after, send_signal
+from helpers.traps import send_signal
 from tutelage.config.allowed_folder import ALLOW_VARIABLE
 from tutelage.runs.wandb_files import read_history
+from tutelage.testing import kill_after
 
 pytestmark = pytest.mark.slow
 
