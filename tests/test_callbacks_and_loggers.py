@@ -17,6 +17,7 @@ from tutelage.runs.extra_callbacks import REFUSED, make_extra_callbacks
 from tutelage.runs.folder import RunFolder
 from tutelage.runs.tracking import RunTracking
 from tutelage.runs.tracking_record import TrackingRecord
+from tutelage.sweeps.search import NOT_IN_NAME
 
 SHORT = ("data.limit=60", "data.batch_size=8", "schedule.epochs=null", "schedule.steps=7", "data.validation=inside")
 MONITOR = {"_target_": "pytorch_lightning.callbacks.LearningRateMonitor"}
@@ -266,3 +267,17 @@ def test_a_logger_that_cannot_be_used_is_refused_in_one_line(tmp_path, entry, me
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not folder.path.exists()
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_missing_package_is_named_by_its_extra(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(f"pytorch_lightning.loggers.{name}._{name.upper()}_AVAILABLE", False)
+    config = compose([f"logger={name}", f"paths.outputs={tmp_path}"])
+    with pytest.raises(UserError, match=rf"^logger.{name}: a package is missing .*: pip install 'tutelage\[{name}\]'$"):
+        RunTracking(config, RunFolder(tmp_path / "run"), print, config.logger).check()
+
+
+def test_callbacks_of_ones_own_name_a_sweep_and_others_do_not():
+    assert not NOT_IN_NAME.match("callbacks.extra=[]")
+    assert NOT_IN_NAME.match("callbacks.report=false")
+    assert NOT_IN_NAME.match("callbacks=quiet")

@@ -15,7 +15,6 @@ from tutelage.runs.wandb_files import read_history
 
 LIGHTNING_LOGGERS = ("pytorch_lightning.loggers",)  # allowed without --allow
 ID_TAG = "tutelage.id"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages show training, not chats
 # Status of a tracked run, by how it ended: as MLflow names it, and as W&B tells it from the exit code.
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 EXIT_CODES = {FINISHED: 0, FAILED: 1, KILLED: 143}
@@ -191,7 +190,7 @@ class MLflowTracker(Tracker):
         found = client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(client.create_experiment(name, self._artifact_location(), EXPERIMENT_TAGS))
+                return str(client.create_experiment(name, self._artifact_location()))
             except MlflowException:
                 if (found := client.get_experiment_by_name(name)) is None:
                     raise
