@@ -189,11 +189,12 @@ def _or_user_error(tracker: Tracker, action: Callable[[], None]) -> None:
     key = f"logger.{tracker.name}"
     try:
         action()
-    except UserError:
-        raise
-    except ImportError as error:
+    except (UserError, ImportError) as error:
+        missing = error if isinstance(error, ImportError) else error.__cause__  # raised while the logger was built
+        if not isinstance(missing, ImportError):
+            raise
         remedy = f": pip install 'tutelage[{tracker.extra}]'" if tracker.extra else ""
-        raise UserError(f"{key}: a package is missing ({_describe(error)}){remedy}") from None
+        raise UserError(f"{key}: a package is missing ({_describe(missing)}){remedy}") from None
     except Exception as error:  # each library has its own
         raise UserError(
             f"{key}: {tracker.address} cannot be used ({_describe(error)}); logger=csv trains without it"
