@@ -96,6 +96,28 @@ def test_the_strategy_of_the_page_has_all_that_ours_have(tmp_path):
     assert all("-entropy-" in file.parent.name for file in tmp_path.glob("outputs/*/*/run.json"))
 
 
+ODD = """
+from pathlib import Path
+from tutelage.data import ImageDataModule
+from tutelage.strategies import Strategy
+
+class OddStrategy(Strategy):
+    fails: str
+    def check(self, config):
+        self.fails == "check" and {}["x"]
+    def identity(self, config):
+        return {"key": Path("x")} if self.fails == "identity" else super().identity(config)
+    def stages(self, context):
+        return None if self.fails == "nothing" else {}["x"]
+
+class Odd(ImageDataModule):
+    def fingerprint(self):
+        return 3
+    def read(self):
+        return 3
+"""
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -114,6 +136,17 @@ def test_the_strategy_of_the_page_has_all_that_ours_have(tmp_path):
         (["--allow=arrays", "data=arrays", "data.root=null"], "data.root"),
         (["--allow=broken", "model=broken"], "'broken.Model' cannot be imported: NameError: name 'undefined' is not"),
         (["model=nothing"], "--config-dir DIR adds your own"),
+        (["model=malformed"], "is not valid YAML: mapping values are not allowed here in"),
+        (
+            ["--allow=helped", "model=helped"],
+            "No module named 'helper_of_mine': --allow helper_of_mine allows the one in",
+        ),
+        (["--allow=odd", "strategy=odd"], "strategy=odd: check(): KeyError: 'x' ("),
+        (["--allow=odd", "strategy=odd", "strategy.fails=identity"], "strategy=odd: identity(): TypeError: "),
+        (["--allow=odd", "strategy=odd", "strategy.fails=stages"], "strategy=odd: stages(): KeyError: 'x' ("),
+        (["--allow=odd", "strategy=odd", "strategy.fails=nothing"], "stages() returned a NoneType, not a list of"),
+        (["--allow=arrays", "data=arrays", "data.root=."], "data.root=. holds paths.outputs=outputs"),
+        (["--allow=odd", "data=odd"], "data: Odd.fingerprint() for data.root=x: TypeError: a string is to be returned"),
     ],
 )
 def test_a_mistake_on_the_way_is_one_line_that_says_where_to_go(tmp_path_factory, arguments, reason):
@@ -121,6 +154,15 @@ def test_a_mistake_on_the_way_is_one_line_that_says_where_to_go(tmp_path_factory
     write_files(folder, *EXAMPLES)
     (folder / "broken.py").write_text("import os\n\nundefined.Model\n")
     (folder / "conf/model/broken.yaml").write_text("_target_: broken.Model\n")
+    (folder / "conf/model/malformed.yaml").write_text("a: b: c\n")
+    (folder / "helped.py").write_text("import helper_of_mine\n")
+    (folder / "helper_of_mine.py").touch()
+    (folder / "conf/model/helped.yaml").write_text("_target_: helped.Model\n")
+    (folder / "odd.py").write_text(ODD)
+    (folder / "conf/strategy/odd.yaml").write_text("_target_: odd.OddStrategy\nfails: check\n")
+    (folder / "conf/data/odd.yaml").write_text((folder / "conf/data/arrays.yaml").read_text() + "root: x\n")
+    text = (folder / "conf/data/odd.yaml").read_text()
+    (folder / "conf/data/odd.yaml").write_text(text.replace("arrays.Arrays", "odd.Odd"))
     process = command("tutelage.cli", "train", "--config-dir=conf", *arguments, cwd=folder)
     assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
     assert reason in process.stderr

@@ -126,7 +126,7 @@ def test_unchanged_files_are_read_once_and_changed_ones_again_also_if_their_size
 def test_a_file_that_changed_just_now_is_not_remembered(owndata, monkeypatch):
     fingerprint(own_config(owndata))
     monkeypatch.setattr(contents, "BLOCK", "no number")
-    with pytest.raises(TypeError):
+    with pytest.raises(UserError, match="TypeError"):
         fingerprint(own_config(owndata))
 
 

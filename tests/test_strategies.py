@@ -67,3 +67,13 @@ def test_stages_that_cannot_run_are_refused(change, reason):
     with pytest.raises(UserError, match=r"^strategy=mine: stages\(\) returned ") as error:
         check_stage_list("mine", change(*stages))
     assert reason in str(error.value)
+
+
+def test_a_name_that_is_no_folders_is_refused():
+    with pytest.raises(ValueError, match=r"name='../x': letters, digits"):
+        type("Below", (TwoWords,), {"name": "../x"})
+
+
+def test_stages_are_a_list():
+    with pytest.raises(UserError, match="returned a NoneType, not a list of stages"):
+        check_stage_list("mine", None)

@@ -44,8 +44,9 @@ class RayLauncher(Launcher):
         from tutelage.app.workers import forward_signals
         from tutelage.errors import BY_SIGNAL
 
+        settings = _with_absolute_folder(self.init)
         with chdir(sys.prefix):  # Ray's processes import from the folder that is current here
-            ray.init(**self.init)
+            ray.init(**settings)
         try:
             with forward_signals() as signals:  # replaces Ray's own handlers, which end the jobs at once
                 run_remotely = ray.remote(max_retries=0, max_calls=1, **self.remote)(_run_job)
@@ -62,6 +63,15 @@ class RayLauncher(Launcher):
             sys.exit(BY_SIGNAL + signals[0])
         finally:
             ray.shutdown()
+
+
+def _with_absolute_folder(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of ``ray.init`` with an absolute ``runtime_env.working_dir``, where they name a folder."""
+    environment = dict(settings.get("runtime_env") or {})
+    folder = environment.get("working_dir")
+    if folder is None or not Path(folder).is_dir():  # or a URL
+        return dict(settings)
+    return {**settings, "runtime_env": {**environment, "working_dir": str(Path(folder).resolve())}}
 
 
 def _drop_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -119,17 +119,32 @@ def is_launched() -> bool:
 
 
 def locate_run(config: "Config") -> RunLocation:
-    """Return the folder of a config's run, and the fingerprint of its data."""
+    """Return the folder of a config's run, and the fingerprint of its data.
+
+    Raises:
+        UserError: the data is not there, or its folder holds the runs.
+    """
     from tutelage.data import fingerprint
     from tutelage.runs import RunFolder, run_path
     from tutelage.terminal.display import create_display
 
+    _check_outputs_lie_elsewhere(config)
     observer = create_display(config.callbacks.display)
     try:
         data_fingerprint = fingerprint(config.data, observer.reading)
     finally:
         observer.end()
     return RunLocation(RunFolder(run_path(config, data_fingerprint)), data_fingerprint)
+
+
+def _check_outputs_lie_elsewhere(config: "Config") -> None:
+    """Raise a UserError where the data's folder holds the runs, whose files would count as data."""
+    root, outputs = config.data.root, Path(config.paths.outputs).expanduser().resolve()
+    if root is not None and not config.data.is_ours and outputs.is_relative_to(Path(root).expanduser().resolve()):
+        raise UserError(
+            f"data.root={root} holds paths.outputs={config.paths.outputs}, whose files would count as data and change "
+            "the run's name: give the data a folder of its own, or set paths.outputs to another one"
+        )
 
 
 def train_run(config: "Config", location: RunLocation, arguments: Sequence[str], group: "ProcessGroup") -> int:

@@ -31,6 +31,11 @@ def _command_folder() -> str:
     return os.environ.get(FOLDER_VARIABLE) or os.getcwd()  # noqa: PTH109 - imported at every start: no pathlib
 
 
+def lies_in_command_folder(package: str) -> bool:
+    """Return whether the folder where the command was typed has a top-level module of this name."""
+    return PathFinder.find_spec(package, [_command_folder()]) is not None
+
+
 class AllowedFolderFinder(MetaPathFinder):
     """The last of Python's finders: finds the packages of ``--allow`` in the folder where the command was typed."""
 

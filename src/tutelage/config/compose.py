@@ -127,9 +127,12 @@ def hydra_errors_as_user_errors(overrides: Sequence[str], config_dirs: Sequence[
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     try:
         yield
+    except YAMLError as error:
+        raise UserError(f"a config file is not valid YAML: {' '.join(str(error).split())}") from None
     except (HydraException, OmegaConfBaseException) as error:
         list_keys = partial(_list_keys, config_dirs=config_dirs)
         raise UserError(describe_hydra_error(error, overrides, list_keys)) from None

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tutelage.config.allowed_folder import NO_PACKAGES, list_flag_packages
+
 OWN_PACKAGES = frozenset({"tutelage", "albumentations"})
 RECORDED_PACKAGES = OWN_PACKAGES | {"pytorch_lightning"}  # a run's record has their versions
 DIGEST = "sha256"  # begins the description of a package that is no installed one
@@ -18,6 +20,17 @@ DIGEST = "sha256"  # begins the description of a package that is no installed on
 def list_foreign_packages(config: Any) -> list[str]:
     """Return the top-level packages, sorted, of every ``_target_`` in nested containers that is not ours."""
     return sorted({target.partition(".")[0] for target in _find_targets(config)} - RECORDED_PACKAGES)
+
+
+def list_code_packages(config: Mapping[str, Any]) -> list[str]:
+    """Return the top-level packages outside ours, sorted, that a run of a config may get its result from.
+
+    Those that its classes are in, and the others of ``--allow``, which may be imported by them; what only a logger's
+    class is in decides nothing.
+    """
+    named = list_foreign_packages({key: value for key, value in config.items() if key != "logger"})
+    of_loggers = {*list_foreign_packages(config.get("logger", {}))} - {*named}
+    return sorted({*named, *list_flag_packages()} - NO_PACKAGES - RECORDED_PACKAGES - of_loggers)
 
 
 def _find_targets(tree: Any) -> Iterator[str]:

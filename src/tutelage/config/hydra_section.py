@@ -78,6 +78,8 @@ def check_hydra_section(config: DictConfig, overrides: Sequence[str]) -> None:
     for key, value in _find_values(config.hydra, "hydra", INSTANTIATED):
         if key.endswith("._target_"):
             _check_target(key, str(value))
+        elif "._target_." in key:
+            raise _refusal(key, value, "one string names a class")
         elif key.startswith("hydra.launcher."):
             _check_launcher_setting(key, value, overrides)
 

@@ -9,6 +9,7 @@ from tutelage.config.losses import PLAIN_CROSS_ENTROPY, LossConfig
 from tutelage.config.models import ModelConfig, NearestNeighboursConfig
 from tutelage.config.section import Fraction, PartOf, Positive, Section, Targeted, describe_too_small_image
 from tutelage.config.strategy import AnyStrategy
+from tutelage.config.targets import failures_as_user_errors
 
 Alpha = Annotated[float, Field(ge=0, le=100)]  # both parameters of a beta distribution; 0 turns it off
 Shift = Literal["brightness", "crop", "rotate", "translate"]
@@ -57,6 +58,11 @@ class DataConfig(Section):
             return value
         raise ValueError("allowed are auto, none, inside and outside:N (N images beside the label budget)")
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether the class that reads it is one of Tutelage's."""
+        return self.target.startswith("tutelage.data.")
+
     @model_validator(mode="after")
     def _check_data(self) -> Self:
         if self.labels is not None and self.labels_per_class is not None:
@@ -64,7 +70,7 @@ class DataConfig(Section):
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             grey = ", such as data.mean=[0.449] data.std=[0.226]" if self.channels == 1 else ""
             raise ValueError(f"data.mean and data.std need one value for each of the {self.channels} channels{grey}")
-        is_fixed = self.target.startswith("tutelage.data.") and self.target.rpartition(".")[2] not in FILE_DATASETS
+        is_fixed = self.is_ours and self.target.rpartition(".")[2] not in FILE_DATASETS
         if self.unlabelled is not None and is_fixed:
             raise ValueError(
                 f"data.unlabelled goes with data={', '.join(FILE_DATASETS.values())}, not with {self.target}"
@@ -288,7 +294,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_strategy(self) -> Self:
         """Check the strategy against the other groups."""
-        self.strategy.check(self)
+        strategy = self.strategy
+        with failures_as_user_errors(type(strategy), f"strategy={strategy.name}: check()", expected=(ValueError,)):
+            strategy.check(self)
         return self
 
     def check_image_size(self, model: Targeted, prefix: str = "") -> None:

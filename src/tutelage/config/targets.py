@@ -17,7 +17,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tutelage.config.allowed_folder import ALLOW_VARIABLE, FOLDER_VARIABLE, NO_PACKAGES, list_flag_packages
+from tutelage.config.allowed_folder import (
+    ALLOW_VARIABLE,
+    FOLDER_VARIABLE,
+    NO_PACKAGES,
+    lies_in_command_folder,
+    list_flag_packages,
+)
 from tutelage.config.foreign_code import OWN_PACKAGES
 from tutelage.errors import UserError
 
@@ -148,7 +154,7 @@ def build(config: Mapping[str, Any], base: type, key: str, also: Sequence[str] =
 
 
 @contextmanager
-def failures_as_user_errors(cls: type, action: str) -> Iterator[None]:
+def failures_as_user_errors(cls: type, action: str, expected: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn what fails in the block into a UserError of one line, where ``cls`` is not ours.
 
     Of our own code a traceback says more.
@@ -156,11 +162,12 @@ def failures_as_user_errors(cls: type, action: str) -> Iterator[None]:
     Args:
         cls: the class whose code runs in the block.
         action: the beginning of the line: what the code does, for which values.
+        expected: exceptions that go on as they are.
     """
     try:
         yield
     except CODE_ERRORS as error:
-        if cls.__module__.partition(".")[0] in OWN_PACKAGES:
+        if isinstance(error, expected) or cls.__module__.partition(".")[0] in OWN_PACKAGES:
             raise
         file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
         raise UserError(f"{action}: {describe_failure(error, file)}") from error
@@ -176,6 +183,8 @@ def describe_failure(error: Exception, file: str) -> str:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     if isinstance(error, SyntaxError):
         return f"{reason} ({error.filename}, line {error.lineno})"
+    if isinstance(error, ModuleNotFoundError) and lies_in_command_folder(package := (error.name or "").split(".")[0]):
+        return f"{reason}: {ALLOW_FLAG} {package} allows the one in the current folder"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     frame = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
     return reason if frame.filename == __file__ else f"{reason} ({frame.filename}, line {frame.lineno})"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tutelage.config import DataConfig
+from tutelage.config.targets import failures_as_user_errors
 from tutelage.data.datasets import huggingface, image_files
 from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.datasets.image_files import LISTINGS
@@ -42,7 +43,12 @@ def fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -
         return default_fingerprint(config, on_progress)
     from tutelage.data.modules import DataRuntime, data_module
 
-    return data_module(config, DataRuntime(on_progress=on_progress)).fingerprint()
+    data = data_module(config, DataRuntime(on_progress=on_progress))
+    with failures_as_user_errors(type(data), f"data: {name}.fingerprint() for data.root={config.root}"):
+        value: object = data.fingerprint()
+        if not isinstance(value, str):
+            raise TypeError(f"a string is to be returned, not a {type(value).__name__}")
+        return value
 
 
 def default_fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -> str:

@@ -60,8 +60,9 @@ class StepRandomness(pl.Callback):
             torch.cuda.default_generators[pl_module.device.index or 0].manual_seed(seed)
 
 
-def _to_sum_dtype(value: Tensor) -> Tensor:
+def _to_sum_dtype(number: Tensor | float) -> Tensor:
     """Return a step's value in float64, where rounding of sums is negligible (float32 on Apple's GPUs)."""
+    value = torch.as_tensor(number)
     return value.detach().to(torch.float32 if value.device.type == "mps" else torch.float64)
 
 

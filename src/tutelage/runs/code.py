@@ -18,7 +18,7 @@ def describe_current_code(packages: Iterable[str]) -> dict[str, Any]:
     """Return the record's entries on the code that runs now.
 
     Args:
-        packages: the top-level packages outside ours whose classes the config names.
+        packages: the top-level packages outside ours that the config's classes may be in.
     """
     foreign = {package: describe_code(package) for package in packages}
     return {"version": __version__, "git": git_commit(), FOREIGN_CODE: foreign}

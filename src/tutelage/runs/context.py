@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tutelage.config import AugmentationConfig, Config, DataConfig
+from tutelage.config.targets import failures_as_user_errors
 from tutelage.data import (
     ROUND,
     TABLE,
@@ -154,10 +155,10 @@ class RunContext:
         """List the stages anew, as they follow from the finished ones; return whether the list has changed."""
         before = [stage.name for stage in self.stages]
         results = stage_results(self.record.content)
-        self.stages = self.config.strategy.stages(
-            StageContext(self.config, self.data.source, self.data.splits, results)
-        )
-        check_stage_list(self.config.strategy.name, self.stages)
+        strategy = self.config.strategy
+        with failures_as_user_errors(type(strategy), f"strategy={strategy.name}: stages()"):
+            self.stages = strategy.stages(StageContext(self.config, self.data.source, self.data.splits, results))
+        check_stage_list(strategy.name, self.stages)
         return before != [stage.name for stage in self.stages]
 
     @property

@@ -5,6 +5,7 @@ from typing import Any
 
 from tutelage.config import Config
 from tutelage.config.foreign_code import describe_code, list_foreign_packages
+from tutelage.config.targets import failures_as_user_errors
 from tutelage.runs.weight_sources import find_run_data, weights_identity
 from tutelage.storage import digest
 
@@ -47,15 +48,18 @@ def run_identity(config: Config, fingerprint: str) -> dict[str, Any]:
     trainer = {key: value for key, value in values.get("trainer", {}).items() if key in TRAINER_KEYS}
     if trainer:
         identity["trainer"] = trainer
-    identity["strategy"] = config.strategy.identity(config)
-    if teachers := config.strategy.given_teachers:
+    strategy = config.strategy
+    with failures_as_user_errors(type(strategy), f"strategy={strategy.name}: identity()"):
+        identity["strategy"] = dict(strategy.identity(config))
+        digest(identity["strategy"])  # it is plain
+    if teachers := strategy.given_teachers:
         identity["strategy"]["teachers"] = [weights_identity(name, "strategy.teachers") for name in teachers]
     if extra := config.callbacks.extra:
         code = {package: describe_code(package) for package in list_foreign_packages(extra)}
         identity["callbacks"] = {"extra": extra, **({"code": code} if code else {})}
     if config.init_from is not None:
         identity["init_from"] = weights_identity(config.init_from, "init_from")
-        if config.strategy.adds_task:
+        if strategy.adds_task:
             identity["first_task_measured"] = find_run_data(config.init_from)[0] is not None
     if fingerprint:
         identity["data"]["fingerprint"] = fingerprint

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tutelage.config import Config
-from tutelage.config.foreign_code import list_foreign_packages
+from tutelage.config.foreign_code import list_code_packages
 from tutelage.data import DataRuntime, ImageDataModule, abbreviate, absolute_pool, data_module
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.runs.checks import check_before_data, check_stages
@@ -106,7 +106,7 @@ def _begin_record(context: RunContext, identity: dict[str, Any], command: str) -
     folder.path.mkdir(parents=True, exist_ok=True)
     remove_partials(folder.path)
     write_config(folder, _with_absolute_paths(context.config).model_dump(mode="json"))
-    code = describe_current_code(list_foreign_packages(context.config.model_dump()))
+    code = describe_current_code(list_code_packages(context.config.model_dump()))
     context.record.begin(identity, command, code, torch.get_num_threads(), _describe_data(context.data), session)
     return context.record.content
 

@@ -1,5 +1,6 @@
 """How labels are used: one folder for each method, which is a list of stages. Importing this imports no torch."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from tutelage.config import Strategy
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
         check_stage_list,
     )
 
-_STAGES = {
+_STAGES = (
     "NO_RESULTS",
     "SCRATCH",
     "PseudoLabelStage",
@@ -27,8 +28,12 @@ _STAGES = {
     "TeacherSpec",
     "TrainStage",
     "check_stage_list",
+)
+_MODULES = {  # which module has a name
+    **dict.fromkeys(_STAGES, "stages"),
+    **dict.fromkeys(("Length", "StageContext"), "stage_context"),
+    "StudentModule": "learner",
 }
-_CONTEXT = {"Length", "StageContext"}
 
 __all__ = [
     "NO_RESULTS",
@@ -47,17 +52,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import stages when they are asked for: a strategy's config needs no torch."""
-    if name in _STAGES:
-        from tutelage.strategies import stages
-
-        return getattr(stages, name)
-    if name in _CONTEXT:
-        from tutelage.strategies import stage_context
-
-        return getattr(stage_context, name)
-    if name == "StudentModule":
-        from tutelage.strategies.learner import StudentModule
-
-        return StudentModule
+    """Import what needs torch when it is asked for: a strategy's config needs none."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"tutelage.strategies.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

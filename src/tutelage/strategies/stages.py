@@ -123,6 +123,8 @@ def check_stage_list(strategy: str, stages: Sequence[Stage]) -> None:
     """
     trained: list[str] = []
     begin = f"strategy={strategy}: stages() returned"
+    if not isinstance(stages, Sequence):
+        raise UserError(f"{begin} a {type(stages).__name__}, not a list of stages")
     if foreign := [stage for stage in stages if not isinstance(stage, Stage)]:
         raise UserError(f"{begin} a {type(foreign[0]).__name__}; each is a TrainStage or a PseudoLabelStage")
     for stage in stages:
