@@ -99,7 +99,7 @@ def test_the_strategy_of_the_page_has_all_that_ours_have(tmp_path):
 ODD = """
 from pathlib import Path
 from tutelage.data import ImageDataModule
-from tutelage.strategies import Strategy
+from tutelage.strategies import Strategy, StudentModule
 
 class OddStrategy(Strategy):
     fails: str
@@ -108,7 +108,20 @@ class OddStrategy(Strategy):
     def identity(self, config):
         return {"key": Path("x")} if self.fails == "identity" else super().identity(config)
     def stages(self, context):
-        return None if self.fails == "nothing" else {}["x"]
+        module = (lambda network: 3) if self.fails == "module" else Module
+        streams = (lambda selections: selections["y"]) if self.fails == "streams" else lambda _: [context.labelled]
+        length = context.length(1.0, context.labelled)
+        trained = "second" if self.fails == "list" and context.results else "first"
+        stage = context.supervised_stage(trained, length, context.labelled, module=module, streams=streams)
+        if self.fails == "list":
+            stage = context.supervised_stage(trained, length, context.labelled)
+        if self.fails == "stages":
+            return {}["x"]
+        return None if self.fails == "nothing" else [stage]
+
+class Module(StudentModule):
+    def training_step(self, batch, batch_idx):
+        return {"loss": batch["pool"].images.sum()}
 
 class Odd(ImageDataModule):
     def fingerprint(self):
@@ -145,6 +158,26 @@ class Odd(ImageDataModule):
         (["--allow=odd", "strategy=odd", "strategy.fails=identity"], "strategy=odd: identity(): TypeError: "),
         (["--allow=odd", "strategy=odd", "strategy.fails=stages"], "strategy=odd: stages(): KeyError: 'x' ("),
         (["--allow=odd", "strategy=odd", "strategy.fails=nothing"], "stages() returned a NoneType, not a list of"),
+        (
+            ["--allow=odd", "strategy=odd", "strategy.fails=module", "debug=tiny"],
+            "a LightningModule is needed, not a int",
+        ),
+        (
+            ["--allow=odd", "strategy=odd", "strategy.fails=step", "debug=tiny"],
+            "stage first: Module: KeyError: 'pool' (",
+        ),
+        (
+            ["--allow=odd", "strategy=odd", "strategy.fails=streams", "debug=tiny"],
+            "stage first: its streams: KeyError: 'y'",
+        ),
+        (
+            ["--allow=odd", "strategy=odd", "strategy.fails=list", "debug=tiny"],
+            "returned second after first: finished stages",
+        ),
+        (
+            ["--allow=entropy", "strategy=entropy", "strategy.unlabelled_ratio=2"],
+            "type +strategy.unlabelled_ratio=2, or add",
+        ),
         (["--allow=arrays", "data=arrays", "data.root=."], "data.root=. holds paths.outputs=outputs"),
         (["--allow=odd", "data=odd"], "data: Odd.fingerprint() for data.root=x: TypeError: a string is to be returned"),
     ],
@@ -164,9 +197,12 @@ def test_a_mistake_on_the_way_is_one_line_that_says_where_to_go(tmp_path_factory
     text = (folder / "conf/data/odd.yaml").read_text()
     (folder / "conf/data/odd.yaml").write_text(text.replace("arrays.Arrays", "odd.Odd"))
     process = command("tutelage.cli", "train", "--config-dir=conf", *arguments, cwd=folder)
-    assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
-    assert reason in process.stderr
-    assert not list(folder.glob("outputs/*/*/run.json"))
+    *progress, line = process.stderr.splitlines()
+    assert process.returncode == 2, process.stderr
+    assert reason in line
+    assert line.startswith("tutelage: ")
+    assert not progress or "debug=tiny" in arguments, "training had begun"
+    assert "Traceback" not in process.stderr
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,10 @@ def _describe_unknown_key(
     if typed is None:  # a config file names it
         name = key.partition("@")[0]  # without the package that it would go to
         return f"unknown key {name!r} in a config file{suggest_nearest(name, groups)} {HELP_HINT}"
-    names = [*groups, *list_keys([override for override in overrides if override != typed])]
+    keys = list(list_keys([override for override in overrides if override != typed]))
+    if key in keys and key.startswith("strategy."):  # its class has it, its file does not
+        return f"{typed!r}: {key} is in no file of the config; type +{typed}, or add it to the option's YAML"
+    names = [*groups, *keys]
     return f"unknown key {key!r} in {typed!r}{suggest_nearest(key, names)} {HELP_HINT}"
 
 

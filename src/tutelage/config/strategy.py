@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import BeforeValidator, SerializeAsAny
 
 from tutelage.config.section import Targeted
-from tutelage.config.targets import resolve
+from tutelage.config.targets import failures_as_user_errors, resolve
 
 if TYPE_CHECKING:
     from tutelage.config.schema import Config
@@ -92,7 +92,8 @@ def _parse_strategy(value: Any) -> Any:
             "in your own YAML"
         )
     cls: Any = resolve(value["_target_"], Strategy, TARGET_KEY)
-    return cls.model_validate(value)
+    with failures_as_user_errors(cls, f"{TARGET_KEY}: {cls.__name__}", expected=(ValueError,)):
+        return cls.model_validate(value)
 
 
 AnyStrategy = Annotated[SerializeAsAny[Strategy], BeforeValidator(_parse_strategy)]

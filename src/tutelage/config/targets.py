@@ -27,6 +27,7 @@ from tutelage.config.allowed_folder import (
 from tutelage.config.foreign_code import OWN_PACKAGES
 from tutelage.errors import UserError
 
+PACKAGE = Path(__file__).parents[1]  # Tutelage's own code
 PLUGIN_GROUP = "tutelage.plugins"
 ALLOW_FLAG = "--allow"
 CODE_ERRORS = (  # what mistakes in code and wrong arguments raise
@@ -98,9 +99,8 @@ def resolve(target: str, base: type, key: str, also: Sequence[str] = ()) -> type
         raise UserError(f"{key}: {target!r} is no {base.__name__}")
     if not _lies_in(cls.__module__, allowed):
         raise _not_allowed_error(target, key, allowed)
-    if inspect.isabstract(cls):
-        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-        raise UserError(f"{key}: {target!r} lacks {missing}: every {base.__name__} has that")
+    if missing := [name for name in dir(cls) if getattr(getattr(cls, name, None), "__isabstractmethod__", False)]:
+        raise UserError(f"{key}: {target!r} lacks {', '.join(missing)}: every {base.__name__} has that")
     return cls
 
 
@@ -167,10 +167,19 @@ def failures_as_user_errors(cls: type, action: str, expected: tuple[type[Excepti
     try:
         yield
     except CODE_ERRORS as error:
-        if isinstance(error, expected) or cls.__module__.partition(".")[0] in OWN_PACKAGES:
+        if isinstance(error, expected) or not is_foreign(cls):
             raise
-        file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
-        raise UserError(f"{action}: {describe_failure(error, file)}") from error
+        raise UserError(f"{action}: {describe_failure(error, find_file(cls))}") from error
+
+
+def find_file(cls: type) -> str:
+    """Return the file that defines a class; an empty string where there is none."""
+    return getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
+
+
+def is_foreign(cls: type) -> bool:
+    """Return whether a class is not ours."""
+    return cls.__module__.partition(".")[0] not in OWN_PACKAGES
 
 
 def describe_failure(error: Exception, file: str) -> str:
@@ -187,7 +196,8 @@ def describe_failure(error: Exception, file: str) -> str:
         return f"{reason}: {ALLOW_FLAG} {package} allows the one in the current folder"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     frame = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
-    return reason if frame.filename == __file__ else f"{reason} ({frame.filename}, line {frame.lineno})"
+    is_ours = Path(frame.filename).is_relative_to(PACKAGE)
+    return reason if is_ours else f"{reason} ({frame.filename}, line {frame.lineno})"
 
 
 def _first_invalid(error: Any) -> str:

@@ -132,6 +132,8 @@ class EpochTable(pl.Callback):
     ) -> None:
         """Add the values of a batch; end the epoch after its last step, unless a validation follows."""
         accumulate = trainer.accumulate_grad_batches
+        if "loss" not in outputs:
+            raise UserError(f"{type(pl_module).__name__}.training_step returned no loss: a dict with 'loss', a tensor")
         for name, value in outputs.items():
             added = _to_sum_dtype(value) / (1 if name == "loss" else accumulate)  # Lightning has divided the loss
             self._sums[name] = self._sums[name] + added if name in self._sums else added

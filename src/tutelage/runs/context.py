@@ -17,10 +17,12 @@ from tutelage.data import (
     ImageDataModule,
     Selection,
     StageData,
+    Stream,
     read_labels,
     shard_files,
 )
 from tutelage.data.pseudo_labels.labels import FOLDER, METADATA
+from tutelage.errors import UserError
 from tutelage.models import (
     BANK_FILES,
     ImageClassifier,
@@ -55,9 +57,11 @@ class Selections(Mapping[str, Selection]):
         self._newest: tuple[str, Selection] | None = None
 
     def __getitem__(self, name: str) -> Selection:
-        """Return the selection of the stage ``name``."""
+        """Return the selection of the stage ``name``; KeyError for none."""
         if self._newest is None or self._newest[0] != name:
-            stage = next(stage for stage in self._stages() if stage.name == name)
+            stage = next((stage for stage in self._stages() if stage.name == name), None)
+            if stage is None:
+                raise KeyError(name)
             self._newest = name, stage.select(read_labels(self._context.stage_folder(stage).path))
         return self._newest[1]
 
@@ -143,7 +147,7 @@ class RunContext:
         """Return the streams, augmentation and draws that a stage trains with."""
         augmentation = self.config.augmentation if stage.augmented else AugmentationConfig()
         return StageData(
-            streams=stage.streams(self.selections),
+            streams=self._stage_streams(stage),
             transforms=augmentation.transforms,
             strong=augmentation.strong,
             key=partial(Key, self.config.seed, stage.name),
@@ -151,15 +155,32 @@ class RunContext:
             mix=augmentation.mix,
         )
 
-    def follow_results(self) -> bool:
-        """List the stages anew, as they follow from the finished ones; return whether the list has changed."""
+    def _stage_streams(self, stage: TrainStage) -> Sequence[Stream]:
+        with failures_as_user_errors(type(self.config.strategy), f"stage {stage.name}: its streams"):
+            return stage.streams(self.selections)
+
+    def follow_results(self, finished: int = 0) -> bool:
+        """List the stages anew, as they follow from the finished ones; return whether the list has changed.
+
+        Args:
+            finished: how many stages of the list are finished.
+
+        Raises:
+            UserError: the data does not fit the strategy, or its list cannot be run.
+        """
         before = [stage.name for stage in self.stages]
         results = stage_results(self.record.content)
         strategy = self.config.strategy
         with failures_as_user_errors(type(strategy), f"strategy={strategy.name}: stages()"):
             self.stages = strategy.stages(StageContext(self.config, self.data.source, self.data.splits, results))
         check_stage_list(strategy.name, self.stages)
-        return before != [stage.name for stage in self.stages]
+        after = [stage.name for stage in self.stages]
+        if after[:finished] != before[:finished]:
+            raise UserError(
+                f"strategy={strategy.name}: stages() returned {', '.join(after)} after {', '.join(before[:finished])}: "
+                "finished stages stay in the list, and only those behind them may depend on results"
+            )
+        return before != after
 
     @property
     def train_stages(self) -> list[TrainStage]:

@@ -1,11 +1,17 @@
 """A training stage: build its network, module, data and Trainer, and fit until its last step."""
 
 import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+from tutelage.config.targets import CODE_ERRORS, describe_failure, failures_as_user_errors, find_file, is_foreign
 from tutelage.data import UNKNOWN, class_weights
 from tutelage.errors import UserError
 from tutelage.models import (
@@ -46,7 +52,7 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
     )
     teacher_spec = stage.teacher
     teacher = load_teacher(context, teacher_spec) if teacher_spec and not teacher_spec.features else None
-    module: Any = stage.module(network) if teacher is None else stage.module(network, teacher)
+    module = _make_module(context, stage, *([network] if teacher is None else [network, teacher]))
 
     def save_weights() -> None:
         state = gather_state(module.classifier.state_dict())
@@ -72,8 +78,8 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
             cached = prepare_teacher(context, stage, teacher_spec, network, teacher)
             stage_data = replace(stage_data, cached=cached)
         data.begin_stage(stage_data)
-        trainer = make_trainer(context, stage, module, table)
-        with group.lockstep():
+        trainer: Any = make_trainer(context, stage, module, table)
+        with group.lockstep(), _failures_of_others(stage, [module, network, network.loss_function, *trainer.callbacks]):
             # weights_only: torch's safe loader; optimizer, loops and callbacks are restored too
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
         _check_length(stage, trainer.global_step)
@@ -84,6 +90,36 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
         name: value for name, value in (table.best or last_row).items() if "/" in name and not name.startswith(LOGGED)
     }
     return group.broadcast_from_rank0(lambda: _ledger_entry(context, stage, last_row["seconds"], result, teacher))
+
+
+def _make_module(context: RunContext, stage: TrainStage, *networks: torch.nn.Module) -> Any:
+    """Return the LightningModule around a stage's network and, where there is one, its teacher."""
+    with failures_as_user_errors(type(context.config.strategy), f"stage {stage.name}: its module"):
+        module = stage.module(*networks)
+        if not isinstance(module, pl.LightningModule):
+            raise TypeError(f"a LightningModule is needed, not a {type(module).__name__}")
+        return module
+
+
+@contextmanager
+def _failures_of_others(stage: TrainStage, objects: Sequence[object]) -> Iterator[None]:
+    """Turn errors of training into a UserError of one line where they come from a class that is not ours.
+
+    Args:
+        stage: the stage that is trained.
+        objects: what takes part in it: its module and network, then others.
+    """
+    try:
+        yield
+    except (*CODE_ERRORS, MisconfigurationException) as error:
+        files = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+        foreign = [type(each) for each in objects if is_foreign(type(each))]
+        trained = [type(each) for each in objects[:2] if is_foreign(type(each))]  # their mistakes may show elsewhere
+        culprits = [cls for cls in foreign if find_file(cls) in files] or trained
+        if not culprits:
+            raise
+        reason = describe_failure(error, find_file(culprits[0]))
+        raise UserError(f"stage {stage.name}: {culprits[0].__name__}: {reason}") from error
 
 
 def _check_length(stage: TrainStage, step: int) -> None:

@@ -29,11 +29,16 @@ def measure_network(model: dict[str, Any], spec: ImageSpec) -> NetworkSize:
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
         network = make_classifier(model, spec).eval()
         try:
-            network(_one_image(spec))
+            logits = network(_one_image(spec))
         except (RuntimeError, AssertionError, AttributeError, ValueError, TypeError, LookupError) as error:
             reason = " ".join(str(error).split())[:200]
             name = model.get("name", model["_target_"])
             raise UserError(f"model {name} does not take data.image_size={spec.image_size}: {reason}") from None
+    if logits.shape != (1, len(spec.classes)):
+        raise UserError(
+            f"model {model.get('name', model['_target_'])} gives {tuple(logits.shape)} for one image; logits are "
+            f"(1, {len(spec.classes)}), one for each class in spec.classes"
+        )
     return NetworkSize(float(counter.get_total_flops()), sum(p.numel() for p in network.parameters()))
 
 

@@ -30,7 +30,7 @@ def run_stages(context: RunContext) -> None:
             else:
                 entry = _run_other_stage(context, stage)
             context.record.finish_stage(entry)
-        has_changed = context.follow_results()
+        has_changed = context.follow_results(finished=number + 1)
         _mark_rejected(context)
         if has_changed:
             _show_parts(context)
