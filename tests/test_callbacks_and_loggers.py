@@ -1,10 +1,13 @@
 """Callbacks and loggers of Lightning's, named by ``_target_``."""
 
 import json
+from functools import partial
 
 import pytest
 import pytorch_lightning as pl
 from pytorch_lightning import callbacks as lightning
+from pytorch_lightning.demos.boring_classes import BoringModel
+from pytorch_lightning.loggers import TensorBoardLogger
 
 from helpers.lightning import Decay
 from helpers.overrides import QUIET
@@ -12,10 +15,13 @@ from helpers.runs import only_run, run, tables
 from tutelage.config.allowed_folder import ALLOW_VARIABLE
 from tutelage.config.compose import compose
 from tutelage.errors import UserError
-from tutelage.runs import run_identity
+from tutelage.runs import read_config, run_identity
+from tutelage.runs.checkpoints import Checkpoints, WholeCheckpointIO, newest_sound
+from tutelage.runs.cluster.signals import Signals
 from tutelage.runs.extra_callbacks import REFUSED, make_extra_callbacks
 from tutelage.runs.folder import RunFolder
-from tutelage.runs.tracking import RunTracking
+from tutelage.runs.trackers import MLflowTracker, Tracker
+from tutelage.runs.tracking import RunTracking, complete_tracking
 from tutelage.runs.tracking_record import TrackingRecord
 from tutelage.sweeps.search import NOT_IN_NAME
 
@@ -109,6 +115,29 @@ def test_a_state_that_would_not_come_back_is_refused(entries, message):
         make_extra_callbacks(entries, [])
 
 
+@pytest.mark.parametrize(
+    ("beside", "what"),
+    [(False, r"\[1\]: the state_dict\(\) of Losses"), (True, r": what an on_save_checkpoint\(\) adds")],
+)
+@pytest.mark.usefixtures("allowed")
+def test_a_state_that_cannot_be_read_again_replaces_no_checkpoint(tmp_path, beside, what):
+    extra = make_extra_callbacks([MONITOR, {"_target_": "helpers.lightning.Losses", "beside": beside}], [])
+    checkpoints = Checkpoints(tmp_path, 5, 2, Signals(), extra=extra)
+    trainer = pl.Trainer(
+        **{"accelerator": "cpu", "max_steps": 4, "callbacks": [*extra, checkpoints], "plugins": [WholeCheckpointIO()]},
+        **{f"enable_{name}": False for name in ("checkpointing", "progress_bar", "model_summary")},
+        val_check_interval=1,
+        check_val_every_n_epoch=None,
+        logger=TensorBoardLogger(str(tmp_path)),
+    )
+    checkpoints._seconds = 0
+    with pytest.raises(UserError, match=rf"^callbacks.extra{what} cannot be in a checkpoint, .*numpy") as refused:
+        trainer.fit(BoringModel())
+    assert "\n" not in str(refused.value)
+    sound, damaged = newest_sound(tmp_path)
+    assert (WholeCheckpointIO().load_checkpoint(sound)["global_step"], damaged) == (2, [])
+
+
 @pytest.mark.usefixtures("allowed")
 def test_allowed_callbacks_are_built_with_their_arguments():
     monitor, decay = make_extra_callbacks([MONITOR, DECAY], ["EpochTable"])
@@ -146,6 +175,7 @@ def test_what_callbacks_log_is_in_the_table_and_reaches_the_loggers(outputs):
     (rows,) = tables(folder).values()
     assert [float(row["logged/decay"]) for row in rows] == pytest.approx([0.01 * int(row["step"]) for row in rows])
     assert len({row["logged/lr-AdamW/pg1"] for row in rows}) == len(rows) > 1
+    assert read_config(RunFolder(folder)).logger == {}
     lines = [json.loads(line) for line in (folder / "loggers" / "journal.jsonl").read_text().splitlines()]
     assert [step for step, _ in lines if isinstance(step, int)] == [int(row["step"]) for row in rows]
     assert lines[1][1] == {key: float(value) for key, value in rows[0].items() if key != "step"}
@@ -247,6 +277,78 @@ class TestTracking:
         assert TrackingRecord(folder).incomplete(names, {**record, "finished": "later"}) == ["journal"]
         assert [step for step, _ in self.journal(folder)] == [4, 7]
 
+    def test_a_logger_that_cannot_be_closed_lacks_the_end(self, folder, monkeypatch):
+        folder.path.mkdir()
+        record, said = {"finished": "now", "result": {"test/accuracy": 0.5}, "stages": []}, []
+        tracking = self.open(folder, said)
+
+        def fail(tracker, status):
+            raise ConnectionError("buffered rows are lost")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Tracker, "end", fail)
+            tracking.finish(record)
+        assert len(said) == 1
+        assert TrackingRecord(folder).incomplete(["journal"], record) == ["journal"]
+        self.open(folder).finish(record)
+        assert TrackingRecord(folder).incomplete(["journal"], record) == []
+
+    def test_a_logger_that_does_not_start_stops_no_other_from_being_completed(self, folder):
+        folder.path.mkdir()
+        record, said = {"finished": "now", "result": {"test/accuracy": 0.5}, "stages": []}, []
+        journals = [f"+logger.{name}._target_={JOURNAL['_target_']}" for name in ("away", "journal")]
+        config = compose([*QUIET, "logger=csv", *journals, f"+logger.away.save_dir={folder.path}/away"])
+        (folder.path / "away").touch()  # no folder can be made there
+        for name in config.logger:
+            TrackingRecord(folder).begin(name)
+        complete_tracking(config, folder, record, said.append)
+        assert [line.partition(" cannot be used")[0] for line in said] == ["warning: logger.away: JournalLogger"]
+        assert TrackingRecord(folder).incomplete(config.logger, record) == ["away"]
+        assert (folder.loggers / "journal.jsonl").read_text().endswith('["end", "success"]\n')
+
+    def test_the_rows_of_a_finished_stage_that_starts_anew_are_all_sent(self, folder):
+        said = []
+        tracking = self.open(folder)
+        tracking.begin_stage("only", folder, self.ROWS, 7)
+        again = self.open(folder, said)
+        again.void_stage("other")
+        assert said == []
+        again.void_stage("only")
+        assert said == [
+            "warning: logger.journal: the rows of stage only are sent again, and the earlier ones stay beside them"
+        ]
+        again.begin_stage("only", folder, [], 0)
+        again.send(self.ROWS[:1])
+        resumed = self.open(folder)
+        resumed._trackers[0].ask_epoch = lambda prefix, recorded: 2  # what a server says, which has the earlier rows
+        resumed.begin_stage("only", folder, self.ROWS, 7)
+        assert [step for step, _ in self.journal(folder)] == [4, 7, 4, 7]
+
+    def test_passwords_in_addresses_go_nowhere(self, folder, monkeypatch):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@host/path")
+        config, said = compose([*QUIET, "logger=mlflow"]), []
+        tracking = RunTracking(config, folder, said.append, config.logger)
+        (tracker,) = tracking._trackers
+        assert tracker.address == "tracking_uri=https://host/path"
+        sent = []
+        monkeypatch.setattr(MLflowTracker, "start", lambda self, run_id, config: sent.append(config))
+        tracking.start()
+        assert "secret" not in json.dumps(sent)
+        assert sent[0]["seed"] == config.seed
+
+        def fail(*rest, kind=ConnectionError):
+            raise kind(f"{'x' * 170} https://me:secret@host/path: no answer")
+
+        for kind in (ConnectionError, UserError, ImportError):
+            monkeypatch.setattr(MLflowTracker, "start", partial(fail, kind=kind))
+            with pytest.raises(UserError, match=r"https://host/path") as refused:
+                tracking.start()
+            assert "secret" not in str(refused.value)
+        monkeypatch.setattr(MLflowTracker, "begin_stage", fail)
+        tracking.begin_stage("only", folder, [], 0)
+        assert "https://host/path: " in said[0]
+        assert "secret" not in said[0]
+
 
 @pytest.mark.parametrize(
     ("entry", "message"),
@@ -256,7 +358,12 @@ class TestTracking:
             "{_target_: pytorch_lightning.callbacks.Timer}",
             "logger.mine: 'pytorch_lightning.callbacks.Timer' is outside",
         ),
-        ("{_target_: pytorch_lightning.loggers.CSVLogger, fame: x}", "unexpected keyword argument 'fame'"),
+        ("{_target_: pytorch_lightning.loggers.MLFlowLogger, fame: x}", "unexpected keyword argument 'fame'"),
+        ("{_target_: pytorch_lightning.loggers.CSVLogger}", "not for a run: metrics.csv is always written; logger=csv"),
+        *(
+            (f"{{_target_: pytorch_lightning.loggers.TensorBoardLogger, {name}: x}}", f"logger.mine.{name}=x: leave it")
+            for name in ("save_dir", "name", "version", "purge_step")
+        ),
         ("{_target_: helpers.lightning.JournalLogger}", "--allow helpers"),
     ],
 )

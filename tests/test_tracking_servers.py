@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow
 CALLBACKS = (
     "{_target_: helpers.lightning.Decay, rate: 1e-3},{_target_: pytorch_lightning.callbacks.LearningRateMonitor}"
 )
+FINAL = "stages/*-student-1/checkpoints/final.ckpt"
 OVERRIDES = (*NOISY_STUDENT, "data.validation=outside:30", f"callbacks.extra=[{CALLBACKS}]")
 
 
@@ -137,6 +138,14 @@ def kill_before_the_end() -> None:
     RunTracking.finish = lambda *rest: os.kill(os.getpid(), signal.SIGKILL)
 
 
+def kill_before_it_is_closed() -> None:
+    """A trap: killed when its logger was told everything, and has not been closed."""
+    from tutelage.runs import trackers
+
+    for cls in (trackers.MLflowTracker, trackers.WandbTracker):
+        cls.end = lambda *rest: os.kill(os.getpid(), signal.SIGKILL)
+
+
 def tracked_runs(server: Server, experiment: str):
     from mlflow.tracking import MlflowClient
 
@@ -171,7 +180,8 @@ def assert_server_has_all(server: Server, folder: Path, experiment: str) -> None
     assert result == {name: [(0, value)] for name, value in record["result"].items()}
     assert all("/test/" in name and len(points) == 1 for name, points in curves.items())
     assert tracked.data.params["data.labels_per_class"] == "3"
-    assert tracked.data.params["strategy._target_" if "strategy._target_" in tracked.data.params else "strategy.name"]
+    assert tracked.data.params["strategy._target_"]
+    assert not any(name.startswith("logger") for name in tracked.data.params)
 
 
 def test_a_killed_run_is_one_run_on_an_mlflow_server(server, undisturbed, outputs, monkeypatch):
@@ -185,6 +195,7 @@ def test_a_killed_run_is_one_run_on_an_mlflow_server(server, undisturbed, output
         kill_after_sent("student-1", 2),
         kill_after_sent("control", 2),
         kill_before_the_end,
+        kill_before_it_is_closed,
     )
     for trap in traps:
         assert run(outputs, *words, before=trap) == -signal.SIGKILL
@@ -282,17 +293,36 @@ def test_the_jobs_of_a_sweep_are_runs_of_their_own_in_a_file_of_mlflow(outputs, 
     assert sorted(file.name for file in outputs.iterdir()) == ["mlflow.db", "sweep"]
 
 
+@pytest.mark.parametrize(("validation", "times"), [("outside:30", 2), ("none", 1)])
+def test_a_damaged_stage_that_starts_anew_is_sent_again_and_one_that_has_its_checkpoint_is_not(
+    outputs, capfd, validation, times
+):
+    journal = "+logger.journal._target_=helpers.lightning.JournalLogger"
+    words = (*OVERRIDES, f"data.validation={validation}", journal)
+    assert run(outputs, *words) == 0
+    folder = only_run(outputs)
+    (weights,) = (*folder.glob("stages/*-student-1/checkpoints/best.ckpt"), *folder.glob(FINAL))[:1]
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert run(outputs, *words) == 0
+    assert ("logger.journal: the rows of stage student-1 are sent again" in capfd.readouterr().err) == (times == 2)
+    lines = [json.loads(line) for line in (folder / "loggers" / "journal.jsonl").read_text().splitlines()]
+    sent = [values for step, values in lines if isinstance(step, int)]
+    for stage, count in (("teacher", 1), ("student-1", times)):
+        epochs = [values[f"{stage}/epoch"] for values in sent if f"{stage}/epoch" in values]
+        assert epochs == count * sorted(set(epochs))
+
+
 def test_a_killed_run_has_one_id_in_the_files_of_wandb(undisturbed, outputs, monkeypatch):
     needs("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     words = (*OVERRIDES, "logger=wandb", "name=offline")
-    for trap in (kill_after("teacher", 6), kill_after("student-1", 5)):
+    for trap in (kill_after("teacher", 6), kill_after("student-1", 5), kill_before_it_is_closed):
         assert run(outputs, *words, before=trap) == -signal.SIGKILL
     assert run(outputs, *words) == 0
     assert outcome(outputs) == undisturbed
     folder = only_run(outputs)
     files = sorted((folder / "loggers" / "wandb").glob("offline-run-*/run-*.wandb"))
-    assert len(files) == 3
+    assert len(files) == 4
     assert len({file.name for file in files}) == 1
     assert wandb_rows(files) == sorted(
         (step, stage_epoch, value)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import Logger
@@ -36,6 +37,25 @@ class Unsavable(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {"folder": Path()}
+
+
+class Losses(pl.Callback):
+    """Keeps what a checkpoint cannot hold from its third step on: numpy's numbers, in its state or beside it."""
+
+    def __init__(self, beside: bool = False) -> None:
+        self.beside = beside
+        self.losses: list[Any] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if batch_idx >= 2:
+            self.losses.append(np.float64(batch_idx))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.beside else {"losses": self.losses}
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint) -> None:
+        if self.beside:
+            checkpoint["losses"] = self.losses
 
 
 class Ending(pl.Callback):

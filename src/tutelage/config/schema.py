@@ -267,7 +267,7 @@ class Config(Section):
     @field_validator("logger")
     @classmethod
     def _check_logger(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        _check_targets(value.values(), "pytorch_lightning.loggers.CSVLogger")
+        _check_targets(value.values(), "pytorch_lightning.loggers.CometLogger")
         return value
 
     @model_validator(mode="after")

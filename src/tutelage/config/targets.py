@@ -138,7 +138,8 @@ def build(config: Mapping[str, Any], base: type, key: str, also: Sequence[str] =
     """
     arguments = {name: value for name, value in config.items() if name != "_target_"}
     cls = resolve(str(config["_target_"]), base, key, also)
-    given = ", ".join(f"{name}={value}" for name, value in arguments.items())
+    is_secret = key.startswith("logger")  # an argument may be a password
+    given = ", ".join(f"{name}={'...' if is_secret else value}" for name, value in arguments.items())
     try:
         with warnings.catch_warnings(), failures_as_user_errors(cls, f"{key}: {cls.__name__}({given})"):
             warnings.filterwarnings("error", r"Argument\(s\).*not valid")  # Albumentations only warns of misspelt ones

@@ -5,7 +5,7 @@ agreement of several processes.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.runs.callbacks import ends_step
 from tutelage.runs.cluster.signals import NO_REQUEST, Signals
+from tutelage.runs.extra_callbacks import check_saved
 from tutelage.storage import is_sound, write_checked
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -66,13 +67,20 @@ class Checkpoints(pl.Callback):
     """
 
     def __init__(
-        self, folder: Path, minutes: float, epoch_steps: int, signals: Signals, group: ProcessGroup = ALONE
+        self,
+        folder: Path,
+        minutes: float,
+        epoch_steps: int,
+        signals: Signals,
+        group: ProcessGroup = ALONE,
+        extra: Sequence[pl.Callback] = (),
     ) -> None:
         self._file = folder / LAST
         self._seconds = minutes * 60
         self._epoch_steps = epoch_steps
         self._signals = signals
         self._group = group
+        self._extra = extra
         self._saved_at = time.monotonic()
         self._read_requests: Callable[[], list[int]] = lambda: [NOT_DUE, NO_REQUEST]
 
@@ -100,7 +108,12 @@ class Checkpoints(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Count batches by optimizer steps, whatever the number of accumulated parts."""
+        """Check what extra callbacks save; count batches by optimizer steps, whatever the number of accumulated parts.
+
+        Raises:
+            UserError: an extra callback's state could not be read again.
+        """
+        check_saved(self._extra, checkpoint)
         _recount(checkpoint, lambda batches: batches // trainer.accumulate_grad_batches)
 
     def on_load_checkpoint(

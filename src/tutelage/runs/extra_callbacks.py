@@ -1,7 +1,7 @@
 """The callbacks of ``callbacks.extra``: built by their ``_target_``, and those refused that a run cannot keep."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,6 +13,8 @@ from tutelage.errors import UserError
 
 KEY = "callbacks.extra"
 LIGHTNING_CALLBACKS = ("pytorch_lightning.callbacks",)  # allowed without --allow
+
+CHECKED_ELSEWHERE = ("callbacks", "state_dict", "optimizer_states")  # of a checkpoint; the last two are large and ours
 
 # Callbacks that would take over what a run does itself, and what to set instead. Subclasses are refused, too.
 REFUSED: dict[type[pl.Callback], str] = {
@@ -60,6 +62,19 @@ def make_extra_callbacks(entries: Sequence[dict[str, Any]], taken: Sequence[str]
     return made
 
 
+def check_saved(callbacks: Sequence[pl.Callback], checkpoint: Mapping[str, Any]) -> None:
+    """Check what extra callbacks have put into a checkpoint, before it replaces one that can be read.
+
+    Raises:
+        UserError: torch's restricted loader would refuse it.
+    """
+    for number, callback in enumerate(callbacks):
+        _check_loadable(checkpoint["callbacks"].get(callback.state_key), _describe_state(callback, f"{KEY}[{number}]"))
+    if callbacks:
+        rest = {name: value for name, value in checkpoint.items() if name not in CHECKED_ELSEWHERE}
+        _check_loadable(rest, f"{KEY}: what an on_save_checkpoint() adds")
+
+
 def _refuse_conflicting(cls: type, key: str) -> None:
     for base, instead in REFUSED.items():
         if issubclass(cls, base):
@@ -76,14 +91,24 @@ def _check_state(callback: pl.Callback, key: str, taken: Sequence[str]) -> None:
             f"{key}: another callback keeps its state under the name {callback.state_key!r}: give {cls.__name__} a "
             "state_key of its own"
         )
+    _check_loadable(callback.state_dict(), _describe_state(callback, key))
+
+
+def _describe_state(callback: pl.Callback, key: str) -> str:
+    return f"{key}: the state_dict() of {type(callback).__name__}"
+
+
+def _check_loadable(content: Any, what: str) -> None:
+    """Raise a UserError that begins with ``what`` where torch's restricted loader would refuse the content."""
     file = io.BytesIO()
     try:
-        torch.save(callback.state_dict(), file)
+        torch.save(content, file)
         file.seek(0)
-        torch.load(file, weights_only=True)
+        torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and pickle have many
-        reason = " ".join(str(error).split())[:120]
+        message = " ".join(str(error).split())
+        reason = (message.partition("WeightsUnpickler error: ")[2] or message)[:120]
         raise UserError(
-            f"{key}: the state_dict() of {cls.__name__} cannot be in a checkpoint, which holds tensors, numbers, "
-            f"strings and containers of them ({reason})"
+            f"{what} cannot be in a checkpoint, which holds tensors, Python's numbers, strings and containers of them "
+            f"({reason})"
         ) from None

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from tutelage.runs.checkpoints import newest_sound
 from tutelage.runs.context import RunContext
 from tutelage.runs.cost import TEST_PART, stage_costs
 from tutelage.runs.evaluate import evaluate_networks, finish_untested
@@ -23,7 +24,7 @@ def run_stages(context: RunContext) -> None:
     while number < len(context.stages):
         stage = context.stages[number]
         if not context.group.broadcast_from_rank0(partial(context.is_stage_complete, stage)):
-            context.record.drop_stage(stage.name)
+            _drop_stage(context, stage)
             context.show_part(stage.name)
             if isinstance(stage, TrainStage) and not stage.one_pass:
                 entry = fit_stage(context, stage)
@@ -40,6 +41,15 @@ def run_stages(context: RunContext) -> None:
         context.group.broadcast_from_rank0(partial(evaluate_networks, context))
     else:
         context.group.broadcast_from_rank0(partial(finish_untested, context))
+
+
+def _drop_stage(context: RunContext, stage: Stage) -> None:
+    """Remove the entry of a stage; where it was finished and starts anew, loggers have rows that are void."""
+    if context.group.is_rank0 and context.record.stage_entry(stage.name) is not None:
+        checkpoint, _ = newest_sound(context.stage_folder(stage).checkpoints)
+        if checkpoint is None:
+            context.tracking.void_stage(stage.name)
+    context.record.drop_stage(stage.name)
 
 
 def _run_other_stage(context: RunContext, stage: Stage) -> dict[str, Any]:

@@ -105,7 +105,8 @@ def _begin_record(context: RunContext, identity: dict[str, Any], command: str) -
     session, folder = new_session(context), context.folder
     folder.path.mkdir(parents=True, exist_ok=True)
     remove_partials(folder.path)
-    write_config(folder, _with_absolute_paths(context.config).model_dump(mode="json"))
+    config = _with_absolute_paths(context.config).model_dump(mode="json")
+    write_config(folder, {**config, "logger": {}})  # an address may hold a password
     code = describe_current_code(list_code_packages(context.config.model_dump()))
     context.record.begin(identity, command, code, torch.get_num_threads(), _describe_data(context.data), session)
     return context.record.content

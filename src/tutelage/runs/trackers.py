@@ -3,13 +3,15 @@
 import inspect
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from tutelage.config.targets import build, resolve
+from tutelage.errors import UserError
 from tutelage.runs.folder import RunFolder
 from tutelage.runs.wandb_files import read_history
 
@@ -23,9 +25,11 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "WANDB_SILENT": "true",
     "WANDB_CONSOLE": "off",
 }
+PER_STAGE_ARGUMENTS = ("save_dir", "name", "version", "purge_step")  # of TensorBoard's logger, that we give it
 
 
 class Tracker:
@@ -136,7 +140,7 @@ class MLflowTracker(Tracker):
     @property
     def address(self) -> str:
         """The server."""
-        return f"tracking_uri={self._config.get('tracking_uri')}"
+        return without_userinfo(f"tracking_uri={self._config.get('tracking_uri')}")
 
     def check(self) -> None:
         """See whether the server answers."""
@@ -277,14 +281,24 @@ def make_tracker(name: str, config: Mapping[str, Any], folder: RunFolder) -> Tra
     """Return the tracker of an entry of ``logger``; nothing is built or reached yet.
 
     Raises:
-        UserError: its class is not allowed, or is no logger of Lightning's.
+        UserError: its class is not allowed, or is no logger of Lightning's, or does not go with a run.
     """
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    cls = resolve(str(config["_target_"]), Logger, f"logger.{name}", LIGHTNING_LOGGERS)
+    key = f"logger.{name}"
+    cls = resolve(str(config["_target_"]), Logger, key, LIGHTNING_LOGGERS)
+    if issubclass(cls, CSVLogger):  # it begins its table anew when a run goes on
+        raise UserError(f"{key}: {cls.__name__} is not for a run: metrics.csv is always written; logger=csv")
+    if issubclass(cls, TensorBoardLogger) and (given := [each for each in PER_STAGE_ARGUMENTS if each in config]):
+        raise UserError(f"{key}.{given[0]}={config[given[0]]}: leave it out: each stage has files in its own folder")
     kinds = {TensorBoardLogger: TensorBoardTracker, MLFlowLogger: MLflowTracker, WandbLogger: WandbTracker}
     kind: type[Tracker] = next((kind for base, kind in kinds.items() if issubclass(cls, base)), Tracker)
     return kind(name, config, folder)
+
+
+def without_userinfo(text: str) -> str:
+    """Return a text without the user names and passwords of the URLs in it."""
+    return re.sub(r"://[^/?#\s]*@", "://", text)
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

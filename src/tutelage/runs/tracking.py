@@ -4,7 +4,7 @@ The tables are the one source: a logger gets the rows behind the last epoch that
 Rows come again when a run goes on behind an older checkpoint; they have the same values then, and what a logger has it
 does not get again. So after a kill at any moment, and after a time in which a server did not answer, each row is there
 once. What a logger has is asked of its server, or read from its files; where neither can be, ``loggers/sent.json`` says
-what was sent.
+what was sent. Only a finished stage that starts anew has other rows: they are all sent, beside the earlier ones.
 
 Only rank 0 has loggers. An error in the middle of a run is told once and stops nothing: later rows, or the same command
 again, bring what is missing.
@@ -21,7 +21,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from tutelage.config import Config
 from tutelage.errors import UserError
 from tutelage.runs.folder import RunFolder, stage_folders, train_entries
-from tutelage.runs.trackers import FINISHED, Tracker, make_tracker
+from tutelage.runs.trackers import FINISHED, Tracker, make_tracker, without_userinfo
 from tutelage.runs.tracking_record import TrackingRecord
 
 SECONDS_BEFORE_RETRY = 300.0  # an attempt may wait for a minute
@@ -35,11 +35,11 @@ class RunTracking:
         """Make the trackers of the named loggers; nothing is reached yet.
 
         Raises:
-            UserError: a logger's class is not allowed, or is none.
+            UserError: a logger's class is not allowed, or is none, or does not go with a run.
         """
         self._folder = folder
         self._say = say
-        self._config = config.model_dump(mode="json")
+        self._config = config.model_dump(mode="json", exclude={"logger"})  # which may hold a password
         self._trackers = [make_tracker(name, config.logger[name], folder) for name in names]
         self._record = TrackingRecord(folder)
         self._warned: set[str] = set()
@@ -72,9 +72,29 @@ class RunTracking:
             UserError: a logger does not start.
         """
         for tracker in self._trackers:
-            if not tracker.per_stage:
-                self._record.begin(tracker.name)
-            _or_user_error(tracker, partial(tracker.start, self._record.id, self._config))
+            self._start(tracker)
+
+    def start_possible(self) -> None:
+        """Do as ``start`` does with each logger that starts; warn of the others, and leave them out."""
+        started = []
+        for tracker in self._trackers:
+            try:
+                self._start(tracker)
+            except UserError as error:
+                self._say(f"warning: {error}")
+            else:
+                started.append(tracker)
+        self._trackers = started
+
+    def void_stage(self, stage: str) -> None:
+        """Send all rows of a stage again, which was finished and starts anew; say which loggers have earlier ones."""
+        purged = [tracker.name for tracker in self._trackers if tracker.per_stage]
+        for name in self._record.void(stage):
+            if name not in purged:
+                self._say(
+                    f"warning: logger.{name}: the rows of stage {stage} are sent again, and the earlier ones stay "
+                    "beside them"
+                )
 
     def begin_stage(self, stage: str, folder: RunFolder, rows: Sequence[Mapping[str, float]], step: int) -> None:
         """Begin a stage, or go on with it, and send what a logger lacks of its checkpoint's rows.
@@ -106,14 +126,17 @@ class RunTracking:
             record: ``run.json``.
         """
         for tracker in self._trackers:
-            if not tracker.per_stage:
-                self._attempt(tracker, partial(self._complete, tracker, record))
-        self.end(FINISHED)
+            self._attempt(tracker, partial(self._finish, tracker, record))
 
     def end(self, status: str) -> None:
         """Close the loggers in this process; ``status`` says how the run ended (see ``trackers``)."""
         for tracker in self._trackers:
             self._attempt(tracker, partial(tracker.end, status))
+
+    def _start(self, tracker: Tracker) -> None:
+        if not tracker.per_stage:
+            self._record.begin(tracker.name)
+        _or_user_error(tracker, partial(tracker.start, self._record.id, self._config))
 
     def _enter_stage(self, stage: str, folder: RunFolder) -> None:
         self._stage, self._prefix = stage, "" if folder == self._folder else f"{stage}/"
@@ -122,13 +145,27 @@ class RunTracking:
 
     def _send_missing(self, tracker: Tracker, rows: Sequence[Mapping[str, float]]) -> None:
         prefix, recorded = "" if tracker.per_stage else self._prefix, self._record.epoch(tracker.name, self._stage)
-        known = tracker.ask_epoch(prefix, recorded) if tracker.known_epoch is None else tracker.known_epoch
+        known = tracker.known_epoch
+        if known is None:
+            has_void = self._record.has_void_rows(tracker.name, self._stage)
+            known = recorded if has_void else tracker.ask_epoch(prefix, recorded)
         for row in rows:
             if row["epoch"] > known:
                 metrics = {f"{prefix}{name}": value for name, value in row.items() if name not in NOT_SENT}
                 tracker.send(metrics, int(row["step"]))
         tracker.known_epoch = max(known, int(rows[-1]["epoch"]) if rows else 0)
         self._record.note_epoch(tracker.name, self._stage, tracker.known_epoch)
+
+    def _finish(self, tracker: Tracker, record: Mapping[str, Any]) -> None:
+        """Send what a logger lacks and close it; only then it counts as complete, as closing writes buffered rows."""
+        if tracker.per_stage:
+            tracker.end(FINISHED)
+            return
+        try:
+            self._complete(tracker, record)
+        finally:
+            tracker.end(FINISHED)
+        self._record.note_complete(tracker.name, record["finished"])
 
     def _complete(self, tracker: Tracker, record: Mapping[str, Any]) -> None:
         folders = stage_folders(self._folder, record)
@@ -142,7 +179,6 @@ class RunTracking:
         result |= {f"result/{name}": value for name, value in record["result"].items()}
         has_report = (self._folder.report / "index.html").exists()
         tracker.finish(result, self._folder.report if has_report else None)
-        self._record.note_complete(tracker.name, record["finished"])
 
     def _attempt(self, tracker: Tracker, action: Callable[[], None]) -> None:
         """Do something with a logger; where that fails, say so once, and try the next time after a while."""
@@ -168,11 +204,7 @@ def complete_tracking(config: Config, folder: RunFolder, record: Mapping[str, An
         say: prints a line.
     """
     tracking = RunTracking(config, folder, say, TrackingRecord(folder).incomplete(config.logger, record))
-    try:
-        tracking.start()
-    except UserError as error:
-        say(f"warning: {error}")
-        return
+    tracking.start_possible()
     tracking.finish(record)
 
 
@@ -192,7 +224,7 @@ def _or_user_error(tracker: Tracker, action: Callable[[], None]) -> None:
     except (UserError, ImportError) as error:
         missing = error if isinstance(error, ImportError) else error.__cause__  # raised while the logger was built
         if not isinstance(missing, ImportError):
-            raise
+            raise UserError(without_userinfo(str(error))) from None
         remedy = f": pip install 'tutelage[{tracker.extra}]'" if tracker.extra else ""
         raise UserError(f"{key}: a package is missing ({_describe(missing)}){remedy}") from None
     except Exception as error:  # each library has its own
@@ -202,5 +234,5 @@ def _or_user_error(tracker: Tracker, action: Callable[[], None]) -> None:
 
 
 def _describe(error: Exception) -> str:
-    """Return the beginning of an error's message, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """Return the beginning of an error's message, on one line and without passwords."""
+    return " ".join(without_userinfo(str(error)).split())[:200] or type(error).__name__

@@ -39,6 +39,21 @@ class TrackingRecord:
             self._entry(name)["epochs"][stage] = epoch
             self._write()
 
+    def void(self, stage: str) -> list[str]:
+        """Note that the rows of a stage that loggers have are void; return the loggers that have some."""
+        names = [name for name in self._content["loggers"] if self.epoch(name, stage)]
+        for name in names:
+            entry = self._entry(name)
+            entry["epochs"][stage] = 0
+            entry["void"] = sorted({*entry.get("void", ()), stage})
+        if names:
+            self._write()
+        return names
+
+    def has_void_rows(self, name: str, stage: str) -> bool:
+        """Return whether a logger has rows of a stage that are void, beside those that ``epoch`` counts."""
+        return stage in self._entry(name).get("void", ())
+
     def note_complete(self, name: str, finished: str) -> None:
         """Note that a logger has all of a run that finished at the time ``finished``."""
         self._entry(name)["complete"] = finished

@@ -20,8 +20,9 @@ def make_trainer(context: RunContext, stage: TrainStage, module: pl.LightningMod
     settings, accumulate = config.trainer, config.trainer.accumulate
     averages = config.optimizer.ema_decay > 0 and not stage.averages_weights
     averaging = [EMAWeightAveraging(decay=config.optimizer.ema_decay)] if averages else []
+    extra = make_extra_callbacks(config.callbacks.extra, [table.state_key])
     checkpoints = Checkpoints(
-        folder.checkpoints, config.callbacks.checkpoint_minutes, stage.epoch_steps, context.signals, group
+        folder.checkpoints, config.callbacks.checkpoint_minutes, stage.epoch_steps, context.signals, group, extra
     )
     trainer = pl.Trainer(
         accelerator=settings.accelerator,
@@ -51,7 +52,7 @@ def make_trainer(context: RunContext, stage: TrainStage, module: pl.LightningMod
         # checkpoint sees all that the others did.
         callbacks=[
             StepRandomness(Key(config.seed, stage.name)),
-            *make_extra_callbacks(config.callbacks.extra, [table.state_key]),
+            *extra,
             table,
             *averaging,
             ProgressReport(context.observer, stage.epoch_steps),
