@@ -19,7 +19,8 @@ class Net(MLP):
 
 
 class Data(Digits):
-    pass
+    def fingerprint(self):
+        return ""
 """
 
 
