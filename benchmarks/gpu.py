@@ -34,8 +34,8 @@ import torch
 
 import overhead
 from lengths import length
-from tutelage.process_group import World, torchrun_environment
 from tutelage.runs.checkpoints import newest_sound
+from tutelage.world import World, torchrun_environment
 
 GPU = torch.cuda.is_available()
 WHERE = "trainer=gpu" if GPU else "trainer=cpu"

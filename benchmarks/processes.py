@@ -35,7 +35,7 @@ import tutelage.runs.runner  # noqa: F401 - imported once, before the forks
 from lengths import length
 from tutelage.app.job import run_job
 from tutelage.config.compose import compose
-from tutelage.process_group import World, torchrun_environment
+from tutelage.world import World, torchrun_environment
 
 BATCH, STEPS, UNCOUNTED, PAIRS = 256, length(32, 12), length(8, 4), length(5, 1)
 AIM, IDEAL = 1.6, 2.0  # times one process: the aim for two, and what two whole cores would give

@@ -13,8 +13,9 @@ from tutelage.config import MixConfig
 from tutelage.data import UNKNOWN, BatchShard, StageData, Stream
 from tutelage.data.loading.batches import WHOLE_BATCH, EvalDataset, PendingMix, TrainDataset, apply_mix
 from tutelage.data.source import WholeImages
-from tutelage.process_group import Ended, ProcessGroup, World, read_world, tasks_on_node, torchrun_environment
+from tutelage.process_group import Ended, ProcessGroup
 from tutelage.randomness import Key
+from tutelage.world import World, read_world, tasks_on_node, torchrun_environment
 
 CUTS = {"2 processes": (2, 1), "4 processes": (4, 1), "2 pieces": (1, 2), "2 processes, 2 pieces": (2, 2)}
 VIEWS = {

@@ -22,10 +22,10 @@ from helpers.forks import fork
 from helpers.overrides import CLIPPED_AND_SMOOTHED, QUIET
 from helpers.paths import ROOT
 from helpers.runs import only_run, outcome, run, tables
-from tutelage.process_group import World, torchrun_environment
 from tutelage.runs import RunFolder
 from tutelage.runs.checkpoints import LAST
 from tutelage.storage import is_held
+from tutelage.world import World, torchrun_environment
 
 
 def free_port() -> int:

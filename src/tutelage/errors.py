@@ -3,7 +3,7 @@
 import sys
 import time
 
-from tutelage.process_group import read_world
+from tutelage.world import read_world
 
 USER_ERROR = 2  # exit code
 BY_SIGNAL = 128  # plus the number of the signal that ended a process: its exit code in a shell

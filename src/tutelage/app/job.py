@@ -16,9 +16,10 @@ from tutelage.errors import UserError
 
 if TYPE_CHECKING:  # at run time they are imported when they are needed
     from tutelage.config import Config
-    from tutelage.process_group import ProcessGroup, World
+    from tutelage.process_group import ProcessGroup
     from tutelage.runs import RunFolder
     from tutelage.runs.tracking import RunTracking
+    from tutelage.world import World
 
 LAUNCHED = "TUTELAGE_LAUNCHED"  # environment variable of a process that app.launch has started: its parent's pid
 
@@ -50,10 +51,11 @@ def run_job(
     Raises:
         UserError: a mistake of the user's.
     """
-    from tutelage.process_group import ALONE, read_world
+    from tutelage.process_group import ALONE
     from tutelage.runs import is_complete
     from tutelage.runs.cluster.process_checks import check_batches, count_processes
     from tutelage.runs.cluster.slurm import leave_to_slurm
+    from tutelage.world import read_world
 
     world = read_world()
     if world.size > 1:

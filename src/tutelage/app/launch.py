@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from tutelage.app.job import LAUNCHED
 from tutelage.errors import BY_SIGNAL
-from tutelage.process_group import World, torchrun_environment
 from tutelage.runs.cluster.signals import SAVE_AND_CONTINUE, installed_signals
+from tutelage.world import World, torchrun_environment
 
 if TYPE_CHECKING:
     from tutelage.config import Config

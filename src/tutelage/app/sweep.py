@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from tutelage.app.job import command_line, locate_run, run_job
 from tutelage.app.workers import WITH_WORKERS, current_worker
 from tutelage.errors import BY_SIGNAL, UserError, complain
-from tutelage.process_group import read_world
 from tutelage.sweeps.overrides import may_be_sweep
 from tutelage.sweeps.search import ONE_PROCESS_EACH, check_sweep_command
+from tutelage.world import read_world
 
 if TYPE_CHECKING:  # at run time they are imported when they are needed
     from tutelage.config import Config

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from tutelage.config import SWEEPERS, Config, OptunaSweeperConfig, SweeperConfig
 from tutelage.errors import UserError
-from tutelage.process_group import read_world
 from tutelage.storage import digest
+from tutelage.world import read_world
 
 HASH_LENGTH = 6
 # Overrides of where and how fast jobs run, of what is shown, and of the number of trials: they change no sweep's name.

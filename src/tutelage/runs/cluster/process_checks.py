@@ -5,8 +5,9 @@ from contextlib import contextmanager
 
 from tutelage.config import Config, TrainerConfig
 from tutelage.errors import BY_SIGNAL, USER_ERROR, UserError
-from tutelage.process_group import ERROR, Ended, ProcessGroup, World
+from tutelage.process_group import ERROR, Ended, ProcessGroup
 from tutelage.runs.cluster.signals import Stopped
+from tutelage.world import World
 
 PEER_GONE = ("Connection closed by peer", "Connection reset by peer")  # gloo's errors where another process has ended
 

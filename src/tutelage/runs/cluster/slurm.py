@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tutelage.errors import BY_SIGNAL
-from tutelage.process_group import read_world
+from tutelage.world import read_world
 
 SCONTROL_SECONDS = 60.0  # a busy controller needs time
 LOCK_SECONDS = 600.0

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tutelage.strategies.stages import Stage
 
 
-class TransferFrozenStrategy(Strategy):
-    """A new head on a frozen backbone."""
+class TransferStrategy(Strategy):
+    """The key and the check of all ways of transfer."""
 
     control: bool = True
 
@@ -25,7 +25,15 @@ class TransferFrozenStrategy(Strategy):
         Raises:
             ValueError: there are none.
         """
-        _check_init_from(self.name, config)
+        if config.init_from is None:
+            raise ValueError(
+                f"strategy={self.name} starts from trained weights: give init_from=RUN, FILE, timm:NAME, "
+                "torchvision:NAME or package:PACKAGE/FILE"
+            )
+
+
+class TransferFrozenStrategy(TransferStrategy):
+    """A new head on a frozen backbone."""
 
     def stages(self, context: "StageContext") -> "Sequence[Stage]":
         """Return the stages (see ``method.frozen_stages``)."""
@@ -34,21 +42,12 @@ class TransferFrozenStrategy(Strategy):
         return frozen_stages(self, context)
 
 
-class TransferFinetuneStrategy(Strategy):
+class TransferFinetuneStrategy(TransferStrategy):
     """Training of the whole network, with smaller learning rates for its lower layers than for its head."""
 
     backbone_lr_scale: Fraction = 1.0
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     frozen_layers: Annotated[int, Field(ge=0)] = 0
-    control: bool = True
-
-    def check(self, config: "Config") -> None:
-        """Check that there are trained weights to start from.
-
-        Raises:
-            ValueError: there are none.
-        """
-        _check_init_from(self.name, config)
 
     def stages(self, context: "StageContext") -> "Sequence[Stage]":
         """Return the stages (see ``method.finetune_stages``)."""
@@ -67,12 +66,3 @@ class TransferGradualStrategy(TransferFinetuneStrategy):
         from tutelage.strategies.transfer.method import gradual_stages
 
         return gradual_stages(self, context)
-
-
-def _check_init_from(name: str, config: "Config") -> None:
-    """Raise a ValueError unless a strategy, called ``name``, has trained weights to start from."""
-    if config.init_from is None:
-        raise ValueError(
-            f"strategy={name} starts from trained weights: give init_from=RUN, FILE, timm:NAME, torchvision:NAME or "
-            "package:PACKAGE/FILE"
-        )
