@@ -5,11 +5,13 @@ identity leaves neutral values out, so that a new key does not rename old runs. 
 ``conf/``.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # what a strategy and its stages are called: folders bear it
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PartOf = Annotated[float, Field(ge=0, lt=1)]  # a fraction that is never the whole, such as a dropout rate
 Positive = Annotated[int, Field(ge=1)]

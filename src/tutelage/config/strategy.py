@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from tutelage.config.section import Targeted
+from tutelage.config.section import FOLDER_NAME, Targeted
 from tutelage.config.targets import failures_as_user_errors, resolve
 
 if TYPE_CHECKING:
     from tutelage.config.schema import Config
 
 TARGET_KEY = "strategy._target_"
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")  # it is in the names of folders
 
 
 class Strategy(Targeted):
@@ -35,7 +34,7 @@ class Strategy(Targeted):
         if "name" not in cls.__dict__:
             words = cls.__name__.removesuffix("Strategy") or cls.__name__
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", words).lower()
-        if not NAME.fullmatch(cls.name):
+        if not FOLDER_NAME.fullmatch(cls.name):
             raise ValueError(f"{cls.__name__}.name={cls.name!r}: letters, digits, '-' and '_' make a strategy's name")
 
     def check(self, config: "Config") -> None:

@@ -1,6 +1,5 @@
 """The two kinds of stages that a strategy is a list of: training a network, and pseudo-labelling the pool."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +8,13 @@ from types import MappingProxyType
 from pytorch_lightning import LightningModule
 
 from tutelage.config import Targeted
+from tutelage.config.section import FOLDER_NAME
 from tutelage.data import Labels, Selection, Stream
 from tutelage.errors import UserError
 from tutelage.models import FineTuning
 
 Results = Mapping[str, Mapping[str, float]]  # of finished training stages, by name
 NO_RESULTS: Results = MappingProxyType({})
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # of a stage, which names a folder
 SCRATCH = ""  # as a stage to start from: random weights, whatever init_from says
 
 
@@ -128,7 +127,7 @@ def check_stage_list(strategy: str, stages: Sequence[Stage]) -> None:
     if foreign := [stage for stage in stages if not isinstance(stage, Stage)]:
         raise UserError(f"{begin} a {type(foreign[0]).__name__}; each is a TrainStage or a PseudoLabelStage")
     for stage in stages:
-        if not NAME.fullmatch(stage.name):
+        if not FOLDER_NAME.fullmatch(stage.name):
             raise UserError(f"{begin} a stage called {stage.name!r}; letters, digits, '-' and '_' make a name")
         if [other.name for other in stages].count(stage.name) > 1:
             raise UserError(f"{begin} several stages called {stage.name!r}; each needs a name of its own")
