@@ -24,7 +24,7 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = f"{top}/cache"
         from tutelage.config.compose import compose
         from tutelage.data.datasets.image_files import image_files
-        from tutelage.data.files.listing import list_folder
+        from tutelage.data.files.folders import list_folder
 
         config = compose(["data=image_folder", f"data.root={top}/images"]).data
 

@@ -15,14 +15,14 @@ from tutelage.data import UNKNOWN, draw_stratified, split
 from tutelage.data.datasets.digits import digits
 from tutelage.data.datasets.fashion_mnist import fashion_mnist
 from tutelage.data.datasets.image_files import image_files
-from tutelage.data.files.listing import list_folder
+from tutelage.data.files.folders import list_folder
 from tutelage.errors import UserError
 from tutelage.randomness import Key
 
 sources = st.builds(
     lambda sizes, test, unlabelled: make_source(np.repeat(np.arange(len(sizes)), sizes), test, unlabelled),
     st.lists(st.integers(12, 40), min_size=2, max_size=6),
-    st.integers(0, 20),
+    st.integers(1, 20),
     st.integers(0, 20),
 )
 budgets = st.one_of(
@@ -180,8 +180,9 @@ def test_an_image_folder_of_classes_alone_is_split(tmp_path):
     source = image_files(
         list_folder(str(tmp_path)), data_config(image_size=16, channels=1, mean=[0.3] * 1, std=[0.3] * 1)
     )
-    assert (len(source.train), len(source.test)) == (16, 4)
-    assert np.bincount(source.labels[source.test]).tolist() == [2, 2]
+    splits = split(source, data_config(validation="none"))
+    assert (len(splits.labelled), len(splits.test)) == (16, 4)
+    assert np.bincount(source.labels[splits.test]).tolist() == [2, 2]
 
 
 def test_the_fingerprint_of_a_folder_depends_on_names_sizes_and_labels_not_on_its_path(tmp_path):
@@ -217,7 +218,8 @@ def test_a_class_without_images_or_with_too_few_is_named(tmp_path):
     for label in ("cat", "dog"):
         write_images(tmp_path / label, 1)
     with pytest.raises(UserError, match=r"class '(cat|dog)' has too few images to set some aside for a test set"):
-        image_files(list_folder(str(tmp_path)), data_config(image_size=16, channels=3, mean=[0.3] * 3, std=[0.3] * 3))
+        config = data_config(image_size=16, channels=3, mean=[0.3] * 3, std=[0.3] * 3)
+        split(image_files(list_folder(str(tmp_path)), config), config)
     (tmp_path / "cat" / "0.png").unlink()
     with pytest.raises(UserError, match=r"cat: a class without images"):
         list_folder(str(tmp_path))

@@ -24,7 +24,9 @@ from tutelage.data.datasets.huggingface import hugging_face, library_fingerprint
 from tutelage.data.datasets.image_files import image_files
 from tutelage.data.files import scan as scan_module
 from tutelage.data.files.decoding import BadImage, check_image, read_pixels
-from tutelage.data.files.listing import list_folder, list_table
+from tutelage.data.files.folders import list_folder
+from tutelage.data.files.tables import list_table
+from tutelage.data.files.unlabelled import add_unlabelled
 from tutelage.errors import UserError
 
 WHITE, MAGENTA = (255, 255, 255), (255, 0, 255)
@@ -371,7 +373,8 @@ def test_numeric_labels_keep_their_order_and_a_fifth_of_the_images_is_the_test_s
     for kind in ("csv", "parquet"):
         source = image_files(list_table(write_table(tmp_path / kind, rows, ("path", "label"), kind)), rgb_config())
         assert source.classes == tuple(map(str, range(12)))
-        assert (len(source.train), len(source.test)) == (96, 24)
+        splits = split(source, rgb_config(validation="none"))
+        assert (len(splits.labelled), len(splits.test)) == (96, 24)
 
 
 @pytest.mark.parametrize(
@@ -415,21 +418,21 @@ def test_unlabelled_images_come_from_a_folder_or_a_list(tmp_path):
     (tmp_path / "list.txt").write_text("more/0.png\nmore/1.png\n\n")
     (tmp_path / "list.csv").write_text("path\nmore/2.png\n")
     for name, count in (("more", 4), ("list.txt", 2), ("list.csv", 1)):
-        listing = list_folder(str(tmp_path / "data"), str(tmp_path / name))
+        listing = add_unlabelled(list_folder(str(tmp_path / "data")), str(tmp_path / name))
         source = image_files(listing, rgb_config())
         assert len(source.unlabelled) == count
         assert (source.labels[source.unlabelled] == UNKNOWN).all()
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
-        list_folder(str(tmp_path / "data"), str(tmp_path / "nowhere"))
+        add_unlabelled(list_folder(str(tmp_path / "data")), str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="neither a folder, nor a list"):
-        list_folder(str(tmp_path / "data"), str(tmp_path / "data" / "train" / "cat" / "0.png"))
+        add_unlabelled(list_folder(str(tmp_path / "data")), str(tmp_path / "data" / "train" / "cat" / "0.png"))
 
 
 def test_images_that_are_labelled_or_tested_on_do_not_enter_the_pool(tmp_path):
     for part in ("train", "test"):
         for label in ("cat", "dog"):
             write_images(tmp_path / part / label, 3)
-    listing = list_folder(str(tmp_path), str(tmp_path / "test"))
+    listing = add_unlabelled(list_folder(str(tmp_path)), str(tmp_path / "test"))
     assert not [entry for entry in listing.entries if entry.part == "unlabelled"]
     assert "6 of its images are elsewhere" in listing.notes[0]
 

@@ -33,7 +33,7 @@ from tutelage.data import DataRuntime, StageData, Stream, data_module
 from tutelage.data.datasets.image_files import FileImages, image_files
 from tutelage.data.files import decoding, packing
 from tutelage.data.files.decoding import BadImage, open_picture, read_pixels
-from tutelage.data.files.listing import list_folder
+from tutelage.data.files.folders import list_folder
 from tutelage.data.files.packing import pack_images
 from tutelage.data.loading import streams
 from tutelage.data.loading.batches import EVALUATION_BATCH, EvalDataset, TrainDataset

@@ -46,7 +46,7 @@ class Source:
         labels: (N,) int64, or a smaller integer if there are many images; ``UNKNOWN`` for an image without a label.
         classes: the classes' names, in the order of their labels.
         train: indices of labelled images to learn from.
-        test: indices of the test set.
+        test: indices of the test set; empty if it has none, and a part of ``train`` becomes it (see ``splits.split``).
         val: indices of the dataset's own validation set; empty if it has none.
         unlabelled: indices of images without labels, of the smallest integer type that fits if there are many.
         names: a name for each image (a path, or its number).

@@ -12,6 +12,7 @@ from tutelage.errors import UserError
 from tutelage.randomness import Key
 
 FEW_LABELS = 50  # a class; with fewer, holding labels out for validation costs more than validation is worth
+TEST_FRACTION = 5  # the part of the training images that becomes the test set is one in this many
 INSIDE_SHARE = 0.1  # of the labelled images, held out by validation=inside
 
 
@@ -44,9 +45,12 @@ def split(source: Source, config: DataConfig) -> Splits:
     The budget's images are the first of a fixed order within each class, so that the 10 labels a class of one run are
     among the 25 of another with the same ``data.split_seed``.
 
+    Of a source without a test set, a fifth of each class is the test set, the same for every seed.
+
     Raises:
-        UserError: a class has too few images for the budget, or none are left for validation.
+        UserError: a class has too few images for the budget or for a test set, or none are left for validation.
     """
+    source = _set_aside_test(source)
     source_sizes = np.bincount(source.labels[source.train], minlength=len(source.classes))
     source = _limit(source, config)
     labels, train = source.labels, source.train
@@ -83,6 +87,22 @@ def split(source: Source, config: DataConfig) -> Splits:
         further_tests=source.further_tests,
         blocks=source.blocks,
     )
+
+
+def _set_aside_test(source: Source) -> Source:
+    """Return the source with a fifth of each training class as its test set; unchanged if it has a test set."""
+    if len(source.test):
+        return source
+    labels, train = source.labels, source.train
+    test = draw_stratified(train, labels, max(1, len(train) // TEST_FRACTION), Key(0, "data", "test"))
+    rest = np.setdiff1d(train, test)
+    lost = np.setdiff1d(labels[train], labels[rest])
+    if len(lost):
+        raise UserError(
+            f"class {source.classes[lost[0]]!r} has too few images to set some aside for a test set; add images to it, "
+            "or a test set to the data"
+        )
+    return replace(source, train=rest, test=test)
 
 
 def _limit(source: Source, config: DataConfig) -> Source:

@@ -14,9 +14,7 @@ from tutelage.data.files.decoding import FilePicture, check_image, open_picture
 from tutelage.data.files.listing import sort_classes
 from tutelage.data.files.scan import find_unreadable, raise_for_unreadable
 from tutelage.data.source import UNKNOWN, IndexNames, Source, empty_indices, resize_center_crop
-from tutelage.data.stratify import draw_stratified
 from tutelage.errors import UserError
-from tutelage.randomness import Key
 
 SPLIT_NAMES = {  # our parts, and the names that Hugging Face's datasets give them
     "train": ("train",),
@@ -62,8 +60,8 @@ class EncodedImages:
 def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) -> Source:
     """Return a dataset that ``save_to_disk`` wrote to ``data.root``, or that has that name on the hub.
 
-    Its parts are its splits train, validation, test and unlabelled (or unsupervised). Without a test split, a fifth of
-    each class is set aside for the test. A label of -1 means that there is none.
+    Its parts are its splits train, validation, test and unlabelled (or unsupervised). A label of -1
+    means that there is none.
 
     Raises:
         UserError: the library or the dataset is missing, or has no column of images or of labels.
@@ -84,17 +82,13 @@ def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) 
     left_out = _find_left_out(images, _join_fingerprints(splits), config, on_progress)
     readable = {part: np.setdiff1d(part_indices, left_out) for part, part_indices in indices.items()}
     labelled = {part: part_indices[labels[part_indices] != UNKNOWN] for part, part_indices in readable.items()}
-    train, test = labelled["train"], labelled.get("test", empty_indices())
-    if not len(test):
-        test = draw_stratified(train, labels, max(1, len(train) // 5), Key(0, "huggingface", "test"))
-        train = np.setdiff1d(train, test)
     unlabelled = [np.setdiff1d(readable["train"], labelled["train"]), readable.get("unlabelled", empty_indices())]
     return Source(
         images=images,
         labels=labels,
         classes=classes,
-        train=train,
-        test=test,
+        train=labelled["train"],
+        test=labelled.get("test", empty_indices()),
         val=labelled.get("val", empty_indices()),
         unlabelled=np.concatenate(unlabelled),
         names=IndexNames(start),

@@ -14,42 +14,34 @@ import numpy as np
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.files.decoding import FilePicture, check_image, open_picture
-from tutelage.data.files.listing import (
-    ALL,
-    FURTHER_TEST_PREFIX,
-    LABELLED_PARTS,
-    UNLABELLED,
-    Entry,
-    Listing,
-    list_folder,
-    list_table,
-)
+from tutelage.data.files.folders import list_folder
+from tutelage.data.files.listing import ALL, FURTHER_TEST_PREFIX, LABELLED_PARTS, UNLABELLED, Entry, Listing
 from tutelage.data.files.packing import pack_images
 from tutelage.data.files.scan import find_unreadable, raise_for_unreadable
+from tutelage.data.files.tables import list_table
+from tutelage.data.files.unlabelled import add_unlabelled
 from tutelage.data.loading.shared_memory import SharedTexts
 from tutelage.data.shards.images import ShardImages, ShardNames
 from tutelage.data.shards.index import Pool, index_shards
 from tutelage.data.shards.pools import find_shards
 from tutelage.data.source import UNKNOWN, JoinedImages, JoinedNames, Source, WholeImages, resize_center_crop
-from tutelage.data.stratify import draw_stratified
 from tutelage.errors import UserError
-from tutelage.randomness import Key
 from tutelage.storage import digest
 
 INT16_COUNT, INT32_COUNT = 1 << 15, 1 << 31  # classes that int16 labels can number; images that int32 indices can
 
 # by the name of the DataModule
 LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
-    "ImageFolder": lambda config: list_folder(config.root, _unlabelled_files(config)),
-    "ImageNet": lambda config: list_folder(config.root, _unlabelled_files(config), val_is_test=True),
-    "Table": lambda config: list_table(config.root, _unlabelled_files(config)),
+    "ImageFolder": lambda config: _with_pool_files(list_folder(config.root), config),
+    "ImageNet": lambda config: _with_pool_files(list_folder(config.root, val_is_test=True), config),
+    "Table": lambda config: _with_pool_files(list_table(config.root), config),
 }
 
 
-def _unlabelled_files(config: DataConfig) -> str | None:
-    """Return ``data.unlabelled`` if it names files; None if it names shards, whose images are not listed one by one."""
+def _with_pool_files(listing: Listing, config: DataConfig) -> Listing:
+    """Return the listing with the files that ``data.unlabelled`` names; the images of shards are not listed."""
     unlabelled = config.unlabelled
-    return unlabelled if unlabelled is None or find_shards(unlabelled) is None else None
+    return listing if unlabelled is None or find_shards(unlabelled) is not None else add_unlabelled(listing, unlabelled)
 
 
 class FileImages:
@@ -74,8 +66,6 @@ class FileImages:
 def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = ignore_progress) -> Source:
     """Return the listed images as a source, after checking that each file can be decoded.
 
-    Without a test set, a fifth of each class is set aside for it.
-
     Raises:
         UserError: a file cannot be decoded and ``data.on_bad_image`` is stop; or a class is left without images.
     """
@@ -86,16 +76,13 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
     labels = np.array([label_of_class.get(entry.label or "", UNKNOWN) for entry in entries], dtype=np.int64)
     parts = np.array([entry.part for entry in entries])
     indices = {part: np.flatnonzero(parts == part) for part in (ALL, *LABELLED_PARTS, UNLABELLED)}
-    train, test = np.concatenate([indices["train"], indices[ALL]]), indices["test"]
-    if not len(test):
-        train, test = _set_aside_test(listing, labels, train)
     files = FileImages([entry.path for entry in entries], config)
     source = Source(
         images=pack_images(files, _file_states(entries), config, on_progress) if config.pack else files,
         labels=labels,
         classes=listing.classes,
-        train=train,
-        test=test,
+        train=np.concatenate([indices["train"], indices[ALL]]),
+        test=indices["test"],
         val=indices["val"],
         unlabelled=indices[UNLABELLED],
         names=SharedTexts(entry.name for entry in entries),
@@ -107,16 +94,6 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
         },
     )
     return source if pool is None else _append_shards(source, pool, config)
-
-
-def _set_aside_test(listing: Listing, labels: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the training images without a fifth of each class, and those of that fifth."""
-    test = draw_stratified(train, labels, max(1, len(train) // 5), Key(0, "image_folder", "test"))
-    train = np.setdiff1d(train, test)
-    for c, name in enumerate(listing.classes):
-        if not (labels[train] == c).any():
-            raise UserError(f"{listing.setting}: class {name!r} has too few images to set some aside for a test set")
-    return train, test
 
 
 def _index_pool(config: DataConfig, on_progress: OnProgress) -> Pool | None:
@@ -150,7 +127,7 @@ def _append_shards(source: Source, pool: Pool, config: DataConfig) -> Source:
 
 def _file_states(entries: Sequence[Entry]) -> list[str]:
     """Return for each file its path, size and modification time: what identifies its content without reading it."""
-    return [f"{os.path.abspath(entry.path)}\0{entry.size}\0{entry.time}" for entry in entries]  # noqa: PTH100
+    return [f"{os.path.abspath(entry.path)}\0{entry.state.size}\0{entry.state.time}" for entry in entries]  # noqa: PTH100
 
 
 def fingerprint(listing: Listing, config: DataConfig, on_progress: OnProgress = ignore_progress) -> str:

@@ -1,14 +1,13 @@
-"""Listings of image files: those of folders, tables and lists, with their parts and classes."""
+"""Listings of image files: what is known of each file, the walk through a folder, and what all listings share."""
 
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
-from tutelage.data.datasets.download import MAX_REASON_LENGTH
 from tutelage.errors import UserError
 from tutelage.storage import digest
 
@@ -20,9 +19,28 @@ UNSUPPORTED_SUFFIXES = frozenset(
 ALL, UNLABELLED = "all", "unlabelled"
 LABELLED_PARTS = ("train", "val", "test")
 FURTHER_TEST_PREFIX = "test-"  # of the names of further test sets
-TABLE_SUFFIXES = (".csv", ".parquet")
-COLUMNS = ("path", "label", "split")
 MAX_NAMED = 5  # things that a message names before it only counts
+
+
+class FileState(NamedTuple):
+    """What the file system says of a file without reading it; a file whose state is the same has not changed.
+
+    Attributes:
+        size: in bytes.
+        time: of the content's last change, in ns.
+        changed: of the last change of the content or of the file's attributes, in ns.
+        inode: the file's number in its file system.
+    """
+
+    size: int
+    time: int
+    changed: int
+    inode: int
+
+    @classmethod
+    def of(cls, state: os.stat_result) -> Self:
+        """Return the state in what ``os.stat`` returned."""
+        return cls(state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
 
 
 class Entry(NamedTuple):
@@ -33,16 +51,14 @@ class Entry(NamedTuple):
         name: the path below the data's folder.
         label: the name of the class; None if there is none.
         path: where the file is.
-        size: in bytes.
-        time: of the last change, in ns.
+        state: of the file.
     """
 
     part: str
     name: str
     label: str | None
     path: str
-    size: int
-    time: int
+    state: FileState
 
 
 @dataclass(frozen=True)
@@ -67,224 +83,11 @@ class Listing:
         """Return a digest of the files' parts, names, labels and sizes; it does not depend on the folder's path."""
         whole = hashlib.sha256()
         for entry in self.entries:
-            whole.update(digest([entry.part, entry.name, entry.label, entry.size]).encode())
+            whole.update(digest([entry.part, entry.name, entry.label, entry.state.size]).encode())
         return whole.hexdigest()
 
 
-def list_folder(root: str | None, unlabelled: str | None = None, val_is_test: bool = False) -> Listing:
-    """Return the images under ``root``: ``train/CLASS/``, ``val/``, ``test/`` and ``unlabelled/``; or ``CLASS/`` alone.
-
-    Beside ``train/`` there may be further test sets, ``test-NAME/CLASS/``.
-
-    Args:
-        root: the folder.
-        unlabelled: another folder of unlabelled images, or a list of them.
-        val_is_test: ``val/`` is the test set, as is usual for ImageNet.
-
-    Raises:
-        UserError: no folder, no class or no image.
-    """
-    if root is None:
-        name = "imagenet" if val_is_test else "image_folder"
-        raise UserError(f"data={name} needs data.root=FOLDER (with train/CLASS/..., or CLASS/... to be split)")
-    setting, folder = f"data.root={root}", Path(root).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"{setting}: {'a file, not a folder' if folder.exists() else 'no such folder'}")
-    in_parts = (folder / "train").is_dir()
-    _check_parts(folder, in_parts, setting)
-    unsupported: Counter[str] = Counter()
-    entries = _list_labelled(folder, in_parts, val_is_test, unsupported)
-    if (folder / UNLABELLED).is_dir():
-        entries += _list_images(folder / UNLABELLED, folder, UNLABELLED, None, unsupported)
-    classes = tuple(sorted({entry.label for entry in entries if entry.part in {"train", ALL} and entry.label}))
-    if len(classes) < 2:  # noqa: PLR2004 - a classifier needs two classes
-        parent = "train/CLASS/" if in_parts else "CLASS/"
-        raise UserError(f"{setting}: found {_describe_classes(classes)} under {parent}; at least 2 are needed")
-    untrained = sorted({entry.label for entry in entries if entry.label} - set(classes))
-    if untrained:
-        raise UserError(f"{setting}: classes in val/ or test/ that train/ lacks: {abbreviate(untrained)}")
-    notes = _unsupported_notes(unsupported, setting)
-    return _add_unlabelled(Listing(setting, folder, tuple(entries), classes, notes), unlabelled)
-
-
-def _check_parts(folder: Path, in_parts: bool, setting: str) -> None:
-    """Raise a UserError if images are outside class folders, two parts are one folder, or train/ is missing."""
-    present = [folder / part for part in LABELLED_PARTS if (folder / part).is_dir()]
-    if not in_parts and {path.name for path in present} >= {"val", "test"}:
-        raise UserError(f"{setting}: val/ and test/, but no train/; put the images to learn from into train/CLASS/")
-    if len({path.resolve() for path in present}) < len(present):
-        raise UserError(
-            f"{setting}: two of train/, val/ and test/ are the same folder; do not test on images learned from"
-        )
-    for top in present if in_parts else [folder]:
-        stray = [path.name for path in top.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-        if stray:
-            raise UserError(
-                f"{top}: {len(stray):,} images outside class folders: {abbreviate(sorted(stray))}; "
-                f"move them into {top.name}/CLASS/, or into {UNLABELLED}/ beside the classes"
-            )
-
-
-def _list_labelled(folder: Path, in_parts: bool, val_is_test: bool, unsupported: Counter[str]) -> list[Entry]:
-    """Return the images in class folders, part by part and class by class."""
-    tops = {part: folder / part for part in LABELLED_PARTS} if in_parts else {ALL: folder}
-    if in_parts:
-        tops |= {top.name: top for top in sorted(folder.glob(f"{FURTHER_TEST_PREFIX}?*")) if top.is_dir()}
-    entries: list[Entry] = []
-    for part, top in tops.items():
-        entry_part = "test" if part == "val" and val_is_test else part
-        for label in sorted(p.name for p in top.iterdir() if p.is_dir()) if top.is_dir() else ():
-            if label.startswith(".") or (not in_parts and label == UNLABELLED):
-                continue
-            files = list(_list_images(top / label, folder, entry_part, label, unsupported))
-            if not files:
-                suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-                raise UserError(f"{top / label}: a class without images (looked for {suffixes}); fill or remove it")
-            entries += files
-    return entries
-
-
-def list_table(root: str | None, unlabelled: str | None = None) -> Listing:
-    """Return the images of a CSV or Parquet table with columns ``path`` and ``label``.
-
-    Paths are relative to the table's folder. A column ``split`` may say train, val, test or unlabelled; without it a
-    fifth of each class is set aside for the test. A row without a label is unlabelled.
-
-    Raises:
-        UserError: the table cannot be read, lacks a column, or names files that do not exist.
-    """
-    if root is None:
-        raise UserError("data=table needs data.root=FILE, a .csv or .parquet with columns path and label")
-    setting, file = f"data.root={root}", Path(root).expanduser()
-    rows = _read_table_rows(file, setting)
-    entries = tuple(_list_rows(rows, file.parent, setting))
-    paths = [os.path.normpath(entry.path) for entry in entries]
-    first_row = {path: number for number, path in reversed([*enumerate(paths)])}
-    repeated = [entries[number].name for number, path in enumerate(paths) if first_row[path] != number]
-    if repeated:
-        raise UserError(f"{setting}: paths that are listed twice: {abbreviate(repeated)}")
-    classes = sort_classes({label for part, _, label in rows if label and part in {"train", ALL}})
-    if len(classes) < 2:  # noqa: PLR2004 - a classifier needs two classes
-        raise UserError(f"{setting}: found {_describe_classes(classes)} to learn from; at least 2 are needed")
-    untrained = sorted({label for part, _, label in rows if label and part in {"val", "test"}} - set(classes))
-    if untrained:
-        raise UserError(f"{setting}: classes in val or test that no training row has: {abbreviate(untrained)}")
-    return _add_unlabelled(Listing(setting, file, entries, classes), unlabelled)
-
-
-def _read_table_rows(file: Path, setting: str) -> list[tuple[str, str, str | None]]:
-    """Return (part, path, label) of each row of a table."""
-    columns = _read_columns(file, setting)
-    if "label" not in columns:
-        raise UserError(f"{setting}: no column 'label' (there are {', '.join(columns)})")
-    splits = columns.get("split") or [None] * len(columns["path"])
-    allowed = {*LABELLED_PARTS, UNLABELLED}
-    rows: list[tuple[str, str, str | None]] = []
-    for name, label, split in zip(columns["path"], columns["label"], splits, strict=True):
-        if "split" in columns and split not in allowed:
-            raise UserError(f"{setting}: {name} has split {split!r}; allowed are {', '.join(sorted(allowed))}")
-        if not label and split in {"val", "test"}:
-            raise UserError(f"{setting}: {name} has split {split} but no label")
-        rows.append((UNLABELLED if not label else split or ALL, str(name), label or None))
-    return rows
-
-
-def _describe_classes(names: Sequence[str]) -> str:
-    return "no class" if not names else f"1 class ({names[0]})" if len(names) == 1 else f"{len(names)} classes"
-
-
-def _unsupported_notes(unsupported: Counter[str], setting: str) -> tuple[str, ...]:
-    """Return a note on images of formats that are not supported, counted by suffix; none if there are none."""
-    if not unsupported:
-        return ()
-    counts = ", ".join(f"{suffix} {count:,}" for suffix, count in unsupported.most_common())
-    return (f"{setting}: images of unsupported formats are ignored ({counts}); convert them to PNG or JPEG",)
-
-
-def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the distinct names of classes in the order of their labels: by value if all are numbers, else by name."""
-    distinct = sorted(set(names))
-    return tuple(sorted(distinct, key=int)) if all(map(str.isdecimal, distinct)) else tuple(distinct)
-
-
-def abbreviate(names: Sequence[str]) -> str:
-    """Return the first of many names, and how many more there are."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
-
-
-def _add_unlabelled(listing: Listing, unlabelled: str | None) -> Listing:
-    """Return the listing with the images of ``data.unlabelled`` that it does not have already."""
-    if unlabelled is None:
-        return listing
-    setting, path = f"data.unlabelled={unlabelled}", Path(unlabelled).expanduser()
-    unsupported: Counter[str] = Counter()
-    if path.is_dir():
-        entries = list(_list_images(path, path, UNLABELLED, None, unsupported))
-    elif path.suffix == ".txt" and path.is_file():
-        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-        entries = list(_list_rows([(UNLABELLED, name, None) for name in names], path.parent, setting))
-    elif path.suffix in TABLE_SUFFIXES:
-        names = [str(name) for name in _read_columns(path, setting)["path"]]
-        entries = list(_list_rows([(UNLABELLED, name, None) for name in names], path.parent, setting))
-    elif not path.exists():
-        raise UserError(f"{setting}: no such file or folder")
-    else:
-        lists = ".txt with a path a line, .csv or .parquet with 'path'"
-        raise UserError(f"{setting}: neither a folder, nor a list ({lists}), nor shards (.tar, .parquet with images)")
-    if not entries:
-        raise UserError(f"{setting}: no image files there (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-    listed = {os.path.realpath(entry.path) for entry in listing.entries}
-    new = [entry for entry in entries if os.path.realpath(entry.path) not in listed]
-    notes = (*listing.notes, *_unsupported_notes(unsupported, setting))
-    if len(new) < len(entries):
-        notes += (f"{setting}: {len(entries) - len(new):,} of its images are elsewhere in the data, not in the pool",)
-    return replace(listing, entries=(*listing.entries, *new), notes=notes)
-
-
-def _read_columns(file: Path, setting: str) -> dict[str, list[str | None]]:
-    """Return those of the columns path, label and split that a table has, as texts."""
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
-    if file.suffix not in TABLE_SUFFIXES:
-        raise UserError(f"{setting}: neither a .csv nor a .parquet file")
-    try:
-        if file.suffix == ".csv":
-            types = dict.fromkeys(COLUMNS, pa.string())
-            options = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
-            table = csv.read_csv(file, convert_options=options)
-        else:
-            present = parquet.read_schema(file).names
-            table = parquet.read_table(file, columns=[name for name in present if name in COLUMNS])
-        if "path" not in table.column_names:
-            hint = "; columns are separated by commas" if any(c in str(table.column_names) for c in ";\t") else ""
-            raise UserError(f"{setting}: no column 'path' (there are {', '.join(table.column_names)}){hint}")
-        return {name: table[name].cast(pa.string()).to_pylist() for name in COLUMNS if name in table.column_names}
-    except FileNotFoundError:
-        raise UserError(f"{setting}: no such file") from None
-    except (OSError, ValueError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
-        raise UserError(f"{setting}: cannot be read as a table ({reason})") from None
-
-
-def _list_rows(rows: Iterable[tuple[str, str, str | None]], folder: Path, setting: str) -> Iterator[Entry]:
-    """Yield an entry for each (part, path, label); raise a UserError that names the files that do not exist."""
-    missing = []
-    for part, name, label in rows:
-        path = os.path.join(folder, os.path.expanduser(name))  # noqa: PTH111, PTH118 - many times faster than Path
-        try:
-            state = os.stat(path)  # noqa: PTH116
-        except OSError:
-            missing.append(name)
-            continue
-        yield Entry(part, name, label, path, state.st_size, state.st_mtime_ns)
-    if missing:
-        names = abbreviate(missing)
-        raise UserError(f"{setting}: {len(missing)} files do not exist (paths are relative to {folder}): {names}")
-
-
-def _list_images(folder: Path, root: Path, part: str, label: str | None, unsupported: Counter[str]) -> Iterator[Entry]:
+def list_images(folder: Path, root: Path, part: str, label: str | None, unsupported: Counter[str]) -> Iterator[Entry]:
     """Yield the image files in a folder and its subfolders, sorted by their names relative to ``root``.
 
     Images of formats that are not supported are counted in ``unsupported``, by suffix.
@@ -298,8 +101,7 @@ def _list_images(folder: Path, root: Path, part: str, label: str | None, unsuppo
 
     start = len(str(root)) + 1
     entries = [
-        Entry(part, path[start:], label, path, state.st_size, state.st_mtime_ns)
-        for path, state in walk_files(str(folder), is_image)
+        Entry(part, path[start:], label, path, FileState.of(state)) for path, state in walk_files(str(folder), is_image)
     ]
     yield from sorted(entries, key=lambda entry: entry.name)
 
@@ -333,3 +135,28 @@ def walk_files(
     except OSError as error:
         reason = "a link to nothing" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(f"{error.filename}: cannot be read ({reason}); repair or remove it") from None
+
+
+def describe_classes(names: Sequence[str]) -> str:
+    """Return how many classes there are, in words."""
+    return "no class" if not names else f"1 class ({names[0]})" if len(names) == 1 else f"{len(names)} classes"
+
+
+def unsupported_notes(unsupported: Counter[str], setting: str) -> tuple[str, ...]:
+    """Return a note on images of formats that are not supported, counted by suffix; none if there are none."""
+    if not unsupported:
+        return ()
+    counts = ", ".join(f"{suffix} {count:,}" for suffix, count in unsupported.most_common())
+    return (f"{setting}: images of unsupported formats are ignored ({counts}); convert them to PNG or JPEG",)
+
+
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the distinct names of classes in the order of their labels: by value if all are numbers, else by name."""
+    distinct = sorted(set(names))
+    return tuple(sorted(distinct, key=int)) if all(map(str.isdecimal, distinct)) else tuple(distinct)
+
+
+def abbreviate(names: Sequence[str]) -> str:
+    """Return the first of many names, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
