@@ -70,7 +70,7 @@ class Pool(ImageDataModule):
 
     def __init__(self, case: Case) -> None:
         """Create the data config of the case."""
-        data = compose(["data=digits", "data.labels=1.0", "data.validation=none"]).data
+        data = compose(["data=digits", "data.labels=100%", "data.validation=none"]).data
         super().__init__(data.model_copy(update={"image_size": case.size, "channels": case.channels}))
         self.case, self.device = case, torch.device(case.device)
 

@@ -27,7 +27,7 @@ sources = st.builds(
 )
 budgets = st.one_of(
     st.builds(lambda n: {"labels_per_class": n}, st.integers(1, 10)),
-    st.builds(lambda share: {"labels": share}, st.floats(0.01, 1.0)),
+    st.builds(lambda share: {"labels": f"{share}%"}, st.integers(1, 100)),
     st.just({}),
 )
 validations = st.sampled_from(["none", "outside:3", "auto"])
@@ -36,7 +36,7 @@ validations = st.sampled_from(["none", "outside:3", "auto"])
 @settings(max_examples=200)
 @given(sources, budgets, validations, st.integers(0, 99))
 def test_train_validation_test_and_pool_never_overlap_and_lose_nothing(source, budget, validation, seed):
-    if validation.startswith("outside") and budget.get("labels", 0 if budget else 1) > 0.7:
+    if validation.startswith("outside") and int(budget.get("labels", "0%" if budget else "100%")[:-1]) > 70:
         validation = "none"
     parts = split(source, data_config(**budget, validation=validation, split_seed=seed))
     together = np.concatenate([parts.labelled, parts.validation, parts.test, parts.pool])
@@ -55,9 +55,9 @@ def test_the_labelled_images_of_a_smaller_budget_are_among_those_of_a_larger_one
     assert np.bincount(source.labels[small]).tolist() == [min(first, second)] * len(source.classes)
 
 
-@given(sources, st.floats(0.02, 1), st.floats(0.02, 1))
+@given(sources, st.floats(2, 100), st.floats(2, 100))
 def test_the_labelled_images_of_a_smaller_fraction_are_among_those_of_a_larger_one(source, first, second):
-    small, large = (split(source, data_config(labels=s)).labelled for s in sorted((first, second)))
+    small, large = (split(source, data_config(labels=f"{s:f}%")).labelled for s in sorted((first, second)))
     assert set(small) <= set(large)
 
 

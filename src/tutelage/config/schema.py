@@ -1,5 +1,6 @@
 """The schema of ``conf/``: each key, its type and its range. Models and strategies have files of their own."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -15,6 +16,8 @@ Alpha = Annotated[float, Field(ge=0, le=100)]  # both parameters of a beta distr
 Shift = Literal["brightness", "crop", "rotate", "translate"]
 SHIFTS: tuple[Shift, ...] = get_args(Shift)
 RGB = 3
+PERCENT = 100.0
+SHARE = re.compile(r"[0-9]+(\.[0-9]+)?%")
 MAX_WORKERS = 256
 FILE_DATASETS = {"ImageFolder": "image_folder", "ImageNet": "imagenet", "Table": "table"}  # their options of data
 
@@ -30,9 +33,12 @@ class DataConfig(Section):
     mirror: PartOf = 0.0
     root: str | None = None
     labels_per_class: Positive | None = None
-    labels: Annotated[float, Field(gt=0, le=1)] | None = None
+    labels: int | str | None = None
     split_seed: int = 0
+    group: Annotated[str, Field(min_length=1)] | None = None
     validation: str = "auto"
+    folds: Annotated[int, Field(ge=2)] | None = None
+    fold: Annotated[int, Field(ge=0)] | None = None
     limit: Positive | None = None
     balance: Literal["none", "weights", "sampling"] = "none"
     unlabelled: str | None = None
@@ -50,6 +56,15 @@ class DataConfig(Section):
             return value
         raise ValueError(f"allowed are auto and numbers from 0 to {MAX_WORKERS}")
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _check_labels(cls, value: Any) -> Any:
+        if value is None or (type(value) is int and value > 0):
+            return value
+        if isinstance(value, str) and SHARE.fullmatch(value) and 0 < float(value[:-1]) <= PERCENT:
+            return f"{float(value[:-1]):.12g}%"
+        raise ValueError("type a share of all labels as 10%, or a number of labels as a whole number from 1")
+
     @field_validator("validation")
     @classmethod
     def _check_validation(cls, value: str) -> str:
@@ -62,6 +77,11 @@ class DataConfig(Section):
     def is_ours(self) -> bool:
         """Whether the class that reads it is one of Tutelage's."""
         return self.target.startswith("tutelage.data.")
+
+    @property
+    def labels_share(self) -> float | None:
+        """The label budget as a share of all labels, above 0 and up to 1; None where ``labels`` is no share."""
+        return float(self.labels[:-1]) / PERCENT if isinstance(self.labels, str) else None
 
     @model_validator(mode="after")
     def _check_data(self) -> Self:
@@ -81,6 +101,37 @@ class DataConfig(Section):
         if len(self.background) != RGB:
             raise ValueError("data.background needs three values, red, green and blue, such as [255,255,255]")
         return self
+
+    @model_validator(mode="after")
+    def _check_group(self) -> Self:
+        if self.group is None:
+            return self
+        name = self.target.rpartition(".")[2]
+        if self.is_ours and name not in FILE_DATASETS:
+            raise ValueError(f"data.group goes with data={', '.join(FILE_DATASETS.values())}, not with {self.target}")
+        if self.is_ours and name != "Table":  # of a table it may be a column's name
+            try:
+                re.compile(self.group)
+            except re.error as error:
+                raise ValueError(f"data.group={self.group}: no regular expression ({error}); correct it") from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_folds(self) -> Self:
+        if (self.folds is None) != (self.fold is None):
+            raise ValueError(
+                f"data.folds={_as_typed(self.folds)} and data.fold={_as_typed(self.fold)}: give both, as in "
+                "-m data.folds=5 'data.fold=range(5)', or neither"
+            )
+        if self.folds is not None and self.fold is not None and self.fold >= self.folds:
+            raise ValueError(
+                f"data.fold={self.fold}: with data.folds={self.folds}, folds are numbered from 0 to {self.folds - 1}"
+            )
+        return self
+
+
+def _as_typed(value: int | None) -> str:
+    return "null" if value is None else str(value)
 
 
 class MixConfig(Section):

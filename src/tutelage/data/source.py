@@ -55,6 +55,9 @@ class Source:
         further_tests: indices of further test sets, by their names: images of the same classes under other conditions.
         blocks: (S,) the index of the first image of each shard, ascending. All images from the first of these on are in
             shards, which are best read one after another. Empty without shards.
+        groups: (M,) int32, of the first M images, the number of the group that must not be torn apart, such as a
+            patient; ``UNKNOWN`` for an image that is a group of its own, as are all images behind these. None: no
+            groups.
     """
 
     images: Images | np.ndarray
@@ -69,6 +72,7 @@ class Source:
     notes: Sequence[str] = ()
     further_tests: Mapping[str, np.ndarray] = field(default_factory=dict)
     blocks: np.ndarray = field(default_factory=empty_indices)
+    groups: np.ndarray | None = None
 
 
 class IndexNames(Sequence[str]):

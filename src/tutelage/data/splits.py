@@ -6,8 +6,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tutelage.config import DataConfig
+from tutelage.data.budget import draw_labelled
+from tutelage.data.files.listing import abbreviate
+from tutelage.data.groups import GroupedImages, check_groups, without_evaluated_groups
 from tutelage.data.source import Source, empty_indices
-from tutelage.data.stratify import draw_stratified, shuffle_within_class
+from tutelage.data.stratify import deal_folds, draw_stratified, shuffle_within_class
 from tutelage.errors import UserError
 from tutelage.randomness import Key
 
@@ -28,6 +31,7 @@ class Splits:
         validation_kind: none, inside, outside or own; never auto.
         further_tests: further test sets, by their names; evaluated when ``test`` is.
         blocks: the first index of each of the source's shards (see ``Source``).
+        notes: what the user should know about the splits.
     """
 
     labelled: np.ndarray
@@ -37,47 +41,37 @@ class Splits:
     validation_kind: str
     further_tests: Mapping[str, np.ndarray] = field(default_factory=dict)
     blocks: np.ndarray = field(default_factory=empty_indices)
+    notes: tuple[str, ...] = ()
 
 
 def split(source: Source, config: DataConfig) -> Splits:
     """Return the splits of a source.
 
-    The budget's images are the first of a fixed order within each class, so that the 10 labels a class of one run are
-    among the 25 of another with the same ``data.split_seed``.
+    The budget's images are the first of a fixed order, so that the 10 labels a class of one run are among the 25 of
+    another with the same ``data.split_seed``.
 
-    Of a source without a test set, a fifth of each class is the test set, the same for every seed.
+    Of a source without a test set, a fold or a fifth of each class is the test set, the same for every seed. No group
+    is in two of the splits, but for the labelled images and the pool.
 
     Raises:
-        UserError: a class has too few images for the budget or for a test set, or none are left for validation.
+        UserError: a class has too few images for the budget or for a test set, none are left for validation, or given
+            splits tear a group apart.
     """
-    source = _set_aside_test(source)
+    check_groups(source, config)
+    source = _with_test(source, config)
     source_sizes = np.bincount(source.labels[source.train], minlength=len(source.classes))
     source = _limit(source, config)
-    labels, train = source.labels, source.train
-    orders = shuffle_within_class(train, labels, Key(config.split_seed, "budget"))
-    budgets = {c: _label_count(config, order, source, c, int(source_sizes[c])) for c, order in orders.items()}
-    labelled = np.sort(np.concatenate([order[: budgets[c]] for c, order in orders.items()]))
-    rest = np.setdiff1d(train, labelled)
-    kind, count = _resolve_validation(config, labelled, len(orders), len(source.val))
-    validation = empty_indices()
-    key = Key(config.split_seed, "validation")
-    if kind == "own":
-        validation = source.val
-    elif kind == "inside":
-        count = max(len(orders), round(INSIDE_SHARE * len(labelled)))
-        if count >= len(labelled):
-            raise UserError(f"data.validation=inside: {len(labelled)} labels are too few to hold some out; use none")
-        validation = draw_stratified(labelled, labels, count, key)
+    labelled, notes = draw_labelled(source, config, source_sizes)
+    rest = np.setdiff1d(source.train, labelled)
+    kind = _resolve_validation(config, source, labelled)
+    validation = source.val if kind == "own" else empty_indices()
+    if kind == "inside":
+        validation = _hold_out_inside(source, config, labelled)
         labelled = np.setdiff1d(labelled, validation)
     elif kind == "outside":
-        if config.limit is not None:
-            count = min(count, len(rest) // 2)
-        if not 0 < count <= len(rest):
-            reason = f"only {len(rest)} images are outside the label budget; lower it by data.labels_per_class"
-            raise UserError(f"data.validation={config.validation}: {reason}")
-        validation = draw_stratified(rest, labels, count, key)
+        validation = _hold_out_outside(source, config, rest)
         rest = np.setdiff1d(rest, validation)
-    unlabelled = source.unlabelled
+    unlabelled, pool_notes = without_evaluated_groups(source, validation)
     return Splits(
         labelled=labelled,
         validation=validation,
@@ -86,23 +80,85 @@ def split(source: Source, config: DataConfig) -> Splits:
         validation_kind=kind,
         further_tests=source.further_tests,
         blocks=source.blocks,
+        notes=(*notes, *pool_notes),
     )
 
 
-def _set_aside_test(source: Source) -> Source:
-    """Return the source with a fifth of each training class as its test set; unchanged if it has a test set."""
-    if len(source.test):
+def _with_test(source: Source, config: DataConfig) -> Source:
+    """Return the source with a test set: its own, the fold ``data.fold``, or else a fifth of each training class."""
+    if config.folds is not None and config.fold is not None:
+        test = _deal(source, config, config.folds)[config.fold]
+    elif len(source.test):
         return source
-    labels, train = source.labels, source.train
-    test = draw_stratified(train, labels, max(1, len(train) // TEST_FRACTION), Key(0, "data", "test"))
-    rest = np.setdiff1d(train, test)
-    lost = np.setdiff1d(labels[train], labels[rest])
-    if len(lost):
+    else:
+        count, key = max(1, len(source.train) // TEST_FRACTION), Key(0, "data", "test")
+        test = _draw(source, source.train, count, key)
+    rest = np.setdiff1d(source.train, test)
+    lost = np.setdiff1d(source.labels[source.train], source.labels[rest])
+    if len(lost) or not len(test):
+        few = "images" if source.groups is None else "groups"
+        name = source.classes[int(lost[0])] if len(lost) else source.classes[int(source.labels[source.train[0]])]
         raise UserError(
-            f"class {source.classes[lost[0]]!r} has too few images to set some aside for a test set; add images to it, "
-            "or a test set to the data"
+            f"class {name!r} has too few {few} to set some aside for a test set; add {few} to it, or a test set to the "
+            "data"
         )
     return replace(source, train=rest, test=test)
+
+
+def _deal(source: Source, config: DataConfig, folds: int) -> list[np.ndarray]:
+    """Return the folds of the training images: the same for every seed, with classes in proportion and whole groups."""
+    if len(source.test):
+        name = config.target.rpartition(".")[2] + ("" if config.root is None else f" ({config.root})")
+        raise UserError(
+            f"data.folds={folds}: {name} has a test set of its own, and folds are for data without one; leave "
+            "data.folds and data.fold out"
+        )
+    key = Key(0, "data", "folds")
+    if source.groups is None:
+        few, sizes = "images", np.bincount(source.labels[source.train], minlength=len(source.classes))
+    else:
+        images = GroupedImages.of(source.train, source.labels, source.groups)
+        classes = np.concatenate([classes for classes, _ in images.counts])
+        few, sizes = "groups", np.bincount(classes, minlength=len(source.classes))
+    short = [f"{source.classes[c]!r} has {sizes[c]}" for c in np.flatnonzero(sizes < folds) if sizes[c]]
+    if short:
+        raise UserError(
+            f"data.folds={folds}: fewer {few} than folds: class {abbreviate(short)}; give fewer folds, or add {few}"
+        )
+    if source.groups is None:
+        return deal_folds(shuffle_within_class(source.train, source.labels, key), folds)
+    return images.deal(folds, key)
+
+
+def _draw(source: Source, indices: np.ndarray, count: int, key: Key, keep_classes: bool = True) -> np.ndarray:
+    """Return ``count`` labelled images, sorted, classes in proportion; in groups, about as many in whole groups."""
+    if source.groups is None:
+        return draw_stratified(indices, source.labels, count, key)
+    return GroupedImages.of(indices, source.labels, source.groups).draw(count, key, keep_classes)
+
+
+def _hold_out_inside(source: Source, config: DataConfig, labelled: np.ndarray) -> np.ndarray:
+    """Return the validation images that ``data.validation=inside`` takes from the labelled ones."""
+    count = max(len(np.unique(source.labels[labelled])), round(INSIDE_SHARE * len(labelled)))
+    if count >= len(labelled):
+        raise UserError(f"data.validation=inside: {len(labelled)} labels are too few to hold some out; use none")
+    validation = _draw(source, labelled, count, Key(config.split_seed, "validation"))
+    if not len(validation):
+        raise UserError(
+            "data.validation=inside: no group can be held out, as each has all labelled images of a class; use none"
+        )
+    return validation
+
+
+def _hold_out_outside(source: Source, config: DataConfig, rest: np.ndarray) -> np.ndarray:
+    """Return the validation images that ``data.validation=outside:N`` takes from those beside the budget."""
+    count = int(config.validation.partition(":")[2])
+    if config.limit is not None:
+        count = min(count, len(rest) // 2)
+    if not 0 < count <= len(rest):
+        reason = f"only {len(rest)} images are outside the label budget; lower it by data.labels_per_class"
+        raise UserError(f"data.validation={config.validation}: {reason}")
+    return _draw(source, rest, count, Key(config.split_seed, "validation"), keep_classes=False)
 
 
 def _limit(source: Source, config: DataConfig) -> Source:
@@ -128,30 +184,10 @@ def _limit(source: Source, config: DataConfig) -> Source:
     )
 
 
-def _label_count(config: DataConfig, order: np.ndarray, source: Source, c: int, unlimited: int) -> int:
-    """Return how many images of class ``c`` keep their labels, of those in ``order``.
-
-    If ``data.limit`` leaves no more images than the budget, half of them keep their labels, so that a strategy that
-    needs unlabelled images finds some in a small trial too. ``unlimited`` is the size of the class without the limit.
-    """
-    if config.labels_per_class is not None:
-        if config.limit is None and config.labels_per_class > len(order):
-            raise UserError(
-                f"data.labels_per_class={config.labels_per_class}: class {source.classes[c]!r} has {len(order)} images"
-            )
-        if config.labels_per_class < len(order) or config.labels_per_class >= unlimited:
-            return min(config.labels_per_class, len(order))
-        return max(1, len(order) // 2)
-    if config.labels is not None:
-        return max(1, round(config.labels * len(order)))
-    return len(order)
-
-
-def _resolve_validation(config: DataConfig, labelled: np.ndarray, classes: int, own: int) -> tuple[str, int]:
-    """Return the kind of validation (none, inside, outside or own) and, for outside, the number of images."""
-    if config.validation == "auto":
-        if own:
-            return "own", own
-        return ("none" if len(labelled) < FEW_LABELS * classes else "inside"), 0
-    kind, _, count = config.validation.partition(":")
-    return kind, int(count or 0)
+def _resolve_validation(config: DataConfig, source: Source, labelled: np.ndarray) -> str:
+    """Return the kind of validation: none, inside, outside or own."""
+    if config.validation != "auto":
+        return config.validation.partition(":")[0]
+    if len(source.val):
+        return "own"
+    return "none" if len(labelled) < FEW_LABELS * len(np.unique(source.labels[source.train])) else "inside"

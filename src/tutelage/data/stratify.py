@@ -1,8 +1,10 @@
 """Random draws that keep classes in proportion.
 
-scikit-learn's StratifiedShuffleSplit does the same from a seed alone; ours draws from a key, and of one class a smaller
-draw is part of a larger one.
+scikit-learn's StratifiedShuffleSplit and StratifiedKFold do the same from a seed alone; ours draw from a key, and of
+one class a smaller draw is part of a larger one.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -27,3 +29,28 @@ def draw_stratified(indices: np.ndarray, labels: np.ndarray, count: int, key: Ke
     for c in by_remainder[: count - sum(counts.values())]:
         counts[c] += 1
     return np.sort(np.concatenate([orders[c][: counts[c]] for c in orders]))
+
+
+def interleave_classes(orders: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Return the images of all classes in one order, of which each beginning has the classes in proportion.
+
+    The first image of each class comes first. After these, the first N images are N seats, given to the classes by the
+    method of Webster (Sainte-Lague), which never takes a seat away when N grows.
+
+    Args:
+        orders: the images of each class, in the order in which they are to come.
+    """
+    images = np.concatenate(list(orders.values()))
+    ranks = np.concatenate([np.arange(len(order)) for order in orders.values()])
+    sizes = np.repeat([len(order) for order in orders.values()], [len(order) for order in orders.values()])
+    ordered: np.ndarray = images[np.lexsort(((ranks + 0.5) / sizes, ranks > 0))]
+    return ordered
+
+
+def deal_folds(orders: Mapping[int, np.ndarray], count: int) -> list[np.ndarray]:
+    """Return ``count`` folds, each sorted: the images of all classes, dealt out in turn.
+
+    The sizes of two folds, and the numbers of their images of a class, differ by one at most.
+    """
+    images = np.concatenate(list(orders.values()))
+    return [np.sort(images[fold::count]) for fold in range(count)]

@@ -136,7 +136,7 @@ def _describe_data(data: ImageDataModule) -> dict[str, Any]:
 def _say_data_notes(context: RunContext) -> None:
     """Print notes on the data: files left out, classes with no labelled image or a single one."""
     source, labelled = context.data.source, context.data.splits.labelled
-    for note in source.notes:
+    for note in (*source.notes, *context.data.splits.notes):
         context.observer.say(f"note: {note}")
     if source.left_out:
         names = abbreviate(source.left_out)

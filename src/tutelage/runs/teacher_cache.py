@@ -55,6 +55,9 @@ BUDGET_KEYS = {  # of the data's identity: they decide over which images are in 
     "labels",
     "labels_per_class",
     "split_seed",
+    "group",
+    "folds",
+    "fold",
     "limit",
     "balance",
 }

@@ -15,6 +15,7 @@ from tutelage.config import DataConfig
 from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.files.decoding import FilePicture, check_image, open_picture
 from tutelage.data.files.folders import list_folder
+from tutelage.data.files.group_names import find_group_names, number_groups
 from tutelage.data.files.listing import ALL, FURTHER_TEST_PREFIX, LABELLED_PARTS, UNLABELLED, Entry, Listing
 from tutelage.data.files.packing import pack_images
 from tutelage.data.files.scan import find_unreadable, raise_for_unreadable
@@ -75,6 +76,7 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
     label_of_class = {name: label for label, name in enumerate(listing.classes)}
     labels = np.array([label_of_class.get(entry.label or "", UNKNOWN) for entry in entries], dtype=np.int64)
     parts = np.array([entry.part for entry in entries])
+    groups = find_group_names(listing, config)
     indices = {part: np.flatnonzero(parts == part) for part in (ALL, *LABELLED_PARTS, UNLABELLED)}
     files = FileImages([entry.path for entry in entries], config)
     source = Source(
@@ -88,6 +90,7 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
         names=SharedTexts(entry.name for entry in entries),
         left_out=left_out,
         notes=listing.notes,
+        groups=None if groups is None else number_groups(groups),
         further_tests={
             part.removeprefix(FURTHER_TEST_PREFIX): np.flatnonzero(parts == part)
             for part in sorted({entry.part for entry in entries if entry.part.startswith(FURTHER_TEST_PREFIX)})
@@ -131,10 +134,12 @@ def _file_states(entries: Sequence[Entry]) -> list[str]:
 
 
 def fingerprint(listing: Listing, config: DataConfig, on_progress: OnProgress = ignore_progress) -> str:
-    """Return a digest of the files and shards, without the images that ``data.on_bad_image=skip`` leaves out."""
+    """Return a digest of files, groups and shards, without the images that ``data.on_bad_image=skip`` leaves out."""
     if config.on_bad_image == "skip":
         listing, _ = _leave_out_unreadable(listing, config, on_progress)
     files = listing.fingerprint()
+    if (groups := find_group_names(listing, config)) is not None:
+        files = digest([files, groups])
     pool = _index_pool(config, on_progress)
     return files if pool is None else digest([files, pool.fingerprint()])
 

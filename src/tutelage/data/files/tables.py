@@ -67,25 +67,26 @@ def _read_table_rows(file: Path, setting: str) -> list[tuple[str, str, str | Non
     return rows
 
 
-def read_columns(file: Path, setting: str) -> dict[str, list[str | None]]:
-    """Return those of the columns path, label and split that a table has, as texts."""
+def read_columns(file: Path, setting: str, group: str | None = None) -> dict[str, list[str | None]]:
+    """Return those of the columns path, label, split and ``group`` that a table has, as texts."""
     import pyarrow as pa
     from pyarrow import csv, parquet
 
+    wanted = COLUMNS if group is None else (*COLUMNS, group)
     if file.suffix not in TABLE_SUFFIXES:
         raise UserError(f"{setting}: neither a .csv nor a .parquet file")
     try:
         if file.suffix == ".csv":
-            types = dict.fromkeys(COLUMNS, pa.string())
+            types = dict.fromkeys(wanted, pa.string())
             options = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
             table = csv.read_csv(file, convert_options=options)
         else:
             present = parquet.read_schema(file).names
-            table = parquet.read_table(file, columns=[name for name in present if name in COLUMNS])
+            table = parquet.read_table(file, columns=[name for name in present if name in wanted])
         if "path" not in table.column_names:
             hint = "; columns are separated by commas" if any(c in str(table.column_names) for c in ";\t") else ""
             raise UserError(f"{setting}: no column 'path' (there are {', '.join(table.column_names)}){hint}")
-        return {name: table[name].cast(pa.string()).to_pylist() for name in COLUMNS if name in table.column_names}
+        return {name: table[name].cast(pa.string()).to_pylist() for name in wanted if name in table.column_names}
     except FileNotFoundError:
         raise UserError(f"{setting}: no such file") from None
     except (OSError, ValueError, pa.ArrowException) as error:
