@@ -6,13 +6,13 @@ in less than half the time, and the table of a finished sweep is to appear at on
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from tutelage.report.intervals import CONFIDENCE_LEVEL, Interval
 from tutelage.runs import train_entries
 
-CONFIDENCE_LEVEL = 0.95
 RESAMPLES = 10_000
 MIN_RUNS = 2  # fewer have no spread
 REFERENCES = ("supervised", "none", "nothing")  # values of a key that mean doing without; others are compared with them
@@ -21,21 +21,31 @@ LAST_STUDENT = "last student"
 ACCURACY_KEYS = re.compile(r"test/accuracy|test-[^/]+/accuracy|test/task-\d+")
 
 
-class Interval(NamedTuple):
-    """An estimate with the ends of its 95 % interval."""
+def estimate_mean(values: np.ndarray, overlap: float = 0.0) -> Interval:
+    """Return the mean of values (N,), such as paired differences, with Student's t interval; N must be 2 or more.
 
-    value: float
-    low: float
-    high: float
-
-
-def estimate_mean(values: np.ndarray) -> Interval:
-    """Return the mean of values (N,), such as paired differences, with Student's t interval; N must be 2 or more."""
+    Args:
+        values: (N,), one for each run.
+        overlap: of the runs' training images (see ``measure_overlap``).
+    """
     from scipy.special import stdtrit
 
     count, mean = len(values), float(np.mean(values))
-    half = float(stdtrit(count - 1, (1 + CONFIDENCE_LEVEL) / 2) * np.std(values, ddof=1) / np.sqrt(count))
+    half = float(stdtrit(count - 1, (1 + CONFIDENCE_LEVEL) / 2) * np.std(values, ddof=1) * np.sqrt(1 / count + overlap))
     return Interval(mean, mean - half, mean + half)
+
+
+def measure_overlap(records: Sequence[Mapping[str, Any]]) -> float:
+    """Return what the variance of a mean gains where runs of several folds learn from nearly the same images.
+
+    It is the ratio of test to training images, by which Nadeau and Bengio 2003, "Inference for the generalization
+    error", correct 1 / N; 0 where runs are not folds.
+    """
+    data = [record.get("identity", {}).get("data", {}) for record in records]
+    if len({settings.get("fold") for settings in data}) <= 1:
+        return 0.0
+    folds = min(int(settings.get("folds", 2)) for settings in data)
+    return 1 / (folds - 1)
 
 
 def estimate_ratio_of_means(numerators: np.ndarray, denominators: np.ndarray) -> Interval:
@@ -80,7 +90,7 @@ def describe_gains(records: Sequence[Mapping[str, Any]], method: str) -> list[st
     """
     if len(records) < MIN_RUNS:
         return []
-    accuracies = collect_accuracies(records)
+    accuracies, overlap = collect_accuracies(records), measure_overlap(records)
     controls = [e["name"] for e in records[0]["stages"] if e.get("control") and e["name"] in accuracies]
     if method not in accuracies:  # the runs have different numbers of rounds: compare each run's own last network
         own = np.array([100 * record["result"].get(TEST_ACCURACY, np.nan) for record in records])
@@ -89,24 +99,24 @@ def describe_gains(records: Sequence[Mapping[str, Any]], method: str) -> list[st
     sentences = []
     if len(controls) == 1 and TEST_ACCURACY in accuracies[method]:
         entry = next((entry for entry in train_entries(records[0]) if entry["name"] == method), {})
-        sentences += _compare_with_control(accuracies, method, controls[0], entry.get("aims_at"))
-    return sentences + _compare_forgetting(accuracies, method)
+        sentences += _compare_with_control(accuracies, method, controls[0], entry.get("aims_at"), overlap)
+    return sentences + _compare_forgetting(accuracies, method, overlap)
 
 
 def _compare_with_control(
-    accuracies: Mapping[str, Mapping[str, np.ndarray]], method: str, control: str, goal: str | None
+    accuracies: Mapping[str, Mapping[str, np.ndarray]], method: str, control: str, goal: str | None, overlap: float
 ) -> list[str]:
     """Return sentences on the gain over the control and, where a network is the goal, on the gap to it."""
     baseline = accuracies[control][TEST_ACCURACY]
     gain = accuracies[method][TEST_ACCURACY] - baseline
-    sentences = [f"{method} - {control}: {format_interval(estimate_mean(gain))} points, paired by run"]
+    sentences = [f"{method} - {control}: {format_interval(estimate_mean(gain, overlap))} points, paired by run"]
     gap = accuracies[goal][TEST_ACCURACY] - baseline if goal is not None and goal in accuracies else np.zeros(1)
     if gap.mean() > 0:
         sentences.append(f"{method} closes {_format_ratio(gain, gap)} of the gap from {control} to {goal}")
     return sentences
 
 
-def _compare_forgetting(accuracies: Mapping[str, Mapping[str, np.ndarray]], method: str) -> list[str]:
+def _compare_forgetting(accuracies: Mapping[str, Mapping[str, np.ndarray]], method: str, overlap: float) -> list[str]:
     """Return sentences on the first and the newest task, compared with fine-tuning; none without fine-tuning."""
     number = method.rpartition("-")[2]
     finetuning, newest_task = f"finetuning-{number}", f"test/task-{number}"
@@ -118,7 +128,8 @@ def _compare_forgetting(accuracies: Mapping[str, Mapping[str, np.ndarray]], meth
     if (before - finetuned).mean() > 0:
         ratio = _format_ratio(after - finetuned, before - finetuned)
         sentences.append(f"{method} keeps {ratio} of what {finetuning} forgets of task-1")
-    gain = format_interval(estimate_mean(accuracies[method][newest_task] - accuracies[finetuning][newest_task]))
+    gains = accuracies[method][newest_task] - accuracies[finetuning][newest_task]
+    gain = format_interval(estimate_mean(gains, overlap))
     return [*sentences, f"{method} - {finetuning} on the new task-{number}: {gain} points"]
 
 

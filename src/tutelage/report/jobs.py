@@ -1,7 +1,7 @@
 """The finished runs of a sweep: their settings, their results, and the measures that compare them."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,9 @@ from tutelage.report.gains import TEST_ACCURACY
 from tutelage.runs import FINISHED, RunFolder, inspect_run, main_stage_name
 from tutelage.sweeps.folder import Outcome
 
-SEED = "seed"
+SEED, FOLD = "seed", "data.fold"  # runs that differ only in these are repetitions: one row of a table
 KILO = 1000.0
+PERCENT_SIGN = "%"
 MEASURES_NOTE = (
     "Mean over seeds, +- standard deviation. MB stored: all that is needed to predict. training s: seconds of all "
     "stages of a run, without its control. ms/image: prediction time per test image, reading included."
@@ -37,6 +38,17 @@ class Job:
         """Return a result of the run; None if it has no result of this name, or one that is not finite."""
         value = self.record["result"].get(key)
         return float(value) if value is not None and math.isfinite(value) else None
+
+    @property
+    def data_settings(self) -> Mapping[str, Any]:
+        """The data's part of the run's identity."""
+        settings: Mapping[str, Any] = self.record.get("identity", {}).get("data", {})
+        return settings
+
+    @property
+    def test_images(self) -> int:
+        """The number of images in the test set."""
+        return int(self.record.get("data", {}).get("test") or 0)
 
     @property
     def network(self) -> Mapping[str, Any]:
@@ -74,7 +86,7 @@ def _read_training_seconds(job: Job) -> float:
 
 
 def _read_milliseconds_per_image(job: Job) -> float | None:
-    seconds, images = job.network.get("test_seconds"), job.record.get("data", {}).get("test")
+    seconds, images = job.network.get("test_seconds"), job.test_images
     return KILO * seconds / images if seconds and images else None
 
 
@@ -90,7 +102,7 @@ MEASURES = (
 
 
 def read_finished_jobs(outcomes: Sequence[Outcome], tested: bool = True) -> tuple[list[Job], list[str], list[str]]:
-    """Return the finished runs, the varied keys without the seed, and a line on each job that failed.
+    """Return the finished runs, the varied keys without seed and fold, and a line on each job that failed.
 
     Args:
         outcomes: how each job of the sweep ended.
@@ -109,7 +121,7 @@ def read_finished_jobs(outcomes: Sequence[Outcome], tested: bool = True) -> tupl
             job_name = " ".join(f"{key}={value}" for key, value in settings.items())
             status = "no result" if record is None else "failed after its result"
             failures.append(f"{status}: {job_name}: {outcome.reason}")
-    return jobs, [key for key in varied if key != SEED], failures
+    return jobs, [key for key in varied if key not in {SEED, FOLD}], failures
 
 
 def _read_finished_record(outcome: Outcome) -> dict[str, Any] | None:
@@ -131,9 +143,9 @@ def _without_test(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_grid_values(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
-    """Return the values of each varied key, without the seed; empty unless the jobs form a full grid of them."""
+    """Return the values of each varied key, without seed and fold; empty unless the jobs form a full grid of them."""
     overrides = [_parse_overrides(outcome) for outcome in outcomes]
-    keys = [key for key in _find_varied_keys(overrides) if key != SEED]
+    keys = [key for key in _find_varied_keys(overrides) if key not in {SEED, FOLD}]
     points = {tuple(job.get(key, "") for key in keys) for job in overrides}
     values = {key: sorted({job.get(key, "") for job in overrides}) for key in keys}
     return values if len(points) == math.prod(map(len, values.values())) else {}
@@ -149,13 +161,19 @@ def _find_varied_keys(overrides: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in keys if len({job.get(key) for job in overrides}) > 1]
 
 
-def is_number(text: str) -> bool:
-    """Return whether a text is a number, so that it can be drawn along an axis."""
+def are_numbers(texts: Iterable[str]) -> bool:
+    """Return whether texts are numbers that can be drawn along one axis: all in percent, or none."""
+    texts = list(texts)
     try:
-        float(text)
+        list(map(to_number, texts))
     except ValueError:
         return False
-    return True
+    return len({text.endswith(PERCENT_SIGN) for text in texts}) <= 1
+
+
+def to_number(text: str) -> float:
+    """Return the number that a text is, perhaps one in percent; raise a ValueError if it is none."""
+    return float(text.removesuffix(PERCENT_SIGN))
 
 
 def group_jobs(keys: Sequence[str], jobs: Sequence[Job]) -> dict[tuple[str, ...], list[Job]]:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tutelage.report.gains import CONFIDENCE_LEVEL, MIN_RUNS, REFERENCES, TEST_ACCURACY, Interval, estimate_mean
+from tutelage.report.folds import average_folds
+from tutelage.report.gains import MIN_RUNS, REFERENCES, TEST_ACCURACY, estimate_mean
+from tutelage.report.intervals import CONFIDENCE_LEVEL, Interval
 from tutelage.report.jobs import TEST_MEASURE, Job, format_settings, group_jobs
 
 MIN_BAND_RUNS = 3  # for two runs Student's t quantile is 12.7, and the band would hide the lines
@@ -19,7 +21,7 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Point:
-    """The runs of one line at one number of labels: their accuracies (N,), between 0 and 1."""
+    """The runs of one line at one number of labels: their accuracies (N,), between 0 and 1, folds taken together."""
 
     label_count: int
     accuracies: tuple[float, ...]
@@ -91,11 +93,11 @@ def _read_controls(jobs: Sequence[Job]) -> dict[int, float]:
 def _build_points(jobs: Sequence[Job], label_key: str, accuracies: Mapping[int, float]) -> list[Point]:
     """Return the points of a line from each run's accuracy, which ``accuracies`` has by the run's ``id``."""
     counts = average_label_counts(label_key, jobs)
-    by_count: dict[int, list[float]] = {}
+    by_count: dict[int, list[Job]] = {}
     for job in jobs:
         if id(job) in accuracies:
-            by_count.setdefault(counts[job.settings[label_key]], []).append(accuracies[id(job)])
-    return [Point(count, tuple(by_count[count])) for count in sorted(by_count)]
+            by_count.setdefault(counts[job.settings[label_key]], []).append(job)
+    return [Point(count, tuple(average_folds(by_count[count], accuracies))) for count in sorted(by_count)]
 
 
 def tabulate_lines(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:

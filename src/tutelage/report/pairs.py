@@ -4,16 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tutelage.report.gains import MIN_RUNS, REFERENCES, estimate_mean, format_interval
-from tutelage.report.jobs import SEED, TEST_MEASURE, Job, format_settings, group_jobs
+from tutelage.report.gains import MIN_RUNS, REFERENCES, estimate_mean, format_interval, measure_overlap
+from tutelage.report.jobs import FOLD, SEED, TEST_MEASURE, Job, format_settings, group_jobs
 from tutelage.report.label_efficiency import LABEL_KEYS, average_label_counts
 
 
 def compare_with_references(keys: Sequence[str], jobs: Sequence[Job]) -> list[str]:
     """Return a line for each value of a key that also has a reference value (``supervised``, ``none``, ``nothing``).
 
-    The line says what the value gained in test accuracy over the reference, paired by seed; values with fewer than two
-    pairs have no line.
+    The line says what the value gained in test accuracy over the reference, paired by seed and fold; values with fewer
+    than two pairs have no line.
     """
     lines = []
     for key in keys:
@@ -26,20 +26,26 @@ def compare_with_references(keys: Sequence[str], jobs: Sequence[Job]) -> list[st
 
 
 def _compare_values(key: str, reference: str, context: str, jobs: Sequence[Job]) -> list[str]:
-    """Return the lines of runs that differ only in ``key`` and in their seed."""
+    """Return the lines of runs that differ only in ``key``, seed and fold."""
     by_value = {
-        value: {job.settings.get(SEED, ""): job for job in members if TEST_MEASURE.read(job) is not None}
+        value: {_pair_key(job): job for job in members if TEST_MEASURE.read(job) is not None}
         for (value,), members in group_jobs([key], jobs).items()
     }
     reference_jobs, lines = by_value.pop(reference, {}), []
     for members in by_value.values():
-        pairs = [(members[seed], reference_jobs[seed]) for seed in members if seed in reference_jobs]
+        pairs = [(job, reference_jobs[pair]) for pair, job in members.items() if pair in reference_jobs]
         if len(pairs) >= MIN_RUNS:
             gains = np.array([100 * (_read_accuracy(job) - _read_accuracy(paired_job)) for job, paired_job in pairs])
             names = " - ".join(format_settings([key], job) for job in pairs[0])
-            gain = format_interval(estimate_mean(gains), sign="+")
-            lines.append(f"{names}{context}: {gain} points, paired by seed")
+            gain = format_interval(estimate_mean(gains, measure_overlap([job.record for job, _ in pairs])), sign="+")
+            paired_by = "seed and fold" if FOLD in pairs[0][0].settings else "seed"
+            lines.append(f"{names}{context}: {gain} points, paired by {paired_by}")
     return lines
+
+
+def _pair_key(job: Job) -> tuple[str, str]:
+    """Return what two runs have in common that are compared."""
+    return job.settings.get(SEED, ""), job.settings.get(FOLD, "")
 
 
 def _read_accuracy(job: Job) -> float:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from tutelage.report.gains import Interval
+from tutelage.report.intervals import Interval
 
 DPI = 110
 PANEL_WIDTH, PANEL_HEIGHT = 4.2, 3.2

@@ -14,11 +14,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from tutelage.config import MINIMIZED_OBJECTIVES, OBJECTIVES, SweeperConfig
 from tutelage.report import page
-from tutelage.report.jobs import SEED, Job, format_percent, group_jobs, is_number, shorten_key
+from tutelage.report.jobs import FOLD, SEED, Job, are_numbers, format_percent, group_jobs, shorten_key, to_number
 from tutelage.report.pictures import COLORS, MIN_LOG_RANGE, TEXT_COLOR
 
 FULL_SEEDS = "0,1,2,3,4"
-RESET_KEYS = (SEED, "evaluate_test")  # keys of a job that the command for the best settings sets anew
+RESET_KEYS = (SEED, FOLD, "evaluate_test")  # keys of a job that the command for the best settings sets anew
 CELL_SIDE, MAP_MARGIN = 0.95, 1.4  # inches, of a map
 PANEL_SIDE, MAX_COLUMNS = 3.1, 4  # inches; panels in a row
 MAX_LOG_TICKS = 8  # along a panel
@@ -75,8 +75,9 @@ def build_full_command(best: Job, command: str, search: SweeperConfig) -> str:
     launcher = [word for word in words if word.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
     settings = [word for word in best.overrides if word.lstrip("+").partition("=")[0] not in RESET_KEYS]
     sweeper = ["hydra/sweeper=grid"] if search.is_search else []
-    seeds = [f"{SEED}={FULL_SEEDS}", "evaluate_test=true"]
-    return shlex.join(["tutelage", "train", *flags, "-m", *settings, *launcher, *sweeper, *seeds])
+    folds = [f"{FOLD}=range({best.data_settings['folds']})"] if FOLD in best.settings else []
+    repetitions = [*folds, f"{SEED}={FULL_SEEDS}", "evaluate_test=true"]
+    return shlex.join(["tutelage", "train", *flags, "-m", *settings, *launcher, *sweeper, *repetitions])
 
 
 def draw_search(
@@ -97,7 +98,7 @@ def draw_search(
     if not grid:
         figure = draw_clouds(keys, scored, objective)
         return [page.save_picture(folder / "clouds.png", figure, f"{objective} over what was drawn", CLOUDS_CAPTION)]
-    if len(keys) != 2 or not all(is_number(value) for values in grid.values() for value in values):  # noqa: PLR2004 - a plane
+    if len(keys) != 2 or not all(map(are_numbers, grid.values())):  # noqa: PLR2004 - a plane
         return []
     figure = draw_grid_map(grid, scored, objective)
     heading = f"{objective} over {shorten_key(keys[0])} and {shorten_key(keys[1])}"
@@ -111,7 +112,7 @@ def _collect_cells(
     cells: dict[tuple[float, float], list[float]] = {}
     for job in jobs:
         if (value := job.get_result(objective)) is not None:
-            cells.setdefault((float(job.settings[keys[0]]), float(job.settings[keys[1]])), []).append(value)
+            cells.setdefault((to_number(job.settings[keys[0]]), to_number(job.settings[keys[1]])), []).append(value)
     return cells
 
 
@@ -119,7 +120,7 @@ def draw_grid_map(grid: Mapping[str, Sequence[str]], jobs: Sequence[Job], object
     """Draw a grid over two numeric keys as a map: each cell's colour is its mean, the better the darker."""
     keys = list(grid)
     cells = _collect_cells(keys, jobs, objective)
-    rows, columns = (sorted(set(map(float, grid[key]))) for key in keys)
+    rows, columns = (sorted(set(map(to_number, grid[key]))) for key in keys)
     means = np.array([[np.mean(cells.get((row, column), [math.nan])) for column in columns] for row in rows])
     goodness = -means if objective in MINIMIZED_OBJECTIVES else means
     low, high = float(np.nanmin(goodness)), float(np.nanmax(goodness))
@@ -158,7 +159,7 @@ def draw_clouds(keys: Sequence[str], jobs: Sequence[Job], objective: str) -> Fig
         axes.set_axis_off()
     for key, axes in zip(keys, panels.flat, strict=False):
         points = [(job.settings[key], value) for job in jobs if (value := job.get_result(objective)) is not None]
-        is_numeric = all(is_number(text) for text, _ in points)
+        is_numeric = are_numbers(text for text, _ in points)
         axis = _draw_numbers_cloud(axes, points) if is_numeric else _draw_words_cloud(axes, points)
         axis.set_major_formatter(FuncFormatter(lambda value, _: format_objective(value, objective)))
         axis.set_major_locator(MaxNLocator(5 if axis is axes.yaxis else 3))  # tick labels below a panel need more room
@@ -171,7 +172,7 @@ def draw_clouds(keys: Sequence[str], jobs: Sequence[Job], objective: str) -> Fig
 
 def _draw_numbers_cloud(axes: Axes, points: Sequence[tuple[str, float]]) -> Axis:
     """Draw points (number as text, objective), numbers along x; return the objective's axis."""
-    xs = [float(text) for text, _ in points]
+    xs = [to_number(text) for text, _ in points]
     axes.scatter(xs, [value for _, value in points], s=14, color=COLORS[0], alpha=0.7)
     if min(xs) > 0 and max(xs) / min(xs) >= MIN_LOG_RANGE:
         axes.set_xscale("log")

@@ -12,20 +12,23 @@ import numpy as np
 from tutelage.config import SHIFTS, SweeperConfig
 from tutelage.report import label_efficiency, page, pictures, searches
 from tutelage.report.curves import read_curve
-from tutelage.report.gains import collect_accuracies, describe_gains
+from tutelage.report.folds import BY_IMAGES_NOTE, FOLDS_NOTE, describe_missing_folds, has_folds, pool_folds
+from tutelage.report.gains import TEST_ACCURACY, collect_accuracies, describe_gains
 from tutelage.report.jobs import (
+    FOLD,
     LOSS_MEASURE,
     MEASURES,
     MEASURES_NOTE,
     SEED,
     TEST_MEASURE,
     Job,
+    are_numbers,
     find_grid_values,
     format_settings,
     group_jobs,
-    is_number,
     read_finished_jobs,
     shorten_key,
+    to_number,
 )
 from tutelage.report.pairs import compare_with_references
 from tutelage.runs import main_stage_name
@@ -70,7 +73,8 @@ class ResultTable:
 def report_sweep(outcomes: Sequence[Outcome], command: str, search: SweeperConfig | None = None) -> None:
     """Print one table over the runs of a sweep, and write a page with its pictures.
 
-    Runs that differ only in their seed make one row: the mean, and with several runs the standard deviation.
+    Runs that differ only in seed and fold make one row: the mean, and with several runs the standard deviation. The
+    test accuracy is pooled over folds.
 
     Args:
         outcomes: how each job of the sweep ended.
@@ -81,6 +85,7 @@ def report_sweep(outcomes: Sequence[Outcome], command: str, search: SweeperConfi
     partial = [outcome for outcome in outcomes if outcome.partial]
     jobs, keys, failures = read_finished_jobs(full, tested=search is None)
     failures += read_finished_jobs(partial)[2]
+    failures += describe_missing_folds(keys, jobs)
     objective = searches.get_objective(search)
     if jobs:
         table = _tabulate_jobs(keys, jobs, objective)
@@ -91,13 +96,14 @@ def report_sweep(outcomes: Sequence[Outcome], command: str, search: SweeperConfi
         return
     search_notes = _describe_search(keys, jobs, command, search)
     search_notes += [PARTIAL_NOTE.format(len(partial))] if partial else []
+    fold_notes = _describe_folds(jobs)
     networks, lines = _tabulate_networks(keys, jobs), label_efficiency.build_lines(keys, jobs)
     second_table = ResultTable(*label_efficiency.tabulate_lines(lines), 1) if lines else networks
     if second_table is not None:
         print()
         second_table.print()
     gains = [*compare_with_references(keys, jobs), *_describe_method_gains(keys, jobs)]
-    for line in [*gains, *search_notes]:
+    for line in [*gains, *search_notes, *fold_notes]:
         print(line)
     folder = jobs[0].folder.path.parent / f"sweep-{digest(command)[:HASH_LENGTH]}"
     grid = find_grid_values(full)
@@ -110,12 +116,18 @@ def report_sweep(outcomes: Sequence[Outcome], command: str, search: SweeperConfi
     title = jobs[0].folder.path.parent.name
     body = (
         f"<p class=note><code>{html.escape(command)}</code></p>{_render_label_efficiency(lines, gains, folder)}"
-        f"{table.render()}{page.render_notes([*search_notes, MEASURES_NOTE, *failures])}"
+        f"{table.render()}{page.render_notes([*search_notes, MEASURES_NOTE, *fold_notes, *failures])}"
         f"{networks.render() if networks else ''}{'' if lines else page.render_notes(gains)}"
         f"{page.render_pictures(shown)}<h2>The runs</h2><ul>{_render_links(keys, jobs, folder)}</ul>"
     )
     page.write_page(folder / "index.html", title, title, body)
     print(f"report: {folder / 'index.html'}")
+
+
+def _describe_folds(jobs: Sequence[Job]) -> list[str]:
+    """Return notes on how the folds of a cross-validation are pooled; none without folds."""
+    pooled = pool_folds(jobs)
+    return [] if pooled is None else [FOLDS_NOTE, BY_IMAGES_NOTE] if pooled.has_groups else [FOLDS_NOTE]
 
 
 def _describe_search(keys: Sequence[str], jobs: Sequence[Job], command: str, search: SweeperConfig | None) -> list[str]:
@@ -148,7 +160,7 @@ def _render_label_efficiency(lines: Sequence[label_efficiency.Line], gains: Sequ
 def _render_links(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> str:
     return "".join(
         f'<li><a href="{html.escape(os.path.relpath(_find_page(job), folder))}">'
-        f"{html.escape(format_settings([*keys, SEED], job) or job.folder.path.name)}</a></li>"
+        f"{html.escape(format_settings([*keys, SEED, FOLD], job) or job.folder.path.name)}</a></li>"
         for job in jobs
     )
 
@@ -168,6 +180,9 @@ def _tabulate_jobs(keys: Sequence[str], jobs: Sequence[Job], objective: str) -> 
     for members in searches.rank_groups(keys, jobs, objective):
         row = [*(members[0].settings.get(key, "") for key in keys), str(len(members))]
         for measure in measures:
+            if measure is TEST_MEASURE and (pooled := pool_folds(members)) is not None:
+                row.append(str(pooled))
+                continue
             values = measure.read_all(members)
             mean = measure.format(float(np.mean(values))) if values else "-"
             has_deviation = measure.is_share and len(values) > 1
@@ -179,16 +194,17 @@ def _tabulate_jobs(keys: Sequence[str], jobs: Sequence[Job], objective: str) -> 
 
 def _tabulate_networks(keys: Sequence[str], jobs: Sequence[Job]) -> ResultTable | None:
     """Return the table of every trained network; None if each run trained only one."""
-    networks: list[tuple[list[str], dict[str, np.ndarray]]] = []
+    networks: list[tuple[list[str], dict[str, str]]] = []
     groups = group_jobs(keys, jobs)
     for settings, members in groups.items():
         for name, accuracies in collect_accuracies([job.record for job in members]).items():
-            networks.append(([*settings, name, str(len(members))], accuracies))
-    metrics = list(dict.fromkeys(key for _, accuracies in networks for key in accuracies))
+            texts = {key: _format_values(values, key, members) for key, values in accuracies.items()}
+            networks.append(([*settings, name, str(len(members))], texts))
+    metrics = list(dict.fromkeys(key for _, texts in networks for key in texts))
     if len(networks) == len(groups) or not metrics:
         return None
     head = [*(shorten_key(key) for key in keys), "network", "runs", *map(_format_metric, metrics)]
-    rows = [[*names, *(_format_values(accuracies.get(key)) for key in metrics)] for names, accuracies in networks]
+    rows = [[*names, *(texts.get(key, "-") for key in metrics)] for names, texts in networks]
     return ResultTable(head, rows, len(keys) + 1)
 
 
@@ -198,11 +214,13 @@ def _format_metric(key: str) -> str:
     return prefix if metric == "accuracy" else metric
 
 
-def _format_values(values: np.ndarray | None) -> str:
-    """Return the mean of values (N,) in percent and, if there are several, their standard deviation."""
-    if values is None:
-        return "-"
-    mean = f"{values.mean():.1f} %"
+def _format_values(values: np.ndarray, key: str, jobs: Sequence[Job]) -> str:
+    """Return the mean of a metric's values (N,) of N runs in percent and, if N > 1, their standard deviation.
+
+    The mean of ``test`` is over test images, of which folds may have different numbers.
+    """
+    weights = [job.test_images for job in jobs] if key == TEST_ACCURACY and has_folds(jobs) else None
+    mean = f"{np.average(values, weights=weights):.1f} %"
     return f"{mean} +- {values.std(ddof=1):.1f}" if len(values) > 1 else mean
 
 
@@ -218,7 +236,7 @@ def _describe_method_gains(keys: Sequence[str], jobs: Sequence[Job]) -> list[str
 
 def _draw_measures(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[page.Picture]:
     """Return the picture of all measures over the first numeric key of the sweep; none if no key is numeric."""
-    x_key = next((key for key in keys if all(is_number(job.settings.get(key, "")) for job in jobs)), None)
+    x_key = next((key for key in keys if are_numbers(job.settings.get(key, "") for job in jobs)), None)
     if x_key is None:
         return []
     other_keys = [key for key in keys if key != x_key]
@@ -230,7 +248,7 @@ def _draw_measures(keys: Sequence[str], jobs: Sequence[Job], folder: Path) -> li
         for job in jobs:
             if (value := measure.read(job)) is not None:
                 points = lines.setdefault(format_settings(other_keys, job) or "all", {})
-                points.setdefault(float(job.settings[x_key]), []).append(value)
+                points.setdefault(to_number(job.settings[x_key]), []).append(value)
         if lines:
             panels.append(pictures.Panel(measure.heading, lines, measure.is_share))
     name = shorten_key(x_key)

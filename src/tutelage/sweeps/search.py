@@ -66,7 +66,7 @@ def check_sweep_command(overrides: Sequence[str], config_dirs: Sequence[str]) ->
         )
     path = Path(configs[0].paths.outputs) / ".sweeps" / _make_folder_name(overrides, settings)
     if is_search and not path.exists():  # a sweep that has a folder has passed this check
-        for config in {config.data.model_dump_json(): config for config in configs}.values():
+        for config in {config.data.model_dump_json(exclude={"fold"}): config for config in configs}.values():
             _check_has_validation_images(config)
     return SweepSpec(path, str(hydra.runtime.choices["hydra/launcher"]), settings if is_search else None)
 

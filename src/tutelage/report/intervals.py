@@ -1,0 +1,33 @@
+"""Intervals: an estimate with its 95 % interval, and that of an accuracy.
+
+The quantile replaces ``scipy.stats.norm.ppf``: ``scipy.special`` alone imports in less than half the time.
+"""
+
+import math
+from typing import NamedTuple
+
+CONFIDENCE_LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """An estimate with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def wilson_interval(correct: float, count: float) -> Interval:
+    """Return the share ``correct / count`` with the 95 % interval of Wilson 1927.
+
+    Args:
+        correct: how many of the images were right; a mean over seeds need not be whole.
+        count: the number of images, above 0.
+    """
+    from scipy.special import ndtri
+
+    square = float(ndtri((1 + CONFIDENCE_LEVEL) / 2)) ** 2
+    share = correct / count
+    center = (share + square / (2 * count)) / (1 + square / count)
+    half = math.sqrt(square * share * (1 - share) / count + (square / (2 * count)) ** 2) / (1 + square / count)
+    return Interval(share, max(0.0, center - half), min(1.0, center + half))
