@@ -16,7 +16,9 @@ from tutelage.randomness import Key
 
 MAX_ORDERS = 16  # random orders of which a draw keeps the best
 MAX_EXAMPLES = 2  # groups that a message names
-MAX_STEPS = 20_000  # groups that are looked at in all of these orders; in one order, each group is
+MAX_STEPS = 20_000  # groups in all of these orders; there is one order at least
+PASSES = 3  # through one order
+DIGITS = 9  # of what is compared: sums that differ by rounding, as those of another processor may, are equal
 
 
 def read_groups(groups: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -87,8 +89,8 @@ class GroupedImages:
     def draw(self, count: int, key: Key, keep_classes: bool = True) -> np.ndarray:
         """Return about ``count`` images, sorted: whole groups, sizes and classes as near to proportion as found.
 
-        Groups come in a random order, and one is taken if the draw comes nearer to the same part of each class and of
-        all images; of several orders the best is kept.
+        Groups come in a random order, and one is taken, or put back, if the draw comes nearer to the same part of each
+        class and of all images; of several orders the best is kept.
 
         Args:
             count: the number of images.
@@ -110,21 +112,23 @@ class GroupedImages:
         drawn = np.zeros(len(self._totals))  # of each class and of all images, the part that is drawn
         chosen = np.zeros(len(self._shares), dtype=bool)
         best_alone, least_loss = UNKNOWN, np.inf
-        for group in generator.permutation(len(self._shares)).tolist():
+        for group in np.tile(generator.permutation(len(self._shares)), PASSES).tolist():
             columns, shares = self._shares[group]
-            if (drawn[columns] + shares > limits[columns]).any():
+            step = -shares if chosen[group] else shares
+            if (drawn[columns] + step > limits[columns]).any():
                 continue
-            loss = float((shares * (2 * (drawn[columns] - part) + shares)).sum())
+            loss = round(float((step * (2 * (drawn[columns] - part) + step)).sum()), DIGITS)
             if loss < 0:
-                chosen[group] = True
-                drawn[columns] += shares
+                chosen[group] = not chosen[group]
+                drawn[columns] += step
             elif loss < least_loss:
                 best_alone, least_loss = group, loss
         if not chosen.any() and best_alone != UNKNOWN:  # even the smallest group is large
             chosen[best_alone] = True
             columns, shares = self._shares[best_alone]
             drawn[columns] += shares
-        return not chosen.any(), float(((drawn - part)[self._totals > 0] ** 2).sum()), chosen
+        deviation = round(float(((drawn - part)[self._totals > 0] ** 2).sum()), DIGITS)
+        return not chosen.any(), deviation, chosen
 
     def deal(self, count: int, key: Key) -> list[np.ndarray]:
         """Return ``count`` folds of whole groups, each sorted.
@@ -132,12 +136,12 @@ class GroupedImages:
         Groups come by their size, and each goes to the fold that has least of its classes, and of all images, so far.
         """
         loads = np.zeros((count, len(self._totals)))
-        weights = np.array([shares.sum() for _, shares in self._shares])
+        weights = np.round([shares.sum() for _, shares in self._shares], DIGITS)
         order = key.generator("groups").permutation(len(weights))
         folds = np.empty(len(weights), dtype=np.int64)
         for group in order[np.argsort(-weights[order], kind="stable")].tolist():
             columns, shares = self._shares[group]
-            folds[group] = fold = int(np.argmin(loads[:, columns] @ shares))
+            folds[group] = fold = int(np.argmin(np.round(loads[:, columns] @ shares, DIGITS)))
             loads[fold, columns] += shares
         return [self.select(folds == fold) for fold in range(count)]
 
@@ -182,8 +186,9 @@ def without_evaluated_groups(source: Source, validation: np.ndarray) -> tuple[np
         return unlabelled, ()
     evaluated = np.concatenate([source.test, validation, *source.further_tests.values()])
     groups = np.setdiff1d(read_groups(source.groups, evaluated), UNKNOWN)
-    left_out = np.isin(read_groups(source.groups, unlabelled), groups)
-    if not left_out.any():
+    in_groups = np.flatnonzero(unlabelled < len(source.groups))  # seldom many: images of shards have none
+    left_out = in_groups[np.isin(source.groups[unlabelled[in_groups]], groups)]
+    if not len(left_out):
         return unlabelled, ()
-    note = f"{left_out.sum():,} unlabelled images are not in the pool: their groups are in the test or validation set"
-    return unlabelled[~left_out], (note,)
+    note = f"{len(left_out):,} unlabelled images are not in the pool: their groups are in the test or validation set"
+    return np.delete(unlabelled, left_out), (note,)
