@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def marked(typed: str):
 @pytest.mark.parametrize("typed", map(marked, TUTELAGE + OF_DOCS))
 def test_a_command_of_the_readme_runs(typed, tmp_path):
     """Commands run as written but small: training gets debug=tiny, and sweeps over seeds one seed."""
-    words = typed.split()
+    words = shlex.split(typed)
     if words[1] == "train" and "--help" not in words:
         words += ["debug=tiny", "trainer.threads=1"]
     if "experiment=label_efficiency" in typed:
@@ -52,7 +53,7 @@ def test_a_command_of_the_readme_runs(typed, tmp_path):
     if words[1] == "runs":
         (tmp_path / "outputs").mkdir()
     for label in ("cat", "dog"):
-        write_images(tmp_path / "photos" / "train" / label, 4)
+        write_images(tmp_path / "photos" / "train" / label, 5)
     write_images(tmp_path / "photos" / "unlabelled", 4)
     program = str(Path(sys.executable).with_name("tutelage"))
     environment = {**os.environ, "COLUMNS": "120"}
