@@ -7,6 +7,8 @@ import pytest
 from scipy import stats
 
 from tutelage.config import SweeperConfig
+from tutelage.config.compose import compose
+from tutelage.errors import UserError
 from tutelage.report.folds import describe_missing_folds, pool_folds
 from tutelage.report.gains import measure_overlap
 from tutelage.report.intervals import wilson_interval
@@ -16,6 +18,7 @@ from tutelage.report.pairs import compare_with_references
 from tutelage.report.searches import build_full_command
 from tutelage.report.sweep_report import report_sweep
 from tutelage.runs.folder import SCHEMA_VERSION
+from tutelage.runs.weight_sources import check_folds_of_sources
 from tutelage.sweeps.folder import Outcome
 
 IMAGES = (40, 30, 30)  # of the test set of each fold
@@ -122,6 +125,18 @@ def test_a_search_over_folds_ranks_their_mean_and_trains_the_best_on_all_of_them
     command = build_full_command(jobs[0], "tutelage train -m", SweeperConfig(_target_="grid"))
     assert "'data.fold=range(3)'" in command
     assert "data.fold=0" not in command
+
+
+def test_a_teacher_that_has_learned_from_the_fold_is_refused(tmp_path):
+    write_sweep(tmp_path)
+    teacher = tmp_path / "supervised-1-1"  # a run of fold 1
+    base = ["strategy=teacher_student", f"strategy.teachers=['{teacher}']", "data.folds=3"]
+    identity = {"data": {"folds": 3, "fold": 1}}
+    check_folds_of_sources(compose([*base, "data.fold=1"]), identity)
+    with pytest.raises(UserError, match=r"strategy.teachers=.*: it has learned from images of data.fold=2, the test"):
+        check_folds_of_sources(compose([*base, "data.fold=2"]), {"data": {"folds": 3, "fold": 2}})
+    other_data = {"data": {"folds": 3, "fold": 2, "fingerprint": "x"}}
+    check_folds_of_sources(compose([*base, "data.fold=2"]), other_data)
 
 
 def test_shares_in_percent_are_numbers_along_an_axis_of_their_own():

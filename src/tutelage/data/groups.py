@@ -155,23 +155,25 @@ def check_groups(source: Source, config: DataConfig) -> None:
         return
     evaluated = {"test": source.test, **{f"test-{name}": part for name, part in source.further_tests.items()}}
     learned = {"train": source.train, "val": source.val}
-    pairs = [("train", "val"), *((first, second) for second in evaluated for first in learned)]
-    for first, second in pairs:
-        first_part, second_part = learned[first], (learned | evaluated)[second]
-        first_groups, second_groups = (read_groups(source.groups, part) for part in (first_part, second_part))
-        shared = np.setdiff1d(np.intersect1d(first_groups, second_groups), UNKNOWN)
-        if len(shared):
-            examples = [
-                f"{source.names[first_part[first_groups == group][0]]} and "
-                f"{source.names[second_part[second_groups == group][0]]}"
-                for group in shared[: MAX_EXAMPLES + 1].tolist()
-            ]
-            more = f" and {len(shared) - MAX_EXAMPLES:,} more" if len(shared) > MAX_EXAMPLES else ""
-            setting = "" if config.group is None else f"data.group={config.group}: "
+    parts = learned | evaluated
+    setting = "" if config.group is None else f"data.group={config.group}: "
+    for first, second in [("train", "val"), *((first, second) for second in evaluated for first in learned)]:
+        if examples := _find_shared_groups(source, source.groups, parts[first], parts[second]):
             raise UserError(
-                f"{setting}{len(shared):,} groups are in {first} and in {second}, such as that of "
-                f"{', that of '.join(examples[:MAX_EXAMPLES])}{more}; put each into one of them, or set data.group=null"
+                f"{setting}groups that are in {first} and in {second} ({len(examples):,}), such as that of "
+                f"{', that of '.join(examples[:MAX_EXAMPLES])}; put each into one of them, or set data.group=null"
             )
+
+
+def _find_shared_groups(source: Source, groups: np.ndarray, first: np.ndarray, second: np.ndarray) -> list[str]:
+    """Return for each group that two parts (n,) have in common the names of an image of the first and of the second."""
+    first_groups, second_groups = read_groups(groups, first), read_groups(groups, second)
+    shared, first_at, second_at = np.intersect1d(first_groups, second_groups, return_indices=True)
+    return [
+        f"{source.names[int(first[at])]} and {source.names[int(second[other])]}"
+        for group, at, other in zip(shared.tolist(), first_at, second_at, strict=True)
+        if group != UNKNOWN
+    ]
 
 
 def without_evaluated_groups(source: Source, validation: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:

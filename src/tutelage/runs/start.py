@@ -23,6 +23,7 @@ from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.observer import Observer
 from tutelage.runs.torch_setup import available_threads, lightning_silenced, set_up_torch
 from tutelage.runs.trackers import FAILED, KILLED
+from tutelage.runs.weight_sources import check_folds_of_sources
 from tutelage.storage import remove_partials
 
 
@@ -61,6 +62,7 @@ def started_run(
         context = _make_context(config, folder, record, signals, observer, group)
         group.check_signals = context.check_signals
         check_before_data(config)
+        check_folds_of_sources(config, identity)
         context.tracking.check()
         group.first_on_each_node(lambda: (context.data.source, context.previous_run))
         context.follow_results()

@@ -1,9 +1,11 @@
 """Where the weights lie that a config names by ``init_from`` or ``strategy.teachers``. Needs no torch."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from tutelage.config import DataConfig
+from tutelage.config import Config, DataConfig
 from tutelage.data import fingerprint
 from tutelage.errors import UserError
 from tutelage.runs.folder import FINISHED, RunFolder, main_stage_name, read_config, read_record, weights_files
@@ -11,6 +13,7 @@ from tutelage.runs.integrity import UNREADABLE, inspect_run
 from tutelage.storage import file_digest, has_checksum
 
 PACKAGE = "package:"
+FOLD_KEYS = ("folds", "fold")
 TAGS = ("timm:", "torchvision:")
 
 
@@ -97,3 +100,28 @@ def find_run_data(name: str) -> tuple[DataConfig | None, str]:
     except UserError as error:
         return None, str(error)
     return (None, "its data has changed since") if has_changed else (data, "")
+
+
+def check_folds_of_sources(config: Config, identity: Mapping[str, Any]) -> None:
+    """Raise a UserError if ``init_from`` or a teacher is a run that has learned from images of this run's fold.
+
+    Args:
+        config: of a run.
+        identity: its scientific part, with the data's fingerprint.
+    """
+    if config.data.folds is None:
+        return
+    own = identity["data"]
+    names = [("init_from", config.init_from or ""), *(("strategy.teachers", n) for n in config.strategy.given_teachers)]
+    for key, name in names:
+        folder = RunFolder(Path(name).expanduser())
+        record = read_record(folder) if name and folder.path.is_dir() else None
+        if record is None:
+            continue
+        data = record.get("identity", {}).get("data", {})
+        is_same_data = all(data.get(each) == own.get(each) for each in ("_target_", "fingerprint"))
+        if is_same_data and any(data.get(each) != own.get(each) for each in FOLD_KEYS):
+            raise UserError(
+                f"{key}={name}: it has learned from images of data.fold={config.data.fold}, the test set of this run; "
+                "name a run of the same data.folds and data.fold, or leave both out"
+            )
