@@ -182,6 +182,12 @@ def test_folds_that_the_data_cannot_give_are_an_error():
         split(grouped, data_config(folds=3, fold=0))
 
 
+def test_one_group_a_class_gives_no_test_set():
+    source = replace(make_source(np.repeat([0, 1], 9), 0, 0), groups=np.repeat([0, 1], 9).astype(np.int32))
+    with pytest.raises(UserError, match="no group can be set aside for a test set, as each has all images of a class"):
+        split(source, data_config())
+
+
 def test_given_splits_that_share_a_group_are_an_error():
     source = make_grouped([12, 12], 9, 0, 8, 0)
     groups = source.groups.copy()

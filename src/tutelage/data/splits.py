@@ -94,13 +94,17 @@ def _with_test(source: Source, config: DataConfig) -> Source:
         count, key = max(1, len(source.train) // TEST_FRACTION), Key(0, "data", "test")
         test = _draw(source, source.train, count, key)
     rest = np.setdiff1d(source.train, test)
-    lost = np.setdiff1d(source.labels[source.train], source.labels[rest])
-    if len(lost) or not len(test):
-        few = "images" if source.groups is None else "groups"
-        name = source.classes[int(lost[0])] if len(lost) else source.classes[int(source.labels[source.train[0]])]
+    if not len(test):
         raise UserError(
-            f"class {name!r} has too few {few} to set some aside for a test set; add {few} to it, or a test set to the "
-            "data"
+            "no group can be set aside for a test set, as each has all images of a class; add groups, or a test set to "
+            "the data"
+        )
+    lost = np.setdiff1d(source.labels[source.train], source.labels[rest])
+    if len(lost):
+        few = "images" if source.groups is None else "groups"
+        raise UserError(
+            f"class {source.classes[int(lost[0])]!r} has too few {few} to set some aside for a test set; add {few} to "
+            "it, or a test set to the data"
         )
     return replace(source, train=rest, test=test)
 
