@@ -130,13 +130,11 @@ def test_a_search_over_folds_ranks_their_mean_and_trains_the_best_on_all_of_them
 def test_a_teacher_that_has_learned_from_the_fold_is_refused(tmp_path):
     write_sweep(tmp_path)
     teacher = tmp_path / "supervised-1-1"  # a run of fold 1
-    base = ["strategy=teacher_student", f"strategy.teachers=['{teacher}']", "data.folds=3"]
-    identity = {"data": {"folds": 3, "fold": 1}}
-    check_folds_of_sources(compose([*base, "data.fold=1"]), identity)
+    config = compose(["strategy=teacher_student", f"strategy.teachers=['{teacher}']", "data.folds=3", "data.fold=2"])
     with pytest.raises(UserError, match=r"strategy.teachers=.*: it has learned from images of data.fold=2, the test"):
-        check_folds_of_sources(compose([*base, "data.fold=2"]), {"data": {"folds": 3, "fold": 2}})
-    other_data = {"data": {"folds": 3, "fold": 2, "fingerprint": "x"}}
-    check_folds_of_sources(compose([*base, "data.fold=2"]), other_data)
+        check_folds_of_sources(config, {"data": {"folds": 3, "fold": 2}})
+    check_folds_of_sources(config, {"data": {"folds": 3, "fold": 1}})
+    check_folds_of_sources(config, {"data": {"folds": 3, "fold": 2, "fingerprint": "of other data"}})
 
 
 def test_shares_in_percent_are_numbers_along_an_axis_of_their_own():
