@@ -268,6 +268,13 @@ def test_a_csv_table_is_read_as_a_spreadsheet_wrote_it(tmp_path_factory, rows, s
     assert columns == {"path": [path for path, _ in rows], "label": [label for _, label in rows]}
 
 
+def test_newlines_in_the_cells_of_a_large_table_end_no_row(tmp_path):
+    label = "line\n" * 100
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f'{n}.png,"{label}"\n' for n in range(5000)))
+    columns = read_columns(tmp_path / "list.csv", "data.root=x", ["path", "label"])
+    assert columns == {"path": [f"{n}.png" for n in range(5000)], "label": [label] * 5000}
+
+
 def write_table(top: Path, content: str | bytes | dict[str, list]) -> str:
     """Write a table, CSV or (from columns) Parquet, beside the images a.png, b.png and c.png; return its path."""
     write_files(top, "a.png", "b.png", "c.png")
