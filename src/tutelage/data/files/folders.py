@@ -96,11 +96,19 @@ def _find_tops(folder: Path, layout: Layout, setting: str, left_out: LeftOut) ->
 
 def _subfolders(folder: Path, left_out: LeftOut) -> list[Path]:
     """Return the folders in a folder by name, except hidden ones and those that programs keep for themselves."""
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    folders = [path for path in _read_folder(folder) if path.is_dir()]
     for path in folders:
         if is_junk(path.name):
             left_out.count_junk(str(path))
     return [path for path in folders if not path.name.startswith(".") and not is_junk(path.name)]
+
+
+def _read_folder(folder: Path) -> list[Path]:
+    """Return what is in a folder, by name."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{printable(str(folder))}: cannot be read ({error.strerror}); repair or remove it") from None
 
 
 def _place(part: str) -> tuple[int, str]:
@@ -120,7 +128,7 @@ def _one_each(named: Mapping[str, Sequence[Path]], setting: str) -> dict[str, Pa
         if other != paths[0].name:
             raise UserError(
                 f"{setting}: {printable(other)}/ and {printable(paths[0].name)}/ are the same folder; "
-                "do not test on images learned from"
+                "each part needs images of its own"
             )
     return {part: paths[0] for part, paths in named.items()}
 
@@ -141,11 +149,11 @@ def _count_images(names: Sequence[str]) -> str:
 
 def _find_images(top: Path, left_out: LeftOut) -> list[str]:
     """Return the names of the images directly in a folder."""
-    return sorted(
+    return [
         path.name
-        for path in top.iterdir()
+        for path in _read_folder(top)
         if not path.name.startswith(".") and not path.is_dir() and left_out.is_image(path.name)
-    )
+    ]
 
 
 def _check_others(folder: Path, others: Sequence[Path], layout: Layout, setting: str, left_out: LeftOut) -> list[str]:

@@ -177,15 +177,14 @@ def walk_files(
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if on_junk is not None and is_junk(entry.name) and entry.is_dir():
+                is_hidden = entry.name.startswith(".")
+                if not entry.is_dir():
+                    if not is_hidden and is_wanted(entry.name):
+                        yield entry.path, entry.stat()
+                elif on_junk is not None and is_junk(entry.name):
                     on_junk(entry.path)
-                elif entry.name.startswith("."):
-                    continue
-                elif entry.is_dir():
-                    if not entry.is_symlink() or os.path.realpath(entry.path) not in parents:
-                        yield from walk_files(entry.path, is_wanted, on_junk, parents)
-                elif is_wanted(entry.name):
-                    yield entry.path, entry.stat()
+                elif not is_hidden and not (entry.is_symlink() and os.path.realpath(entry.path) in parents):
+                    yield from walk_files(entry.path, is_wanted, on_junk, parents)
     except OSError as error:
         reason = "a link to nothing" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(f"{printable(str(error.filename))}: cannot be read ({reason}); repair or remove it") from None
