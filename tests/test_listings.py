@@ -292,7 +292,7 @@ def write_table(top: Path, content: str | bytes | dict[str, list]) -> str:
         "path,cat,dog,id\na.png,1,0,7\nb.png,0,1,8\n",
         " Path ; cat ; dog ;id\na.png; 1 ; 0 ;7\nb.png;0.0;1.0;8\n",
         {"path": ["a.png", "b.png"], "cat": [1, 0], "dog": [0.0, 1.0], "id": [7, 8]},
-        {"path": ["a.png", "b.png"], "cat": [True, False], "dog": ["0", "1"], "id": ["x", "y"]},
+        {"path": ["a.png", "b.png"], "cat": [True, False], "dog": ["0", "1"], "id": [b"\xff", b"\xff"]},
     ],
 )
 def test_a_column_for_each_class_says_the_class(tmp_path, content):

@@ -21,6 +21,7 @@ SEPARATORS = ",;\t"
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 HEADER_BYTES = 1 << 20  # of a CSV file, among which is its header
 ONES, ZEROS = ("1", "1.0", "true"), ("0", "0.0", "false", None)  # as texts; also what booleans become
+COLUMNS_AT_ONCE = 64  # in memory, of those that may be a class each
 NONE, SEVERAL = -1, -2  # of a row's one-hot columns are 1
 
 
@@ -64,12 +65,13 @@ class Columns:
         positions = {name: number for name in wanted if (number := self.find(name)) is not None}
         if PATH in wanted and PATH not in positions:
             raise UserError(f"{self.setting}: no column 'path' (there are {self.describe()})")
-        arrays = dict(zip(positions, self._read(list(positions.values())), strict=True))
-        with_errors = {name: _as_paths(array) if name == PATH else _as_texts(array) for name, array in arrays.items()}
-        paths = with_errors.get(PATH, [])
+        with _errors_as_user_errors(self.setting):
+            arrays = zip(positions, self.read(list(positions.values())), strict=True)
+            texts = {name: _as_paths(array) if name == PATH else _as_texts(array) for name, array in arrays}
+        paths = texts.get(PATH, [])
         if None in paths:
             raise UserError(f"{self.setting}: row {paths.index(None) + 1} below the header has no path")
-        return with_errors
+        return texts
 
     def describe(self) -> str:
         """Return the names of the first columns, and how many more there are."""
@@ -83,21 +85,20 @@ class Columns:
         Args:
             excluded: names of columns that are something else.
         """
-        others = [number for number in range(len(self.names)) if number not in set(map(self.find, excluded))]
+        taken = set(map(self.find, excluded))
+        others = [number for number, name in enumerate(self.names) if name and number not in taken]
         names: list[str] = []
         which = np.empty(0, dtype=np.int64)
-        for number in others:
-            (array,) = self._read([number])
-            is_one = _as_flags(array)
-            if is_one is not None and self.names[number]:
-                which = which if names else np.full(len(is_one), NONE)
-                which[is_one] = np.where(which[is_one] == NONE, len(names), SEVERAL)
-                names.append(self.names[number])
+        for first in range(0, len(others), COLUMNS_AT_ONCE):
+            numbers = others[first : first + COLUMNS_AT_ONCE]
+            with _errors_as_user_errors(self.setting):
+                flags = map(_as_flags, self.read(numbers))
+                for number, is_one in zip(numbers, flags, strict=True):
+                    if is_one is not None:
+                        which = which if names else np.full(len(is_one), NONE)
+                        which[is_one] = np.where(which[is_one] == NONE, len(names), SEVERAL)
+                        names.append(self.names[number])
         return tuple(names), which
-
-    def _read(self, positions: Sequence[int]) -> list[Any]:
-        with _errors_as_user_errors(self.setting):
-            return self.read(positions)
 
 
 def open_columns(file: Path, setting: str) -> Columns:
@@ -221,7 +222,8 @@ def _as_flags(array: Any) -> np.ndarray | None:
     import pyarrow as pa
     from pyarrow import compute
 
-    if pa.types.is_nested(array.type) or array.null_count == len(array):
+    is_bytes = pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type)
+    if is_bytes or pa.types.is_nested(array.type) or array.null_count == len(array):
         return None
     texts = compute.utf8_trim_whitespace(array.cast(pa.string()))
     is_one = compute.is_in(texts, pa.array(ONES)).to_numpy()
