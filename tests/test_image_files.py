@@ -402,8 +402,8 @@ def test_files_of_a_table_that_do_not_exist_are_named(tmp_path):
     (tmp_path / "b.png").unlink()
     with pytest.raises(UserError, match=r"1 files do not exist .paths are relative to .*: b.png"):
         list_table(file)
-    (tmp_path / "list.csv").write_bytes(b"\xff\xfe\0,\0\n")
-    with pytest.raises(UserError, match=r"list.csv: (cannot be read as a table|no column)"):
+    (tmp_path / "list.csv").write_bytes(b"\xff\xfd\0,\0\n\xff,\0\n")
+    with pytest.raises(UserError, match=r"list.csv: no column 'path'"):
         list_table(file)
     with pytest.raises(UserError, match="nothing.csv: no such file"):
         list_table(str(tmp_path / "nothing.csv"))
@@ -489,7 +489,7 @@ def test_one_path_written_in_two_ways_is_one_image(tmp_path):
     ("make", "message"),
     [
         (lambda top: write_images(top / "val", 3), "val: 3 images outside class folders: 0.png, 1.png, 2.png"),
-        (lambda top: (top / "test").symlink_to(top / "train"), "two of train/, val/ and test/ are the same folder"),
+        (lambda top: (top / "test").symlink_to(top / "train"), "train/ and test/ are the same folder"),
         (
             lambda top: (top / "train" / "cat" / "x.png").symlink_to("nowhere"),
             "x.png: cannot be read .a link to nothing",

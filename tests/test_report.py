@@ -1,19 +1,25 @@
 """Shifts, sweeps, and the pages and tables that report them."""
 
+import io
 import json
 import re
+import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.table import Table
 
 from helpers.commands import command
 from helpers.runs import only_run, run
-from tutelage.errors import UserError
-from tutelage.report import pictures
+from tutelage.errors import UserError, escape_stdout
+from tutelage.report import page, pictures
 from tutelage.report.shifts import STRENGTHS, shift_images
 from tutelage.runs import RunFolder, open_finished_run, read_config
+from tutelage.terminal.display import Display
+from tutelage.terminal.table import build_header, print_uncut
 
 
 def draw_images(channels: int = 1, size: int = 20) -> torch.Tensor:
@@ -227,3 +233,44 @@ def test_a_stage_without_labels_has_a_loss_and_no_accuracy_to_draw():
     assert [line.get_ydata().tolist() for line in left.lines] == [[0.7], [1.0]]
     assert np.isnan(right.lines[0].get_ydata()).all()
     assert right.lines[1].get_ydata().tolist() == [0.5]
+
+
+def test_names_in_the_terminal_are_no_markup(capsys, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich takes stdout and stderr for terminals
+    table = Table("[/]")
+    table.add_row("[red] :cat:")
+    print_uncut(table)
+    display = Display()
+    display.reading("reading data.root=[/x]", 0.5)
+    display.say("note: [/y] :dog:")
+    display.end()
+    shown = capsys.readouterr()
+    assert all(name in shown.out for name in ("[/]", "[red] :cat:"))
+    assert all(name in shown.err for name in ("[/x]", "[/y] :dog:"))
+
+
+def test_a_class_called_accuracy_is_no_test_set():
+    result = {"test/accuracy": 0.9, "test-[b]/accuracy": 0.5, "test-[b]/accuracy/accuracy": 0.4}
+    record = {"stages": [{"kind": "train", "result": result}]}
+    assert build_header(record)[-2:] == ("test", "[b]")
+
+
+def test_bytes_of_a_path_that_are_not_utf_8_are_escaped_on_pages_and_on_stdout(tmp_path, monkeypatch):
+    page.write_page(tmp_path / "index.html", "title", "heading", "<code>data.root=\udcff ü</code>")
+    assert r"<code>data.root=\udcff ü</code>" in (tmp_path / "index.html").read_text()
+    stdout = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stdout, encoding="utf-8", write_through=True))
+    escape_stdout()
+    print("report: /\udcff ü")
+    assert stdout.getvalue().decode() == "report: /\\udcff ü\n"
+
+
+def test_names_of_classes_in_pictures_are_no_formulas_and_fit_their_tiles(tmp_path):
+    names = ("$\\frac{1}{$", "$", "日本" * 9, "cat 😀", "x" * 99, "")
+    shown = [pictures.shorten_name(name) for name in names]
+    assert shown == ["$\\frac{1}{$", "$", "日本日本日…", "cat 😀", "xxxxxxxxxxx…", ""]
+    figure = pictures.draw_tiles([np.zeros((2, 2, 3), np.uint8)] * 6, shown, columns=6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pictures.save_figure(figure, tmp_path / "tiles.png")
+    assert Image.open(tmp_path / "tiles.png").width > 6 * 100

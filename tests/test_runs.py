@@ -1,7 +1,9 @@
 """A run's folder, its results, its report, and the commands that read them."""
 
 import csv
+import html
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -220,20 +222,30 @@ def test_validation_picks_the_best_epoch(outputs):
     assert not (folder / "checkpoints" / "final.ckpt").exists()
 
 
-def test_an_image_folder_of_files_trains_to_the_end(outputs, tmp_path):
+def test_an_image_folder_with_names_of_any_bytes_trains_to_the_end(outputs, tmp_path, capfd):
     from helpers.images import write_images
 
-    for label in ("cat", "dog"):
+    labels = (r"$\frac{1}{$", os.fsdecode(b"\xff\n"), "[red]\u2028😀قطة日本")
+    for label in labels:
         write_images(tmp_path / "images" / "train" / label, 6)
         write_images(tmp_path / "images" / "test" / label, 2)
-    write_images(tmp_path / "images" / "unlabelled", 5)
+        write_images(tmp_path / "images" / "test-[b] $x$" / label, 1)
+    write_images(tmp_path / "images" / "unlabelled" / os.fsdecode(b"\xe9\n"), 5)
     overrides = ["data=image_folder", f"data.root={tmp_path / 'images'}", "strategy=noisy_student", "debug=tiny"]
     assert run(outputs, *overrides, "data.image_size=16", "callbacks.report=true") == 0
     folder = only_run(outputs)
     assert (folder / "report" / "pseudo_labels.png").exists()
     table = pq.read_table(next(folder.glob("stages/2-*/pseudo_labels.parquet"))).to_pydict()
-    assert table["name"] == [f"unlabelled/{n}.png" for n in range(5)]
+    assert table["name"] == [rf"unlabelled/\xe9\n/{n}.png" for n in range(5)]
     assert table["truth"] == [None] * 5
+    shown = capfd.readouterr()
+    assert "[b] $x$" in shown.out
+    assert "missing from font" not in shown.err
+    classes = [r"$\frac{1}{$", r"[red]\u2028😀قطة日本", r"\xff\n"]
+    assert record_of(folder)["data"]["classes"] == classes
+    texts = [file.read_text() for file in folder.rglob("*.*") if file.suffix in {".json", ".csv", ".yaml", ".html"}]
+    assert not any(separator in text for text in texts for separator in ("\u2028", "\u2029", "\x85"))
+    assert all(html.escape(name) in (folder / "report" / "index.html").read_text() for name in classes)
 
 
 @pytest.mark.parametrize("name", ["fashion_noisy_student", "fashion_lenet5"])

@@ -37,8 +37,9 @@ def main() -> None:
         return
     from tutelage.config.allowed_folder import SAFE_PATH_VARIABLE
     from tutelage.config.targets import apply_allow_flags
-    from tutelage.errors import UserError, complain
+    from tutelage.errors import UserError, complain, escape_stdout
 
+    escape_stdout()
     os.environ[SAFE_PATH_VARIABLE] = "1"  # for the processes that this one becomes or starts
     try:
         arguments = apply_allow_flags(sys.argv[1:])

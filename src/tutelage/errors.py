@@ -1,7 +1,8 @@
-"""The exception for a user's mistakes, its one line on stderr, and the exit codes."""
+"""The exception for a user's mistakes, its one line on stderr, the exit codes, and names that stdout cannot encode."""
 
 import sys
 import time
+from io import TextIOWrapper
 
 from tutelage.world import read_world
 
@@ -15,6 +16,12 @@ class UserError(Exception):
 
     The message names the thing, its value and the way out.
     """
+
+
+def escape_stdout() -> None:
+    """Let prints to stdout escape what its encoding lacks, such as bytes of a path that are not UTF-8, as to stderr."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def complain(error: UserError) -> int:

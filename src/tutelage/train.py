@@ -4,7 +4,7 @@ import signal
 import sys
 
 from tutelage.config.targets import apply_allow_flags
-from tutelage.errors import UserError, complain
+from tutelage.errors import UserError, complain, escape_stdout
 
 SWEEP_FLAGS = {"-m", "--multirun"}
 SHOW_FLAGS = {"-c", "--cfg", "-i", "--info"}
@@ -15,6 +15,7 @@ def main() -> None:
     """Check the command, then train a run, resume it, or print the result of a finished one; or run a sweep."""
     from tutelage.runs.cluster.signals import defer_slurm_signals
 
+    escape_stdout()
     defer_slurm_signals()
     try:
         from tutelage.app.job import run_job

@@ -20,6 +20,7 @@ PERCENT = 100.0
 SHARE = re.compile(r"[0-9]+(\.[0-9]+)?%")
 MAX_WORKERS = 256
 FILE_DATASETS = {"ImageFolder": "image_folder", "ImageNet": "imagenet", "Table": "table"}  # their options of data
+FOLDER_DATASETS = ("ImageFolder", "ImageNet")
 
 
 class DataConfig(Section):
@@ -45,6 +46,7 @@ class DataConfig(Section):
     background: list[Annotated[int, Field(ge=0, le=255)]] = Field(default_factory=lambda: [255, 255, 255])
     max_pixels: Positive = 178_956_970
     on_bad_image: Literal["stop", "skip"] = "stop"
+    layout: Literal["auto", "classes", "splits"] = "auto"
     batch_size: Positive
     pack: bool = False
     num_workers: int | Literal["auto"] = 0
@@ -98,6 +100,11 @@ class DataConfig(Section):
         if self.pack and self.target not in {f"tutelage.data.{name}" for name in FILE_DATASETS}:
             allowed = ", ".join(FILE_DATASETS.values())
             raise ValueError(f"data.pack=true goes with data={allowed}, not with {self.target}: set it to false")
+        if self.layout != "auto" and self.target not in {f"tutelage.data.{name}" for name in FOLDER_DATASETS}:
+            raise ValueError(
+                f"data.layout={self.layout} goes with data=image_folder and imagenet, not with {self.target}: "
+                "set it to auto"
+            )
         if len(self.background) != RGB:
             raise ValueError("data.background needs three values, red, green and blue, such as [255,255,255]")
         return self

@@ -14,7 +14,7 @@ from tutelage.data.cached_logits import (
     row_dtype,
     unpack_rows,
 )
-from tutelage.data.files.listing import abbreviate
+from tutelage.data.files.names import abbreviate
 from tutelage.data.fingerprints import fingerprint
 from tutelage.data.loading.streams import Stream, StreamSampler
 from tutelage.data.pseudo_labels.labels import Labels, read_labels, read_metadata, shard_files

@@ -7,7 +7,7 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.budget import draw_labelled
-from tutelage.data.files.listing import abbreviate
+from tutelage.data.files.names import abbreviate
 from tutelage.data.groups import GroupedImages, check_groups, without_evaluated_groups
 from tutelage.data.source import Source, empty_indices
 from tutelage.data.stratify import deal_folds, draw_stratified, shuffle_within_class

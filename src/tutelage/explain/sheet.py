@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from tutelage.report.pictures import write_png
+
 DPI = 128  # a power of two: pixels over DPI are exact, and no tile falls between two pixels
 POINTS = 72 / DPI  # a pixel in points
 WIDTH, MARGIN = 1776, 36
@@ -143,6 +145,4 @@ def draw_sheet(title: str, lines: Sequence[str], sections: Sequence[Section]) ->
 
 def save_sheet(figure: Figure, file: Path) -> None:
     """Write a sheet as a PNG file, whole or not at all."""
-    from tutelage.storage import write_whole
-
-    write_whole(file, lambda out: figure.savefig(out, format="png", dpi=DPI))
+    write_png(figure, file, dpi=DPI)

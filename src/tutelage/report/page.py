@@ -72,12 +72,15 @@ def render_pictures(pictures: Sequence[Picture]) -> str:
 
 
 def write_page(file: Path, title: str, heading: str, body: str) -> None:
-    """Write a page; the file is written whole or not at all."""
-    write_text(
-        file,
+    """Write a page; the file is written whole or not at all.
+
+    Bytes of the command that are not UTF-8, as paths may hold, become escapes.
+    """
+    text = (
         "<!doctype html><html lang=en><meta charset=utf-8>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(heading)}</h1>{body}</html>\n",
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(heading)}</h1>{body}</html>\n"
     )
+    write_text(file, text.encode(errors="backslashreplace").decode())
 
 
 def _encode_file(file: Path) -> str:

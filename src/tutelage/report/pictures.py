@@ -1,10 +1,14 @@
 """The pictures of a report, one function each; drawn with matplotlib, without a display."""
 
 import math
+import warnings
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from unicodedata import east_asian_width
 
 import matplotlib as mpl
 
@@ -17,13 +21,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from tutelage.report.intervals import Interval
+from tutelage.storage import write_whole
+
+mpl.rcParams["text.parse_math"] = False  # a $ in the name of a class is a $
 
 DPI = 110
 PANEL_WIDTH, PANEL_HEIGHT = 4.2, 3.2
+MISSING_GLYPH = "Glyph .* missing from"  # the start of matplotlib's warning
 TILE_SIDE = 1.15  # inches
 MAX_NAMED_CLASSES = 25  # with more classes, pictures leave out their names
 TEXT_COLOR, LINE_COLOR = "#333333", "#bbbbbb"
-MAX_NAME_LENGTH = 12
+MAX_NAME_LENGTH = 12  # Latin letters
 TEMPLATE_COLUMNS = 10
 COLORS = (
     "#0072b2",
@@ -50,10 +58,15 @@ STRENGTH_LABELS = {
 
 def save_figure(figure: Figure, file: Path) -> None:
     """Write a figure as PNG and close it; the file is written whole or not at all."""
-    from tutelage.storage import write_whole
-
-    write_whole(file, lambda out: figure.savefig(out, format="png", dpi=DPI, bbox_inches="tight"))
+    write_png(figure, file, dpi=DPI, bbox_inches="tight")
     plt.close(figure)
+
+
+def write_png(figure: Figure, file: Path, **options: Any) -> None:
+    """Write a figure as PNG, whole or not at all; a character that the font lacks becomes a box, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=MISSING_GLYPH, category=UserWarning)
+        write_whole(file, lambda out: figure.savefig(out, format="png", **options))
 
 
 def draw_learning_curves(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
@@ -286,5 +299,6 @@ def draw_image(axes: Axes, image: np.ndarray) -> None:
 
 
 def shorten_name(name: str) -> str:
-    """Return a class name, cut if it is too long for a tile."""
-    return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…"
+    """Return a class name, cut if it is too long for a tile; a Chinese character is as wide as two Latin letters."""
+    ends = list(accumulate(1 + (east_asian_width(character) in "WF") for character in name))
+    return name if not ends or ends[-1] <= MAX_NAME_LENGTH else name[: bisect(ends, MAX_NAME_LENGTH - 1)] + "…"

@@ -29,8 +29,9 @@ SECTIONS = (
     "schedule",
 )
 TRAINER_KEYS = ("precision",)
-# Location and speed of the data; the augmentation holds what its transforms make of mirror.
-NOT_IN_DATA = ("root", "unlabelled", "num_workers", "mirror")
+# Location and speed of the data. The fingerprint holds what follows from the layout, the augmentation what its
+# transforms make of mirror.
+NOT_IN_DATA = ("root", "unlabelled", "layout", "num_workers", "mirror")
 ALWAYS_IN = ("seed",)  # also at its default, for readers of run.json
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from tutelage.runs.observer import Observer, PartCost
 
@@ -24,12 +25,12 @@ class Display(Observer):
     """A progress bar over the whole run on a terminal; elsewhere, a line of progress every 15 seconds."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, markup=False, emoji=False)
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[values]}", markup=False),
             console=self._console,
             transient=True,
             refresh_per_second=1 / REDRAW_SECONDS,
@@ -53,7 +54,7 @@ class Display(Observer):
         """Show what is being read, and the fraction that is done."""
         line = f"{what}: {fraction:.0%}"
         if self._console.is_terminal:
-            self._status.update(line)
+            self._status.update(Text(line))  # rich would read [ ] in a plain string as markup
             self._status.start()
         elif time.monotonic() - self._last_time > LINE_SECONDS:
             self._last_time = time.monotonic()

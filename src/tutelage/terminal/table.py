@@ -8,6 +8,7 @@ from tutelage.runs import PSEUDO_LABEL, is_tested, main_stage_name, train_entrie
 from tutelage.runs.code import describe_other_code
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 HEADER = ("stage", "network", "weights", "steps", "labels")
@@ -15,7 +16,7 @@ PSEUDO_LABEL_HEADER = ("pseudo", "right")
 CHANGED_HEADER = "changed"
 CHANGED_NOTE = "changed: the share of the pool that the teacher labels differently than in the round before"
 VALIDATION, TEST, POOL_CHANGED = "val/accuracy", "test/accuracy", "pool/changed"
-TASK, OTHER_TEST_SET = re.compile(r"test/(task)-(\d+)"), re.compile(r"test-(.+)/accuracy")
+TASK, OTHER_TEST_SET = re.compile(r"test/(task)-(\d+)"), re.compile(r"test-([^/]+)/accuracy")
 FORGETTING_HEADER = "forgets"
 NO_VALUE = "-"
 MAX_WIDTH = 1000  # characters
@@ -154,9 +155,7 @@ def _describe_validation(record: Mapping[str, Any]) -> str:
 
 def print_table(record: Mapping[str, Any]) -> None:
     """Print the table and its notes; the wide table if it fits the terminal."""
-    from rich.console import Console
-
-    console = Console()
+    console = _make_console()
     table = _build_table(record, wide=True)
     wide = _measure_width(table) <= console.width
     print_uncut(table if wide else _build_table(record, wide=False))
@@ -177,17 +176,21 @@ def _build_table(record: Mapping[str, Any], wide: bool) -> "Table":
 
 def print_uncut(table: "Table") -> None:
     """Print a table without cutting any cell; on a narrower terminal its lines wrap."""
+    _make_console(max(_measure_width(table), _make_console().width)).print(table)
+
+
+def _make_console(width: int | None = None) -> "Console":
+    """Return a console on stdout that prints names as they are: no ``[red]`` and no ``:cat:`` means anything."""
     from rich.console import Console
 
-    Console(width=max(_measure_width(table), Console().width)).print(table)
+    return Console(width=width, markup=False, emoji=False)
 
 
 def _measure_width(table: "Table") -> int:
     """Return how many characters wide a table is if nothing is cut."""
-    from rich.console import Console
     from rich.measure import Measurement
 
-    console = Console()
+    console = _make_console()
     return Measurement.get(console, console.options.update(max_width=MAX_WIDTH), table).maximum
 
 

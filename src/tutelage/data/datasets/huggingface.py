@@ -11,7 +11,7 @@ import numpy as np
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import MAX_REASON_LENGTH, OnProgress, ignore_progress
 from tutelage.data.files.decoding import FilePicture, check_image, open_picture
-from tutelage.data.files.listing import sort_classes
+from tutelage.data.files.names import sort_classes
 from tutelage.data.files.scan import find_unreadable, raise_for_unreadable
 from tutelage.data.source import UNKNOWN, IndexNames, Source, empty_indices, resize_center_crop
 from tutelage.errors import UserError

@@ -16,7 +16,8 @@ from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.files.decoding import FilePicture, check_image, open_picture
 from tutelage.data.files.folders import list_folder
 from tutelage.data.files.group_names import find_group_names, number_groups
-from tutelage.data.files.listing import ALL, FURTHER_TEST_PREFIX, LABELLED_PARTS, UNLABELLED, Entry, Listing
+from tutelage.data.files.listing import Entry, Listing
+from tutelage.data.files.names import ALL, FURTHER_TEST_PREFIX, LABELLED_PARTS, UNLABELLED, printable
 from tutelage.data.files.packing import pack_images
 from tutelage.data.files.scan import find_unreadable, raise_for_unreadable
 from tutelage.data.files.tables import list_table
@@ -33,9 +34,9 @@ INT16_COUNT, INT32_COUNT = 1 << 15, 1 << 31  # classes that int16 labels can num
 
 # by the name of the DataModule
 LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
-    "ImageFolder": lambda config: _with_pool_files(list_folder(config.root), config),
-    "ImageNet": lambda config: _with_pool_files(list_folder(config.root, val_is_test=True), config),
-    "Table": lambda config: _with_pool_files(list_table(config.root), config),
+    "ImageFolder": lambda config: _with_pool_files(list_folder(config.root, False, config.layout), config),
+    "ImageNet": lambda config: _with_pool_files(list_folder(config.root, True, config.layout), config),
+    "Table": lambda config: _with_pool_files(list_table(config.root, config.group), config),
 }
 
 
@@ -61,7 +62,7 @@ class FileImages:
     def picture(self, index: int) -> FilePicture:
         """Return the whole image of the file, of any size, not decoded yet."""
         config, path = self._config, self._paths[index]
-        return open_picture(Path(path), path, config.channels, config.background, config.max_pixels)
+        return open_picture(Path(path), printable(path), config.channels, config.background, config.max_pixels)
 
 
 def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = ignore_progress) -> Source:
@@ -163,7 +164,7 @@ def _leave_out_unreadable(
     if not reasons:
         return listing, ()
     if config.on_bad_image == "stop":
-        raise_for_unreadable(reasons, [entry.path for entry in entries], listing.setting)
+        raise_for_unreadable(reasons, [printable(entry.path) for entry in entries], listing.setting)
     readable = tuple(entry for number, entry in enumerate(entries) if number not in reasons)
     lost = set(listing.classes) - {entry.label for entry in readable if entry.part in {"train", ALL}}
     if lost:

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from tutelage.data.files.names import printable
 from tutelage.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # without those that decode or run code when opened
@@ -232,7 +233,9 @@ def _errors_as_bad_image(file: Path | IO[bytes] | None) -> Iterator[None]:
         raise
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(f"{file}: cannot be opened ({error.strerror}); make it readable or remove it") from None
+            raise UserError(
+                f"{printable(str(file))}: cannot be opened ({error.strerror}); make it readable or remove it"
+            ) from None
         is_unknown = isinstance(error, UnidentifiedImageError)
         reason = "" if is_unknown else " ".join(str(error).split()) or type(error).__name__
         raise BadImage(reason or f"no image, or not one of {', '.join(FORMATS)}") from None

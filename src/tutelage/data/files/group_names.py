@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tutelage.config import DataConfig
-from tutelage.data.files.listing import UNLABELLED, Listing, abbreviate
-from tutelage.data.files.tables import read_columns
+from tutelage.data.files.columns import read_columns
+from tutelage.data.files.listing import Listing
+from tutelage.data.files.names import UNLABELLED, abbreviate
 from tutelage.data.source import UNKNOWN
 from tutelage.errors import UserError
 
@@ -53,7 +54,7 @@ def _read_table_groups(listing: Listing, config: DataConfig) -> dict[str, str | 
     """Return the group of each file of a table by its path; None if the data is no table, or lacks the column."""
     if config.group is None or not config.target.endswith(".Table"):
         return None
-    columns = read_columns(listing.path, listing.setting, config.group)
+    columns = read_columns(listing.path, listing.setting, ("path", config.group))
     if config.group not in columns:
         return None
     paths = (os.path.join(listing.path.parent, os.path.expanduser(str(path))) for path in columns["path"])  # noqa: PTH111, PTH118 - as in the listing

@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from tutelage.data.files.names import is_junk, printable
 from tutelage.errors import UserError
 from tutelage.storage import digest
 
@@ -16,10 +18,13 @@ UNSUPPORTED_SUFFIXES = frozenset(
     {".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".ico", ".tga", ".psd", ".svg"}
     | {".dng", ".cr2", ".nef", ".arw", ".raw"}
 )
-ALL, UNLABELLED = "all", "unlabelled"
-LABELLED_PARTS = ("train", "val", "test")
-FURTHER_TEST_PREFIX = "test-"  # of the names of further test sets
-MAX_NAMED = 5  # things that a message names before it only counts
+KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
 
 
 class FileState(NamedTuple):
@@ -48,9 +53,9 @@ class Entry(NamedTuple):
 
     Attributes:
         part: train, val, test, test-NAME or unlabelled; all: to be split.
-        name: the path below the data's folder.
-        label: the name of the class; None if there is none.
-        path: where the file is.
+        name: the path below the data's folder, ``printable``.
+        label: the name of the class, ``printable``; None if there is none.
+        path: where the file is, as the file system has it: bytes that are not UTF-8 are surrogates (PEP 383).
         state: of the file.
     """
 
@@ -87,27 +92,73 @@ class Listing:
         return whole.hexdigest()
 
 
-def list_images(folder: Path, root: Path, part: str, label: str | None, unsupported: Counter[str]) -> Iterator[Entry]:
-    """Yield the image files in a folder and its subfolders, sorted by their names relative to ``root``.
+class LeftOut:
+    """Counts of the images that a listing leaves out.
 
-    Images of formats that are not supported are counted in ``unsupported``, by suffix.
+    They are of formats that are not supported, or in folders that programs keep for themselves (``names.is_junk``).
     """
 
-    def is_image(name: str) -> bool:
+    def __init__(self) -> None:
+        self._unsupported: Counter[str] = Counter()  # by suffix
+        self._junk: dict[str, int] = {}  # by the path of the folder
+
+    def is_image(self, name: str) -> bool:
+        """Return whether a file of this name is an image that can be read; count it if its format is not supported."""
         suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - many times faster than Path
         if suffix in UNSUPPORTED_SUFFIXES:
-            unsupported[suffix] += 1
+            self._unsupported[suffix] += 1
         return suffix in IMAGE_SUFFIXES
 
+    def count_junk(self, folder: str) -> None:
+        """Count the images anywhere below a program's own folder; what cannot be read there does not count."""
+        suffixes = IMAGE_SUFFIXES | UNSUPPORTED_SUFFIXES
+        self._junk[folder] = sum(
+            os.path.splitext(name)[1].lower() in suffixes  # noqa: PTH122 - as above
+            for _, _, files in os.walk(folder)
+            for name in files
+        )
+
+    def notes(self, setting: str) -> tuple[str, ...]:
+        """Return a note on each of the two kinds that there are."""
+        notes = []
+        if self._unsupported:
+            counts = ", ".join(f"{suffix} {count:,}" for suffix, count in self._unsupported.most_common())
+            notes.append(
+                f"{setting}: images of unsupported formats are ignored ({counts}); convert them to PNG or JPEG"
+            )
+        by_name: Counter[str] = Counter()
+        for folder, images in self._junk.items():
+            by_name[os.path.basename(folder)] += images  # noqa: PTH119 - as above
+        if +by_name:
+            counts = ", ".join(f"{printable(name)} {count:,}" for name, count in (+by_name).most_common())
+            notes.append(f"{setting}: images in folders of thumbnails, trash and metadata are left out ({counts})")
+        return tuple(notes)
+
+
+def list_images(folder: Path, root: Path, part: str, label: str | None, left_out: LeftOut) -> Iterator[Entry]:
+    """Yield the image files in a folder and its subfolders, sorted by their paths.
+
+    Raises:
+        UserError: a file or folder cannot be read, or what is named like an image is no regular file.
+    """
     start = len(str(root)) + 1
-    entries = [
-        Entry(part, path[start:], label, path, FileState.of(state)) for path, state in walk_files(str(folder), is_image)
-    ]
-    yield from sorted(entries, key=lambda entry: entry.name)
+    for path, state in sorted(walk_files(str(folder), left_out.is_image, left_out.count_junk)):
+        require_regular(path, state)
+        yield Entry(part, printable(path[start:]), label, path, FileState.of(state))
+
+
+def require_regular(path: str, state: os.stat_result) -> None:
+    """Raise a UserError unless a path, with the state of what it leads to, is a regular file: a FIFO never ends."""
+    if not stat.S_ISREG(state.st_mode):
+        kind = KINDS.get(stat.S_IFMT(state.st_mode), "no file")
+        raise UserError(f"{printable(path)}: {kind}, not a regular file; remove it, or put a file in its place")
 
 
 def walk_files(
-    folder: str, is_wanted: Callable[[str], bool] = lambda name: True, parents: frozenset[str] = frozenset()
+    folder: str,
+    is_wanted: Callable[[str], bool] = lambda name: True,
+    on_junk: Callable[[str], None] | None = None,
+    parents: frozenset[str] = frozenset(),
 ) -> Iterator[tuple[str, os.stat_result]]:
     """Yield path and state of the wanted files below a folder, in any order, except hidden ones.
 
@@ -116,6 +167,7 @@ def walk_files(
     Args:
         folder: where to begin.
         is_wanted: whether the file of a name is yielded.
+        on_junk: called with each folder that a program keeps for itself, which is left out; None walks through them.
         parents: the real paths of the folders above.
 
     Raises:
@@ -125,38 +177,14 @@ def walk_files(
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    if not entry.is_symlink() or os.path.realpath(entry.path) not in parents:
-                        yield from walk_files(entry.path, is_wanted, parents)
-                elif is_wanted(entry.name):
-                    yield entry.path, entry.stat()
+                is_hidden = entry.name.startswith(".")
+                if not entry.is_dir():
+                    if not is_hidden and is_wanted(entry.name):
+                        yield entry.path, entry.stat()
+                elif on_junk is not None and is_junk(entry.name):
+                    on_junk(entry.path)
+                elif not is_hidden and not (entry.is_symlink() and os.path.realpath(entry.path) in parents):
+                    yield from walk_files(entry.path, is_wanted, on_junk, parents)
     except OSError as error:
         reason = "a link to nothing" if isinstance(error, FileNotFoundError) else error.strerror
-        raise UserError(f"{error.filename}: cannot be read ({reason}); repair or remove it") from None
-
-
-def describe_classes(names: Sequence[str]) -> str:
-    """Return how many classes there are, in words."""
-    return "no class" if not names else f"1 class ({names[0]})" if len(names) == 1 else f"{len(names)} classes"
-
-
-def unsupported_notes(unsupported: Counter[str], setting: str) -> tuple[str, ...]:
-    """Return a note on images of formats that are not supported, counted by suffix; none if there are none."""
-    if not unsupported:
-        return ()
-    counts = ", ".join(f"{suffix} {count:,}" for suffix, count in unsupported.most_common())
-    return (f"{setting}: images of unsupported formats are ignored ({counts}); convert them to PNG or JPEG",)
-
-
-def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the distinct names of classes in the order of their labels: by value if all are numbers, else by name."""
-    distinct = sorted(set(names))
-    return tuple(sorted(distinct, key=int)) if all(map(str.isdecimal, distinct)) else tuple(distinct)
-
-
-def abbreviate(names: Sequence[str]) -> str:
-    """Return the first of many names, and how many more there are."""
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
+        raise UserError(f"{printable(str(error.filename))}: cannot be read ({reason}); repair or remove it") from None

@@ -1,110 +1,140 @@
 """Listings of tables: CSV and Parquet files with paths and labels."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tutelage.data.datasets.download import MAX_REASON_LENGTH
-from tutelage.data.files.listing import (
+import numpy as np
+
+from tutelage.data.files.columns import NONE, Columns, open_columns
+from tutelage.data.files.listing import Entry, FileState, Listing, require_regular
+from tutelage.data.files.names import (
     ALL,
     LABELLED_PARTS,
     UNLABELLED,
-    Entry,
-    FileState,
-    Listing,
     abbreviate,
     describe_classes,
+    describe_similar,
+    find_part,
+    printable,
+    similar_notes,
     sort_classes,
 )
 from tutelage.errors import UserError
 
-TABLE_SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("path", "label", "split")
+Row = tuple[str, str, str | None]  # part, path, label
 
 
-def list_table(root: str | None) -> Listing:
+def list_table(root: str | None, group: str | None = None) -> Listing:
     """Return the images of a CSV or Parquet table with columns ``path`` and ``label``.
 
     Paths are relative to the table's folder. A column ``split`` may say train, val, test or unlabelled; without it a
-    fifth of each class is set aside for the test. A row without a label is unlabelled.
+    fifth of each class is set aside for the test. A row without a label is unlabelled. In place of ``label`` there may
+    be a column for each class, with a 1 in the rows of its images and 0 in the others.
+
+    Args:
+        root: the file.
+        group: the column of groups, which is no class; None, or any other text, if there is none.
 
     Raises:
         UserError: the table cannot be read, lacks a column, or names files that do not exist.
     """
     if root is None:
         raise UserError("data=table needs data.root=FILE, a .csv or .parquet with columns path and label")
-    setting, file = f"data.root={root}", Path(root).expanduser()
-    rows = _read_table_rows(file, setting)
+    setting, file = f"data.root={printable(root)}", Path(root).expanduser()
+    rows, notes = _read_rows(open_columns(file, setting), (*COLUMNS, *filter(None, [group])))
     entries = tuple(list_rows(rows, file.parent, setting))
     paths = [os.path.normpath(entry.path) for entry in entries]
     first_row = {path: number for number, path in reversed([*enumerate(paths)])}
     repeated = [entries[number].name for number, path in enumerate(paths) if first_row[path] != number]
     if repeated:
         raise UserError(f"{setting}: paths that are listed twice: {abbreviate(repeated)}")
-    classes = sort_classes({label for part, _, label in rows if label and part in {"train", ALL}})
+    classes = sort_classes(entry.label for entry in entries if entry.label and entry.part in {"train", ALL})
     if len(classes) < 2:  # noqa: PLR2004 - a classifier needs two classes
         raise UserError(f"{setting}: found {describe_classes(classes)} to learn from; at least 2 are needed")
-    untrained = sorted({label for part, _, label in rows if label and part in {"val", "test"}} - set(classes))
+    untrained = sorted({e.label for e in entries if e.label and e.part in {"val", "test"}} - set(classes))
     if untrained:
-        raise UserError(f"{setting}: classes in val or test that no training row has: {abbreviate(untrained)}")
-    return Listing(setting, file, entries, classes)
+        similar = describe_similar({*classes, *untrained})
+        raise UserError(
+            f"{setting}: classes in val or test that no training row has: {abbreviate(untrained)}"
+            + (f" (alike: {similar})" if similar else "")
+        )
+    return Listing(setting, file, entries, classes, (*notes, *similar_notes(classes, setting)))
 
 
-def _read_table_rows(file: Path, setting: str) -> list[tuple[str, str, str | None]]:
-    """Return (part, path, label) of each row of a table."""
-    columns = read_columns(file, setting)
-    if "label" not in columns:
-        raise UserError(f"{setting}: no column 'label' (there are {', '.join(columns)})")
-    splits = columns.get("split") or [None] * len(columns["path"])
+def _read_rows(columns: Columns, no_classes: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """Return the part, path and label of each row of a table, and notes on them; ``no_classes`` names columns."""
+    texts, setting = columns.texts(COLUMNS), columns.setting
+    paths = [path or "" for path in texts["path"]]
+    parts = _read_parts(texts["split"], paths, setting) if "split" in texts else [ALL] * len(paths)
+    labels, notes = (texts["label"], []) if "label" in texts else _read_one_hot(columns, paths, parts, no_classes)
+    shown = {label: printable(label) for label in set(labels) if label and not label.isspace()}
+    if len(set(shown.values())) < len(shown):
+        raise UserError(f"{setting}: two labels differ only in characters that are not shown; write them in one way")
+    rows: list[Row] = []
+    for part, path, label in zip(parts, paths, (shown.get(label or "") for label in labels), strict=True):
+        if label is None and part in {"val", "test"}:
+            raise UserError(f"{setting}: {printable(path)} has split {part} but no label")
+        rows.append((UNLABELLED if label is None else part, path, label))
+    return rows, notes
+
+
+def _read_parts(splits: Sequence[str | None], paths: Sequence[str], setting: str) -> list[str]:
+    """Return the part that each row's split names."""
     allowed = {*LABELLED_PARTS, UNLABELLED}
-    rows: list[tuple[str, str, str | None]] = []
-    for name, label, split in zip(columns["path"], columns["label"], splits, strict=True):
-        if "split" in columns and split not in allowed:
-            raise UserError(f"{setting}: {name} has split {split!r}; allowed are {', '.join(sorted(allowed))}")
-        if not label and split in {"val", "test"}:
-            raise UserError(f"{setting}: {name} has split {split} but no label")
-        rows.append((UNLABELLED if not label else split or ALL, str(name), label or None))
-    return rows
+    parts = {split: find_part((split or "").strip()) for split in set(splits)}
+    wrong = {split for split, part in parts.items() if part not in allowed}
+    for split, path in zip(splits, paths, strict=True):
+        if split in wrong:
+            names = ", ".join(sorted(allowed))
+            raise UserError(f"{setting}: {printable(path)} has split {split!r}; allowed are {names}")
+    return [parts[split] or "" for split in splits]
 
 
-def read_columns(file: Path, setting: str, group: str | None = None) -> dict[str, list[str | None]]:
-    """Return those of the columns path, label, split and ``group`` that a table has, as texts."""
-    import pyarrow as pa
-    from pyarrow import csv, parquet
+def _read_one_hot(
+    columns: Columns, paths: Sequence[str], parts: Sequence[str], no_classes: Sequence[str]
+) -> tuple[list[str | None], list[str]]:
+    """Return the name of the one column that is 1 in each row, and a note on these columns."""
+    setting = columns.setting
+    names, which = columns.one_hot(no_classes)
+    if len(names) < 2:  # noqa: PLR2004 - a classifier needs two classes
+        raise UserError(f"{setting}: no column 'label', nor columns of 0 and 1 (there are {columns.describe()})")
+    if len(set(names)) < len(names):
+        raise UserError(f"{setting}: two columns have one name (there are {columns.describe()})")
+    for row in np.flatnonzero(which < 0).tolist():
+        if which[row] != NONE or parts[row] != UNLABELLED:
+            count = "none" if which[row] == NONE else "several"
+            raise UserError(
+                f"{setting}: no column 'label', and {count} of the columns of 0 and 1 ({abbreviate(names)}) "
+                f"is 1 for {printable(paths[row])}; each row needs exactly one 1"
+            )
+    labels: list[str | None] = [*names, None]  # NONE is the last
+    note = f"{setting}: no column 'label': the classes are the columns of 0 and 1 ({abbreviate(names)})"
+    unused = [
+        name
+        for name in columns.names
+        if name not in names and name.casefold() not in set(map(str.casefold, no_classes))
+    ]
+    return [labels[number] for number in which.tolist()], [
+        note + (f"; not read: {abbreviate(unused)}" if unused else "")
+    ]
 
-    wanted = COLUMNS if group is None else (*COLUMNS, group)
-    if file.suffix not in TABLE_SUFFIXES:
-        raise UserError(f"{setting}: neither a .csv nor a .parquet file")
-    try:
-        if file.suffix == ".csv":
-            types = dict.fromkeys(wanted, pa.string())
-            options = csv.ConvertOptions(column_types=types, strings_can_be_null=True, null_values=[""])
-            table = csv.read_csv(file, convert_options=options)
-        else:
-            present = parquet.read_schema(file).names
-            table = parquet.read_table(file, columns=[name for name in present if name in wanted])
-        if "path" not in table.column_names:
-            hint = "; columns are separated by commas" if any(c in str(table.column_names) for c in ";\t") else ""
-            raise UserError(f"{setting}: no column 'path' (there are {', '.join(table.column_names)}){hint}")
-        return {name: table[name].cast(pa.string()).to_pylist() for name in wanted if name in table.column_names}
-    except FileNotFoundError:
-        raise UserError(f"{setting}: no such file") from None
-    except (OSError, ValueError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
-        raise UserError(f"{setting}: cannot be read as a table ({reason})") from None
 
-
-def list_rows(rows: Iterable[tuple[str, str, str | None]], folder: Path, setting: str) -> Iterator[Entry]:
+def list_rows(rows: Iterable[Row], folder: Path, setting: str) -> Iterator[Entry]:
     """Yield an entry for each (part, path, label); raise a UserError that names the files that do not exist."""
     missing = []
     for part, name, label in rows:
         path = os.path.join(folder, os.path.expanduser(name))  # noqa: PTH111, PTH118 - many times faster than Path
         try:
             state = os.stat(path)  # noqa: PTH116
-        except OSError:
+        except (OSError, ValueError):  # the latter for a path with a zero byte
             missing.append(name)
             continue
-        yield Entry(part, name, label, path, FileState.of(state))
+        require_regular(path, state)
+        yield Entry(part, printable(name), label, path, FileState.of(state))
     if missing:
         names = abbreviate(missing)
-        raise UserError(f"{setting}: {len(missing)} files do not exist (paths are relative to {folder}): {names}")
+        raise UserError(
+            f"{setting}: {len(missing)} files do not exist (paths are relative to {printable(str(folder))}): {names}"
+        )

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from tutelage.config.allowed_folder import list_flag_packages
 from tutelage.config.targets import ALLOW_FLAG
 from tutelage.data.datasets.download import MAX_REASON_LENGTH
-from tutelage.data.files.listing import MAX_NAMED, abbreviate
+from tutelage.data.files.listing import require_regular
+from tutelage.data.files.names import MAX_NAMED, abbreviate, printable
 from tutelage.errors import UserError
 
 TAR, PARQUET, PIPE = ".tar", ".parquet", "pipe:"
@@ -70,7 +71,7 @@ def find_shards(unlabelled: str) -> tuple[Shard, ...] | None:
     Raises:
         UserError: files are missing, of another kind or unreadable; or a command is not allowed.
     """
-    setting = f"data.unlabelled={unlabelled}"
+    setting = f"data.unlabelled={printable(unlabelled)}"
     if is_remote(unlabelled):
         if unlabelled.startswith(PIPE) and PIPE[:-1] not in list_flag_packages():
             rule = "a command is run only where you allow it, also for the config of a stored run"
@@ -90,8 +91,11 @@ def find_shards(unlabelled: str) -> tuple[Shard, ...] | None:
         try:
             state = os.stat(path)  # noqa: PTH116
         except OSError as error:
-            raise UserError(f"{setting}: {path} cannot be read ({error.strerror}); repair it or leave it out") from None
-        whole = Shard(os.path.relpath(path, top or "."), path, state.st_size, state.st_mtime_ns)
+            raise UserError(
+                f"{setting}: {printable(path)} cannot be read ({error.strerror}); repair it or leave it out"
+            ) from None
+        require_regular(path, state)
+        whole = Shard(printable(os.path.relpath(path, top or ".")), path, state.st_size, state.st_mtime_ns)
         shards += [whole] if path.endswith(TAR) else _split_parquet(whole, setting)
     return tuple(shards)
 
