@@ -7,7 +7,15 @@ from pydantic import Field, field_validator, model_validator
 
 from tutelage.config.losses import PLAIN_CROSS_ENTROPY, LossConfig
 from tutelage.config.models import ModelConfig, NearestNeighboursConfig
-from tutelage.config.section import Fraction, PartOf, Positive, Section, Targeted, describe_too_small_image
+from tutelage.config.section import (
+    Fraction,
+    PartOf,
+    PathText,
+    Positive,
+    Section,
+    Targeted,
+    describe_too_small_image,
+)
 from tutelage.config.strategy import AnyStrategy
 from tutelage.config.targets import failures_as_user_errors
 
@@ -28,14 +36,14 @@ class DataConfig(Section):
     mean: list[float]
     std: list[Annotated[float, Field(gt=0)]]
     mirror: PartOf = 0.0
-    root: str | None = None
+    root: PathText | None = None
     labels_per_class: Positive | None = None
     labels: Annotated[float, Field(gt=0, le=1)] | None = None
     split_seed: int = 0
     validation: str = "auto"
     limit: Positive | None = None
     balance: Literal["none", "weights", "sampling"] = "none"
-    unlabelled: str | None = None
+    unlabelled: PathText | None = None
     background: list[Annotated[int, Field(ge=0, le=255)]] = Field(default_factory=lambda: [255, 255, 255])
     max_pixels: Positive = 178_956_970
     on_bad_image: Literal["stop", "skip"] = "stop"
@@ -239,7 +247,7 @@ class CallbacksConfig(Section):
 class PathsConfig(Section):
     """The folder of the results."""
 
-    outputs: Annotated[str, Field(min_length=1)] = "outputs"
+    outputs: PathText = "outputs"
 
 
 class Config(Section):
@@ -249,7 +257,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     attempt: Positive = 1
     debug: Literal["tiny"] | None = None
-    init_from: str | None = None
+    init_from: PathText | None = None
     evaluate_test: bool = True
     paths: PathsConfig = Field(default_factory=PathsConfig)
     data: DataConfig
