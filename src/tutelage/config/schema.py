@@ -44,6 +44,7 @@ class DataConfig(Section):
     limit: Positive | None = None
     balance: Literal["none", "weights", "sampling"] = "none"
     unlabelled: PathText | None = None
+    fit: Literal["crop", "pad", "stretch"] = "crop"
     background: list[Annotated[int, Field(ge=0, le=255)]] = Field(default_factory=lambda: [255, 255, 255])
     max_pixels: Positive = 178_956_970
     on_bad_image: Literal["stop", "skip"] = "stop"
@@ -86,6 +87,11 @@ class DataConfig(Section):
         if self.pack and self.target not in {f"tutelage.data.{name}" for name in FILE_DATASETS}:
             allowed = ", ".join(FILE_DATASETS.values())
             raise ValueError(f"data.pack=true goes with data={allowed}, not with {self.target}: set it to false")
+        if self.fit != "crop" and self.target not in {
+            f"tutelage.data.{name}" for name in (*FILE_DATASETS, "HuggingFace")
+        }:
+            allowed = ", ".join([*FILE_DATASETS.values(), "huggingface"])
+            raise ValueError(f"data.fit={self.fit} goes with data={allowed}, not with {self.target}: set it to crop")
         if len(self.background) != RGB:
             raise ValueError("data.background needs three values, red, green and blue, such as [255,255,255]")
         return self
