@@ -233,7 +233,7 @@ def test_a_key_at_its_neutral_value_does_not_enter_so_old_runs_keep_their_names(
     assert "dropout" not in keys["model"]
     assert "attempt" not in keys
     assert keys["seed"] == 0
-    assert keys["identity_version"] == 4
+    assert keys["identity_version"] == 5
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def path_keys_of(section: type[Section], prefix: str) -> set[str]:
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             keys |= path_keys_of(field.annotation, f"{prefix}{name}.")
-        elif str(PathText.__metadata__[0].func) in str([field.annotation, field.metadata]):
+        elif str(PathText.__metadata__[-1].func) in str([field.annotation, field.metadata]):
             keys.add(f"{prefix}{name}")
     return keys
 

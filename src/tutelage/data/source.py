@@ -70,6 +70,11 @@ class Source:
     further_tests: Mapping[str, np.ndarray] = field(default_factory=dict)
     blocks: np.ndarray = field(default_factory=empty_indices)
 
+    @property
+    def has_file_names(self) -> bool:
+        """Whether ``names`` are more than the images' indices."""
+        return not isinstance(self.names, IndexNames)
+
 
 class IndexNames(Sequence[str]):
     """The names of images that have no file: their indices."""

@@ -15,7 +15,7 @@ from tutelage.errors import UserError
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.storage import write_json, write_text
 
-SCHEMA_VERSION = 3  # of config.yaml and run.json; version 1 had no number. Rises where keys or files change
+SCHEMA_VERSION = 4  # of config.yaml and run.json; version 1 had no number. Rises where keys or files change
 VERSION_KEY = "schema_version"
 RUNNING, FINISHED, FAILED = "running", "finished", "failed"
 TRAIN, PSEUDO_LABEL = "train", "pseudo_label"  # kinds of stages in the ledger
@@ -56,7 +56,7 @@ class RunFolder:
     @property
     def test_file(self) -> Path:
         """The predictions on the test set."""
-        return self.path / "test.npz"
+        return self.path / "test.parquet"
 
     @property
     def report(self) -> Path:
