@@ -255,7 +255,7 @@ def test_names_of_runs_are_for_ever():
     assert run_path(compose(["experiment=digits_noisy_student"]), "").name == DIGITS_NAME
 
 
-DIGITS_NAME = "digits-lenet5-noisy_student-s0-057f02c791"
+DIGITS_NAME = "digits-lenet5-noisy_student-s0-2b70be563c"
 
 
 def test_the_folders_fingerprint_is_part_of_a_run():

@@ -25,7 +25,7 @@ TILE_SIDE, LINE_HEIGHT = 1.15, 0.14  # inches; the lines are those of a title
 MAX_NAMED_CLASSES = 25  # with more classes, pictures leave out their names
 TEXT_COLOR, LINE_COLOR = "#333333", "#bbbbbb"
 MAX_NAME_LENGTH = 12
-MAX_PATH_LENGTH, PATH_END = 22, 15  # characters of a file's name under a tile; those of its end
+MAX_PATH_LENGTH, PATH_END = 18, 13  # characters of a file's name under a tile; those of its end
 TEMPLATE_COLUMNS = 10
 COLORS = (
     "#0072b2",

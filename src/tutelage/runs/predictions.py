@@ -51,5 +51,5 @@ def read_predictions(file: Path) -> Predictions:
     classes = json.loads(table.schema.metadata[CLASSES])
     label_of = {name: classes.index(name) for name in classes} | {None: UNKNOWN}
     labels = np.array([label_of[name] for name in table["truth"].to_pylist()], dtype=np.int64)
-    probabilities = table["probabilities"].combine_chunks().flatten().to_numpy().reshape(-1, len(classes))
-    return Predictions(probabilities, labels, table["index"].to_numpy())
+    probabilities = np.array(table["probabilities"].combine_chunks().flatten()).reshape(-1, len(classes))
+    return Predictions(probabilities, labels, np.array(table["index"].combine_chunks()))
