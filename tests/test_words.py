@@ -44,6 +44,7 @@ def is_path(text: str) -> bool:
 @example("true", "data.root", "++")
 @example(".5", "data.root", "")
 @example("[a", "data.unlabelled", "")
+@example("K", "data.root", "")  # the sign of the kelvin, which is no letter to Hydra
 @example("it's \\' a \"b\"\\", "data.root", "")
 def test_any_text_without_a_comma_is_the_path_that_hydra_reads(text, key, prefix):
     override = f"{prefix}{key}={text}"

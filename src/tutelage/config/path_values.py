@@ -22,7 +22,7 @@ FUNCTION_START = re.compile(r"(?:bool|choice|float|glob|int|interval|range|shuff
 END_OF_VALUE, END_IN_BRACKETS = re.compile(r"\s*(?:,|\Z)"), re.compile(r"\s*[],})]")
 ESCAPED_COMMA = "\\,"
 # What Hydra reads as the same text without quotation marks, but for the words and numbers that are no text to it
-PLAIN = re.compile(r"(?!(?:true|false|null|inf|nan)$)(?!\.[0-9])[A-Za-z_./][A-Za-z0-9_./-]*", re.IGNORECASE)
+PLAIN = re.compile(r"(?!(?:true|false|null|inf|nan)$)(?!\.[0-9])[a-z_./][a-z0-9_./-]*", re.IGNORECASE | re.ASCII)
 QUOTES_AND_BACKSLASHES = re.compile(r"(\\*)('|\Z)")
 CLOSING = {"{": "}", "[": "]", "(": ")"}
 
