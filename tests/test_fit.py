@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -53,6 +53,7 @@ def test_a_stretched_picture_is_averaged_where_it_shrinks_even_if_it_grows_the_o
     assert set(np.unique(fit_square(stripes, 16, "stretch", (0,)))) == {64}
 
 
+@settings(max_examples=60)
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]), st.data())
 def test_a_crop_of_a_padded_picture_is_cut_from_the_padded_square(height, width, channels, data):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
@@ -68,6 +69,7 @@ def test_a_crop_of_a_padded_picture_is_cut_from_the_padded_square(height, width,
     assert (crop == expected[top:bottom, left:right]).all()
 
 
+@settings(max_examples=40)
 @given(st.integers(1, 6), st.integers(2, 5), st.booleans(), st.data())
 def test_a_crop_of_a_stretched_picture_is_cut_from_the_stretched_square(short, factor, is_wide, data):
     shape = (short, short * factor, 1) if is_wide else (short * factor, short, 1)

@@ -6,7 +6,7 @@ import string
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tutelage.config import Config, Section, Strategy
@@ -14,6 +14,7 @@ from tutelage.config.compose import compose
 from tutelage.config.path_values import PATH_KEYS, PATH_LIST_KEYS, QUOTED, quote_paths
 from tutelage.config.section import PathText
 from tutelage.errors import UserError
+from tutelage.runs.folder import RunFolder, read_config, write_config
 from tutelage.strategies import distillation, lwf, noisy_student, teacher_student
 from tutelage.sweeps.folder import SweepFolder
 from tutelage.sweeps.space import build_grid, parse_dimensions
@@ -58,6 +59,7 @@ def is_unambiguous_in_a_list(text: str) -> bool:
     return is_path(text) and not set(text) & set("[]{}") and text[0] not in "'\"" and text[-1] != "\\"
 
 
+@settings(max_examples=40)
 @given(st.lists(PRINTABLE.map(lambda text: text.strip() or "x").filter(is_unambiguous_in_a_list), min_size=2))
 def test_commas_separate_the_values_of_a_sweep_and_the_entries_of_a_list(texts):
     assert read_by_hydra(f"data.root={','.join(texts)}") == texts
@@ -139,6 +141,26 @@ def test_a_run_gets_the_paths_that_were_typed():
     )
     assert config.data.root == "my [photos] #1 = Jürgen's"
     assert (config.data.unlabelled, config.init_from) == ("s3://b/{000..012}.tar", "2024")
+
+
+def test_a_run_stores_its_paths_as_they_are(tmp_path):
+    config, folder = compose(["data=image_folder", "data.root=\\${x"]), RunFolder(tmp_path)
+    for root in (
+        config.data.root,
+        "2024",
+        "007",
+        "1e5",
+        "true",
+        "~",
+        "a: b #c",
+        "${oc.env:HOME}",
+        "- x",
+        " 'q'",
+        "ü\\",
+    ):
+        data = config.data.model_copy(update={"root": root})
+        write_config(folder, config.model_copy(update={"data": data}).model_dump(mode="json"))
+        assert read_config(folder).data.root == root
 
 
 @pytest.mark.parametrize(

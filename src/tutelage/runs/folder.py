@@ -255,14 +255,14 @@ def read_config(folder: RunFolder) -> Config:
     Raises:
         UserError: it is missing, cannot be read, or has another schema version.
     """
-    from omegaconf import OmegaConf
+    import yaml
     from pydantic import ValidationError
 
     try:
-        content = OmegaConf.to_container(OmegaConf.load(folder.config_file))
+        content = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder.config_file}: missing; the run's command writes it again") from None
-    except Exception as error:  # YAML and OmegaConf have many
+    except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{folder.config_file}: cannot be read ({reason}); the run's command writes it again") from None
     values = content if isinstance(content, dict) else {}
@@ -276,11 +276,11 @@ def read_config(folder: RunFolder) -> Config:
 
 
 def write_config(folder: RunFolder, resolved: dict[str, Any]) -> None:
-    """Write the resolved config."""
-    from omegaconf import OmegaConf
+    """Write the resolved config, as plain YAML: in OmegaConf's, a path with ``${`` in it would be a reference."""
+    import yaml
 
     content = {VERSION_KEY: SCHEMA_VERSION, **resolved}
-    write_text(folder.config_file, OmegaConf.to_yaml(OmegaConf.create(content)))
+    write_text(folder.config_file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def is_tested(record: Mapping[str, Any]) -> bool:
