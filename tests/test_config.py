@@ -242,7 +242,7 @@ def test_a_key_at_its_neutral_value_does_not_enter_so_old_runs_keep_their_names(
     assert "dropout" not in keys["model"]
     assert "attempt" not in keys
     assert keys["seed"] == 0
-    assert keys["identity_version"] == 4
+    assert keys["identity_version"] == 5
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_names_of_runs_are_for_ever():
     assert run_path(compose(["experiment=digits_noisy_student"]), "").name == DIGITS_NAME
 
 
-DIGITS_NAME = "digits-lenet5-noisy_student-s0-057f02c791"
+DIGITS_NAME = "digits-lenet5-noisy_student-s0-2b70be563c"
 
 
 def test_the_folders_fingerprint_is_part_of_a_run():

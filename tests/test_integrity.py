@@ -21,7 +21,7 @@ DAMAGES = {
     "weights": ("stages/1-teacher/checkpoints/final.ckpt", "training stage teacher"),
     "pseudo-labels": ("stages/2-labels-1/labels/00000.npy", "labelling the pool with the network of stage teacher"),
     "table": ("stages/2-labels-1/pseudo_labels.parquet", "labelling the pool with the network of stage teacher"),
-    "predictions": ("stages/4-control/test.npz", "evaluating the network of stage control"),
+    "predictions": ("stages/4-control/test.parquet", "evaluating the network of stage control"),
     "metrics": ("stages/3-student-1/metrics.csv", "reading the last checkpoint of stage student-1, or training it"),
     "config": ("config.yaml", "composing its config"),
 }
@@ -151,7 +151,7 @@ def test_files_that_people_read_may_be_saved_again_and_files_of_theirs_are_left_
     table.write_text(table.read_text().replace(",", ";"))
     (folder.path / "stages/1-teacher/.nfs0001").touch()
     assert inspect_run(folder, check_digests=True).health is Health.WHOLE
-    (folder.path / "stages/4-control/test.npz").unlink()
+    (folder.path / "stages/4-control/test.parquet").unlink()
     assert run(outputs, *NOISY_STUDENT) == 0
     assert notes.read_text() == "mine"
     assert ";" in table.read_text()

@@ -527,9 +527,9 @@ def forbid_reading(monkeypatch) -> None:
     monkeypatch.setattr(FileImages, "picture", explode)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_evaluation_images_from_a_pack_equal_those_from_the_files(cache, root, channels):
-    changes = {"channels": channels, "mean": [0.3] * channels, "std": [0.3] * channels}
+@pytest.mark.parametrize(("channels", "fit"), [(1, "crop"), (3, "crop"), (1, "pad"), (3, "stretch")])
+def test_evaluation_images_from_a_pack_equal_those_from_the_files(cache, root, channels, fit):
+    changes = {"channels": channels, "mean": [0.3] * channels, "std": [0.3] * channels, "fit": fit}
     files, pack = read_source(root, **changes), read_source(root, pack=True, **changes)
     assert isinstance(pack.images, np.memmap)
     assert pack.images.shape == (18, SIDE, SIDE, channels)
@@ -550,9 +550,14 @@ def test_a_pack_is_written_once_with_a_progress_message(cache, root, monkeypatch
     assert not list(cache.glob(f"*/{PARTIAL_PREFIX}*"))
 
 
-def test_other_files_sizes_or_backgrounds_have_a_pack_of_their_own(cache, root):
+def test_other_files_sizes_fits_or_backgrounds_have_a_pack_of_their_own(cache, root):
     read_source(root, pack=True)
-    changed_configs = {"image_size": 12}, {"background": [0, 0, 0]}, {"channels": 1, "mean": [0.3], "std": [0.3]}
+    changed_configs = (
+        {"image_size": 12},
+        {"background": [0, 0, 0]},
+        {"fit": "pad"},
+        {"channels": 1, "mean": [0.3], "std": [0.3]},
+    )
     for number, changes in enumerate(changed_configs, start=2):
         read_source(root, pack=True, **changes)
         assert len(list(cache.glob(f"*/{packing.PACK_FILE}"))) == number
@@ -562,7 +567,7 @@ def test_other_files_sizes_or_backgrounds_have_a_pack_of_their_own(cache, root):
     assert read_source(root, pack=True).images[index].max() == 0
     os.utime(file, ns=(1, 1))
     read_source(root, pack=True)
-    assert len(list(cache.glob(f"*/{packing.PACK_FILE}"))) == 6
+    assert len(list(cache.glob(f"*/{packing.PACK_FILE}"))) == 7
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "trailer"])

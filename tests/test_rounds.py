@@ -93,7 +93,9 @@ def write_run(folder, *rounds):
         if content is not None:
             (folders[name].path / ROUND).write_text(json.dumps(content))
     images = [np.full((8, 8, 1), index, dtype=np.uint8) for index in range(POOL)]
-    return RunFolder(folder), folders, SimpleNamespace(source=SimpleNamespace(images=images))
+    names = [f"pool/{index}.png" for index in range(POOL)]
+    source = SimpleNamespace(images=images, names=names, has_file_names=True)
+    return RunFolder(folder), folders, SimpleNamespace(source=source)
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def test_a_run_of_two_rounds_shows_numbers_then_examples(tmp_path, tiled):
         ["dog 90%\nwas: cat", f"{long} 80%\nwas: dog"],
         [pictures.CORRECT_COLOR, pictures.WRONG_COLOR],
     )
-    assert errors == ([7], [f"{long} 99%\ntruth: cat"], [pictures.WRONG_COLOR])
+    assert errors == ([7], [f"{long} 99%\ntruth: cat\npool/7.png"], [pictures.WRONG_COLOR])
 
 
 def test_an_older_run_shows_the_examples_of_its_labels_alone(tmp_path):

@@ -16,7 +16,8 @@ from PIL import Image
 from helpers.commands import command, loaded_packages
 from helpers.overrides import NOISY_STUDENT, QUIET
 from helpers.runs import only_run, outcome, run
-from tutelage.data import read_labels
+from tutelage.config.compose import compose
+from tutelage.data import data_module, read_labels
 from tutelage.runs import RunFolder, read_record
 from tutelage.terminal.table import build_rows
 
@@ -37,7 +38,7 @@ def test_a_finished_run_has_the_files_of_the_design(finished):
     for name in ("config.yaml", "run.json", "report/index.html"):
         assert name in files
     for stage in ("1-teacher", "3-student-1", "4-control"):
-        for name in ("metrics.csv", "checkpoints/last.ckpt", "checkpoints/final.ckpt", "test.npz"):
+        for name in ("metrics.csv", "checkpoints/last.ckpt", "checkpoints/final.ckpt", "test.parquet"):
             assert f"stages/{stage}/{name}" in files
     assert {"stages/2-labels-1/labels/00000.npy", "stages/2-labels-1/pseudo_labels.parquet"} <= files
     assert not [name for name in files if ".partial" in name]
@@ -55,11 +56,21 @@ def test_the_record_holds_what_is_needed_to_reproduce_the_result(finished):
     assert {"test/accuracy", "test/top5", "test/macro_f1", "test/calibration_error", "test/accuracy/7"} <= set(
         student["result"]
     )
-    predictions = np.load(finished / "stages/3-student-1/test.npz", allow_pickle=False)
-    probabilities, best = predictions["probabilities"], predictions["probabilities"].max(axis=1)
-    right = probabilities[np.arange(len(best)), predictions["labels"]] == best
-    alone = (probabilities == best[:, None]).sum(axis=1) == 1  # half precision makes ties
-    assert (right & alone).mean() - 1e-6 <= student["result"]["test/accuracy"] <= right.mean() + 1e-6
+
+
+def test_the_predictions_on_the_test_set_are_a_table_that_pandas_reads(finished):
+    pandas = pytest.importorskip("pandas")
+    table = pandas.read_parquet(finished / "stages/3-student-1/test.parquet")
+    assert list(table.columns) == ["index", "truth", "predicted", "probabilities"]  # digits have no file names
+    right = (table.truth == table.predicted).mean()
+    assert right == pytest.approx(record_of(finished)["stages"][2]["result"]["test/accuracy"], abs=1e-6)
+    classes = [str(digit) for digit in range(10)]
+    assert table.truth.cat.categories.to_list() == table.predicted.cat.categories.to_list() == classes
+    probabilities = np.stack(table.probabilities)
+    assert probabilities.dtype == np.float32 and np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    assert [classes[best] for best in probabilities.argmax(axis=1)] == table.predicted.to_list()
+    config = compose(["data=digits"])
+    assert [classes[label] for label in data_module(config.data).source.labels[table["index"]]] == table.truth.to_list()
 
 
 def test_the_control_has_the_last_students_network_and_all_the_steps(finished):

@@ -228,7 +228,7 @@ def test_a_search_leaves_the_test_set_alone_and_one_more_command_tests_its_best(
     assert {tuple(key.partition("/")[0] for key in run["result"]) for run in records(outputs).values()} == {
         ("val", "val")
     }
-    assert not list(outputs.rglob("test.npz"))
+    assert not list(outputs.rglob("test.parquet"))
     out = capfd.readouterr().out
     assert "val " in out
     assert "test " not in out.partition("to train it in full")[0]

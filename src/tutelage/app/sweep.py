@@ -82,6 +82,7 @@ def run_sweep_job(composed: Any) -> None:
         SystemExit: a signal stopped the job, and no worker is left to run the others.
     """
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
     from tutelage.config.compose import validate_config
     from tutelage.runs.cluster.signals import defer_slurm_signals
@@ -91,7 +92,8 @@ def run_sweep_job(composed: Any) -> None:
     hydra = HydraConfig.get()
     launcher = str(hydra.runtime.choices["hydra/launcher"])
     flags = _config_dir_flags([str(path).removeprefix("file://") for path in hydra.searchpath])
-    overrides, folder = list(hydra.overrides.task), SweepFolder(Path(hydra.runtime.output_dir))
+    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)  # with ${...} as in the sweep's list
+    folder = SweepFolder(Path(hydra.runtime.output_dir))
     worker = current_worker() if launcher in WITH_WORKERS else None
     with worker.running_job() if worker else nullcontext(True) as may_begin:
         if not may_begin or folder.is_stopped:

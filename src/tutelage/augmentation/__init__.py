@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tutelage.augmentation.affine import ThreePoints
     from tutelage.augmentation.crop import Picture, RandomResizedCrop
+    from tutelage.augmentation.fit import FittedPicture, fit_square
     from tutelage.augmentation.mixing import Mixing, draw_mixing, mix_batch
     from tutelage.augmentation.pipeline import Pipeline
     from tutelage.augmentation.randaugment import AugMix, RandAugment, TrivialAugment
 
 _MODULES = {
     "AugMix": "randaugment",
+    "FittedPicture": "fit",
     "Mixing": "mixing",
     "Picture": "crop",
     "Pipeline": "pipeline",
@@ -20,11 +22,13 @@ _MODULES = {
     "ThreePoints": "affine",
     "TrivialAugment": "randaugment",
     "draw_mixing": "mixing",
+    "fit_square": "fit",
     "mix_batch": "mixing",
 }
 
 __all__ = [
     "AugMix",
+    "FittedPicture",
     "Mixing",
     "Picture",
     "Pipeline",
@@ -33,6 +37,7 @@ __all__ = [
     "ThreePoints",
     "TrivialAugment",
     "draw_mixing",
+    "fit_square",
     "mix_batch",
 ]
 

@@ -11,14 +11,13 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from tutelage.augmentation.fit import Box, FittedPicture, place
 from tutelage.augmentation.library import albumentations
 
 TRIES = 10  # to find a box that fits into the image, as in Albumentations
 NUMBERS_PER_CROP = 2 * TRIES + 2  # random numbers that the box of one image takes
 REDUCTIONS = (8, 4, 2)  # of a JPEG while it is decoded
 RGB = 3
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
 
 class Picture(Protocol):
@@ -123,7 +122,8 @@ def crop_and_resize(
 ) -> np.ndarray:
     """Return the pixels in ``box`` of an image (H, W, C) uint8, at the transform's size (h, w).
 
-    A picture is decoded at a reduced size where the crop allows it.
+    A picture is decoded at a reduced size where the crop allows it. Of one that is padded or stretched to a square,
+    only what the box shows is made.
 
     Args:
         transform: defines the size and the interpolation.
@@ -131,8 +131,40 @@ def crop_and_resize(
         box: left, top, right and bottom in pixels.
         out: (h, w, C) uint8, memory that the crop may be written to; it need not be.
     """
-    left, top, right, bottom = box
+    if isinstance(image, FittedPicture):
+        return _crop_fitted(transform, image, box)
     height, width = transform.size
+    return _crop_to_size(transform, image, box, height, width, out)
+
+
+def _crop_fitted(transform: albumentations.RandomResizedCrop, square: FittedPicture, box: Box) -> np.ndarray:
+    """Return the pixels in ``box`` of a square that is padded or stretched, at the transform's size."""
+    height, width = transform.size
+    (stored_height, stored_width, channels), side = square.picture.shape, square.shape[0]
+    if square.fit == "stretch":
+        stored_box = place(box, (0, 0, side, side), stored_height, stored_width)
+        return _crop_to_size(transform, square.picture, stored_box, height, width)
+    crop = np.full((height, width, channels), square.background, dtype=np.uint8)
+    frame = square.frame
+    seen = (max(box[0], frame[0]), max(box[1], frame[1]), min(box[2], frame[2]), min(box[3], frame[3]))
+    if seen[0] < seen[2] and seen[1] < seen[3]:
+        left, top, right, bottom = place(seen, box, height, width)
+        stored_box = (seen[0] - frame[0], seen[1] - frame[1], seen[2] - frame[0], seen[3] - frame[1])
+        pixels = _crop_to_size(transform, square.picture, stored_box, bottom - top, right - left)
+        crop[top:bottom, left:right] = pixels
+    return crop
+
+
+def _crop_to_size(
+    transform: albumentations.RandomResizedCrop,
+    image: np.ndarray | Picture,
+    box: Box,
+    height: int,
+    width: int,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the pixels in ``box`` of an image at a size (see ``crop_and_resize``)."""
+    left, top, right, bottom = box
     if not isinstance(image, np.ndarray):
         image, left, top, right, bottom = _decode_for_crop(image, box, height, width)
     crop = image[top:bottom, left:right]

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from tutelage.config import AugmentationConfig, Config
 from tutelage.config.error_lines import HELP_HINT, describe_hydra_error, describe_validation_error, suggest_nearest
 from tutelage.config.options import conf_dir
+from tutelage.config.path_values import quote
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Config
 
 def search_path_override(config_dirs: Sequence[str]) -> list[str]:
     """Return the override that makes Hydra search users' own config folders; an empty list where there are none."""
-    folders = ",".join(f"file://{Path(folder).resolve()}" for folder in config_dirs)
+    folders = ",".join(quote(f"file://{Path(folder).resolve()}") for folder in config_dirs)
     return [f"hydra.searchpath=[{folders}]"] if folders else []
 
 

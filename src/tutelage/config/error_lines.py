@@ -58,6 +58,10 @@ def describe_hydra_error(
         )
     if "${experiment}" in text:
         text = "experiment takes one name; several are a sweep: -m experiment=ONE,OTHER"
+    if match := re.search(r"Error merging override (.*\$\{.*)", text):
+        text = (
+            f"{match[1]}: ${{ begins a reference such as ${{oc.env:HOME}}; \\${{ is no reference but these characters"
+        )
     if match := re.search(r"Missing mandatory value: \S+\s+full_key: (\S+)|Missing mandatory value: (\S+)", text):
         key = match[1] or match[2]
         return f"{key} needs a value: give {key}=..."

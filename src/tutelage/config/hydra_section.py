@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tutelage.config.allowed_folder import list_flag_packages
+from tutelage.config.path_values import quote_paths
 from tutelage.config.targets import ALLOW_FLAG, list_allowed_packages, resolve
 from tutelage.errors import UserError
 
@@ -34,7 +35,10 @@ MAX_VALUE_LENGTH = 100  # characters of a value in an error line
 
 
 class CheckedConfigLoader(ConfigLoaderImpl):
-    """Hydra's loader of configs, which refuses what Hydra would run or apply and nobody has allowed."""
+    """Hydra's loader of configs, which refuses what Hydra would run or apply and nobody has allowed.
+
+    It takes overrides as they are typed, with paths that are not quoted for Hydra's grammar.
+    """
 
     def load_configuration(
         self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
@@ -50,7 +54,7 @@ class CheckedConfigLoader(ConfigLoaderImpl):
 
     def _parse_overrides_and_create_caching_repo(self, config_name: str | None, overrides: list[str]) -> Any:
         _check_search_path(overrides)
-        return super()._parse_overrides_and_create_caching_repo(config_name, overrides)
+        return super()._parse_overrides_and_create_caching_repo(config_name, quote_paths(overrides))
 
 
 def check_hydra_section(config: DictConfig, overrides: Sequence[str]) -> None:

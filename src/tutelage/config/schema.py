@@ -8,7 +8,15 @@ from pydantic import Field, field_validator, model_validator
 
 from tutelage.config.losses import PLAIN_CROSS_ENTROPY, LossConfig
 from tutelage.config.models import ModelConfig, NearestNeighboursConfig
-from tutelage.config.section import Fraction, PartOf, Positive, Section, Targeted, describe_too_small_image
+from tutelage.config.section import (
+    Fraction,
+    PartOf,
+    PathText,
+    Positive,
+    Section,
+    Targeted,
+    describe_too_small_image,
+)
 from tutelage.config.strategy import AnyStrategy
 from tutelage.config.targets import failures_as_user_errors
 
@@ -32,17 +40,18 @@ class DataConfig(Section):
     mean: list[float]
     std: list[Annotated[float, Field(gt=0)]]
     mirror: PartOf = 0.0
-    root: str | None = None
+    root: PathText | None = None
     labels_per_class: Positive | None = None
     labels: int | str | None = None
     split_seed: int = 0
-    group: Annotated[str, Field(min_length=1)] | None = None
+    group: PathText | None = None
     validation: str = "auto"
     folds: Annotated[int, Field(ge=2)] | None = None
     fold: Annotated[int, Field(ge=0)] | None = None
     limit: Positive | None = None
     balance: Literal["none", "weights", "sampling"] = "none"
-    unlabelled: str | None = None
+    unlabelled: PathText | None = None
+    fit: Literal["crop", "pad", "stretch"] = "crop"
     background: list[Annotated[int, Field(ge=0, le=255)]] = Field(default_factory=lambda: [255, 255, 255])
     max_pixels: Positive = 178_956_970
     on_bad_image: Literal["stop", "skip"] = "stop"
@@ -105,6 +114,11 @@ class DataConfig(Section):
                 f"data.layout={self.layout} goes with data=image_folder and imagenet, not with {self.target}: "
                 "set it to auto"
             )
+        if self.fit != "crop" and self.target not in {
+            f"tutelage.data.{name}" for name in (*FILE_DATASETS, "HuggingFace")
+        }:
+            allowed = ", ".join([*FILE_DATASETS.values(), "huggingface"])
+            raise ValueError(f"data.fit={self.fit} goes with data={allowed}, not with {self.target}: set it to crop")
         if len(self.background) != RGB:
             raise ValueError("data.background needs three values, red, green and blue, such as [255,255,255]")
         return self
@@ -297,7 +311,7 @@ class CallbacksConfig(Section):
 class PathsConfig(Section):
     """The folder of the results."""
 
-    outputs: Annotated[str, Field(min_length=1)] = "outputs"
+    outputs: PathText = "outputs"
 
 
 class Config(Section):
@@ -307,7 +321,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     attempt: Positive = 1
     debug: Literal["tiny"] | None = None
-    init_from: str | None = None
+    init_from: PathText | None = None
     evaluate_test: bool = True
     paths: PathsConfig = Field(default_factory=PathsConfig)
     data: DataConfig

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # what a strategy and its stages are called: folders bear it
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -18,6 +18,15 @@ Positive = Annotated[int, Field(ge=1)]
 Temperature = Annotated[float, Field(gt=0, le=1000)]  # divides logits
 Weight = Annotated[float, Field(ge=0, le=1000)]  # of a loss beside others
 Ratio = Annotated[float, Field(gt=0, le=1000)]  # to the length of the schedule, or to the size of another batch
+
+
+def _number_as_text(value: Any) -> Any:
+    """Return a whole number as a text: a config file may name a folder ``2024``."""
+    return str(value) if type(value) is int else value
+
+
+# A path, or another name of files, of a pool or of a run, or a pattern of paths. config/path_values.py names all keys that have such a value.
+PathText = Annotated[str, Field(min_length=1), BeforeValidator(_number_as_text)]
 
 
 def describe_too_small_image(model: str, min_size: int, image_size: int) -> str:

@@ -74,6 +74,11 @@ class Source:
     blocks: np.ndarray = field(default_factory=empty_indices)
     groups: np.ndarray | None = None
 
+    @property
+    def has_file_names(self) -> bool:
+        """Whether ``names`` are more than the images' indices."""
+        return not isinstance(self.names, IndexNames)
+
 
 class IndexNames(Sequence[str]):
     """The names of images that have no file: their indices."""

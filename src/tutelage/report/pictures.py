@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from tutelage.data import Source
 from tutelage.report.intervals import Interval
 from tutelage.storage import write_whole
 
@@ -28,10 +29,11 @@ mpl.rcParams["text.parse_math"] = False  # a $ in the name of a class is a $
 DPI = 110
 PANEL_WIDTH, PANEL_HEIGHT = 4.2, 3.2
 MISSING_GLYPH = "Glyph .* missing from"  # the start of matplotlib's warning
-TILE_SIDE = 1.15  # inches
+TILE_SIDE, LINE_HEIGHT = 1.15, 0.14  # inches; the lines are those of a title
 MAX_NAMED_CLASSES = 25  # with more classes, pictures leave out their names
 TEXT_COLOR, LINE_COLOR = "#333333", "#bbbbbb"
 MAX_NAME_LENGTH = 12  # Latin letters
+MAX_PATH_LENGTH, PATH_END = 18, 13  # characters of a file's name under a tile; those of its end
 TEMPLATE_COLUMNS = 10
 COLORS = (
     "#0072b2",
@@ -281,8 +283,13 @@ def style_axes(axes: Axes) -> None:
 def draw_tiles(images: Sequence[np.ndarray], titles: Sequence[str], columns: int, colors: Sequence[str] = ()) -> Figure:
     """Draw images (H, W, C) uint8 in a grid, each below its title; ``colors`` are the titles' colours."""
     rows = math.ceil(len(images) / columns)
+    title_height = LINE_HEIGHT * max([2, *(title.count("\n") + 1 for title in titles)])
     figure, grid = plt.subplots(
-        rows, columns, figsize=(TILE_SIDE * columns, (TILE_SIDE + 0.28) * rows), squeeze=False, layout="constrained"
+        rows,
+        columns,
+        figsize=(TILE_SIDE * columns, (TILE_SIDE + title_height) * rows),
+        squeeze=False,
+        layout="constrained",
     )
     for position, axes in enumerate(grid.flat):
         axes.set_axis_off()
@@ -302,3 +309,15 @@ def shorten_name(name: str) -> str:
     """Return a class name, cut if it is too long for a tile; a Chinese character is as wide as two Latin letters."""
     ends = list(accumulate(1 + (east_asian_width(character) in "WF") for character in name))
     return name if not ends or ends[-1] <= MAX_NAME_LENGTH else name[: bisect(ends, MAX_NAME_LENGTH - 1)] + "…"
+
+
+def file_line(source: Source, index: int) -> str:
+    """Return a line break and an image's file name, cut in the middle if it is long; nothing for images without one."""
+    return f"\n{shorten_path(source.names[index])}" if source.has_file_names else ""
+
+
+def shorten_path(path: str) -> str:
+    """Return a path that fits a tile: of a long one, its beginning and its end."""
+    if len(path) <= MAX_PATH_LENGTH:
+        return path
+    return f"{path[: MAX_PATH_LENGTH - PATH_END - 1]}…{path[-PATH_END:]}"

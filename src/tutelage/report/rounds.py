@@ -190,7 +190,11 @@ def _draw_errors(folder: RunFolder, name: str, summary: Mapping[str, Any], data:
     examples, classes = summary["confident_errors"], [pictures.shorten_name(c) for c in summary["classes"]]
     if not examples:
         return []
-    titles = [f"{classes[e['label']]} {e['confidence']:.0%}\ntruth: {classes[e['truth']]}" for e in examples]
+    titles = [
+        f"{classes[e['label']]} {e['confidence']:.0%}\ntruth: {classes[e['truth']]}"
+        f"{pictures.file_line(data.source, e['index'])}"
+        for e in examples
+    ]
     known, correct = sum(summary["known"]), sum(summary["right"])
     caption = (
         f"Pool images that {name} labels wrongly ({known - correct:,} of {known:,} with a known true class), the most "

@@ -11,7 +11,7 @@ from torch import nn
 
 from tutelage.config import Config
 from tutelage.data import UNKNOWN, ImageDataModule, data_module
-from tutelage.models import ImageClassifier, Perceptron, Predictions, compute_confusion_matrix, load_classifier
+from tutelage.models import ImageClassifier, Perceptron, compute_confusion_matrix, load_classifier
 from tutelage.randomness import Key
 from tutelage.report import page, pictures
 from tutelage.report.curves import Curve, read_curves
@@ -25,6 +25,7 @@ from tutelage.runs import (
     train_entries,
     weights_files,
 )
+from tutelage.runs.predictions import read_predictions
 from tutelage.terminal.table import build_header, build_notes, build_rows
 
 ORIGINALS, VIEWS = 5, 7
@@ -75,7 +76,7 @@ def _draw_confusion(
     folder: RunFolder, record: Mapping[str, Any], folders: Mapping[str, RunFolder], classes: Sequence[str]
 ) -> page.Picture:
     name = main_stage_name(record)
-    predictions = _read_predictions(folders[name])
+    predictions = read_predictions(folders[name].test_file)
     figure = pictures.draw_confusion_matrix(compute_confusion_matrix(predictions), classes)
     caption = (
         f"Number of test images by true class (rows) and class predicted by {name} (columns), of "
@@ -138,7 +139,7 @@ def _draw_mistakes(
 ) -> list[page.Picture]:
     """Return the wrongly predicted test images with the highest confidence; none if no prediction is wrong."""
     name, source = main_stage_name(record), data.source
-    predictions = _read_predictions(folders[name])
+    predictions = read_predictions(folders[name].test_file)
     labels = predictions.labels
     predicted = predictions.probabilities.argmax(axis=1)
     confidence = predictions.probabilities.max(axis=1).astype(float)
@@ -147,20 +148,18 @@ def _draw_mistakes(
     if not len(worst):
         return []
     names = [pictures.shorten_name(c) for c in classes]
-    titles = [f"{names[predicted[i]]} {confidence[i]:.0%}\ntruth: {names[labels[i]]}" for i in worst]
-    images = [source.images[int(predictions.indices[i])] for i in worst]
+    indices = predictions.indices[worst].tolist()
+    titles = [
+        f"{names[predicted[i]]} {confidence[i]:.0%}\ntruth: {names[labels[i]]}{pictures.file_line(source, index)}"
+        for i, index in zip(worst, indices, strict=True)
+    ]
+    images = [source.images[index] for index in indices]
     caption = (
         f"Test images that {name} predicts wrongly ({len(wrong):,} of {len(predicted):,}), the most confident first: "
-        "predicted class, confidence, true class."
+        f"predicted class, confidence, true class{', file' if source.has_file_names else ''}."
     )
     figure = pictures.draw_tiles(images, titles, COLUMNS)
     return [page.save_picture(folder.report / "mistakes.png", figure, "Most confident mistakes", caption)]
-
-
-def _read_predictions(folder: RunFolder) -> Predictions:
-    """Return a stage's stored predictions on the test set."""
-    with np.load(folder.test_file, allow_pickle=False) as stored:
-        return Predictions(stored["probabilities"].astype(np.float32), stored["labels"], stored["indices"])
 
 
 def _render_body(record: Mapping[str, Any], shown: Sequence[page.Picture]) -> str:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from tutelage.data import ImageDataModule
 from tutelage.models import ImageClassifier, Predictions, compute_metrics, compute_task_metrics, predict
 from tutelage.runs.context import RunContext
 from tutelage.runs.integrity import list_files
-from tutelage.storage import write_whole
+from tutelage.runs.predictions import write_predictions
 from tutelage.strategies import TrainStage
 
 
@@ -39,7 +38,7 @@ def _evaluate_stage(context: RunContext, stage: TrainStage, scale: Callable[[flo
     network, data, started = context.load_network(stage.name), context.data_for(stage), time.monotonic()
     predictions = _predict_split(context, network, data, splits.test, scale)
     entry["test_seconds"] = round(time.monotonic() - started, 3)
-    _write_predictions(context.stage_folder(stage).test_file, predictions)
+    write_predictions(context.stage_folder(stage).test_file, predictions, network.spec.classes, data.source)
     entry["result"] |= _all_metrics(predictions, network, "test")
     if context.previous_run is not None and len(context.previous_run.test):
         images = context.previous_run.test_batches(first_label=len(context.data.source.classes))
@@ -66,15 +65,3 @@ def _predict_split(
     """Return a network's predictions on some images; show progress and check signals."""
     batches = data.eval_dataloader(indices)
     return predict(network, batches, context.device, context.on_images(len(indices), scale))
-
-
-def _write_predictions(file: Path, predictions: Predictions) -> None:
-    write_whole(
-        file,
-        lambda out: np.savez(
-            out,
-            probabilities=predictions.probabilities.astype(np.float16),
-            labels=predictions.labels,
-            indices=predictions.indices,
-        ),
-    )

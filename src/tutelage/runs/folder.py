@@ -15,7 +15,7 @@ from tutelage.errors import UserError
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.storage import write_json, write_text
 
-SCHEMA_VERSION = 3  # of config.yaml and run.json; version 1 had no number. Rises where keys or files change
+SCHEMA_VERSION = 4  # of config.yaml and run.json; version 1 had no number. Rises where keys or files change
 VERSION_KEY = "schema_version"
 RUNNING, FINISHED, FAILED = "running", "finished", "failed"
 TRAIN, PSEUDO_LABEL = "train", "pseudo_label"  # kinds of stages in the ledger
@@ -56,7 +56,7 @@ class RunFolder:
     @property
     def test_file(self) -> Path:
         """The predictions on the test set."""
-        return self.path / "test.npz"
+        return self.path / "test.parquet"
 
     @property
     def report(self) -> Path:
@@ -255,14 +255,14 @@ def read_config(folder: RunFolder) -> Config:
     Raises:
         UserError: it is missing, cannot be read, or has another schema version.
     """
-    from omegaconf import OmegaConf
+    import yaml
     from pydantic import ValidationError
 
     try:
-        content = OmegaConf.to_container(OmegaConf.load(folder.config_file))
+        content = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder.config_file}: missing; the run's command writes it again") from None
-    except Exception as error:  # YAML and OmegaConf have many
+    except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{folder.config_file}: cannot be read ({reason}); the run's command writes it again") from None
     values = content if isinstance(content, dict) else {}
@@ -276,11 +276,11 @@ def read_config(folder: RunFolder) -> Config:
 
 
 def write_config(folder: RunFolder, resolved: dict[str, Any]) -> None:
-    """Write the resolved config."""
-    from omegaconf import OmegaConf
+    """Write the resolved config, as plain YAML: in OmegaConf's, a path with ``${`` in it would be a reference."""
+    import yaml
 
     content = {VERSION_KEY: SCHEMA_VERSION, **resolved}
-    write_text(folder.config_file, OmegaConf.to_yaml(OmegaConf.create(content)))
+    write_text(folder.config_file, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def is_tested(record: Mapping[str, Any]) -> bool:

@@ -10,7 +10,8 @@ from tutelage.runs.weight_sources import find_run_data, weights_identity
 from tutelage.storage import digest
 
 # 2: a view's numbers are drawn for a whole batch at once; 3: keys have other names; 4: a strategy is named by its class
-IDENTITY_VERSION = 4
+# 5: data.labels counts images, and fingerprints hold contents
+IDENTITY_VERSION = 5
 HASH_LENGTH = 10
 
 # Sections that decide over the result, as callbacks.extra does. All others say where and how fast a run computes, or

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.config.path_values import quote_paths
 from tutelage.storage import digest, write_json
 
 NAME_LENGTH = 12  # of an outcome's file
@@ -89,7 +90,7 @@ class SweepFolder:
         """Return a job's number and those of its overrides that were not typed for all jobs, as one line."""
         content = self._read_list()
         number = [entry["overrides"] for entry in content["jobs"]].index(list(job)) + 1
-        typed = shlex.split(content["command"])
+        typed = quote_paths(shlex.split(content["command"]))
         own_overrides = [override for override in job if override not in typed] or job
         return f"run {number} of {content['count'] or '?'}: {' '.join(own_overrides)}"
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tutelage.config.path_values import quote_paths
 from tutelage.errors import UserError
 from tutelage.randomness import Key
 
@@ -24,7 +25,7 @@ class Dimension:
 
     Attributes:
         key: the key that the override sets, with + and @ as typed.
-        override: the whole override, as typed.
+        override: the whole override, as typed, with its paths quoted for Hydra.
         values: the values of a list; empty for a fixed override or an interval.
         bounds: the ends of an interval; None for a fixed override or a list.
         integer: draw only whole numbers, both bounds included.
@@ -95,7 +96,7 @@ def parse_dimensions(overrides: Sequence[str], loader: Any = None) -> list[Dimen
     """Return a dimension for each override of a sweep, but for those of Hydra itself.
 
     Args:
-        overrides: in Hydra's grammar, with lists and intervals.
+        overrides: in Hydra's grammar, with lists and intervals; paths as they are typed.
         loader: Hydra's ConfigLoader, which finds the options that ``glob(*)`` stands for.
 
     Raises:
@@ -104,7 +105,8 @@ def parse_dimensions(overrides: Sequence[str], loader: Any = None) -> list[Dimen
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    overrides = quote_paths(overrides)
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
     pairs = list(zip(parsed, overrides, strict=True))
     if swept := next((typed for item, typed in pairs if item.is_sweep_override() and item.is_hydra_override()), None):
         raise UserError(f"{swept}: a key of Hydra itself takes one value in a sweep")

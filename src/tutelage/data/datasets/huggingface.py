@@ -4,7 +4,7 @@ import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,8 +13,12 @@ from tutelage.data.datasets.download import MAX_REASON_LENGTH, OnProgress, ignor
 from tutelage.data.files.decoding import FilePicture, check_image, open_picture
 from tutelage.data.files.names import sort_classes
 from tutelage.data.files.scan import find_unreadable, raise_for_unreadable
-from tutelage.data.source import UNKNOWN, IndexNames, Source, empty_indices, resize_center_crop
+from tutelage.data.fitting import fit_image, fit_picture
+from tutelage.data.source import UNKNOWN, IndexNames, Source, empty_indices
 from tutelage.errors import UserError
+
+if TYPE_CHECKING:
+    from tutelage.augmentation import Picture
 
 SPLIT_NAMES = {  # our parts, and the names that Hugging Face's datasets give them
     "train": ("train",),
@@ -37,10 +41,13 @@ class EncodedImages:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return resize_center_crop(self.picture(index).read(), self._config.image_size)
+        return fit_image(self._open_picture(index).read(), self._config)
 
-    def picture(self, index: int) -> FilePicture:
-        """Return the whole image as it is stored, not decoded yet."""
+    def picture(self, index: int) -> "Picture":
+        """Return the image that crops are cut from, not decoded yet (see ``data.fit``)."""
+        return fit_picture(self._open_picture(index), self._config)
+
+    def _open_picture(self, index: int) -> FilePicture:
         config, name = self._config, f"data.root={self._config.root}: image {index}"
         return open_picture(self._encoded(index), name, config.channels, config.background, config.max_pixels)
 

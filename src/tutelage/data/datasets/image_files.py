@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,13 +23,17 @@ from tutelage.data.files.packing import pack_images
 from tutelage.data.files.scan import find_unreadable, raise_for_unreadable
 from tutelage.data.files.tables import list_table
 from tutelage.data.files.unlabelled import add_unlabelled
+from tutelage.data.fitting import fit_image, fit_picture
 from tutelage.data.loading.shared_memory import SharedTexts
 from tutelage.data.shards.images import ShardImages, ShardNames
 from tutelage.data.shards.index import Pool, index_shards
 from tutelage.data.shards.pools import find_shards
-from tutelage.data.source import UNKNOWN, JoinedImages, JoinedNames, Source, WholeImages, resize_center_crop
+from tutelage.data.source import UNKNOWN, JoinedImages, JoinedNames, Source, WholeImages
 from tutelage.errors import UserError
 from tutelage.storage import digest
+
+if TYPE_CHECKING:
+    from tutelage.augmentation import Picture
 
 INT16_COUNT, INT32_COUNT = 1 << 15, 1 << 31  # classes that int16 labels can number; images that int32 indices can
 
@@ -57,10 +62,13 @@ class FileImages:
         return len(self._paths)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return resize_center_crop(self.picture(index).read(), self._config.image_size)
+        return fit_image(self._open_picture(index).read(), self._config)
 
-    def picture(self, index: int) -> FilePicture:
-        """Return the whole image of the file, of any size, not decoded yet."""
+    def picture(self, index: int) -> "Picture":
+        """Return the image of the file that crops are cut from, of any size, not decoded yet (see ``data.fit``)."""
+        return fit_picture(self._open_picture(index), self._config)
+
+    def _open_picture(self, index: int) -> FilePicture:
         config, path = self._config, self._paths[index]
         return open_picture(Path(path), printable(path), config.channels, config.background, config.max_pixels)
 

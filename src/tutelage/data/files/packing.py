@@ -33,10 +33,10 @@ def pack_images(
     """Return all images (N, S, S, C) uint8, memory-mapped; write the pack first if there is none.
 
     The pack is in our cache, in a folder named by all that it depends on: the files in their order with their sizes and
-    times, ``data.image_size``, ``channels`` and ``background``, the decoders and this version. It is written whole or
-    not at all, followed by its SHA-256. The checksum is compared when a pack is first opened and whenever its size or
-    time has changed since; not at each start, because reading 100 GB takes minutes and a program that wrote to the file
-    would have changed its time.
+    times, ``data.image_size``, ``channels``, ``background`` and ``fit``, the decoders and this version. It is written
+    whole or not at all, followed by its SHA-256. The checksum is compared when a pack is first opened and whenever its
+    size or time has changed since; not at each start, because reading 100 GB takes minutes and a program that wrote to
+    the file would have changed its time.
 
     Of several processes one packs and the others wait.
 
@@ -50,7 +50,8 @@ def pack_images(
         UserError: an image cannot be decoded, or the pack cannot be written.
     """
     shape = (len(images), config.image_size, config.image_size, config.channels)
-    folder = cache_folder("packs") / digest([_decoder_versions(), shape, config.background, *states])[:KEY_LENGTH]
+    key = digest([_decoder_versions(), shape, config.background, config.fit, *states])[:KEY_LENGTH]
+    folder = cache_folder("packs") / key
     file = folder / PACK_FILE
     if not _is_intact(file, math.prod(shape), on_progress):
         wait_message = f"another process is packing the {len(images):,} images"

@@ -4,16 +4,19 @@ import os
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from io import BytesIO
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.files.decoding import FilePicture, open_picture
+from tutelage.data.fitting import fit_image, fit_picture
 from tutelage.data.shards.cache import open_shard
 from tutelage.data.shards.index import Pool, image_name
-from tutelage.data.source import resize_center_crop
 from tutelage.errors import UserError
+
+if TYPE_CHECKING:
+    from tutelage.augmentation import Picture
 
 MAX_OPEN = 8  # shards that a process has open, and whose rows it holds
 
@@ -60,9 +63,17 @@ class ShardImages(_PoolIndex):
         self._config = config
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return resize_center_crop(self.picture(index).read(), self._config.image_size)
+        return fit_image(self._open_picture(index).read(), self._config)
 
-    def picture(self, index: int) -> FilePicture:
+    def picture(self, index: int) -> "Picture":
+        """Return the image that crops are cut from, not decoded yet (see ``data.fit``).
+
+        Raises:
+            UserError: the shard cannot be read any more, or has changed.
+        """
+        return fit_picture(self._open_picture(index), self._config)
+
+    def _open_picture(self, index: int) -> FilePicture:
         """Return the whole image as it is stored, not decoded yet.
 
         Raises:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tutelage.config import AugmentationConfig, ModelConfig, NearestNeighboursConfig, Strategy
-from tutelage.config.section import Positive, Ratio, Temperature
+from tutelage.config.section import PathText, Positive, Ratio, Temperature
 from tutelage.strategies.config_checks import check_one_view
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class FrozenTeacherStrategy(Strategy):
 
     teacher: ModelConfig | None = None
     teacher_length: Ratio = 1.0
-    teachers: list[str] = Field(default_factory=list)
+    teachers: list[PathText] = Field(default_factory=list)
     temperature: Temperature
     teacher_logits: Literal["views", "passes", "live"]
     cached_views: Positive
