@@ -87,7 +87,7 @@ def test_a_run_killed_while_labelling_or_testing_ends_the_same(undisturbed, outp
 
         return trap
 
-    moments = [("label", "write_table"), ("label", "write_summary"), ("evaluate", "_write_predictions")]
+    moments = [("label", "write_table"), ("label", "write_summary"), ("evaluate", "write_predictions")]
     for file, name in [*moments, ("evaluate", "compute_metrics")]:
         assert run(outputs, *overrides, before=die_in(file, name)) == -signal.SIGKILL
     assert run(outputs, *overrides) == 0
