@@ -32,6 +32,7 @@ from tutelage.data import (
     fingerprint,
 )
 from tutelage.data.datasets.image_files import LISTINGS, image_files
+from tutelage.data.files.decoding import Check
 from tutelage.data.loading.batches import EvalDataset, TrainDataset
 from tutelage.data.shards import cache as shard_cache
 from tutelage.data.shards import images as shard_images
@@ -352,7 +353,7 @@ def test_processes_that_index_one_pool_share_the_work(tmp_path, monkeypatch):
     shards, checks, original = find_shards(config.unlabelled), Counter(), shard_index.check_image
     started: list[int] = []
 
-    def check_image(*args) -> str:
+    def check_image(*args) -> Check:
         checks.update(images=1)
         if not started:  # a second process starts and ends while the first is in its first shard
             started.append(1)
@@ -507,9 +508,11 @@ def test_ten_million_images_cost_a_few_bytes_each(tmp_path, monkeypatch):
     """Ten times what the source, the splits and a stream hold for a million images is at most 200 MB."""
     count, each = 1_000_000, 10_000
     (tmp_path / "index.bin").write_bytes(b"")
-    shard = pools.Shard("000.tar", str(tmp_path / "000.tar"), 1, 1)
+    (tmp_path / "index.contents").write_bytes(bytes(shard_index.HEAD.itemsize) + np.arange(1, each + 1).tobytes())
+    shard = pools.Shard("000.tar", str(tmp_path / "000.tar"))
     number = count // each
-    pool = shard_index.Pool((shard,) * number, np.full(number, each), (str(tmp_path / "index.bin"),) * number, ())
+    heads, indices = np.zeros(number, shard_index.HEAD), (str(tmp_path / "index.bin"),) * number
+    pool = shard_index.Pool((shard,) * number, np.full(number, each), indices, heads, ())
     monkeypatch.setattr("tutelage.data.datasets.image_files._index_pool", lambda config, on_progress: pool)
     monkeypatch.setattr("tutelage.data.datasets.image_files.find_shards", lambda location: ())
     source = make_source(tmp_path, "anything")

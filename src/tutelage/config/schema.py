@@ -16,6 +16,7 @@ Shift = Literal["brightness", "crop", "rotate", "translate"]
 SHIFTS: tuple[Shift, ...] = get_args(Shift)
 RGB = 3
 MAX_WORKERS = 256
+WHOLE_RANGE = 65535  # the largest value of 16 bits
 FILE_DATASETS = {"ImageFolder": "image_folder", "ImageNet": "imagenet", "Table": "table"}  # their options of data
 
 
@@ -41,6 +42,8 @@ class DataConfig(Section):
     on_bad_image: Literal["stop", "skip"] = "stop"
     batch_size: Positive
     pack: bool = False
+    white: Annotated[int, Field(ge=1, le=WHOLE_RANGE)] | None = None
+    duplicates: Literal["report", "drop", "stop"] = "report"
     num_workers: int | Literal["auto"] = 0
 
     @field_validator("num_workers", mode="before")
@@ -49,6 +52,11 @@ class DataConfig(Section):
         if value == "auto" or (type(value) is int and 0 <= value <= MAX_WORKERS):
             return value
         raise ValueError(f"allowed are auto and numbers from 0 to {MAX_WORKERS}")
+
+    @field_validator("white")
+    @classmethod
+    def _leave_out_whole_range(cls, value: int | None) -> int | None:
+        return None if value == WHOLE_RANGE else value  # both ways to say so are one run
 
     @field_validator("validation")
     @classmethod

@@ -55,6 +55,8 @@ class Source:
         further_tests: indices of further test sets, by their names: images of the same classes under other conditions.
         blocks: (S,) the index of the first image of each shard, ascending. All images from the first of these on are in
             shards, which are best read one after another. Empty without shards.
+        copies: (D, 2) int64, the index and the number of its content for each image whose content another image has
+            too; None if contents were not compared.
     """
 
     images: Images | np.ndarray
@@ -69,6 +71,7 @@ class Source:
     notes: Sequence[str] = ()
     further_tests: Mapping[str, np.ndarray] = field(default_factory=dict)
     blocks: np.ndarray = field(default_factory=empty_indices)
+    copies: np.ndarray | None = None
 
 
 class IndexNames(Sequence[str]):

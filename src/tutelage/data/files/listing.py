@@ -79,11 +79,15 @@ class Listing:
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
-    def fingerprint(self) -> str:
-        """Return a digest of the files' parts, names, labels and sizes; it does not depend on the folder's path."""
+    def fingerprint(self, contents: Sequence[bytes]) -> str:
+        """Return a digest of the files' parts, names, labels and contents; it does not depend on the folder's path.
+
+        Args:
+            contents: the SHA-256 of each file's content.
+        """
         whole = hashlib.sha256()
-        for entry in self.entries:
-            whole.update(digest([entry.part, entry.name, entry.label, entry.state.size]).encode())
+        for entry, content in zip(self.entries, contents, strict=True):
+            whole.update(digest([entry.part, entry.name, entry.label, content.hex()]).encode())
         return whole.hexdigest()
 
 
