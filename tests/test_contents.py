@@ -24,7 +24,7 @@ from tutelage.config import DataConfig
 from tutelage.data import fingerprint
 from tutelage.data.datasets.image_files import LISTINGS, image_files
 from tutelage.data.files import contents, scan
-from tutelage.data.files.contents import Item, Scope, read_contents
+from tutelage.data.files.contents import Scope, read_contents
 from tutelage.data.files.decoding import check_image, read_pixels
 from tutelage.data.shards.pools import Shard
 from tutelage.data.shards.validators import with_validators
@@ -129,13 +129,12 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, read, monkeypa
 
 def test_long_work_is_saved_before_it_ends(tmp_path, monkeypatch, cache):
     monkeypatch.setattr(contents, "SECONDS_BETWEEN_SAVES", 0.0)
-    items = [Item(str(number), 0, 1) for number in range(200)]
     saved = []
 
     def examine(number, tick, known):
         return number.to_bytes(32, "little"), check_image(b"", LIMIT)._replace(reason="", pixels=1)
 
-    scope = Scope("here", items, 1, lambda count: f"{count}")
+    scope = Scope("here", list(map(str, range(200))), np.zeros(200), np.ones(200), 1, lambda count: f"{count}")
     facts, reasons = read_contents(scope, examine, lambda *report: saved.append(len([*cache.glob("*.npy")])))
     assert saved[0] == 1
     assert [int.from_bytes(content, "little") for content in facts["content"].tolist()] == list(range(200))

@@ -14,7 +14,7 @@ import numpy as np
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import MAX_REASON_LENGTH, OnProgress, ignore_progress
 from tutelage.data.duplicates import find_copies, treat_copies
-from tutelage.data.files.contents import Item, Known, Scope, content_ids, file_key, read_contents
+from tutelage.data.files.contents import Known, Scope, content_ids, read_contents
 from tutelage.data.files.decoding import Check, FilePicture, open_picture
 from tutelage.data.files.listing import FileState, sort_classes
 from tutelage.data.files.scan import examine_image, raise_for_unreadable
@@ -71,18 +71,23 @@ class EncodedImages:
             reason, name = error.strerror, f"data.root={self._config.root}: image {index}"
             raise UserError(f"{name}: {value['path']} cannot be opened ({reason}); make it readable") from None
 
-    def items(self) -> list[Item]:
-        """Return what identifies each image without reading it: the files of its split, its row, and its own file."""
-        items: list[Item] = []
+    def describe(self) -> tuple[list[str], np.ndarray]:
+        """Return what identifies each image without reading it, and when it was changed last, (N,) int64 in ns.
+
+        That is by the files of its split and its row, and its own file if it has one.
+        """
+        keys: list[str] = []
+        changed: list[int] = []
         for split in self._splits:
-            states = [FileState.of(os.stat(file["filename"])) for file in split.cache_files]  # noqa: PTH116
-            files = [file_key(file["filename"], *s) for file, s in zip(split.cache_files, states, strict=True)]
+            states = [_file_state(file["filename"]) for file in split.cache_files]
+            split_key = digest([key for key, _ in states])
             # a split that is in no file is never remembered
-            changed = max((max(state.time, state.changed) for state in states), default=time.time_ns())
-            key = digest(files)
+            split_changed = max([time_ns for _, time_ns in states], default=time.time_ns())
             for row, path in enumerate(_list_paths(split, self._column)):
-                items.append(Item(f"{key}\0{row}", changed, 1) if path is None else _path_item(f"{key}\0{row}", path))
-        return items
+                key, file_changed = ("", 0) if path is None else _file_state(path)
+                keys.append(f"{split_key}\0{row}\0{key}")
+                changed.append(max(split_changed, file_changed))
+        return keys, np.array(changed, dtype=np.int64)
 
 
 def _list_paths(split: Any, column: str) -> list[str | None]:
@@ -95,12 +100,13 @@ def _list_paths(split: Any, column: str) -> list[str | None]:
     return paths
 
 
-def _path_item(key: str, path: str) -> Item:
+def _file_state(path: str) -> tuple[str, int]:
+    """Return the key of a file and when it was changed last, in ns; now if it is missing, which reading reports."""
     try:
         state = FileState.of(os.stat(path))  # noqa: PTH116
-    except OSError:  # is reported when it is read
-        return Item(key, time.time_ns(), 1)
-    return Item(f"{key}\0{file_key(path, *state)}", max(state.time, state.changed), 1)
+    except OSError:
+        return path, time.time_ns()
+    return state.key(os.path.abspath(path)), max(state.time, state.changed)  # noqa: PTH100
 
 
 @dataclass(frozen=True)
@@ -192,8 +198,8 @@ def _read_dataset(config: DataConfig, on_progress: OnProgress) -> _Dataset:
         tick(1)
         return examine_image(images.read_encoded(number), known, config.max_pixels)
 
-    location, items = f"rows\0{config.root}", images.items()
-    scope = Scope(location, items, config.max_pixels, lambda count: f"checking {count:,} images")
+    (keys, changed), message = images.describe(), lambda count: f"checking {count:,} images"
+    scope = Scope(f"rows\0{config.root}", keys, changed, np.ones(len(keys), np.int64), config.max_pixels, message)
     facts, reasons = read_contents(scope, examine, on_progress)
     if config.on_bad_image == "stop":
         raise_for_unreadable(reasons, [f"image {index}" for index in range(start)], setting)

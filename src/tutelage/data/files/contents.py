@@ -6,13 +6,11 @@ nothing else: what identifies data is its content.
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -35,34 +33,24 @@ Known = Callable[[bytes], Check | None]  # returns what is known of an image wit
 Examine = Callable[[int, Tick, Known], tuple[bytes, Check]]  # returns the SHA-256 and the check of the item of a number
 
 
-class Item(NamedTuple):
-    """A file, or an image in one.
-
-    Attributes:
-        key: what identifies its content without reading it: path, size, times.
-        changed: when it was changed last, in ns.
-        size: in bytes, for the progress.
-    """
-
-    key: str
-    changed: int
-    size: int
-
-
 @dataclass(frozen=True)
 class Scope:
-    """Which items are read, and where they are remembered.
+    """Which files, or images in files, are read, and where they are remembered.
 
     Attributes:
         location: each has its own file in the cache.
-        items: the items.
+        keys: what identifies the content of each without reading it: path, size, times.
+        changed: (N,) int64, when each was changed last, in ns.
+        sizes: (N,) int64, of each in bytes, for the progress.
         max_pixels: an image known to have more is examined again.
         message: returns what is being done, of a number of items.
         copy_key: equal for copies of a whole list; empty if copies are not recognised.
     """
 
     location: str
-    items: Sequence[Item]
+    keys: Sequence[str]
+    changed: np.ndarray
+    sizes: np.ndarray
     max_pixels: int
     message: Callable[[int], str]
     copy_key: str = ""
@@ -75,7 +63,7 @@ def content_ids(facts: np.ndarray) -> np.ndarray:
 
 
 def read_contents(scope: Scope, examine: Examine, on_progress: OnProgress) -> tuple[np.ndarray, dict[int, str]]:
-    """Return what is in items: ``FACTS`` (N,), and why images cannot be decoded, by their numbers.
+    """Return what is in a scope's items: ``FACTS`` (N,), and why images cannot be decoded, by their numbers.
 
     An item whose key is known is not read. If no key is known but the whole list is that of an earlier call under
     another location, and the contents of ``DRAWN`` items drawn at random are the same, the list is taken for a copy.
@@ -85,7 +73,7 @@ def read_contents(scope: Scope, examine: Examine, on_progress: OnProgress) -> tu
         examine: reads an item; called in threads.
         on_progress: receives the progress; may raise to stop.
     """
-    marks = [_mark(item.key) for item in scope.items]
+    marks = [_mark(key) for key in scope.keys]
     cache = _Cache(scope, marks)
     missing = np.flatnonzero(~cache.is_known)
     if scope.copy_key and 0 < len(missing) == len(marks):
@@ -152,7 +140,7 @@ class _Cache:
     def take(self, number: int, content: bytes, check: Check) -> None:
         """Take what was read; remember it if the image is sound and has not been changed just now."""
         self.facts[number] = (content, check.pixels, check.peak)
-        if not check.reason and time.time_ns() - self._scope.items[number].changed > SETTLED_NS:
+        if not check.reason and time.time_ns() - self._scope.changed[number] > SETTLED_NS:
             self.is_known[number] = True
             self._new.append(number)
 
@@ -207,7 +195,7 @@ def _examine_items(
     scope: Scope, numbers: np.ndarray, examine: Examine, known: Known, on_progress: OnProgress
 ) -> Generator[list[tuple[int, tuple[bytes, Check]]], None, None]:
     """Yield numbers of items with their contents and checks, as they are read in threads."""
-    size, message = sum(scope.items[number].size for number in numbers.tolist()), scope.message(len(numbers))
+    size, message = int(scope.sizes[numbers].sum()), scope.message(len(numbers))
 
     def read(number: int, tick: Tick) -> tuple[bytes, Check]:
         return examine(number, tick, known)
@@ -231,8 +219,3 @@ def _read_array(file: Path, dtype: np.dtype) -> np.ndarray:
 def _write_array(file: Path, array: np.ndarray) -> None:
     with suppress(OSError):  # in a folder without write permission every start reads all files
         write_whole(file, lambda out: np.save(out, array))
-
-
-def file_key(path: str, *state: int) -> str:
-    """Return the key of a file: its absolute path, and what the file system says of it."""
-    return "\0".join([os.path.abspath(path), *map(str, state)])  # noqa: PTH100 - many times faster than Path

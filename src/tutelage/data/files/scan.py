@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.datasets.download import OnProgress
-from tutelage.data.files.contents import Item, Known, Scope, file_key, read_contents
+from tutelage.data.files.contents import Known, Scope, read_contents
 from tutelage.data.files.decoding import Check, check_image
 from tutelage.data.files.listing import FileState, Listing, walk_files
 from tutelage.data.files.threads import Tick
@@ -34,13 +34,11 @@ def scan_listing(listing: Listing, max_pixels: int, on_progress: OnProgress) -> 
         tick(len(content))
         return examine_image(content, known, max_pixels)
 
-    items = [_file_item(entry.path, entry.state) for entry in entries]
-    names = hashlib.sha256()
-    for entry in entries:
-        names.update(f"{entry.name}\0{entry.state.size}\0{entry.state.time}\0".encode(errors="surrogateescape"))
-    location = f"images\0{listing.path.resolve()}"
-    scope = Scope(location, items, max_pixels, lambda count: f"checking {count:,} images", names.hexdigest())
-    return read_contents(scope, examine, on_progress)
+    names = "\0".join([f"{entry.name}\0{entry.state.size}\0{entry.state.time}" for entry in entries])
+    copy_key = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+    keys, changed, sizes = _describe_files([entry.path for entry in entries], [entry.state for entry in entries])
+    location, message = f"images\0{listing.path.resolve()}", lambda count: f"checking {count:,} images"
+    return read_contents(Scope(location, keys, changed, sizes, max_pixels, message, copy_key), examine, on_progress)
 
 
 def examine_image(content: bytes, known: Known, max_pixels: int) -> tuple[bytes, Check]:
@@ -74,8 +72,9 @@ def digest_contents(path: Path, setting: str, on_progress: OnProgress) -> str:
     def examine(number: int, tick: Tick, known: Known) -> tuple[bytes, Check]:
         return _hash_file(files[number][1], tick), NO_IMAGE
 
-    items = [_file_item(file, state) for _, file, state in files]
-    scope = Scope(f"files\0{path.resolve()}", items, NO_IMAGE.pixels, lambda count: f"reading {setting}")
+    keys, changed, sizes = _describe_files([file for _, file, _ in files], [state for _, _, state in files])
+    location, message = f"files\0{path.resolve()}", lambda count: f"reading {setting}"
+    scope = Scope(location, keys, changed, sizes, NO_IMAGE.pixels, message)
     facts, _ = read_contents(scope, examine, on_progress)
     whole = hashlib.sha256()
     for (name, _, _), content in zip(files, facts["content"].tolist(), strict=True):
@@ -83,14 +82,19 @@ def digest_contents(path: Path, setting: str, on_progress: OnProgress) -> str:
     return whole.hexdigest()
 
 
-def _file_item(path: str, state: FileState) -> Item:
-    return Item(file_key(path, *state), max(state.time, state.changed), state.size)
+def _describe_files(paths: Sequence[str], states: Sequence[FileState]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Return the keys, the times of the last change and the sizes of files, as a ``Scope`` has them."""
+    folder = os.getcwd()  # noqa: PTH109
+    absolute = [path if path.startswith("/") else f"{folder}/{path}" for path in paths]
+    keys = [state.key(path) for path, state in zip(absolute, states, strict=True)]
+    changed = np.fromiter((max(state.time, state.changed) for state in states), dtype=np.int64, count=len(states))
+    return keys, changed, np.fromiter((state.size for state in states), dtype=np.int64, count=len(states))
 
 
 def _read_file(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - many times faster than Path
-            return file.read()
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - many times faster than Path
+            return file.readall()
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror}); make it readable or remove it") from None
 
