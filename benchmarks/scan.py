@@ -55,15 +55,15 @@ def decode_files(top: Path) -> float:
 
 
 def scan(top: Path) -> float:
-    """Do what a run does until it has its images; return the seconds."""
+    """List a folder, and do with the list what a run does for its name and for its images; return the seconds."""
     from tutelage.config.compose import compose
-    from tutelage.data import fingerprint
-    from tutelage.data.datasets.image_files import LISTINGS, image_files
+    from tutelage.data.datasets.image_files import LISTINGS, fingerprint, image_files
 
     config = compose(["data=image_folder", f"data.root={top}"]).data
     started = time.perf_counter()
-    fingerprint(config)
-    assert len(image_files(LISTINGS["ImageFolder"](config), config).labels) == FILES
+    listing = LISTINGS["ImageFolder"](config)
+    fingerprint(listing, config)
+    assert len(image_files(listing, config).labels) == FILES
     return time.perf_counter() - started
 
 
