@@ -1,10 +1,10 @@
 """Compare a pool of 10 million images with one of 10 thousand: memory and time from the label store to the first batch.
 
 For each pool, a fresh process does what a trainer does when a student's stage starts: it searches the pool for copies
-of the labelled images, splits the data, opens the store of the teacher's labels, selects (confidence 0.3, balance), sets
-up the streams and prepares batches. The images are simulated: each is a few bytes that are made when it is read, as are
-the hashes of their contents; everything else is the real code. Prints, for each pool, the seconds of each part and the
-process's memory; then how fast the store was written, and the seconds of the summary and the table for people.
+of the labelled images, splits the data, opens the store of the teacher's labels, selects (confidence 0.3, balance),
+sets up the streams and prepares batches. The images and the hashes of their contents are simulated, made when they are
+read; everything else is the real code. Prints, for each pool, the seconds of each part and the process's memory; then
+how fast the store was written, and the seconds of the summary and the table for people.
 
 The script ends with an error if memory after 200 batches is more than 300 MB above that of the small pool, or if the
 first batch takes longer than 10 seconds.
@@ -63,7 +63,7 @@ class SimulatedImages:
 
 
 def make_source(pool: int) -> Source:
-    """Return a dataset of ``LABELLED`` labelled images, as many test images, and a pool, which is searched for these."""
+    """Return a dataset of ``LABELLED`` labelled images, as many test images, and a pool that was searched for them."""
     labels = np.full(2 * LABELLED + pool, -1, dtype=np.int16)
     labels[: 2 * LABELLED] = np.arange(2 * LABELLED) % CLASSES
     return Source(

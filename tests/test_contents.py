@@ -305,6 +305,12 @@ def test_white_spreads_16_bit_values_over_the_whole_range(kind_and_grey, white, 
     assert np.abs(pixels - (expected[..., None] if is_grey else expected)).max() <= 0.5
 
 
+def test_without_white_each_16_bit_value_becomes_the_nearest_of_8_bits():
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    pixels = read_pixels(BytesIO(encode_wide(values, ".png")), 1, WHITE, 65536)[..., 0]
+    assert (pixels == np.round(values / 257.0)).all()
+
+
 def test_white_leaves_8_bit_pictures_and_alpha_alone():
     picture = Image.fromarray(random_images(1, 8, 3)[0])
     file = BytesIO()
