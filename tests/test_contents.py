@@ -165,6 +165,16 @@ def test_a_copy_is_recognised_by_its_list_and_64_files_drawn_at_random(tmp_path,
         assert set(read) == {str(file) for file in copy.rglob("*.bmp")}
 
 
+def test_a_folder_that_is_known_is_never_taken_for_a_copy(tmp_path, read):
+    root = write_folder(tmp_path / "data", 50)
+    first = fingerprint(folder_config(root))
+    for file in root.rglob("*.bmp"):
+        file.chmod(0o600)
+    read.clear()
+    assert fingerprint(folder_config(root)) == first
+    assert len(read) == 100
+
+
 def test_the_files_of_a_copy_are_drawn_anew_whatever_the_seeds(tmp_path, read):
     original = write_folder(tmp_path / "data", 50)
     fingerprint(folder_config(original))
@@ -204,7 +214,11 @@ def server() -> Iterator[ThreadingHTTPServer]:
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             headers = self.server.headers
-            self.send_response(405 if headers is None else 200)
+            if self.path == "/moved.tar":
+                self.send_response(302)
+                headers = {"Location": "/0.tar"}
+            else:
+                self.send_response(405 if headers is None else 200)
             for name, value in (headers or {}).items():
                 self.send_header(name, value)
             self.end_headers()
@@ -239,6 +253,9 @@ def test_a_shard_on_the_network_is_known_by_what_its_server_says_of_it(tmp_path,
     assert state() == ('"1"',)
     server.headers = None
     assert state() == ('"1"',)
+    server.headers = {"ETag": '"2"'}
+    (moved,) = with_validators([Shard("0.tar", shard.location.replace("0.tar", "moved.tar"))], tmp_path)
+    assert moved.state == ('"2"',)
     local = Shard("0.tar", "/0.tar", (1, 2, 3, 4))
     assert with_validators([local], tmp_path) == [local]
 

@@ -137,7 +137,7 @@ def test_a_class_that_drop_leaves_empty_is_an_error(tmp_path):
 
 def test_stop_ends_with_the_names(tmp_path, capsys):
     root = write_files(tmp_path, FILES | COPIES)
-    with pytest.raises(UserError, match=r"^data.duplicates=stop: 7 images of data.root=.* have the content of another"):
+    with pytest.raises(UserError, match=r"^data.duplicates=stop: 7 images of data.root=.* with the content of another"):
         read_source(root, duplicates="stop")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 7
@@ -214,6 +214,23 @@ def test_after_drop_no_image_that_is_learned_from_has_a_copy(seed):
     assert len(np.unique(learned)) == len(learned)
     assert not np.isin(learned, contents[source.test]).any()
     assert len(source.test) == 20
+
+
+def test_rows_of_hugging_face_without_an_image_are_no_copies_of_each_other(tmp_path):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    pictures = [Image.fromarray(PICTURES[number]) for number in range(6)]
+    config = rgb_config(_target_="tutelage.data.HuggingFace", on_bad_image="skip", duplicates="stop")
+    for name, images in (("none", [*pictures, None, None]), ("copies", [*pictures, None, pictures[2]])):
+        rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 4}, features=features)
+        rows.save_to_disk(str(tmp_path / name))
+        source_of = data_module(config.model_copy(update={"root": str(tmp_path / name)}))
+        if name == "none":
+            assert list(source_of.source.left_out) == ["6", "7"]
+        else:
+            with pytest.raises(UserError, match=r"data.duplicates=stop: 1 image of .* with the content"):
+                _ = source_of.source
 
 
 def test_datasets_whose_images_are_not_compared_refuse_to_drop_copies():

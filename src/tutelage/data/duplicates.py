@@ -54,7 +54,7 @@ def treat_copies(source: Source, config: DataConfig) -> Source:
     more = [f"... and {len(pairs) - MAX_PRINTED:,} more"] if len(pairs) > MAX_PRINTED else []
     print(*pairs[:MAX_PRINTED], *more, sep="\n", file=sys.stderr)
     raise UserError(
-        f"data.duplicates=stop: {_count(len(pairs), 'image')} of data.root={config.root} have the content of another "
+        f"data.duplicates=stop: {_count(len(pairs), 'image')} of data.root={config.root} with the content of another "
         "(listed above): remove copies, or set data.duplicates=drop or report"
     )
 

@@ -143,6 +143,7 @@ def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) 
     readable, labels = data.indices, data.labels
     labelled = {part: indices[labels[indices] != UNKNOWN] for part, indices in readable.items()}
     unlabelled = [np.setdiff1d(readable["train"], labelled["train"]), readable.get("unlabelled", empty_indices())]
+    copies = find_copies(content_ids(data.facts))
     source = Source(
         images=data.images,
         labels=labels,
@@ -154,7 +155,7 @@ def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) 
         names=IndexNames(len(labels)),
         left_out=[str(number) for number in data.left_out],
         notes=describe_range(int(data.facts["peak"].max(initial=0)), config.white),
-        copies=find_copies(content_ids(data.facts)),
+        copies=copies[~np.isin(copies[:, 0], data.left_out)],
     )
     return treat_copies(source, config)
 

@@ -65,8 +65,8 @@ def content_ids(facts: np.ndarray) -> np.ndarray:
 def read_contents(scope: Scope, examine: Examine, on_progress: OnProgress) -> tuple[np.ndarray, dict[int, str]]:
     """Return what is in a scope's items: ``FACTS`` (N,), and why images cannot be decoded, by their numbers.
 
-    An item whose key is known is not read. If no key is known but the whole list is that of an earlier call under
-    another location, and the contents of ``DRAWN`` items drawn at random are the same, the list is taken for a copy.
+    An item whose key is known is not read. If nothing is known of the location, but the whole list is that of an
+    earlier call under another one, and ``DRAWN`` items drawn at random have the same contents, it is taken for a copy.
 
     Args:
         scope: the items.
@@ -76,7 +76,7 @@ def read_contents(scope: Scope, examine: Examine, on_progress: OnProgress) -> tu
     marks = [_mark(key) for key in scope.keys]
     cache = _Cache(scope, marks)
     missing = np.flatnonzero(~cache.is_known)
-    if scope.copy_key and 0 < len(missing) == len(marks):
+    if scope.copy_key and cache.is_new:
         missing = cache.recognise_copy(examine, on_progress)
     reasons: dict[int, str] = {}
     try:
@@ -104,6 +104,7 @@ class _Cache:
     Attributes:
         facts: (N,) of ``FACTS``.
         is_known: (N,) bool, whether an item need not be read.
+        is_new: whether nothing is known of the location.
     """
 
     def __init__(self, scope: Scope, marks: Sequence[bytes]) -> None:
@@ -113,6 +114,7 @@ class _Cache:
         self._file = folder / f"{digest(scope.location)[: 2 * MARK_BYTES]}.npy"
         self._list_file = folder / LISTS_NAME / f"{scope.copy_key}.npy"
         self._stored = _read_array(self._file, ROW)
+        self.is_new = not len(self._stored)
         self._new: list[int] = []  # items that are to be stored
         self._saved_count, self._saved_at = 0, time.monotonic()
         self.facts = np.zeros(len(marks), FACTS)

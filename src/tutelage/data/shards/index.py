@@ -23,7 +23,6 @@ from tutelage.data.files.scan import raise_for_unreadable
 from tutelage.data.loading.shared_memory import count_cores
 from tutelage.data.shards.cache import open_shard, read_parquet_images, shard_key
 from tutelage.data.shards.pools import Shard
-from tutelage.data.shards.validators import with_validators
 from tutelage.errors import UserError
 from tutelage.storage import digest, write_json, write_whole
 
@@ -94,7 +93,10 @@ def index_shards(
         UserError: a shard cannot be read, there is no image, or one cannot be decoded and ``on_bad_image`` is stop.
     """
     folder = cache_folder(CACHE_NAME)
-    shards = with_validators(shards, folder)
+    if any(shard.is_remote for shard in shards):
+        from tutelage.data.shards.validators import with_validators
+
+        shards = with_validators(shards, folder)
     keys = [shard_key(shard, INDEX_VERSION, config.max_pixels) for shard in shards]
     sizes = _file_sizes(folder)
     missing = [number for number, key in enumerate(keys) if f"{key}{INDEX_SUFFIX}" not in sizes]

@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tutelage.data.shards.pools import Shard
 from tutelage.storage import write_json
@@ -49,15 +51,25 @@ def _read_last(file: Path) -> dict[str, str]:
     return {}
 
 
+class _HeadRedirects(HTTPRedirectHandler):
+    """Follows redirects without asking for the content, which urllib does before Python 3.13."""
+
+    def redirect_request(self, *arguments: Any) -> Request | None:
+        """Return the request to the new address."""
+        request = super().redirect_request(*arguments)
+        if request is not None:
+            request.method = "HEAD"
+        return request
+
+
 def _ask(url: str, silent_hosts: set[str]) -> str:
     """Return the validator of a URL, empty if the server names none; do not ask again a host that did not answer."""
-    from urllib.request import Request, urlopen
-
     host = urlsplit(url).netloc
     if host in silent_hosts:
         return ""
     try:
-        with urlopen(Request(url, method="HEAD"), timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - SCHEMES
+        opener = build_opener(_HeadRedirects)
+        with opener.open(Request(url, method="HEAD"), timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - SCHEMES
             headers = answer.headers
     except HTTPError:
         return ""
