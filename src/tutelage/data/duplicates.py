@@ -156,7 +156,7 @@ def describe_copies(source: Source, splits: Splits) -> list[str]:
         count = _count(int(in_tests[leaks].sum()), "test image")
         notes.append(
             f"{count} also in the {LEARNED}: {_abbreviate(source, used.having(leaks, TEST, LEARNED_FROM))}; "
-            "test-without-duplicates/ has the scores without them, and data.duplicates=drop learns from no test image"
+            "the scores named without-duplicates leave them out; data.duplicates=drop learns from no test image"
         )
     for is_double, where, use in ((in_learned > 1, LEARNED, LEARNED_FROM), (in_tests > 1, "test data", TEST)):
         if is_double.any():
