@@ -97,6 +97,15 @@ def test_copies_are_reported_by_kind_and_name(tmp_path):
     assert contradictions.startswith("2 images with contradicting labels: ")
 
 
+def test_of_several_copies_those_are_named_that_show_the_fault():
+    source = make_source(np.array([0, 0, 1, 1]), 4, 0)  # the test images 4 to 7 have the labels 0, 0, 1, 1
+    contents = np.array([9, 9, 9, 3, 4, 5, 9, 7], dtype=np.uint64)
+    source = Source(**{**vars(source), "copies": find_copies(contents)})
+    leaks, _, contradictions = describe_copies(source, split(source, data_config()))
+    assert leaks.startswith("1 test image also in the training, validation and unlabelled data: 0 = 6; ")
+    assert contradictions == "1 image with contradicting labels: 0 = 2"
+
+
 def test_data_without_copies_has_nothing_to_report(tmp_path):
     source, config = read_source(write_files(tmp_path, FILES))
     assert not len(source.copies)

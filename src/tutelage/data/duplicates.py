@@ -121,10 +121,13 @@ class _UsedCopies:
         """Return how many images of a use each content has, by its number."""
         return np.bincount(self.numbers[self.uses == use], minlength=self.numbers.max(initial=0) + 1)
 
-    def having(self, contents: np.ndarray, *uses: int) -> np.ndarray:
-        """Return index and number (d, 2) of those whose content is among ``contents``, (C,) bool, of some uses."""
-        chosen = contents[self.numbers] & np.isin(self.uses, uses)
-        return np.stack([self.indices[chosen], self.numbers[chosen]], axis=1)
+    def choose(self, which: np.ndarray, kinds: np.ndarray | None = None) -> np.ndarray:
+        """Return index and number (d, 2) of some copies, (D,) bool; of each content only one of each kind (D,)."""
+        copies = np.stack([self.indices[which], self.numbers[which]], axis=1)
+        if kinds is not None:
+            firsts = np.unique(np.stack([self.numbers[which], kinds[which]]), axis=1, return_index=True)[1]
+            copies = copies[firsts]
+        return copies
 
 
 def _find_used(source: Source, splits: Splits) -> _UsedCopies:
@@ -142,7 +145,7 @@ def _find_used(source: Source, splits: Splits) -> _UsedCopies:
 def find_leaked(source: Source, splits: Splits) -> np.ndarray:
     """Return the indices (n,) of test images that are also in the training, validation or unlabelled data."""
     used = _find_used(source, splits)
-    return used.having(used.counts(LEARNED_FROM) > 0, TEST)[:, 0]
+    return used.indices[(used.counts(LEARNED_FROM) > 0)[used.numbers] & (used.uses == TEST)]
 
 
 def describe_copies(source: Source, splits: Splits) -> list[str]:
@@ -150,22 +153,23 @@ def describe_copies(source: Source, splits: Splits) -> list[str]:
     used = _find_used(source, splits)
     in_tests, in_learned = used.counts(TEST), used.counts(LEARNED_FROM)
     leaks = (in_tests > 0) & (in_learned > 0)
-    contradictions = _contradicts(used.numbers, source.labels[used.indices], len(leaks))
+    labels = source.labels[used.indices]
+    contradictions = _contradicts(used.numbers, labels, len(leaks))
     notes = []
     if leaks.any():
         count = _count(int(in_tests[leaks].sum()), "test image")
         notes.append(
-            f"{count} also in the {LEARNED}: {_abbreviate(source, used.having(leaks, TEST, LEARNED_FROM))}; "
+            f"{count} also in the {LEARNED}: {_abbreviate(source, used.choose(leaks[used.numbers], used.uses))}; "
             "the scores named without-duplicates leave them out; data.duplicates=drop learns from no test image"
         )
     for is_double, where, use in ((in_learned > 1, LEARNED, LEARNED_FROM), (in_tests > 1, "test data", TEST)):
         if is_double.any():
-            copies = used.having(is_double, use)
+            copies = used.choose(is_double[used.numbers] & (used.uses == use))
             notes.append(
                 f"{_count(int(is_double.sum()), 'image')} more than once in the {where}: {_abbreviate(source, copies)}"
             )
     if contradictions.any():
-        copies = used.having(contradictions, TEST, LEARNED_FROM)
+        copies = used.choose(contradictions[used.numbers] & (labels != UNKNOWN), labels)
         notes.append(
             f"{_count(int(contradictions.sum()), 'image')} with contradicting labels: {_abbreviate(source, copies)}"
         )
