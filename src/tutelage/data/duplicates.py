@@ -123,7 +123,7 @@ class _UsedCopies:
 
     def choose(self, which: np.ndarray, kinds: np.ndarray | None = None) -> np.ndarray:
         """Return index and number (d, 2) of some copies, (D,) bool; of each content only one of each kind (D,)."""
-        copies = np.stack([self.indices[which], self.numbers[which]], axis=1)
+        copies: np.ndarray = np.stack([self.indices[which], self.numbers[which]], axis=1)
         if kinds is not None:
             firsts = np.unique(np.stack([self.numbers[which], kinds[which]]), axis=1, return_index=True)[1]
             copies = copies[firsts]
