@@ -123,7 +123,7 @@ class _UsedCopies:
 
     def choose(self, which: np.ndarray, kinds: np.ndarray | None = None) -> np.ndarray:
         """Return index and number (d, 2) of some copies, (D,) bool; of each content only one of each kind (D,)."""
-        copies: np.ndarray = np.stack([self.indices[which], self.numbers[which]], axis=1)
+        copies = np.stack([self.indices[which], self.numbers[which]], axis=1)
         if kinds is not None:
             firsts = np.unique(np.stack([self.numbers[which], kinds[which]]), axis=1, return_index=True)[1]
             copies = copies[firsts]
@@ -145,7 +145,8 @@ def _find_used(source: Source, splits: Splits) -> _UsedCopies:
 def find_leaked(source: Source, splits: Splits) -> np.ndarray:
     """Return the indices (n,) of test images that are also in the training, validation or unlabelled data."""
     used = _find_used(source, splits)
-    return used.indices[(used.counts(LEARNED_FROM) > 0)[used.numbers] & (used.uses == TEST)]
+    leaked: np.ndarray = used.indices[(used.counts(LEARNED_FROM) > 0)[used.numbers] & (used.uses == TEST)]
+    return leaked
 
 
 def describe_copies(source: Source, splits: Splits) -> list[str]:
