@@ -1,10 +1,10 @@
 """Compare a pool of 10 million images with one of 10 thousand: memory and time from the label store to the first batch.
 
-For each pool, a fresh process does what a trainer does when a student's stage starts: it splits the data, opens the
-store of the teacher's labels, selects (confidence 0.3, balance), sets up the streams and prepares batches. The images
-are simulated: each is a few bytes that are made when it is read; everything else is the real code. Prints, for each
-pool, the seconds of each part and the process's memory; then how fast the store was written, and the seconds of the
-summary and the table for people.
+For each pool, a fresh process does what a trainer does when a student's stage starts: it searches the pool for copies
+of the labelled images, splits the data, opens the store of the teacher's labels, selects (confidence 0.3, balance),
+sets up the streams and prepares batches. The images and the hashes of their contents are simulated, made when they are
+read; everything else is the real code. Prints, for each pool, the seconds of each part and the process's memory; then
+how fast the store was written, and the seconds of the summary and the table for people.
 
 The script ends with an error if memory after 200 batches is more than 300 MB above that of the small pool, or if the
 first batch takes longer than 10 seconds.
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -27,10 +28,12 @@ import numpy as np
 
 from lengths import length
 from tutelage.data import LabelStore, Source, StageData, read_labels, shard_files, write_summary, write_table
+from tutelage.data.duplicates import find_copies
 from tutelage.data.source import IndexNames
 
 POOLS = (10_000, length(10_000_000, 1_000_000))
 CLASSES, LABELLED, STEPS = 10, 1_000, 200
+EACH = 10_000  # images of a shard
 MOST_GROWTH, MOST_SECONDS = length(300e6, 60e6), length(10.0, 3.0)
 OVERRIDES = [
     *("data=fashion_mnist", "data.num_workers=0", "data.labels_per_class=100", "data.validation=none"),
@@ -60,7 +63,7 @@ class SimulatedImages:
 
 
 def make_source(pool: int) -> Source:
-    """Return a dataset of ``LABELLED`` labelled images, as many test images, and a pool."""
+    """Return a dataset of ``LABELLED`` labelled images, as many test images, and a pool that was searched for them."""
     labels = np.full(2 * LABELLED + pool, -1, dtype=np.int16)
     labels[: 2 * LABELLED] = np.arange(2 * LABELLED) % CLASSES
     return Source(
@@ -72,7 +75,15 @@ def make_source(pool: int) -> Source:
         val=np.empty(0, dtype=np.int64),
         unlabelled=np.arange(2 * LABELLED, len(labels), dtype=np.int32),
         names=IndexNames(len(labels)),
+        copies=find_copies(*make_content_ids(pool)),
     )
+
+
+def make_content_ids(pool: int) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+    """Return the content ids of the images outside the pool, all different, and those of its shards."""
+    rng = np.random.default_rng(0)
+    shards = (rng.integers(0, 1 << 63, EACH).astype(np.uint64) for _ in range(pool // EACH))
+    return np.arange(2 * LABELLED, dtype=np.uint64), shards
 
 
 def write_store(folder: Path, count: int) -> float:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.configs import data_config
+from helpers.configs import data_config, rgb_config
 from helpers.images import write_images
 from helpers.sources import make_source
-from tutelage.data import UNKNOWN, draw_stratified, split
+from tutelage.data import UNKNOWN, draw_stratified, fingerprint, split
 from tutelage.data.datasets.digits import digits
 from tutelage.data.datasets.fashion_mnist import fashion_mnist
 from tutelage.data.datasets.image_files import image_files
@@ -185,14 +185,16 @@ def test_an_image_folder_of_classes_alone_is_split(tmp_path):
     assert np.bincount(source.labels[splits.test]).tolist() == [2, 2]
 
 
-def test_the_fingerprint_of_a_folder_depends_on_names_sizes_and_labels_not_on_its_path(tmp_path):
+def test_the_fingerprint_of_a_folder_depends_on_names_contents_and_labels_not_on_its_path(tmp_path):
     for top in ("here", "there"):
         write_images(tmp_path / top / "a", 3)
         write_images(tmp_path / top / "b", 3)
-    first, second = (list_folder(str(tmp_path / top)).fingerprint() for top in ("here", "there"))
-    assert first == second
+    here, there = (
+        rgb_config(_target_="tutelage.data.ImageFolder", root=str(tmp_path / top)) for top in ("here", "there")
+    )
+    assert fingerprint(here) == fingerprint(there)
     (tmp_path / "there" / "a" / "0.png").rename(tmp_path / "there" / "b" / "9.png")
-    assert list_folder(str(tmp_path / "there")).fingerprint() != first
+    assert fingerprint(there) != fingerprint(here)
 
 
 @pytest.mark.parametrize(

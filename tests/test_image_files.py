@@ -19,10 +19,11 @@ from helpers.configs import rgb_config
 from helpers.images import write_images
 from tutelage.config import DataConfig
 from tutelage.data import UNKNOWN, fingerprint, split
-from tutelage.data.datasets import image_files as files_module
-from tutelage.data.datasets.huggingface import hugging_face, library_fingerprint
+from tutelage.data.datasets.huggingface import content_fingerprint, hugging_face
 from tutelage.data.datasets.image_files import image_files
+from tutelage.data.files import contents as contents_module
 from tutelage.data.files import scan as scan_module
+from tutelage.data.files import threads as threads_module
 from tutelage.data.files.decoding import BadImage, check_image, read_pixels
 from tutelage.data.files.folders import list_folder
 from tutelage.data.files.tables import list_table
@@ -180,7 +181,7 @@ def test_interlaced_files_are_read_whole():
 def test_a_file_without_readable_pixels_is_an_error_that_says_why(content, message):
     with pytest.raises(BadImage, match=message):
         read_rgb(BytesIO(content))
-    assert re.search(message, check_image(BytesIO(content), LIMIT))
+    assert re.search(message, check_image(content, LIMIT).reason)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF"])
@@ -257,46 +258,54 @@ def test_a_class_whose_files_are_all_bad_is_an_error(tmp_path):
 
 
 def test_a_second_scan_checks_only_what_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(contents_module, "SETTLED_NS", -1)
     write_folder_with_bad_files(tmp_path)
-    checked = []
-    check_image = files_module.check_image
+    read, decoded, read_file = [], [], scan_module._read_file
+    monkeypatch.setattr(scan_module, "_read_file", lambda path: read.append(path) or read_file(path))
     monkeypatch.setattr(
-        files_module, "check_image", lambda path, limit: checked.append(path) or check_image(path, limit)
+        scan_module, "check_image", lambda content, limit: decoded.append(content) or check_image(content, limit)
     )
 
     def scan(limit=LIMIT):
-        checked.clear()
+        read.clear()
+        decoded.clear()
         config = rgb_config(on_bad_image="skip", max_pixels=limit)
         return image_files(list_folder(str(tmp_path)), config).left_out
 
     assert len(scan()) == 2
-    assert len(checked) == 12
+    assert len(read) == len(decoded) == 12
     assert len(scan()) == 2
-    assert len(checked) == 2  # bad files are tried again
-    Image.new("RGB", (5, 5)).save(tmp_path / "train" / "cat" / "1.png")
+    assert len(read) == 2  # bad files are tried again
+    for number, file in enumerate(("cat/1.png", "dog/2.png")):
+        Image.new("RGB", (5, 5), (number, 0, 0)).save(tmp_path / "train" / file)
     os.utime(tmp_path / "train" / "cat" / "0.png", ns=(1, 1))
-    assert len(scan()) == 1
-    assert len(checked) == 3
-    scan(limit=LIMIT - 1)
-    assert len(checked) == 12  # another limit: everything is tried again
-    scan()
-    assert len(checked) == 1  # and the first is not forgotten
+    assert not scan()
+    assert len(read) == 3
+    assert len(decoded) == 2  # a known content is not decoded again
+    assert len(scan(limit=20 * 14 - 1)) == 10  # the smaller limit refuses all but the new ones
+    assert len(read) == 10
+    assert not scan()
+    assert not read  # what was known is not forgotten
 
 
 def test_a_damaged_scan_cache_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(contents_module, "SETTLED_NS", -1)
     for label in ("cat", "dog"):
         write_images(tmp_path / "data" / label, 2)
     listing = list_folder(str(tmp_path / "data"))
     image_files(listing, rgb_config())
-    (cache,) = (tmp_path / "cache" / "tutelage" / "scans").iterdir()
-    for content in (b"", b"junk", cache.read_bytes()[:100]):
-        cache.write_bytes(content)
+    caches = [*(tmp_path / "cache" / "tutelage" / "contents").rglob("*.npy")]
+    assert len(caches) == 2  # of the files, and of the list
+    for content in (b"", b"junk", caches[0].read_bytes()[:100]):
+        for cache in caches:
+            cache.write_bytes(content)
         image_files(listing, rgb_config())
 
 
 def test_an_interrupted_scan_keeps_what_it_checked(tmp_path, monkeypatch):
-    monkeypatch.setattr(scan_module, "IMAGES_A_TASK", 1)
+    monkeypatch.setattr(threads_module, "FILES_A_TASK", 1)
+    monkeypatch.setattr(contents_module, "SETTLED_NS", -1)
     for label in ("cat", "dog"):
         write_images(tmp_path / label, 20)
     listing = list_folder(str(tmp_path))
@@ -309,7 +318,7 @@ def test_an_interrupted_scan_keeps_what_it_checked(tmp_path, monkeypatch):
         image_files(listing, rgb_config(), stop)
     parts = []
     image_files(listing, rgb_config(), lambda part, fraction: parts.append(part))
-    assert parts[0] == "checking 19 images"
+    assert 0 < int(parts[0].removeprefix("checking ").removesuffix(" images")) < 40
 
 
 def test_hidden_files_are_ignored_and_linked_folders_are_followed(tmp_path):
@@ -454,7 +463,7 @@ def test_a_dataset_of_hugging_face_is_read_from_disk(tmp_path):
     assert source.images[4][8, 8].tolist() == [0, 255, 0]
     assert source.images[5][8, 8].tolist() == [50, 0, 0]
     assert source.labels[:4].tolist() == [0, 1, 2, 0]
-    assert library_fingerprint(config) == library_fingerprint(config)
+    assert content_fingerprint(config) == content_fingerprint(config)
     with pytest.raises(UserError, match="is no folder, and the hub has no such dataset"):
         hugging_face(rgb_config(root=str(tmp_path / "none")))
 

@@ -31,7 +31,7 @@ from tutelage.augmentation import Pipeline
 from tutelage.config.compose import compose
 from tutelage.data import DataRuntime, StageData, Stream, data_module
 from tutelage.data.datasets.image_files import FileImages, image_files
-from tutelage.data.files import decoding, packing
+from tutelage.data.files import contents, decoding, packing
 from tutelage.data.files.decoding import BadImage, open_picture, read_pixels
 from tutelage.data.files.folders import list_folder
 from tutelage.data.files.packing import pack_images
@@ -501,6 +501,7 @@ def test_a_file_damaged_after_its_check_ends_a_run_in_one_line(tmp_path, capsys)
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(contents, "SETTLED_NS", -1)  # scans of files that were written just now are remembered
     return tmp_path / "cache" / "tutelage" / "packs"
 
 
@@ -550,7 +551,7 @@ def test_a_pack_is_written_once_with_a_progress_message(cache, root, monkeypatch
     assert not list(cache.glob(f"*/{PARTIAL_PREFIX}*"))
 
 
-def test_other_files_sizes_fits_or_backgrounds_have_a_pack_of_their_own(cache, root):
+def test_other_contents_sizes_fits_or_backgrounds_have_a_pack_of_their_own(cache, root):
     read_source(root, pack=True)
     changed_configs = (
         {"image_size": 12},
@@ -565,9 +566,11 @@ def test_other_files_sizes_fits_or_backgrounds_have_a_pack_of_their_own(cache, r
     file.write_bytes(encode_jpeg(np.zeros((30, 30, 3), dtype=np.uint8)))
     index = list(read_source(root).names).index("train/cat/1.jpg")
     assert read_source(root, pack=True).images[index].max() == 0
+    assert len(list(cache.glob(f"*/{packing.PACK_FILE}"))) == 6
     os.utime(file, ns=(1, 1))
-    read_source(root, pack=True)
-    assert len(list(cache.glob(f"*/{packing.PACK_FILE}"))) == 7
+    Path(root).rename(f"{root}-moved")
+    read_source(f"{root}-moved", pack=True)
+    assert len(list(cache.glob(f"*/{packing.PACK_FILE}"))) == 6  # other times and places are the same files
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "trailer"])
@@ -682,7 +685,7 @@ def test_an_unreadable_file_ends_the_packing(cache, root, monkeypatch):
     path = Path(root) / "train" / "dog" / "0.png"
     path.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"dog/0.png: cannot be read as an image"):
-        pack_images(source.images, ["states"], folder_config(root, pack=True))
+        pack_images(source.images, [b"hash"], folder_config(root, pack=True))
     assert not list(cache.glob(f"*/{packing.PACK_FILE}"))
 
 

@@ -17,7 +17,7 @@ from tutelage.config import foreign_code
 from tutelage.config.compose import compose
 from tutelage.config.foreign_code import describe_code, list_foreign_packages
 from tutelage.data import fingerprint
-from tutelage.data.files import contents
+from tutelage.data.files import contents, scan
 from tutelage.errors import UserError
 from tutelage.runs import RunFolder
 from tutelage.runs.code import describe_current_code, describe_other_code
@@ -109,12 +109,12 @@ def test_unchanged_files_are_read_once_and_changed_ones_again_also_if_their_size
     owndata, monkeypatch
 ):
     monkeypatch.setattr(contents, "SETTLED_NS", -1)
-    monkeypatch.setattr(contents, "SECONDS_BETWEEN_REPORTS", 0.0)
-    first, reports = fingerprint(own_config(owndata)), []
-    with monkeypatch.context() as patch:
-        patch.setattr(contents, "BLOCK", "no number")  # reading a file fails
-        assert fingerprint(own_config(owndata), lambda *report: reports.append(report)) == first
+    reports = []
+    first = fingerprint(own_config(owndata), lambda *report: reports.append(report))
     assert reports[-1] == (f"reading data.root={owndata}", 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(scan, "BLOCK", "no number")  # reading a file fails
+        assert fingerprint(own_config(owndata)) == first
     labels, state = owndata / "labels.npy", (owndata / "labels.npy").stat()
     content = bytearray(labels.read_bytes())
     content[-8] ^= 1
@@ -125,7 +125,7 @@ def test_unchanged_files_are_read_once_and_changed_ones_again_also_if_their_size
 
 def test_a_file_that_changed_just_now_is_not_remembered(owndata, monkeypatch):
     fingerprint(own_config(owndata))
-    monkeypatch.setattr(contents, "BLOCK", "no number")
+    monkeypatch.setattr(scan, "BLOCK", "no number")
     with pytest.raises(UserError, match="TypeError"):
         fingerprint(own_config(owndata))
 

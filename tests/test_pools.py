@@ -32,6 +32,7 @@ from tutelage.data import (
     fingerprint,
 )
 from tutelage.data.datasets.image_files import LISTINGS, image_files
+from tutelage.data.files.decoding import Check
 from tutelage.data.loading.batches import EvalDataset, TrainDataset
 from tutelage.data.shards import cache as shard_cache
 from tutelage.data.shards import images as shard_images
@@ -51,9 +52,9 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "tutelage"
 
 
-def encode_png(colour: int, side: int = 16) -> bytes:
+def encode_image(colour: int, side: int = 16, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (side, side), (colour, 0, 255 - colour)).save(file, "PNG")
+    Image.new("RGB", (side, side), (colour, 0, 255 - colour)).save(file, kind)
     return file.getvalue()
 
 
@@ -76,9 +77,9 @@ def write_tars(folder: Path, count: int = SHARDS, each: int = EACH) -> Path:
     for shard in range(count):
         files: dict[str, bytes] = {}
         for number in range(each):
-            files[f"{number:03}.png"] = encode_png(red_value(shard, number))
+            files[f"{number:03}.png"] = encode_image(red_value(shard, number))
             files[f"{number:03}.txt"] = b"a caption"
-            files[f"{number:03}.mask.png"] = encode_png(255)
+            files[f"{number:03}.mask.png"] = encode_image(255)
         write_tar(folder / f"{shard:03}.tar", files)
     return folder
 
@@ -156,7 +157,7 @@ def test_shards_are_added_to_the_unlabelled_images_of_a_folder(tmp_path):
 @pytest.mark.parametrize("part", [1, 1 << 20])  # bytes: each row group is a shard, or the file is one
 def test_parquet_gives_the_same_images_as_tars(tmp_path, monkeypatch, as_struct, part):
     monkeypatch.setattr(pools, "PART_BYTES", part)
-    images = [encode_png(colour) for colour in RED_VALUES]
+    images = [encode_image(colour) for colour in RED_VALUES]
     write_parquet(tmp_path / "pool" / "a.parquet", images[:20], as_struct)
     write_parquet(tmp_path / "pool" / "b.parquet", images[20:], as_struct)
     source = make_source(tmp_path, tmp_path / "pool")
@@ -291,7 +292,7 @@ def test_missing_or_invalid_shards_are_an_error_of_one_line(tmp_path):
 
 
 def test_unreadable_images_are_named_by_shard_and_position(tmp_path, capsys):
-    files = {"a.png": encode_png(1), "b.png": encode_png(2)[:40], "c.jpg": b"", "d.png": encode_png(4)}
+    files = {"a.png": encode_image(1), "b.png": encode_image(2)[:40], "c.jpg": b"", "d.png": encode_image(4)}
     write_tar(tmp_path / "tars" / "x.tar", files)
     write_parquet(tmp_path / "rows" / "y.parquet", [*files.values(), None], as_struct=True, rows=2)
     for folder, bad in (("tars", ["x.tar#1", "x.tar#2"]), ("rows", ["y.parquet#1", "y.parquet#2", "y.parquet#4"])):
@@ -319,7 +320,7 @@ def test_a_shard_is_indexed_once(tmp_path, monkeypatch):
     (tmp_path / "other" / "002.tar").rename(tmp_path / "pool" / "002.tar")
     assert len(make_source(tmp_path, tmp_path / "pool").unlabelled) == 3 * EACH
     assert checks["n"] == 3 * EACH
-    write_tar(tmp_path / "pool" / "000.tar", {"a.png": encode_png(7)})
+    write_tar(tmp_path / "pool" / "000.tar", {"a.png": encode_image(7)})
     assert len(make_source(tmp_path, tmp_path / "pool").unlabelled) == 2 * EACH + 1
     assert checks["n"] == 3 * EACH + 1
 
@@ -352,7 +353,7 @@ def test_processes_that_index_one_pool_share_the_work(tmp_path, monkeypatch):
     shards, checks, original = find_shards(config.unlabelled), Counter(), shard_index.check_image
     started: list[int] = []
 
-    def check_image(*args) -> str:
+    def check_image(*args) -> Check:
         checks.update(images=1)
         if not started:  # a second process starts and ends while the first is in its first shard
             started.append(1)
@@ -374,6 +375,26 @@ def test_the_fingerprint_depends_on_the_pools_content_and_not_on_its_location(tm
     assert fingerprint_at(tmp_path / "moved" / "00[0-3].tar") != first
     (tmp_path / "moved" / "000.tar").rename(tmp_path / "moved" / "009.tar")
     assert fingerprint_at(tmp_path / "moved") != first
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_shards_with_other_images_of_equal_size_and_time_make_another_run(tmp_path, kind):
+    def write(*colours: int) -> list[int]:
+        files = {f"{n}.bmp": encode_image(colour, kind="BMP") for n, colour in enumerate(colours)}
+        write_tar(tmp_path / "0.tar", files)
+        write_parquet(tmp_path / "0.parquet", [*files.values()], as_struct=True)
+        sizes = []
+        for name in ("0.tar", "0.parquet"):
+            os.utime(tmp_path / name, ns=(1, 1))
+            sizes.append((tmp_path / name).stat().st_size)
+        return sizes
+
+    sizes, config = write(1, 2), make_config(tmp_path, tmp_path / f"0.{kind}")
+    first = fingerprint(config)
+    assert write(1, 3) == sizes
+    assert fingerprint(config) != first
+    write(1, 2)
+    assert fingerprint(config) == first
 
 
 def make_stream(indices, blocks, batch_size=4, **options) -> Stream:
@@ -507,9 +528,11 @@ def test_ten_million_images_cost_a_few_bytes_each(tmp_path, monkeypatch):
     """Ten times what the source, the splits and a stream hold for a million images is at most 200 MB."""
     count, each = 1_000_000, 10_000
     (tmp_path / "index.bin").write_bytes(b"")
-    shard = pools.Shard("000.tar", str(tmp_path / "000.tar"), 1, 1)
+    (tmp_path / "index.contents").write_bytes(bytes(shard_index.HEAD.itemsize) + np.arange(1, each + 1).tobytes())
+    shard = pools.Shard("000.tar", str(tmp_path / "000.tar"))
     number = count // each
-    pool = shard_index.Pool((shard,) * number, np.full(number, each), (str(tmp_path / "index.bin"),) * number, ())
+    heads, indices = np.zeros(number, shard_index.HEAD), (str(tmp_path / "index.bin"),) * number
+    pool = shard_index.Pool((shard,) * number, np.full(number, each), indices, heads, ())
     monkeypatch.setattr("tutelage.data.datasets.image_files._index_pool", lambda config, on_progress: pool)
     monkeypatch.setattr("tutelage.data.datasets.image_files.find_shards", lambda location: ())
     source = make_source(tmp_path, "anything")

@@ -27,6 +27,7 @@ RGB = 3
 PERCENT = 100.0
 SHARE = re.compile(r"[0-9]+(\.[0-9]+)?%")
 MAX_WORKERS = 256
+WHOLE_RANGE = 65535  # the largest value of 16 bits
 FILE_DATASETS = {"ImageFolder": "image_folder", "ImageNet": "imagenet", "Table": "table"}  # their options of data
 FOLDER_DATASETS = ("ImageFolder", "ImageNet")
 
@@ -58,6 +59,8 @@ class DataConfig(Section):
     layout: Literal["auto", "classes", "splits"] = "auto"
     batch_size: Positive
     pack: bool = False
+    white: Annotated[int, Field(ge=1, le=WHOLE_RANGE)] | None = None
+    duplicates: Literal["report", "drop", "stop"] = "report"
     num_workers: int | Literal["auto"] = 0
 
     @field_validator("num_workers", mode="before")
@@ -75,6 +78,11 @@ class DataConfig(Section):
         if isinstance(value, str) and SHARE.fullmatch(value) and 0 < float(value[:-1]) <= PERCENT:
             return f"{float(value[:-1]):.12g}%"
         raise ValueError("type a share of all labels as 10%, or a number of labels as a whole number from 1")
+
+    @field_validator("white")
+    @classmethod
+    def _leave_out_whole_range(cls, value: int | None) -> int | None:
+        return None if value == WHOLE_RANGE else value  # both ways to say so are one run
 
     @field_validator("validation")
     @classmethod

@@ -25,7 +25,8 @@ def _number_as_text(value: Any) -> Any:
     return str(value) if type(value) is int else value
 
 
-# A path, or another name of files, of a pool or of a run, or a pattern of paths. config/path_values.py names all keys that have such a value.
+# A path, or another name of files, of a pool or of a run, or a pattern of paths. config/path_values.py names all keys
+# that have such a value.
 PathText = Annotated[str, Field(min_length=1), BeforeValidator(_number_as_text)]
 
 

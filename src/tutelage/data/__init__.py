@@ -14,6 +14,7 @@ from tutelage.data.cached_logits import (
     row_dtype,
     unpack_rows,
 )
+from tutelage.data.duplicates import describe_copies
 from tutelage.data.files.names import abbreviate
 from tutelage.data.fingerprints import fingerprint
 from tutelage.data.loading.streams import Stream, StreamSampler
@@ -106,6 +107,7 @@ __all__ = [
     "class_weights",
     "count_views",
     "data_module",
+    "describe_copies",
     "draw_stratified",
     "fingerprint",
     "from_parts",

@@ -7,7 +7,7 @@ from tutelage.config.targets import failures_as_user_errors
 from tutelage.data.datasets import huggingface, image_files
 from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.datasets.image_files import LISTINGS
-from tutelage.data.files.contents import digest_contents
+from tutelage.data.files.scan import digest_contents
 from tutelage.data.shards.pools import is_remote
 from tutelage.errors import UserError
 from tutelage.storage import digest
@@ -38,7 +38,7 @@ def fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -
     if module == "tutelage.data" and name in LISTINGS:
         return image_files.fingerprint(LISTINGS[name](config), config, on_progress)
     if module == "tutelage.data" and name == "HuggingFace":
-        return huggingface.library_fingerprint(config)
+        return huggingface.content_fingerprint(config, on_progress)
     if module == "tutelage.data" and name in _NAMED_DATA:
         return default_fingerprint(config, on_progress)
     from tutelage.data.modules import DataRuntime, data_module
@@ -54,7 +54,7 @@ def fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -
 def default_fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -> str:
     """Return the fingerprint of a dataset whose class does not compute one: a digest of all files of the data.
 
-    Those at ``data.root`` and ``data.unlabelled``: their names, sizes and contents. A URL stands for what is there.
+    Those at ``data.root`` and ``data.unlabelled``: their names and contents. A URL stands for what is there.
 
     Raises:
         UserError: there is no such path, or ``data.root`` is not set.

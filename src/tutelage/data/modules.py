@@ -17,11 +17,12 @@ from tutelage.data.datasets.cifar import cifar10, cifar100
 from tutelage.data.datasets.digits import digits
 from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.datasets.fashion_mnist import fashion_mnist
-from tutelage.data.datasets.huggingface import hugging_face, library_fingerprint
+from tutelage.data.datasets.huggingface import content_fingerprint, hugging_face
 from tutelage.data.datasets.image_files import LISTINGS, fingerprint, image_files
 from tutelage.data.datasets.mnist import mnist
 from tutelage.data.datasets.stl10 import stl10
 from tutelage.data.datasets.svhn import svhn
+from tutelage.data.duplicates import find_leaked
 from tutelage.data.fingerprints import default_fingerprint
 from tutelage.data.loading.batches import (
     WHOLE_BATCH,
@@ -103,7 +104,12 @@ class ImageDataModule(pl.LightningDataModule):
             source = self.read()
             if not isinstance(source, Source):
                 raise TypeError(f"a tutelage.data.Source is to be returned, not a {type(source).__name__}")
-            return source
+        if self.config.duplicates != "report" and source.copies is None:
+            raise UserError(
+                f"data.duplicates={self.config.duplicates}: {type(self).__name__} does not compare its images (its "
+                "Source has no copies); set it to report"
+            )
+        return source
 
     @cached_property
     def images(self) -> Images:
@@ -115,6 +121,11 @@ class ImageDataModule(pl.LightningDataModule):
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, in the order of their labels."""
         return self.source.classes
+
+    @cached_property
+    def leaked(self) -> np.ndarray:
+        """The indices (n,) of test images that are also in the training, validation or unlabelled data."""
+        return find_leaked(self.source, self.splits)
 
     @cached_property
     def splits(self) -> Splits:
@@ -294,7 +305,7 @@ class ImageFolder(ImageDataModule):
         return LISTINGS[self.listed_as](self.config).classes
 
     def fingerprint(self) -> str:
-        """Return a digest of names, sizes and labels."""
+        """Return a digest of names, labels and contents."""
         return fingerprint(LISTINGS[self.listed_as](self.config), self.config, self.runtime.on_progress)
 
 
@@ -318,8 +329,8 @@ class HuggingFace(ImageDataModule):
         return hugging_face(self.config, self.runtime.on_progress)
 
     def fingerprint(self) -> str:
-        """Return the fingerprint that the library keeps."""
-        return library_fingerprint(self.config)
+        """Return a digest of the images' contents and labels."""
+        return content_fingerprint(self.config, self.runtime.on_progress)
 
 
 def data_module(config: DataConfig, runtime: DataRuntime | None = None) -> ImageDataModule:

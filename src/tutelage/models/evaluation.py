@@ -33,6 +33,10 @@ class Predictions:
     labels: np.ndarray
     indices: np.ndarray
 
+    def select(self, which: np.ndarray) -> "Predictions":
+        """Return the predictions on some of the images, (N,) bool."""
+        return Predictions(self.probabilities[which], self.labels[which], self.indices[which])
+
 
 def task_logits(network: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:
     """Return logits (B, C) of images; with several heads, each image is classified by the head of its label's task.
@@ -77,7 +81,7 @@ def predict(
     if not isinstance(network.head, Heads):
         return predictions
     learned = np.isin(predictions.labels, network.head.learned_classes())
-    return Predictions(predictions.probabilities[learned], predictions.labels[learned], predictions.indices[learned])
+    return predictions.select(learned)
 
 
 def compute_confusion_matrix(predictions: Predictions) -> np.ndarray:

@@ -12,6 +12,8 @@ from tutelage.runs.integrity import list_files
 from tutelage.runs.predictions import write_predictions
 from tutelage.strategies import TrainStage
 
+WITHOUT_DUPLICATES = "-without-duplicates"  # ends the name of a test set that is measured without its leaked images
+
 
 def evaluate_networks(context: RunContext) -> None:
     """Evaluate every network on the test sets and finish the record."""
@@ -39,15 +41,25 @@ def _evaluate_stage(context: RunContext, stage: TrainStage, scale: Callable[[flo
     predictions = _predict_split(context, network, data, splits.test, scale)
     entry["test_seconds"] = round(time.monotonic() - started, 3)
     write_predictions(context.stage_folder(stage).test_file, predictions, network.spec.classes, data.source)
-    entry["result"] |= _all_metrics(predictions, network, "test")
+    entry["result"] |= _test_metrics(context, predictions, network, "test")
     if context.previous_run is not None and len(context.previous_run.test):
         images = context.previous_run.test_batches(first_label=len(context.data.source.classes))
         predictions = predict(network, images, context.device, lambda count: context.check_signals())
         entry["result"] |= compute_task_metrics(predictions, network, "test")
     for name, indices in splits.further_tests.items():
         predictions = _predict_split(context, network, data, indices, lambda fraction: scale(1.0))
-        entry["result"] |= _all_metrics(predictions, network, f"test-{name}")
+        entry["result"] |= _test_metrics(context, predictions, network, f"test-{name}")
     context.record.finish_stage(entry)
+
+
+def _test_metrics(
+    context: RunContext, predictions: Predictions, network: ImageClassifier, prefix: str
+) -> dict[str, float]:
+    """Return the metrics on a test set, and where some of its images are also learned from, those on the others."""
+    metrics, is_leaked = _all_metrics(predictions, network, prefix), np.isin(predictions.indices, context.data.leaked)
+    if is_leaked.any() and not is_leaked.all():
+        metrics |= _all_metrics(predictions.select(~is_leaked), network, f"{prefix}{WITHOUT_DUPLICATES}")
+    return metrics
 
 
 def _all_metrics(predictions: Predictions, network: ImageClassifier, prefix: str) -> dict[str, float]:

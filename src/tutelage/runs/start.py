@@ -11,7 +11,7 @@ import torch
 
 from tutelage.config import Config
 from tutelage.config.foreign_code import list_code_packages
-from tutelage.data import DataRuntime, ImageDataModule, abbreviate, absolute_pool, data_module
+from tutelage.data import DataRuntime, ImageDataModule, abbreviate, absolute_pool, data_module, describe_copies
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.runs.checks import check_before_data, check_stages
 from tutelage.runs.cluster.crash_guard import new_session
@@ -136,14 +136,14 @@ def _describe_data(data: ImageDataModule) -> dict[str, Any]:
 
 
 def _say_data_notes(context: RunContext) -> None:
-    """Print notes on the data: files left out, classes with no labelled image or a single one."""
-    source, labelled = context.data.source, context.data.splits.labelled
-    for note in (*source.notes, *context.data.splits.notes):
+    """Print notes on the data: files left out, copies, classes with no labelled image or a single one."""
+    source, splits = context.data.source, context.data.splits
+    for note in (*source.notes, *splits.notes, *describe_copies(source, splits)):
         context.observer.say(f"note: {note}")
     if source.left_out:
         names = abbreviate(source.left_out)
         context.observer.say(f"warning: unreadable files are left out ({len(source.left_out):,}): {names}")
-    counts = np.bincount(source.labels[labelled], minlength=len(source.classes))
+    counts = np.bincount(source.labels[splits.labelled], minlength=len(source.classes))
     for number, images in ((0, "no labelled image"), (1, "a single labelled image")):
         classes = [source.classes[c] for c in np.flatnonzero(counts == number)]
         if classes and (number == 0 or context.config.data.labels_per_class != 1):

@@ -1,8 +1,11 @@
 """Datasets of Hugging Face's ``datasets`` library (the extra ``tutelage[huggingface]``)."""
 
 import io
+import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +13,18 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import MAX_REASON_LENGTH, OnProgress, ignore_progress
-from tutelage.data.files.decoding import FilePicture, check_image, open_picture
+from tutelage.data.duplicates import find_copies, treat_copies
+from tutelage.data.files.contents import Known, Scope, content_ids, read_contents
+from tutelage.data.files.decoding import Check, FilePicture, open_picture
+from tutelage.data.files.listing import FileState
 from tutelage.data.files.names import sort_classes
-from tutelage.data.files.scan import find_unreadable, raise_for_unreadable
+from tutelage.data.files.scan import examine_image, raise_for_unreadable
+from tutelage.data.files.threads import Tick
+from tutelage.data.files.wide import describe_range
 from tutelage.data.fitting import fit_image, fit_picture
 from tutelage.data.source import UNKNOWN, IndexNames, Source, empty_indices
 from tutelage.errors import UserError
+from tutelage.storage import digest
 
 if TYPE_CHECKING:
     from tutelage.augmentation import Picture
@@ -49,19 +58,84 @@ class EncodedImages:
 
     def _open_picture(self, index: int) -> FilePicture:
         config, name = self._config, f"data.root={self._config.root}: image {index}"
-        return open_picture(self._encoded(index), name, config.channels, config.background, config.max_pixels)
+        file = io.BytesIO(self.read_encoded(index))
+        return open_picture(file, name, config.channels, config.background, config.max_pixels, config.white)
 
-    def check(self, index: int) -> str:
-        """Return why an image cannot be decoded; an empty string if it can."""
-        return check_image(self._encoded(index), self._config.max_pixels)
+    def read_encoded(self, index: int) -> bytes:
+        """Return an image as it is stored; no bytes if the row has no image.
 
-    def _encoded(self, index: int) -> Path | io.BytesIO:
-        """Return the file of an image; an empty one if the row has no image."""
+        Raises:
+            UserError: the file that the row names cannot be opened.
+        """
         split = int(np.searchsorted(self._starts, index, side="right")) - 1
         value = self._splits[split][index - int(self._starts[split])][self._column]
         if value is None:
-            return io.BytesIO()
-        return Path(value["path"]) if value["bytes"] is None else io.BytesIO(value["bytes"])
+            return b""
+        if value["bytes"] is not None:
+            return bytes(value["bytes"])
+        try:
+            return Path(value["path"]).read_bytes()
+        except OSError as error:
+            reason, name = error.strerror, f"data.root={self._config.root}: image {index}"
+            raise UserError(f"{name}: {value['path']} cannot be opened ({reason}); make it readable") from None
+
+    def describe(self) -> tuple[list[str], np.ndarray]:
+        """Return what identifies each image without reading it, and when it was changed last, (N,) int64 in ns.
+
+        That is by the files of its split and its row, and its own file if it has one.
+        """
+        keys: list[str] = []
+        changed: list[int] = []
+        for split in self._splits:
+            states = [_file_state(file["filename"]) for file in split.cache_files]
+            split_key = digest([key for key, _ in states])
+            # a split that is in no file is never remembered
+            split_changed = max([time_ns for _, time_ns in states], default=time.time_ns())
+            for row, path in enumerate(_list_paths(split, self._column)):
+                key, file_changed = ("", 0) if path is None else _file_state(path)
+                keys.append(f"{split_key}\0{row}\0{key}")
+                changed.append(max(split_changed, file_changed))
+        return keys, np.array(changed, dtype=np.int64)
+
+
+def _list_paths(split: Any, column: str) -> list[str | None]:
+    """Return for each row the path of its image's own file; None for an image that is stored in the split."""
+    import pyarrow.compute as pc
+
+    images = split.select_columns([column]).with_format("arrow")[:][column]
+    is_outside = pc.is_null(pc.struct_field(images, "bytes"))
+    paths: list[str | None] = pc.if_else(is_outside, pc.struct_field(images, "path"), None).to_pylist()
+    return paths
+
+
+def _file_state(path: str) -> tuple[str, int]:
+    """Return the key of a file and when it was changed last, in ns; now if it is missing, which reading reports."""
+    try:
+        state = FileState.of(os.stat(path))  # noqa: PTH116
+    except OSError:
+        return path, time.time_ns()
+    return state.key(os.path.abspath(path)), max(state.time, state.changed)  # noqa: PTH100
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """A dataset as its splits have it: images, labels (N,), classes, and what the scan found.
+
+    Attributes:
+        images: of all splits.
+        labels: (N,) int64.
+        classes: the names of the classes.
+        indices: of the images of each split that can be decoded.
+        facts: (N,) of ``FACTS``.
+        left_out: indices of the images that cannot be decoded.
+    """
+
+    images: EncodedImages
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    indices: dict[str, np.ndarray]
+    facts: np.ndarray
+    left_out: np.ndarray
 
 
 def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) -> Source:
@@ -73,8 +147,50 @@ def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) 
     Raises:
         UserError: the library or the dataset is missing, or has no column of images or of labels.
     """
-    splits = _load_splits(config)
-    image_column, label_column = _find_columns(splits["train"].features, f"data.root={config.root}")
+    data = _read_dataset(config, on_progress)
+    readable, labels = data.indices, data.labels
+    labelled = {part: indices[labels[indices] != UNKNOWN] for part, indices in readable.items()}
+    unlabelled = [np.setdiff1d(readable["train"], labelled["train"]), readable.get("unlabelled", empty_indices())]
+    copies = find_copies(content_ids(data.facts))
+    source = Source(
+        images=data.images,
+        labels=labels,
+        classes=data.classes,
+        train=labelled["train"],
+        test=labelled.get("test", empty_indices()),
+        val=labelled.get("val", empty_indices()),
+        unlabelled=np.concatenate(unlabelled),
+        names=IndexNames(len(labels)),
+        left_out=[str(number) for number in data.left_out],
+        notes=describe_range(int(data.facts["peak"].max(initial=0)), config.white),
+        copies=copies[~np.isin(copies[:, 0], data.left_out)],
+    )
+    return treat_copies(source, config)
+
+
+def content_fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -> str:
+    """Return a digest of the images' contents and labels, split by split; the library's own may be random or stale.
+
+    Raises:
+        UserError: as in ``hugging_face``.
+    """
+    data = _read_dataset(config, on_progress)
+    contents, labels = data.facts["content"].tolist(), data.labels.tolist()
+    splits = {
+        part: [[contents[index].hex(), labels[index]] for index in indices.tolist()]
+        for part, indices in data.indices.items()
+    }
+    return digest([data.classes, splits])
+
+
+def _read_dataset(config: DataConfig, on_progress: OnProgress) -> _Dataset:
+    """Return a dataset whose images are hashed and checked.
+
+    Raises:
+        UserError: it cannot be read; or an image cannot be decoded and ``data.on_bad_image`` is stop.
+    """
+    splits, setting = _load_splits(config), f"data.root={config.root}"
+    image_column, label_column = _find_columns(splits["train"].features, setting)
     classes = _read_classes(splits["train"], label_column)
     label_of_class = {name: label for label, name in enumerate(classes)}
     label_arrays, indices, start = [], {}, 0
@@ -85,22 +201,20 @@ def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) 
         )
         indices[part] = np.arange(start, start + len(split))
         start += len(split)
-    labels, images = np.concatenate(label_arrays), EncodedImages(list(splits.values()), image_column, config)
-    left_out = _find_left_out(images, _join_fingerprints(splits), config, on_progress)
+    images = EncodedImages(list(splits.values()), image_column, config)
+
+    def examine(number: int, tick: Tick, known: Known) -> tuple[bytes, Check]:
+        tick(1)
+        return examine_image(images.read_encoded(number), known, config.max_pixels)
+
+    (keys, changed), message = images.describe(), lambda count: f"checking {count:,} images"
+    scope = Scope(f"rows\0{config.root}", keys, changed, np.ones(len(keys), np.int64), config.max_pixels, message)
+    facts, reasons = read_contents(scope, examine, on_progress)
+    if config.on_bad_image == "stop":
+        raise_for_unreadable(reasons, [f"image {index}" for index in range(start)], setting)
+    left_out = np.array(sorted(reasons), dtype=np.int64)
     readable = {part: np.setdiff1d(part_indices, left_out) for part, part_indices in indices.items()}
-    labelled = {part: part_indices[labels[part_indices] != UNKNOWN] for part, part_indices in readable.items()}
-    unlabelled = [np.setdiff1d(readable["train"], labelled["train"]), readable.get("unlabelled", empty_indices())]
-    return Source(
-        images=images,
-        labels=labels,
-        classes=classes,
-        train=labelled["train"],
-        test=labelled.get("test", empty_indices()),
-        val=labelled.get("val", empty_indices()),
-        unlabelled=np.concatenate(unlabelled),
-        names=IndexNames(start),
-        left_out=[str(number) for number in left_out],
-    )
+    return _Dataset(images, np.concatenate(label_arrays), classes, readable, facts, left_out)
 
 
 def _read_split_labels(split: Any, column: str, label_of_class: Mapping[str, int]) -> np.ndarray:
@@ -116,28 +230,6 @@ def _read_split_labels(split: Any, column: str, label_of_class: Mapping[str, int
 
     names = map(class_name, split[column])
     return np.array([UNKNOWN if name is None else label_of_class.get(name, UNKNOWN) for name in names], dtype=np.int64)
-
-
-def _find_left_out(images: EncodedImages, fingerprint: str, config: DataConfig, on_progress: OnProgress) -> np.ndarray:
-    """Return the indices of images that cannot be decoded.
-
-    Raises:
-        UserError: there are such images and ``data.on_bad_image`` is stop.
-    """
-    states = [f"{fingerprint}\0{index}\0{config.max_pixels}" for index in range(len(images))]
-    reasons = find_unreadable(fingerprint, states, images.check, on_progress)
-    if config.on_bad_image == "stop":
-        raise_for_unreadable(reasons, [f"image {index}" for index in range(len(images))], f"data.root={config.root}")
-    return np.array(sorted(reasons), dtype=np.int64)
-
-
-def library_fingerprint(config: DataConfig) -> str:
-    """Return the fingerprints that the library stores with the splits."""
-    return _join_fingerprints(_load_splits(config))
-
-
-def _join_fingerprints(splits: Mapping[str, Any]) -> str:
-    return " ".join(f"{part}:{split._fingerprint}" for part, split in splits.items())
 
 
 def _load_splits(config: DataConfig) -> dict[str, Any]:

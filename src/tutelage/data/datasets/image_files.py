@@ -4,7 +4,6 @@ torchvision.datasets.ImageFolder reads a folder too. Ours also reads tables, che
 knows an unlabelled part and pools of shards.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +13,18 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import OnProgress, ignore_progress
-from tutelage.data.files.decoding import FilePicture, check_image, open_picture
+from tutelage.data.duplicates import find_copies, treat_copies
+from tutelage.data.files.contents import content_ids
+from tutelage.data.files.decoding import FilePicture, open_picture
 from tutelage.data.files.folders import list_folder
 from tutelage.data.files.group_names import find_group_names, number_groups
-from tutelage.data.files.listing import Entry, Listing
+from tutelage.data.files.listing import Listing
 from tutelage.data.files.names import ALL, FURTHER_TEST_PREFIX, LABELLED_PARTS, UNLABELLED, printable
 from tutelage.data.files.packing import pack_images
-from tutelage.data.files.scan import find_unreadable, raise_for_unreadable
+from tutelage.data.files.scan import raise_for_unreadable, scan_listing
 from tutelage.data.files.tables import list_table
 from tutelage.data.files.unlabelled import add_unlabelled
+from tutelage.data.files.wide import describe_range
 from tutelage.data.fitting import fit_image, fit_picture
 from tutelage.data.loading.shared_memory import SharedTexts
 from tutelage.data.shards.images import ShardImages, ShardNames
@@ -70,16 +72,18 @@ class FileImages:
 
     def _open_picture(self, index: int) -> FilePicture:
         config, path = self._config, self._paths[index]
-        return open_picture(Path(path), printable(path), config.channels, config.background, config.max_pixels)
+        name = printable(path)
+        return open_picture(Path(path), name, config.channels, config.background, config.max_pixels, config.white)
 
 
 def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = ignore_progress) -> Source:
     """Return the listed images as a source, after checking that each file can be decoded.
 
     Raises:
-        UserError: a file cannot be decoded and ``data.on_bad_image`` is stop; or a class is left without images.
+        UserError: a file cannot be decoded and ``data.on_bad_image`` is stop; a class is left without images; or there
+            are copies and ``data.duplicates`` is stop.
     """
-    listing, left_out = _leave_out_unreadable(listing, config, on_progress)
+    listing, facts, left_out = _scan(listing, config, on_progress)
     pool = _index_pool(config, on_progress)
     entries = listing.entries
     label_of_class = {name: label for label, name in enumerate(listing.classes)}
@@ -89,7 +93,7 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
     indices = {part: np.flatnonzero(parts == part) for part in (ALL, *LABELLED_PARTS, UNLABELLED)}
     files = FileImages([entry.path for entry in entries], config)
     source = Source(
-        images=pack_images(files, _file_states(entries), config, on_progress) if config.pack else files,
+        images=pack_images(files, facts["content"].tolist(), config, on_progress) if config.pack else files,
         labels=labels,
         classes=listing.classes,
         train=np.concatenate([indices["train"], indices[ALL]]),
@@ -98,14 +102,23 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
         unlabelled=indices[UNLABELLED],
         names=SharedTexts(entry.name for entry in entries),
         left_out=left_out,
-        notes=listing.notes,
+        notes=(*listing.notes, *describe_range(_find_peak(facts, pool), config.white)),
         groups=None if groups is None else number_groups(groups),
         further_tests={
             part.removeprefix(FURTHER_TEST_PREFIX): np.flatnonzero(parts == part)
             for part in sorted({entry.part for entry in entries if entry.part.startswith(FURTHER_TEST_PREFIX)})
         },
     )
-    return source if pool is None else _append_shards(source, pool, config)
+    ids = content_ids(facts)
+    if pool is None:
+        return treat_copies(replace(source, copies=find_copies(ids)), config)
+    copies = find_copies(ids, map(pool.read_content_ids, range(len(pool.shards))))
+    return treat_copies(replace(_append_shards(source, pool, config), copies=copies), config)
+
+
+def _find_peak(facts: np.ndarray, pool: Pool | None) -> int:
+    """Return the largest value of images with 16 bits a sample; 0 without such images."""
+    return max(int(facts["peak"].max(initial=0)), 0 if pool is None else int(pool.heads["peak"].max(initial=0)))
 
 
 def _index_pool(config: DataConfig, on_progress: OnProgress) -> Pool | None:
@@ -137,44 +150,36 @@ def _append_shards(source: Source, pool: Pool, config: DataConfig) -> Source:
     )
 
 
-def _file_states(entries: Sequence[Entry]) -> list[str]:
-    """Return for each file its path, size and modification time: what identifies its content without reading it."""
-    return [f"{os.path.abspath(entry.path)}\0{entry.state.size}\0{entry.state.time}" for entry in entries]  # noqa: PTH100
-
-
 def fingerprint(listing: Listing, config: DataConfig, on_progress: OnProgress = ignore_progress) -> str:
-    """Return a digest of files, groups and shards, without the images that ``data.on_bad_image=skip`` leaves out."""
-    if config.on_bad_image == "skip":
-        listing, _ = _leave_out_unreadable(listing, config, on_progress)
-    files = listing.fingerprint()
+    """Return a digest of files, groups and shards, without the images that ``data.on_bad_image=skip`` leaves out.
+
+    Raises:
+        UserError: as in ``image_files``.
+    """
+    listing, facts, _ = _scan(listing, config, on_progress)
+    files = listing.fingerprint(facts["content"].tolist())
     if (groups := find_group_names(listing, config)) is not None:
         files = digest([files, groups])
     pool = _index_pool(config, on_progress)
     return files if pool is None else digest([files, pool.fingerprint()])
 
 
-def _leave_out_unreadable(
-    listing: Listing, config: DataConfig, on_progress: OnProgress
-) -> tuple[Listing, tuple[str, ...]]:
-    """Return the listing without the files that cannot be decoded, and these files' names.
+def _scan(listing: Listing, config: DataConfig, on_progress: OnProgress) -> tuple[Listing, np.ndarray, tuple[str, ...]]:
+    """Return the listing of the files that can be decoded, their ``FACTS`` (N,), and the names of the others.
 
     Raises:
         UserError: there are such files and ``data.on_bad_image`` is stop; they are printed before. Or a class has no
             other files.
     """
     entries = listing.entries
-    states = [f"{state}\0{config.max_pixels}" for state in _file_states(entries)]
-
-    def check(number: int) -> str:
-        return check_image(Path(entries[number].path), config.max_pixels)
-
-    reasons = find_unreadable(str(listing.path.resolve()), states, check, on_progress)
+    facts, reasons = scan_listing(listing, config.max_pixels, on_progress)
     if not reasons:
-        return listing, ()
+        return listing, facts, ()
     if config.on_bad_image == "stop":
         raise_for_unreadable(reasons, [printable(entry.path) for entry in entries], listing.setting)
-    readable = tuple(entry for number, entry in enumerate(entries) if number not in reasons)
-    lost = set(listing.classes) - {entry.label for entry in readable if entry.part in {"train", ALL}}
+    readable = [number for number in range(len(entries)) if number not in reasons]
+    listing = replace(listing, entries=tuple(entries[number] for number in readable))
+    lost = set(listing.classes) - {entry.label for entry in listing.entries if entry.part in {"train", ALL}}
     if lost:
         raise UserError(f"{listing.setting}: class {min(lost)!r} has no readable image; repair or remove it")
-    return replace(listing, entries=readable), tuple(entries[number].name for number in reasons)
+    return listing, facts[readable], tuple(entries[number].name for number in reasons)

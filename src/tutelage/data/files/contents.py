@@ -1,118 +1,223 @@
-"""A digest of the contents of all files at a path; the digests of unchanged files are remembered in a cache."""
+"""The cache of contents: each file is read once, and what was found is remembered by the state it was in.
+
+Of a file, or of an image in one, the SHA-256 of its content is remembered, and of an image that could be decoded its
+number of pixels and the largest of its values if they have 16 bits. Paths, sizes, times and inodes are keys here and
+nothing else: what identifies data is its content.
+"""
 
 import hashlib
-import os
-import stat
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tutelage.data.datasets.download import OnProgress, cache_folder
-from tutelage.data.files.listing import walk_files
-from tutelage.errors import UserError
-from tutelage.storage import BLOCK, digest, write_whole
+from tutelage.data.files.decoding import Check
+from tutelage.data.files.threads import Tick, read_in_threads
+from tutelage.storage import digest, write_whole
 
-MARK_BYTES, DIGEST_BYTES = 16, 32
-MAX_REMEMBERED = 4  # times the number of files: the cache also holds files as they were before
-SECONDS_BETWEEN_SAVES = 20.0  # of reading that is lost at most when it is stopped
-SECONDS_BETWEEN_REPORTS = 0.1  # of progress
+CACHE_NAME, LISTS_NAME = "contents", "lists"  # a folder of our cache, and one in it
+MARK_BYTES, DIGEST_BYTES, ID_BYTES = 16, 32, 8
+FACTS = np.dtype([("content", f"V{DIGEST_BYTES}"), ("pixels", "<u8"), ("peak", "<u2")])  # no pixels: unknown
+ROW = np.dtype([("mark", f"V{MARK_BYTES}"), *FACTS.descr])
+MAX_REMEMBERED = 4  # times the number of items: the cache also holds files as they were before
+MAX_LISTS = 32  # lists of files that are remembered, the newest
+DRAWN = 64  # files of a copied folder that are read before the others are taken to be copies too
+SECONDS_BETWEEN_SAVES = 20.0  # of work that is lost at most when it is stopped
 SETTLED_NS = 2_000_000_000  # a file may change again within one tick of its clock: younger ones are not remembered
 
+Known = Callable[[bytes], Check | None]  # returns what is known of an image with a content of this SHA-256
+Examine = Callable[[int, Tick, Known], tuple[bytes, Check]]  # returns the SHA-256 and the check of the item of a number
 
-def digest_contents(path: Path, setting: str, on_progress: OnProgress) -> str:
-    """Return a digest of the names below ``path``, sizes and contents of its files; of a single file, of its content.
 
-    Hidden files are left out. A file whose size and times are those of an earlier call is not read again.
+@dataclass(frozen=True)
+class Scope:
+    """Which files, or images in files, are read, and where they are remembered.
+
+    Attributes:
+        location: each has its own file in the cache.
+        keys: what identifies the content of each without reading it: path, size, times.
+        changed: (N,) int64, when each was changed last, in ns.
+        sizes: (N,) int64, of each in bytes, for the progress.
+        max_pixels: an image known to have more is examined again.
+        message: returns what is being done, of a number of items.
+        copy_key: equal for copies of a whole list; empty if copies are not recognised.
+    """
+
+    location: str
+    keys: Sequence[str]
+    changed: np.ndarray
+    sizes: np.ndarray
+    max_pixels: int
+    message: Callable[[int], str]
+    copy_key: str = ""
+
+
+def content_ids(facts: np.ndarray) -> np.ndarray:
+    """Return the first 8 bytes (N,) uint64 of the SHA-256s in ``FACTS`` (N,): equal ones stand for equal contents."""
+    words = np.frombuffer(facts["content"].tobytes(), dtype="<u8")
+    return words.reshape(-1, DIGEST_BYTES // ID_BYTES)[:, 0].astype(np.uint64)
+
+
+def read_contents(scope: Scope, examine: Examine, on_progress: OnProgress) -> tuple[np.ndarray, dict[int, str]]:
+    """Return what is in a scope's items: ``FACTS`` (N,), and why images cannot be decoded, by their numbers.
+
+    An item whose key is known is not read. If nothing is known of the location, but the whole list is that of an
+    earlier call under another one, and ``DRAWN`` items drawn at random have the same contents, it is taken for a copy.
 
     Args:
-        path: a folder or a file.
-        setting: what the user typed to name it, for messages.
-        on_progress: called while files are read; may raise to stop.
-
-    Raises:
-        UserError: there is nothing, or it cannot be read.
+        scope: the items.
+        examine: reads an item; called in threads.
+        on_progress: receives the progress; may raise to stop.
     """
-    if path.is_dir():
-        start = len(str(path)) + 1
-        files = sorted((name[start:], name, state) for name, state in walk_files(str(path)))
-    elif path.exists():
-        files = [("", str(path), path.stat())]
-    else:
-        raise UserError(f"{setting}: no such file or folder")
-    cache = _ContentCache(cache_folder("contents") / f"{digest(str(path.resolve()))[:MARK_BYTES]}.npy")
-    total, done, reported_at = max(1, sum(state.st_size for _, _, state in files)), 0, 0.0
-    whole = hashlib.sha256()
-
-    def on_bytes(count: int) -> None:
-        nonlocal done, reported_at
-        done += count
-        if time.monotonic() - reported_at > SECONDS_BETWEEN_REPORTS:
-            reported_at = time.monotonic()
-            on_progress(f"reading {setting}", min(1.0, done / total))
-
+    marks = [_mark(key) for key in scope.keys]
+    cache = _Cache(scope, marks)
+    missing = np.flatnonzero(~cache.is_known)
+    if scope.copy_key and cache.is_new:
+        missing = cache.recognise_copy(examine, on_progress)
+    reasons: dict[int, str] = {}
     try:
-        for name, file, state in files:
-            if stat.S_ISREG(state.st_mode):
-                content = cache.read_digest(file, state, on_bytes)
-                whole.update(digest([name, state.st_size, content.hex()]).encode())
+        with closing(_examine_items(scope, missing, examine, cache.find_content, on_progress)) as examined:
+            for results in examined:
+                for number, (content, check) in results:
+                    if check.reason:
+                        reasons[number] = check.reason
+                    cache.take(number, content, check)
+                cache.save_at_times()
     finally:
         cache.save()
-    return whole.hexdigest()
+    if scope.copy_key:
+        cache.save_list(anew=len(missing) > 0)
+    return cache.facts, dict(sorted(reasons.items()))
 
 
-class _ContentCache:
-    """The SHA-256 of files, by a mark of their path, size and times, in one file of the cache."""
+def _mark(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(errors="surrogateescape"), digest_size=MARK_BYTES).digest()
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._known = _read_known(file)
-        self._used: dict[bytes, bytes] = {}
-        self._saved_at = time.monotonic()
 
-    def read_digest(self, path: str, state: os.stat_result, on_bytes: Callable[[int], None]) -> bytes:
-        """Return the SHA-256 of a file's content; call ``on_bytes`` with the number of bytes of each part of it."""
-        location = os.path.abspath(path)  # noqa: PTH100 - many times faster than Path
-        text = f"{location}\0{state.st_size}\0{state.st_mtime_ns}\0{state.st_ctime_ns}"
-        mark = hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=MARK_BYTES).digest()
-        known = self._known.get(mark)
-        if known is not None:
-            on_bytes(state.st_size)
-            self._used[mark] = known
-            return known
-        content = hashlib.sha256()
-        try:
-            with open(path, "rb") as file:  # noqa: PTH123 - many times faster than Path
-                while block := file.read(BLOCK):
-                    content.update(block)
-                    on_bytes(len(block))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); repair or remove it") from None
-        if time.time_ns() - max(state.st_mtime_ns, state.st_ctime_ns) > SETTLED_NS:
-            self._used[mark] = content.digest()
+class _Cache:
+    """What is known of the items of a scope.
+
+    Attributes:
+        facts: (N,) of ``FACTS``.
+        is_known: (N,) bool, whether an item need not be read.
+        is_new: whether nothing is known of the location.
+    """
+
+    def __init__(self, scope: Scope, marks: Sequence[bytes]) -> None:
+        self._scope = scope
+        self._marks = marks
+        folder = cache_folder(CACHE_NAME)
+        self._file = folder / f"{digest(scope.location)[: 2 * MARK_BYTES]}.npy"
+        self._list_file = folder / LISTS_NAME / f"{scope.copy_key}.npy"
+        self._stored = _read_array(self._file, ROW)
+        self.is_new = not len(self._stored)
+        self._new: list[int] = []  # items that are to be stored
+        self._saved_count, self._saved_at = 0, time.monotonic()
+        self.facts = np.zeros(len(marks), FACTS)
+        place_of_mark = {mark: place for place, mark in enumerate(self._stored["mark"].tolist())}
+        places = np.array([place_of_mark.get(mark, -1) for mark in marks], dtype=np.int64)
+        self._used = places[places >= 0]
+        self.facts[places >= 0] = self._stored[list(FACTS.names or ())][self._used]
+        self.is_known = self._is_enough(self.facts)
+        is_sound = self._is_enough(self._stored)
+        self._known_contents: dict[bytes, int] = {}
+        if not self.is_known.all():
+            places_of_sound = np.flatnonzero(is_sound)
+            contents = self._stored["content"][places_of_sound].tolist()
+            self._known_contents = dict(zip(contents, places_of_sound.tolist(), strict=True))
+
+    def _is_enough(self, facts: np.ndarray) -> np.ndarray:
+        enough: np.ndarray = (facts["pixels"] > 0) & (facts["pixels"] <= self._scope.max_pixels)
+        return enough
+
+    def find_content(self, content: bytes) -> Check | None:
+        """Return the check of an image with a content of this SHA-256; None if none is known."""
+        place = self._known_contents.get(content)
+        return None if place is None else Check("", *self._stored[["pixels", "peak"]][place].item())
+
+    def take(self, number: int, content: bytes, check: Check) -> None:
+        """Take what was read; remember it if the image is sound and has not been changed just now."""
+        self.facts[number] = (content, check.pixels, check.peak)
+        if not check.reason and time.time_ns() - self._scope.changed[number] > SETTLED_NS:
+            self.is_known[number] = True
+            self._new.append(number)
+
+    def recognise_copy(self, examine: Examine, on_progress: OnProgress) -> np.ndarray:
+        """Take the facts of an earlier equal list if drawn items have the same contents; return the unknown items."""
+        stored = _read_array(self._list_file, FACTS)
+        everything = np.arange(len(self._marks))
+        if len(stored) != len(self._marks):
+            return everything
+        is_stored = self._is_enough(stored)
+        copied = np.flatnonzero(is_stored)
+        drawn = np.random.default_rng().permutation(copied)[:DRAWN]  # by the system's entropy, new in each call
+        for results in _examine_items(self._scope, drawn, examine, self.find_content, on_progress):
+            if any(check.reason or content != stored["content"][number].item() for number, (content, check) in results):
+                return everything
+        for number in copied.tolist():
+            self.take(number, *_as_result(stored[number]))
+        return np.flatnonzero(~is_stored)
+
+    def save_at_times(self) -> None:
+        """Save if that was long ago."""
         if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
             self.save()
-        return content.digest()
 
     def save(self) -> None:
-        """Write the digests that were used; with those that were known before, unless these are many."""
-        if self._used.keys() <= self._known.keys():
+        """Write what is known, with what was known before unless that is much more."""
+        if len(self._new) == self._saved_count:
             return
-        others = self._known if len(self._known) <= MAX_REMEMBERED * len(self._used) else {}
-        self._known = others | self._used
-        rows = b"".join(mark + content for mark, content in self._known.items())
-        array = np.frombuffer(rows, dtype=np.uint8).reshape(-1, MARK_BYTES + DIGEST_BYTES)
-        with suppress(OSError):  # in a folder without write permission every start reads all files
-            write_whole(self._file, lambda out: np.save(out, array))
-        self._saved_at = time.monotonic()
+        new = np.empty(len(self._new), ROW)
+        new["mark"] = np.frombuffer(b"".join(self._marks[number] for number in self._new), ROW["mark"])
+        new[list(FACTS.names or ())] = self.facts[self._new]
+        are_few = len(self._stored) <= MAX_REMEMBERED * len(self._marks)
+        _write_array(self._file, np.concatenate([self._stored if are_few else self._stored[self._used], new]))
+        self._saved_count, self._saved_at = len(self._new), time.monotonic()
+
+    def save_list(self, anew: bool) -> None:
+        """Write the facts in the order of the list, for copies of it; ``anew`` if they may have changed.
+
+        A list with files that were changed just now is not written: it will not last.
+        """
+        is_sound = self._is_enough(self.facts)
+        if not is_sound.any() or not self.is_known[is_sound].all() or (self._list_file.exists() and not anew):
+            return
+        _write_array(self._list_file, np.where(self.is_known, self.facts, np.zeros(1, FACTS)))
+        with suppress(OSError):
+            files = sorted(self._list_file.parent.glob("*.npy"), key=lambda file: file.stat().st_mtime_ns)
+            for file in files[:-MAX_LISTS]:
+                file.unlink(missing_ok=True)
 
 
-def _read_known(file: Path) -> dict[bytes, bytes]:
-    """Return the digests in a cache file, by mark; none if it is missing or damaged, which costs reading."""
-    try:
-        rows = np.load(file, allow_pickle=False).reshape(-1, MARK_BYTES + DIGEST_BYTES)
-        return {bytes(row[:MARK_BYTES]): bytes(row[MARK_BYTES:]) for row in rows}
-    except (OSError, ValueError, EOFError):
-        return {}
+def _examine_items(
+    scope: Scope, numbers: np.ndarray, examine: Examine, known: Known, on_progress: OnProgress
+) -> Generator[list[tuple[int, tuple[bytes, Check]]], None, None]:
+    """Yield numbers of items with their contents and checks, as they are read in threads."""
+    size, message = int(scope.sizes[numbers].sum()), scope.message(len(numbers))
+
+    def read(number: int, tick: Tick) -> tuple[bytes, Check]:
+        return examine(number, tick, known)
+
+    yield from read_in_threads(read, numbers.tolist(), lambda done: on_progress(message, min(1.0, done / max(1, size))))
+
+
+def _as_result(facts: np.void) -> tuple[bytes, Check]:
+    return facts["content"].item(), Check("", int(facts["pixels"]), int(facts["peak"]))
+
+
+def _read_array(file: Path, dtype: np.dtype) -> np.ndarray:
+    """Return the array (N,) in a file of the cache; an empty one if it is missing or damaged, which costs reading."""
+    with suppress(OSError, ValueError, EOFError):
+        array = np.load(file, allow_pickle=False)
+        if array.dtype == dtype and array.ndim == 1:
+            return np.asarray(array)
+    return np.empty(0, dtype)
+
+
+def _write_array(file: Path, array: np.ndarray) -> None:
+    with suppress(OSError):  # in a folder without write permission every start reads all files
+        write_whole(file, lambda out: np.save(out, array))

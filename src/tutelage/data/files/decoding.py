@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from tutelage.data.files.names import printable
+from tutelage.data.files.wide import is_wide_colour, read_peak, reduce_to_8_bits
 from tutelage.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # without those that decode or run code when opened
 ORIENTATION = 0x0112  # the EXIF tag
 PNG_ORIENTATION_CHUNKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # chunks that may hold an orientation
 SIDEWAYS = range(5, 9)  # orientations that exchange height and width
-SIXTEEN_TO_EIGHT_BITS = 257  # 65535 / 255
 
 # names of OpenCV's flags, by the factor by which the size is reduced
 GREY_FLAGS = {1: "IMREAD_GRAYSCALE", **{n: f"IMREAD_REDUCED_GRAYSCALE_{n}" for n in (2, 4, 8)}}
@@ -47,27 +47,49 @@ class BadImage(Exception):  # noqa: N818 - names the file, not the error
     """A file that cannot be decoded to pixels; the text says why."""
 
 
-def read_pixels(file: Path | IO[bytes], channels: int, background: Sequence[int], max_pixels: int) -> np.ndarray:
+class Check(NamedTuple):
+    """What decoding an image has shown.
+
+    Attributes:
+        reason: why it cannot be decoded; empty if it can.
+        pixels: their number, width times height; 0 if it cannot be decoded.
+        peak: the largest value of an image with 16 bits a sample; 0 for images with fewer bits.
+    """
+
+    reason: str
+    pixels: int = 0
+    peak: int = 0
+
+
+def read_pixels(
+    file: Path | IO[bytes], channels: int, background: Sequence[int], max_pixels: int, white: int | None = None
+) -> np.ndarray:
     """Return the pixels (H, W, channels) uint8 of an image file, turned as its EXIF orientation says.
 
-    Palettes are resolved, transparent pixels are laid over the background, 16 bits become 8 by scaling (not by
-    clipping), CMYK becomes RGB, and of an animation the first frame is used.
+    Palettes are resolved, transparent pixels are laid over the background, 16 bits become 8 by scaling 0 to ``white``
+    to 0 to 255, CMYK becomes RGB, and of an animation the first frame is used.
 
     Args:
         file: a path, or a seekable file.
         channels: 1 for grey (ITU-R 601), 3 for RGB.
         background: red, green and blue, 0 to 255, under transparent pixels.
         max_pixels: larger images are refused before they are decoded.
+        white: the value of 16 bits that becomes white, as larger ones do; None for 65535.
 
     Raises:
         BadImage: it cannot be decoded, is too large, or has pixels without a defined range.
         UserError: the file cannot be opened, which says nothing about the image.
     """
-    return _open_file(file, "", channels, background, max_pixels).decode()
+    return _open_file(file, "", channels, background, max_pixels, white).decode()
 
 
 def open_picture(
-    file: Path | IO[bytes], name: str, channels: int, background: Sequence[int], max_pixels: int
+    file: Path | IO[bytes],
+    name: str,
+    channels: int,
+    background: Sequence[int],
+    max_pixels: int,
+    white: int | None = None,
 ) -> "FilePicture":
     """Return an image that is not decoded yet, because its size is not chosen yet.
 
@@ -77,7 +99,7 @@ def open_picture(
         UserError: it is not an image. Damage inside an image is found only when it is read.
     """
     with _bad_image_as_user_error(name):
-        return _open_file(file, name, channels, background, max_pixels)
+        return _open_file(file, name, channels, background, max_pixels, white)
 
 
 class FilePicture:
@@ -90,10 +112,13 @@ class FilePicture:
         shape: (H, W, C) of the whole image, upright.
     """
 
-    def __init__(self, content: bytes, header: Any, channels: int, background: Sequence[int], name: str) -> None:
+    def __init__(
+        self, content: bytes, header: Any, channels: int, background: Sequence[int], white: int | None, name: str
+    ) -> None:
         """Take the content of a whole file, the image as Pillow opened it, and its name in messages."""
         self._content = content
         self._background = background
+        self._white = white
         self._name = name
         self._orientation = _read_orientation(header) if _may_be_turned(header.format, content) else 1
         self._is_grey = header.mode == "L" and channels == 1
@@ -122,7 +147,7 @@ class FilePicture:
             pixels = _decode_by_opencv(self._content, self._is_grey, reduce) if self._by_opencv else None
             if pixels is None:
                 image = _import_pillow().open(io.BytesIO(self._content), formats=FORMATS)
-                return _decode_by_pillow(image, channels, self._background)
+                return _decode_by_pillow(image, self._content, channels, self._background, self._white)
             if channels == 1 and not self._is_grey:
                 pixels = np.asarray(_import_pillow().fromarray(pixels).convert("L"))
             pixels = _turn_upright(pixels, self._orientation)
@@ -130,12 +155,12 @@ class FilePicture:
 
 
 def _open_file(
-    file: Path | IO[bytes], name: str, channels: int, background: Sequence[int], max_pixels: int
+    file: Path | IO[bytes], name: str, channels: int, background: Sequence[int], max_pixels: int, white: int | None
 ) -> FilePicture:
     """Return the same as ``open_picture``, but raise a BadImage where it raises a UserError."""
     with _errors_as_bad_image(file):
         content = file.read_bytes() if isinstance(file, Path) else _read_from_start(file)
-        return FilePicture(content, _open_header(io.BytesIO(content), max_pixels), channels, background, name)
+        return FilePicture(content, _open_header(io.BytesIO(content), max_pixels), channels, background, white, name)
 
 
 def _decode_by_opencv(content: bytes, is_grey: bool, reduce: int) -> np.ndarray | None:
@@ -168,30 +193,31 @@ def _is_regular(content: bytes, header: Any) -> bool:
     return not _IS_UNEXPECTED[scan[1:-1][scan[:-2] == MARKER]].any()
 
 
-def _decode_by_pillow(image: Any, channels: int, background: Sequence[int]) -> np.ndarray:
+def _decode_by_pillow(
+    image: Any, content: bytes, channels: int, background: Sequence[int], white: int | None
+) -> np.ndarray:
     """Return the pixels (H, W, channels) uint8 of an image that Pillow has opened."""
+    is_colour = is_wide_colour(image)
     image.load()
-    opaque = _remove_transparency(_reduce_to_8_bits(image), background)
+    opaque = _remove_transparency(reduce_to_8_bits(image, is_colour, content, white), background)
     pixels = np.asarray(opaque.convert("L" if channels == 1 else "RGB"))
     pixels = _turn_upright(pixels, _read_orientation(image))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
-def check_image(file: Path | IO[bytes], max_pixels: int) -> str:
-    """Return why an image file cannot be decoded; an empty string if it can.
+def check_image(content: bytes, max_pixels: int) -> Check:
+    """Return whether an image file of this content can be decoded, and what that showed.
 
     A JPEG is decoded at an eighth of its size, which costs less and meets the same errors.
-
-    Raises:
-        UserError: the file cannot be opened, which says nothing about the image.
     """
     try:
-        with _errors_as_bad_image(file), _open_header(file, max_pixels) as image:
+        with _errors_as_bad_image(None), _open_header(io.BytesIO(content), max_pixels) as image:
+            pixels, is_colour = image.width * image.height, is_wide_colour(image)
             image.draft(None, (1, 1))
             image.load()
-            return ""
+            return Check("", pixels, read_peak(image, is_colour, content))
     except BadImage as error:
-        return str(error)
+        return Check(str(error))
 
 
 def _read_from_start(file: IO[bytes]) -> bytes:
@@ -247,19 +273,6 @@ def _import_pillow() -> ModuleType:
 
     Image.MAX_IMAGE_PIXELS = None
     return Image
-
-
-def _reduce_to_8_bits(image: Any) -> Any:
-    """Return a 16-bit image as an 8-bit one, scaled, its transparent value as alpha; return others unchanged."""
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image).astype(np.int64).clip(0, 65535)
-    rounded = (values + SIXTEEN_TO_EIGHT_BITS // 2) // SIXTEEN_TO_EIGHT_BITS
-    grey = _import_pillow().fromarray(rounded.astype(np.uint8))
-    if "transparency" in image.info:
-        alpha = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
-        grey.putalpha(_import_pillow().fromarray(alpha))
-    return grey
 
 
 def _read_orientation(image: Any) -> int:

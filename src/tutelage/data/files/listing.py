@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -25,6 +25,7 @@ KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
+FILES_A_DIGEST = 1000  # files whose names and contents are one JSON text in memory
 
 
 class FileState(NamedTuple):
@@ -46,6 +47,10 @@ class FileState(NamedTuple):
     def of(cls, state: os.stat_result) -> Self:
         """Return the state in what ``os.stat`` returned."""
         return cls(state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+
+    def key(self, path: str) -> str:
+        """Return what identifies the content of the file at an absolute path without reading it."""
+        return f"{path}\0{self.size}\0{self.time}\0{self.changed}\0{self.inode}"
 
 
 class Entry(NamedTuple):
@@ -84,11 +89,17 @@ class Listing:
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
-    def fingerprint(self) -> str:
-        """Return a digest of the files' parts, names, labels and sizes; it does not depend on the folder's path."""
+    def fingerprint(self, contents: Sequence[bytes]) -> str:
+        """Return a digest of the files' parts, names, labels and contents; it does not depend on the folder's path.
+
+        Args:
+            contents: the SHA-256 of each file's content.
+        """
         whole = hashlib.sha256()
-        for entry in self.entries:
-            whole.update(digest([entry.part, entry.name, entry.label, entry.state.size]).encode())
+        for start in range(0, len(self.entries), FILES_A_DIGEST):
+            part = slice(start, start + FILES_A_DIGEST)
+            pairs = zip(self.entries[part], contents[part], strict=True)
+            whole.update(digest([[e.part, e.name, e.label, content.hex()] for e, content in pairs]).encode())
         return whole.hexdigest()
 
 

@@ -28,21 +28,21 @@ TASKS_AHEAD = 2  # for each thread: images decoded before their turn to be writt
 
 
 def pack_images(
-    images: Images, states: Sequence[str], config: DataConfig, on_progress: OnProgress = ignore_progress
+    images: Images, contents: Sequence[bytes], config: DataConfig, on_progress: OnProgress = ignore_progress
 ) -> np.ndarray:
     """Return all images (N, S, S, C) uint8, memory-mapped; write the pack first if there is none.
 
-    The pack is in our cache, in a folder named by all that it depends on: the files in their order with their sizes and
-    times, ``data.image_size``, ``channels``, ``background`` and ``fit``, the decoders and this version. It is written
-    whole or not at all, followed by its SHA-256. The checksum is compared when a pack is first opened and whenever its
-    size or time has changed since; not at each start, because reading 100 GB takes minutes and a program that wrote to
-    the file would have changed its time.
+    The pack is in our cache, in a folder named by all that it depends on: the contents of the files in their order,
+    ``data.image_size``, ``channels``, ``background``, ``fit`` and ``white``, the decoders and this version. It is
+    written whole or not at all, followed by its SHA-256. The checksum is compared when a pack is first opened and
+    whenever its size or time has changed since; not at each start, because reading 100 GB takes minutes and a program
+    that wrote to the file would have changed its time.
 
     Of several processes one packs and the others wait.
 
     Args:
         images: the images.
-        states: for each image, what identifies its content without reading it (path, size, time).
+        contents: for each image, the SHA-256 of its file's content.
         config: the dataset's config.
         on_progress: receives the progress; may raise to stop, which leaves no file.
 
@@ -50,8 +50,8 @@ def pack_images(
         UserError: an image cannot be decoded, or the pack cannot be written.
     """
     shape = (len(images), config.image_size, config.image_size, config.channels)
-    key = digest([_decoder_versions(), shape, config.background, config.fit, *states])[:KEY_LENGTH]
-    folder = cache_folder("packs") / key
+    settings = [_decoder_versions(), shape, config.background, config.fit, config.white]
+    folder = cache_folder("packs") / digest([*settings, *(content.hex() for content in contents)])[:KEY_LENGTH]
     file = folder / PACK_FILE
     if not _is_intact(file, math.prod(shape), on_progress):
         wait_message = f"another process is packing the {len(images):,} images"

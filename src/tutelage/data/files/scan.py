@@ -1,64 +1,114 @@
-"""Check that every image can be decoded, in parallel, before a run begins; sound images are remembered in a cache."""
+"""The scan of files before a run: each is read once, hashed, and decoded if it is an image."""
 
 import hashlib
 import os
+import stat
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.datasets.download import OnProgress, cache_folder
-from tutelage.data.loading.shared_memory import count_cores
+from tutelage.data.datasets.download import OnProgress
+from tutelage.data.files.contents import Known, Scope, read_contents
+from tutelage.data.files.decoding import Check, check_image
+from tutelage.data.files.listing import FileState, Listing, walk_files
+from tutelage.data.files.threads import Tick
 from tutelage.errors import UserError
-from tutelage.storage import digest, write_whole
+from tutelage.storage import BLOCK, digest
 
-IMAGES_A_TASK = 64
-SECONDS_BETWEEN_SAVES = 20.0  # of work that a scan loses at most when it is stopped
-MARK_BYTES = 16
-MAX_REMEMBERED = 4  # times the number of images: the cache also holds other listings of the same folder, other limits
 MAX_PRINTED = 20  # unreadable images that are printed one by one
+NO_IMAGE = Check("", 1)  # of a file that is only hashed
 
 
-def find_unreadable(
-    location: str, states: Sequence[str], check: Callable[[int], str], on_progress: OnProgress
-) -> dict[int, str]:
-    """Return the images that cannot be decoded: a dict of their numbers and the reasons.
+def scan_listing(listing: Listing, max_pixels: int, on_progress: OnProgress) -> tuple[np.ndarray, dict[int, str]]:
+    """Return what is in the listed image files: ``FACTS`` (N,), and why files cannot be decoded, by their numbers.
 
-    An image that was sound in an earlier scan and has the same state since is not checked again.
+    Raises:
+        UserError: a file cannot be opened, which says nothing about the image.
+    """
+    entries = listing.entries
+
+    def examine(number: int, tick: Tick, known: Known) -> tuple[bytes, Check]:
+        content = _read_file(entries[number].path)
+        tick(len(content))
+        return examine_image(content, known, max_pixels)
+
+    names = "\0".join([f"{entry.name}\0{entry.state.size}\0{entry.state.time}" for entry in entries])
+    copy_key = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
+    keys, changed, sizes = _describe_files([entry.path for entry in entries], [entry.state for entry in entries])
+    location, message = f"images\0{listing.path.resolve()}", lambda count: f"checking {count:,} images"
+    return read_contents(Scope(location, keys, changed, sizes, max_pixels, message, copy_key), examine, on_progress)
+
+
+def examine_image(content: bytes, known: Known, max_pixels: int) -> tuple[bytes, Check]:
+    """Return the SHA-256 of an image file's content, and whether it can be decoded; a known content is not decoded."""
+    content_hash = hashlib.sha256(content).digest()
+    return content_hash, known(content_hash) or check_image(content, max_pixels)
+
+
+def digest_contents(path: Path, setting: str, on_progress: OnProgress) -> str:
+    """Return a digest of the names below ``path`` and contents of its files; of a single file, of its content.
+
+    Hidden files are left out. A file whose size and times are those of an earlier call is not read again.
 
     Args:
-        location: where the images are; each location has its own file in the cache.
-        states: for each image, what identifies its content without reading it: path, size, time.
-        check: returns what is wrong with the image of a number; an empty string if it is sound.
-        on_progress: receives the progress.
+        path: a folder or a file.
+        setting: what the user typed to name it, for messages.
+        on_progress: called while files are read; may raise to stop.
+
+    Raises:
+        UserError: there is nothing, or it cannot be read.
     """
-    file = cache_folder("scans") / f"{digest(location)[:MARK_BYTES]}.npy"
-    known = _read_marks(file)
-    marks = [hashlib.blake2b(s.encode(errors="surrogateescape"), digest_size=MARK_BYTES).digest() for s in states]
-    new = [number for number, mark in enumerate(marks) if mark not in known]
-    sound = known if len(known) <= MAX_REMEMBERED * len(marks) else known.intersection(marks)
-    known_count, done, saved_at = len(known), 0, time.monotonic()
-    unreadable: dict[int, str] = {}
+    if path.is_dir():
+        start = len(str(path)) + 1
+        found = sorted((name[start:], name, state) for name, state in walk_files(str(path)))
+    elif path.exists():
+        found = [("", str(path), path.stat())]
+    else:
+        raise UserError(f"{setting}: no such file or folder")
+    files = [(name, file, FileState.of(state)) for name, file, state in found if stat.S_ISREG(state.st_mode)]
+
+    def examine(number: int, tick: Tick, known: Known) -> tuple[bytes, Check]:
+        return _hash_file(files[number][1], tick), NO_IMAGE
+
+    keys, changed, sizes = _describe_files([file for _, file, _ in files], [state for _, _, state in files])
+    location, message = f"files\0{path.resolve()}", lambda count: f"reading {setting}"
+    scope = Scope(location, keys, changed, sizes, NO_IMAGE.pixels, message)
+    facts, _ = read_contents(scope, examine, on_progress)
+    whole = hashlib.sha256()
+    for (name, _, _), content in zip(files, facts["content"].tolist(), strict=True):
+        whole.update(digest([name, content.hex()]).encode())
+    return whole.hexdigest()
+
+
+def _describe_files(paths: Sequence[str], states: Sequence[FileState]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Return the keys, the times of the last change and the sizes of files, as a ``Scope`` has them."""
+    folder = os.getcwd()  # noqa: PTH109
+    absolute = [path if path.startswith("/") else f"{folder}/{path}" for path in paths]
+    keys = [state.key(path) for path, state in zip(absolute, states, strict=True)]
+    changed = np.fromiter((max(state.time, state.changed) for state in states), dtype=np.int64, count=len(states))
+    return keys, changed, np.fromiter((state.size for state in states), dtype=np.int64, count=len(states))
+
+
+def _read_file(path: str) -> bytes:
     try:
-        for numbers, reasons in _check_in_threads(new, check):
-            for number, reason in zip(numbers, reasons, strict=True):
-                if reason:
-                    unreadable[number] = reason
-                else:
-                    sound.add(marks[number])
-            done += len(numbers)
-            on_progress(f"checking {len(new):,} images", done / len(new))
-            if time.monotonic() - saved_at > SECONDS_BETWEEN_SAVES:
-                _write_marks(file, sound)
-                saved_at = time.monotonic()
-    finally:
-        if len(sound) != known_count:
-            _write_marks(file, sound)
-    return dict(sorted(unreadable.items()))
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - many times faster than Path
+            return file.readall()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); make it readable or remove it") from None
+
+
+def _hash_file(path: str, tick: Tick) -> bytes:
+    content = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - many times faster than Path
+            while block := file.read(BLOCK):
+                content.update(block)
+                tick(len(block))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); repair or remove it") from None
+    return content.digest()
 
 
 def raise_for_unreadable(reasons: dict[int, str], names: Sequence[str], setting: str, count: int | None = None) -> None:
@@ -84,39 +134,3 @@ def raise_for_unreadable(reasons: dict[int, str], names: Sequence[str], setting:
         f"{setting}: {unreadable} of {count or len(names):,} cannot be read (listed above): "
         "repair or remove them, or leave them out with data.on_bad_image=skip"
     )
-
-
-def _check_in_threads(
-    numbers: Sequence[int], check: Callable[[int], str]
-) -> Iterator[tuple[Sequence[int], Sequence[str]]]:
-    """Yield numbers of images and what is wrong with each, as tasks finish.
-
-    Threads rather than processes: decoders release the GIL, and nothing has to be imported again.
-    """
-
-    def check_task(task: Sequence[int]) -> list[str]:
-        return [check(number) for number in task]
-
-    tasks = [numbers[start : start + IMAGES_A_TASK] for start in range(0, len(numbers), IMAGES_A_TASK)]
-    executor = ThreadPoolExecutor(count_cores())
-    try:
-        task_of_future = {executor.submit(check_task, task): task for task in tasks}
-        for future in as_completed(task_of_future):
-            yield task_of_future[future], future.result()
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _read_marks(file: Path) -> set[bytes]:
-    """Return the marks in a cache file; none if it is missing or damaged, which costs a scan."""
-    try:
-        stored = np.load(file, allow_pickle=False)
-        return set(map(bytes, stored.reshape(-1, MARK_BYTES)))
-    except (OSError, ValueError, EOFError):
-        return set()
-
-
-def _write_marks(file: Path, marks: set[bytes]) -> None:
-    array = np.frombuffer(b"".join(sorted(marks)), dtype=np.uint8).reshape(-1, MARK_BYTES)
-    with suppress(OSError):  # in a folder without write permission every run scans
-        write_whole(file, lambda out: np.save(out, array))

@@ -25,7 +25,7 @@ LOCK_DIGITS = 2  # digits of a key that choose its lock: 256 files, however many
 
 
 def shard_key(shard: Shard, *more: int) -> str:
-    """Return a digest that identifies a shard without reading it: of its location, size, time and row groups."""
+    """Return a digest that identifies a shard without reading it: of its location, state and row groups."""
     # os.path.abspath is 10 times as fast as Path
     location = shard.location if shard.is_remote else os.path.abspath(shard.location)  # noqa: PTH100
     return digest([location, *shard[2:], *more])[:KEY_LENGTH]

@@ -86,7 +86,7 @@ class ShardImages(_PoolIndex):
             content = os.pread(file.fileno(), size, offset)
         except OSError as error:
             raise UserError(f"{name}: cannot be read ({error.strerror}); make it readable, and start again") from None
-        return open_picture(BytesIO(content), name, config.channels, config.background, config.max_pixels)
+        return open_picture(BytesIO(content), name, config.channels, config.background, config.max_pixels, config.white)
 
     @cached_property
     def _open(self) -> Any:

@@ -1,5 +1,6 @@
 """The index of a pool of shards: where each image is; made once, with every image checked, and stored."""
 
+import hashlib
 import json
 import os
 import random
@@ -8,7 +9,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import OnProgress, cache_folder, ignore_progress
+from tutelage.data.files.contents import DIGEST_BYTES, ID_BYTES
 from tutelage.data.files.decoding import check_image
 from tutelage.data.files.listing import IMAGE_SUFFIXES
 from tutelage.data.files.scan import raise_for_unreadable
@@ -26,9 +27,13 @@ from tutelage.errors import UserError
 from tutelage.storage import digest, write_json, write_whole
 
 CACHE_NAME = "shard-indices"  # below our cache folder
-INDEX_SUFFIX, BAD_SUFFIX = ".bin", ".bad.json"
+INDEX_VERSION = 2  # to be raised when the files of an index change
+INDEX_SUFFIX, CONTENTS_SUFFIX, BAD_SUFFIX = ".bin", ".contents", ".bad.json"
 # of an image: where it begins in the file, its bytes, its position among the shard's images
 ROW = np.dtype([("offset", "<u8"), ("size", "<u4"), ("position", "<u4")])
+# before the content ids (n,) of a shard's images: the SHA-256 over their positions and contents, and the largest value
+# of images with 16 bits a sample
+HEAD = np.dtype([("digest", f"V{DIGEST_BYTES}"), ("peak", "<u8")])
 MAX_THREADS = 16  # shards that are fetched and checked at the same time, as many as the cache keeps
 
 
@@ -40,22 +45,29 @@ class Pool:
         shards: the shards that have such images, in the order in which they were given.
         counts: (S,) int64, the number of images of each.
         indices: for each, the file with its rows (n,) of ``ROW``.
+        heads: (S,) of ``HEAD``.
         left_out: names of the images that cannot be decoded.
     """
 
     shards: tuple[Shard, ...]
     counts: np.ndarray
     indices: tuple[str, ...]
+    heads: np.ndarray
     left_out: tuple[str, ...]
 
     def fingerprint(self) -> str:
-        """Return a digest of the shards' names, sizes and numbers of images; it does not depend on their locations."""
-        counts = self.counts.tolist()
-        return digest([[shard.name, shard.size, count] for shard, count in zip(self.shards, counts, strict=True)])
+        """Return a digest of the shards' names and their images; it does not depend on their locations."""
+        digests = self.heads["digest"].tolist()
+        return digest([[shard.name, content.hex()] for shard, content in zip(self.shards, digests, strict=True)])
 
     def read_rows(self, shard: int) -> np.ndarray:
         """Return the offsets, sizes and positions of the images of a shard, (n,) of ``ROW``."""
         return np.fromfile(self.indices[shard], ROW)
+
+    def read_content_ids(self, shard: int) -> np.ndarray:
+        """Return the content ids (n,) uint64 of the images of a shard (see ``content_ids``)."""
+        path = self.indices[shard].removesuffix(INDEX_SUFFIX) + CONTENTS_SUFFIX
+        return np.fromfile(path, "<u8", offset=HEAD.itemsize)
 
 
 def image_name(shard: Shard, position: int) -> str:
@@ -66,7 +78,7 @@ def image_name(shard: Shard, position: int) -> str:
 def index_shards(
     shards: Sequence[Shard], config: DataConfig, setting: str, on_progress: OnProgress = ignore_progress
 ) -> Pool:
-    """Return the pool of the images in shards; shards that are new are read once, and every image is checked.
+    """Return the pool of the images in shards; shards that are new are read once, every image is hashed and checked.
 
     The index of a shard is written as soon as the shard has been read, so that a run that is stopped goes on with the
     others. Several processes with one cache folder share the work, each in an order of its own.
@@ -81,7 +93,11 @@ def index_shards(
         UserError: a shard cannot be read, there is no image, or one cannot be decoded and ``on_bad_image`` is stop.
     """
     folder = cache_folder(CACHE_NAME)
-    keys = [shard_key(shard, config.max_pixels) for shard in shards]
+    if any(shard.is_remote for shard in shards):
+        from tutelage.data.shards.validators import with_validators
+
+        shards = with_validators(shards, folder)
+    keys = [shard_key(shard, INDEX_VERSION, config.max_pixels) for shard in shards]
     sizes = _file_sizes(folder)
     missing = [number for number, key in enumerate(keys) if f"{key}{INDEX_SUFFIX}" not in sizes]
     message = f"reading {len(missing):,} shards of the pool for the first time"
@@ -109,8 +125,16 @@ def index_shards(
         shards=tuple(shards[number] for number in with_images),
         counts=counts[with_images],
         indices=tuple(f"{folder}{os.sep}{keys[number]}{INDEX_SUFFIX}" for number in with_images),
+        heads=np.array([_read_head(f"{folder}{os.sep}{keys[number]}{CONTENTS_SUFFIX}") for number in with_images]),
         left_out=tuple(name for name, _ in bad),
     )
+
+
+def _read_head(path: str) -> np.void:
+    """Return the ``HEAD`` of a shard's content ids."""
+    with open(path, "rb") as file:  # noqa: PTH123 - many times faster than Path
+        head: np.void = np.frombuffer(file.read(HEAD.itemsize), HEAD)[0]
+        return head
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:
@@ -135,24 +159,32 @@ def _index_in_threads(tasks: Sequence[tuple[Shard, Path]], max_pixels: int) -> I
 
 
 def _index_shard(shard: Shard, stem: Path, max_pixels: int, stop: threading.Event) -> None:
-    """Check every image of a shard, and write the rows of the sound ones, after the reasons against the others."""
+    """Hash and check every image of a shard; write the rows of the sound ones, after all else that is known."""
     path = stem.with_suffix(INDEX_SUFFIX)
     if stop.is_set() or path.exists():
         return
     with open_shard(shard) as file:
         rows = _read_parquet_rows(shard) if shard.column else _read_tar_rows(shard, file)
         is_sound = np.ones(len(rows), dtype=bool)
-        bad = []
+        bad, whole, ids, peak = [], hashlib.sha256(), bytearray(), 0
         for number, (offset, size, position) in enumerate(rows.tolist()):
             if stop.is_set():
                 return
-            reason = check_image(BytesIO(os.pread(file.fileno(), size, offset)), max_pixels)
-            if reason:
+            content = os.pread(file.fileno(), size, offset)
+            check = check_image(content, max_pixels)
+            if check.reason:
                 is_sound[number] = False
-                bad.append((position, reason))
+                bad.append((position, check.reason))
+                continue
+            content_hash = hashlib.sha256(content).digest()
+            whole.update(position.to_bytes(ID_BYTES, "little") + content_hash)
+            ids += content_hash[:ID_BYTES]
+            peak = max(peak, check.peak)
     try:
         if bad:
             write_json(stem.with_suffix(BAD_SUFFIX), bad)
+        head = np.array([(whole.digest(), peak)], HEAD).tobytes()
+        write_whole(stem.with_suffix(CONTENTS_SUFFIX), lambda out: out.write(head + bytes(ids)))
         write_whole(path, lambda out: out.write(rows[is_sound].tobytes()))
     except OSError as error:
         hint = "make room, or let XDG_CACHE_HOME name another folder"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tutelage.config.allowed_folder import list_flag_packages
 from tutelage.config.targets import ALLOW_FLAG
 from tutelage.data.datasets.download import MAX_REASON_LENGTH
-from tutelage.data.files.listing import require_regular
+from tutelage.data.files.listing import FileState, require_regular
 from tutelage.data.files.names import MAX_NAMED, abbreviate, printable
 from tutelage.errors import UserError
 
@@ -27,8 +27,8 @@ class Shard(NamedTuple):
     Attributes:
         name: the name that begins the names of its images.
         location: path or URL.
-        size: bytes of the file; 0 on the network.
-        time: of the file's last change, in ns; 0 on the network, where files are taken not to change.
+        state: what identifies the content at its location without reading it: of a file its ``FileState``, of a URL
+            what the server says of it (see ``validators``), empty if nothing is known.
         column: of a Parquet file, the path of the column with the images' bytes; empty for a tar.
         first_group: the first row group.
         end_group: the row group after the last.
@@ -37,8 +37,7 @@ class Shard(NamedTuple):
 
     name: str
     location: str
-    size: int
-    time: int
+    state: tuple[int | str, ...] = ()
     column: str = ""
     first_group: int = 0
     end_group: int = 0
@@ -76,7 +75,7 @@ def find_shards(unlabelled: str) -> tuple[Shard, ...] | None:
         if unlabelled.startswith(PIPE) and PIPE[:-1] not in list_flag_packages():
             rule = "a command is run only where you allow it, also for the config of a stored run"
             raise UserError(f"{setting}: {rule}: add {ALLOW_FLAG} {PIPE[:-1]}")
-        return tuple(Shard(url.rpartition("/")[2], url, 0, 0) for url in _expand_braces(unlabelled, setting))
+        return tuple(Shard(url.rpartition("/")[2], url) for url in _expand_braces(unlabelled, setting))
     paths = _find_files(os.path.expanduser(unlabelled), setting)  # noqa: PTH111
     if paths is None:
         return None
@@ -95,7 +94,7 @@ def find_shards(unlabelled: str) -> tuple[Shard, ...] | None:
                 f"{setting}: {printable(path)} cannot be read ({error.strerror}); repair it or leave it out"
             ) from None
         require_regular(path, state)
-        whole = Shard(printable(os.path.relpath(path, top or ".")), path, state.st_size, state.st_mtime_ns)
+        whole = Shard(printable(os.path.relpath(path, top or ".")), path, FileState.of(state))
         shards += [whole] if path.endswith(TAR) else _split_parquet(whole, setting)
     return tuple(shards)
 
