@@ -90,7 +90,10 @@ CONFIG_ERRORS = [
     (["data.labels=0.1"], "data.labels=0.1: type a share of all labels as 10%"),
     (["data.labels=0"], "data.labels=0: type a share"),
     (["data.labels=101%"], "data.labels=101%: type a share"),
-    (["+data.group=p1"], "data.group goes with data=image_folder, imagenet, table, not with tutelage.data.Digits"),
+    (
+        ["+data.group=p1"],
+        "data.group=p1 goes with data=image_folder, imagenet, table, not with tutelage.data.Digits: set it to null",
+    ),
     (["data=image_folder", "data.group='p[0-9'"], "data.group=p[0-9: no regular expression (unterminated"),
     (["data.folds=5"], "data.folds=5 and data.fold=null: give both, as in -m data.folds=5 'data.fold=range(5)'"),
     (["data.fold=1"], "data.folds=null and data.fold=1: give both"),

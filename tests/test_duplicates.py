@@ -17,7 +17,8 @@ from helpers.images import random_images
 from helpers.runs import only_run, run
 from helpers.sources import make_source
 from tutelage.config import DataConfig
-from tutelage.data import Source, data_module, describe_copies, split
+from tutelage.config.compose import compose
+from tutelage.data import ImageDataModule, Source, data_module, describe_copies, split
 from tutelage.data.duplicates import find_copies, find_leaked, treat_copies
 from tutelage.errors import UserError
 from tutelage.terminal.table import build_header
@@ -219,7 +220,8 @@ def test_after_drop_no_image_that_is_learned_from_has_a_copy(seed):
     rng = np.random.default_rng(seed)
     source = make_source(np.arange(40) % 2, 20, 30)
     contents = rng.integers(0, 80, 90).astype(np.uint64)
-    source = treat_copies(Source(**{**vars(source), "copies": find_copies(contents)}), data_config(duplicates="drop"))
+    config = data_config(_target_="tutelage.data.ImageFolder", duplicates="drop")
+    source = treat_copies(Source(**{**vars(source), "copies": find_copies(contents)}), config)
     learned = contents[np.concatenate([source.train, source.unlabelled])]
     assert len(np.unique(learned)) == len(learned)
     assert not np.isin(learned, contents[source.test]).any()
@@ -244,8 +246,17 @@ def test_rows_of_hugging_face_without_an_image_are_no_copies_of_each_other(tmp_p
 
 
 def test_datasets_whose_images_are_not_compared_refuse_to_drop_copies():
-    with pytest.raises(UserError, match="data.duplicates=drop: Digits does not compare its images"):
-        _ = data_module(data_config(duplicates="drop")).source
+    with pytest.raises(
+        UserError, match="data.duplicates=drop goes with data=image_folder, imagenet, table, hugg.*Digits"
+    ):
+        compose(["data=digits", "+data.duplicates=drop"])
+
+    class Own(ImageDataModule):
+        def read(self) -> Source:
+            return make_source(np.repeat(np.arange(2), 8), test=2, unlabelled=0)
+
+    with pytest.raises(UserError, match="data.duplicates=drop: Own does not compare its images"):
+        _ = Own(data_config(_target_="my.Own", duplicates="drop")).source
 
 
 def test_a_run_has_its_test_score_also_without_the_images_that_it_learned_from(tmp_path, outputs):

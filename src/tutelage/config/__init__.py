@@ -1,5 +1,6 @@
 """The typed schema of a run's config, checked without torch."""
 
+from tutelage.config.data import DataConfig
 from tutelage.config.losses import OWN_LOSSES, PLAIN_CROSS_ENTROPY, CrossEntropyConfig, LossConfig
 from tutelage.config.models import (
     OWN_MODELS,
@@ -19,7 +20,6 @@ from tutelage.config.schema import (
     AugmentationConfig,
     CallbacksConfig,
     Config,
-    DataConfig,
     MixConfig,
     OptimizerConfig,
     ScheduleConfig,

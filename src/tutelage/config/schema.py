@@ -1,11 +1,11 @@
-"""The schema of ``conf/``: each key, its type and its range. Models and strategies have files of their own."""
+"""The schema of ``conf/``: each key, its type and its range. Data, models and strategies have files of their own."""
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from tutelage.config.data import DataConfig
 from tutelage.config.losses import PLAIN_CROSS_ENTROPY, LossConfig
 from tutelage.config.models import ModelConfig, NearestNeighboursConfig
 from tutelage.config.section import (
@@ -23,144 +23,6 @@ from tutelage.config.targets import failures_as_user_errors
 Alpha = Annotated[float, Field(ge=0, le=100)]  # both parameters of a beta distribution; 0 turns it off
 Shift = Literal["brightness", "crop", "rotate", "translate"]
 SHIFTS: tuple[Shift, ...] = get_args(Shift)
-RGB = 3
-PERCENT = 100.0
-SHARE = re.compile(r"[0-9]+(\.[0-9]+)?%")
-MAX_WORKERS = 256
-WHOLE_RANGE = 65535  # the largest value of 16 bits
-FILE_DATASETS = {"ImageFolder": "image_folder", "ImageNet": "imagenet", "Table": "table"}  # their options of data
-FOLDER_DATASETS = ("ImageFolder", "ImageNet")
-
-
-class DataConfig(Section):
-    """A dataset, its label budget, and how its images are read and given to the network."""
-
-    target: str = Field(alias="_target_")
-    image_size: Annotated[int, Field(ge=1, le=4096)]
-    channels: Literal[1, 3]
-    mean: list[float]
-    std: list[Annotated[float, Field(gt=0)]]
-    mirror: PartOf = 0.0
-    root: PathText | None = None
-    labels_per_class: Positive | None = None
-    labels: int | str | None = None
-    split_seed: int = 0
-    group: PathText | None = None
-    validation: str = "auto"
-    folds: Annotated[int, Field(ge=2)] | None = None
-    fold: Annotated[int, Field(ge=0)] | None = None
-    limit: Positive | None = None
-    balance: Literal["none", "weights", "sampling"] = "none"
-    unlabelled: PathText | None = None
-    fit: Literal["crop", "pad", "stretch"] = "crop"
-    background: list[Annotated[int, Field(ge=0, le=255)]] = Field(default_factory=lambda: [255, 255, 255])
-    max_pixels: Positive = 178_956_970
-    on_bad_image: Literal["stop", "skip"] = "stop"
-    layout: Literal["auto", "classes", "splits"] = "auto"
-    batch_size: Positive
-    pack: bool = False
-    white: Annotated[int, Field(ge=1, le=WHOLE_RANGE)] | None = None
-    duplicates: Literal["report", "drop", "stop"] = "report"
-    num_workers: int | Literal["auto"] = 0
-
-    @field_validator("num_workers", mode="before")
-    @classmethod
-    def _check_num_workers(cls, value: Any) -> Any:
-        if value == "auto" or (type(value) is int and 0 <= value <= MAX_WORKERS):
-            return value
-        raise ValueError(f"allowed are auto and numbers from 0 to {MAX_WORKERS}")
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _check_labels(cls, value: Any) -> Any:
-        if value is None or (type(value) is int and value > 0):
-            return value
-        if isinstance(value, str) and SHARE.fullmatch(value) and 0 < float(value[:-1]) <= PERCENT:
-            return f"{float(value[:-1]):.12g}%"
-        raise ValueError("type a share of all labels as 10%, or a number of labels as a whole number from 1")
-
-    @field_validator("white")
-    @classmethod
-    def _leave_out_whole_range(cls, value: int | None) -> int | None:
-        return None if value == WHOLE_RANGE else value  # both ways to say so are one run
-
-    @field_validator("validation")
-    @classmethod
-    def _check_validation(cls, value: str) -> str:
-        kind, _, count = value.partition(":")
-        if value in {"auto", "none", "inside"} or (kind == "outside" and count.isdigit() and int(count) > 0):
-            return value
-        raise ValueError("allowed are auto, none, inside and outside:N (N images beside the label budget)")
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether the class that reads it is one of Tutelage's."""
-        return self.target.startswith("tutelage.data.")
-
-    @property
-    def labels_share(self) -> float | None:
-        """The label budget as a share of all labels, above 0 and up to 1; None where ``labels`` is no share."""
-        return float(self.labels[:-1]) / PERCENT if isinstance(self.labels, str) else None
-
-    @model_validator(mode="after")
-    def _check_data(self) -> Self:
-        if self.labels is not None and self.labels_per_class is not None:
-            raise ValueError("data.labels and data.labels_per_class exclude each other: set one of them to null")
-        if len(self.mean) != self.channels or len(self.std) != self.channels:
-            grey = ", such as data.mean=[0.449] data.std=[0.226]" if self.channels == 1 else ""
-            raise ValueError(f"data.mean and data.std need one value for each of the {self.channels} channels{grey}")
-        is_fixed = self.is_ours and self.target.rpartition(".")[2] not in FILE_DATASETS
-        if self.unlabelled is not None and is_fixed:
-            raise ValueError(
-                f"data.unlabelled goes with data={', '.join(FILE_DATASETS.values())}, not with {self.target}"
-            )
-        if self.pack and self.target not in {f"tutelage.data.{name}" for name in FILE_DATASETS}:
-            allowed = ", ".join(FILE_DATASETS.values())
-            raise ValueError(f"data.pack=true goes with data={allowed}, not with {self.target}: set it to false")
-        if self.layout != "auto" and self.target not in {f"tutelage.data.{name}" for name in FOLDER_DATASETS}:
-            raise ValueError(
-                f"data.layout={self.layout} goes with data=image_folder and imagenet, not with {self.target}: "
-                "set it to auto"
-            )
-        if self.fit != "crop" and self.target not in {
-            f"tutelage.data.{name}" for name in (*FILE_DATASETS, "HuggingFace")
-        }:
-            allowed = ", ".join([*FILE_DATASETS.values(), "huggingface"])
-            raise ValueError(f"data.fit={self.fit} goes with data={allowed}, not with {self.target}: set it to crop")
-        if len(self.background) != RGB:
-            raise ValueError("data.background needs three values, red, green and blue, such as [255,255,255]")
-        return self
-
-    @model_validator(mode="after")
-    def _check_group(self) -> Self:
-        if self.group is None:
-            return self
-        name = self.target.rpartition(".")[2]
-        if self.is_ours and name not in FILE_DATASETS:
-            raise ValueError(f"data.group goes with data={', '.join(FILE_DATASETS.values())}, not with {self.target}")
-        if self.is_ours and name != "Table":  # of a table it may be a column's name
-            try:
-                re.compile(self.group)
-            except re.error as error:
-                raise ValueError(f"data.group={self.group}: no regular expression ({error}); correct it") from None
-        return self
-
-    @model_validator(mode="after")
-    def _check_folds(self) -> Self:
-        if (self.folds is None) != (self.fold is None):
-            raise ValueError(
-                f"data.folds={_as_typed(self.folds)} and data.fold={_as_typed(self.fold)}: give both, as in "
-                "-m data.folds=5 'data.fold=range(5)', or neither"
-            )
-        if self.folds is not None and self.fold is not None and self.fold >= self.folds:
-            raise ValueError(
-                f"data.fold={self.fold}: with data.folds={self.folds}, folds are numbered from 0 to {self.folds - 1}"
-            )
-        return self
-
-
-def _as_typed(value: int | None) -> str:
-    return "null" if value is None else str(value)
 
 
 class MixConfig(Section):
