@@ -41,7 +41,7 @@ CORRECT = {  # images that were right, by strategy, fold and seed
 }
 
 
-def write_sweep(root, group=None, more=()):
+def write_sweep(root, grouped=False, more=()):
     outcomes = []
     for (strategy, fold, seed), correct in CORRECT.items():
         folder = root / f"{strategy}-{fold}-{seed}"
@@ -54,8 +54,8 @@ def write_sweep(root, group=None, more=()):
             "files": {},
             "result": result,
             "stages": [stage],
-            "identity": {"data": {"folds": 3, "fold": fold, **({"group": group} if group else {})}},
-            "data": {"test": IMAGES[fold], "labelled": [10, 10]},
+            "identity": {"data": {"folds": 3, "fold": fold}},
+            "data": {"test": IMAGES[fold], "labelled": [10, 10], "grouped": grouped},
         }
         (folder / "run.json").write_text(json.dumps(record))
         overrides = ["data.folds=3", f"data.fold={fold}", f"strategy={strategy}", f"seed={seed}", *more]
@@ -85,7 +85,7 @@ def test_the_folds_of_a_setting_are_one_row_with_the_interval_over_their_images(
 
 
 def test_images_of_groups_are_said_to_be_counted_as_independent(tmp_path):
-    jobs, _, _ = read_finished_jobs(write_sweep(tmp_path, group="p[0-9]"))
+    jobs, _, _ = read_finished_jobs(write_sweep(tmp_path, grouped=True))
     assert str(pool_folds(jobs)).endswith(" by images)")
 
 

@@ -131,6 +131,7 @@ def _describe_data(data: ImageDataModule) -> dict[str, Any]:
         "images": len(source.labels),
         "test": len(data.splits.test),
         "left_out": list(source.left_out),
+        "grouped": source.groups is not None,
         TEST_IDENTITY: list(data.test_identity),
         "labelled": np.bincount(source.labels[data.splits.labelled], minlength=len(source.classes)).tolist(),
     }

@@ -65,7 +65,7 @@ def _match_paths(listing: Listing, setting: str) -> list[str | None]:
     """Return what the regular expression of ``data.group`` finds in each file's path; None where it does not match."""
     try:
         pattern = re.compile(setting.partition("=")[2])
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"{setting}: no column of the table, and no regular expression ({error})") from None
     matches = (pattern.search(entry.name) for entry in listing.entries)
     return [None if match is None else match[1 if pattern.groups else 0] for match in matches]
