@@ -11,7 +11,7 @@ import torch
 
 from tutelage.config import Config
 from tutelage.config.foreign_code import list_code_packages
-from tutelage.data import DataRuntime, ImageDataModule, abbreviate, absolute_pool, data_module, describe_copies
+from tutelage.data import DataRuntime, ImageDataModule, abbreviate, absolute_pool, data_module, describe_duplicates
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.runs.checks import check_before_data, check_stages
 from tutelage.runs.cluster.crash_guard import new_session
@@ -136,9 +136,9 @@ def _describe_data(data: ImageDataModule) -> dict[str, Any]:
 
 
 def _say_data_notes(context: RunContext) -> None:
-    """Print notes on the data: files left out, copies, classes with no labelled image or a single one."""
+    """Print notes on the data: files left out, duplicates, classes with no labelled image or a single one."""
     source, splits = context.data.source, context.data.splits
-    for note in (*source.notes, *splits.notes, *describe_copies(source, splits)):
+    for note in (*source.notes, *splits.notes, *describe_duplicates(source, splits)):
         context.observer.say(f"note: {note}")
     if source.left_out:
         names = abbreviate(source.left_out)

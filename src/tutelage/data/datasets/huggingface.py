@@ -13,7 +13,7 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import MAX_REASON_LENGTH, OnProgress, ignore_progress
-from tutelage.data.duplicates import find_copies, treat_copies
+from tutelage.data.duplicates import find_duplicates
 from tutelage.data.files.contents import Known, Scope, content_ids, read_contents
 from tutelage.data.files.decoding import Check, FilePicture, open_picture
 from tutelage.data.files.listing import FileState
@@ -151,8 +151,8 @@ def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) 
     readable, labels = data.indices, data.labels
     labelled = {part: indices[labels[indices] != UNKNOWN] for part, indices in readable.items()}
     unlabelled = [np.setdiff1d(readable["train"], labelled["train"]), readable.get("unlabelled", empty_indices())]
-    copies = find_copies(content_ids(data.facts))
-    source = Source(
+    duplicates = find_duplicates(content_ids(data.facts))
+    return Source(
         images=data.images,
         labels=labels,
         classes=data.classes,
@@ -163,9 +163,8 @@ def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) 
         names=IndexNames(len(labels)),
         left_out=[str(number) for number in data.left_out],
         notes=describe_range(int(data.facts["peak"].max(initial=0)), config.white),
-        copies=copies[~np.isin(copies[:, 0], data.left_out)],
+        duplicates=duplicates[~np.isin(duplicates[:, 0], data.left_out)],
     )
-    return treat_copies(source, config)
 
 
 def content_fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import OnProgress, ignore_progress
-from tutelage.data.duplicates import find_copies, treat_copies
+from tutelage.data.duplicates import find_duplicates
 from tutelage.data.files.contents import content_ids
 from tutelage.data.files.decoding import FilePicture, open_picture
 from tutelage.data.files.folders import list_folder
@@ -80,8 +80,7 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
     """Return the listed images as a source, after checking that each file can be decoded.
 
     Raises:
-        UserError: a file cannot be decoded and ``data.on_bad_image`` is stop; a class is left without images; or there
-            are copies and ``data.duplicates`` is stop.
+        UserError: a file cannot be decoded and ``data.on_bad_image`` is stop; or a class is left without images.
     """
     listing, facts, left_out = _scan(listing, config, on_progress)
     pool = _index_pool(config, on_progress)
@@ -111,9 +110,9 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
     )
     ids = content_ids(facts)
     if pool is None:
-        return treat_copies(replace(source, copies=find_copies(ids)), config)
-    copies = find_copies(ids, map(pool.read_content_ids, range(len(pool.shards))))
-    return treat_copies(replace(_append_shards(source, pool, config), copies=copies), config)
+        return replace(source, duplicates=find_duplicates(ids))
+    duplicates = find_duplicates(ids, map(pool.read_content_ids, range(len(pool.shards))))
+    return replace(_append_shards(source, pool, config), duplicates=duplicates)
 
 
 def _find_peak(facts: np.ndarray, pool: Pool | None) -> int:
