@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LEARNED = "training, validation and unlabelled data"
 UNUSED, TEST, LEARNED_FROM = range(3)  # what the splits use an image for
-KEEP_ORDER = ("val", "train", "unlabelled")  # parts of a source: the first that has an image keeps it, after the tests
+KEEP_ORDER = ("val", "train", UNLABELLED)  # of a source: after the tests, the first keeps an image
 
 
 def find_duplicates(ids: np.ndarray, ids_of_shards: Iterable[np.ndarray] = ()) -> np.ndarray:
@@ -118,7 +118,7 @@ def _check_nothing_lost(source: Source, parts: Mapping[str, np.ndarray]) -> None
 
 
 def _contradicts(numbers: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
-    """Return whether duplicates have different labels, (``count``,) bool, of their contents' numbers and labels (n,)."""
+    """Return whether contents have different labels, (``count``,) bool, by the numbers and labels (n,) of images."""
     is_labelled = labels != UNKNOWN
     pairs = np.unique(np.stack([numbers[is_labelled], labels[is_labelled]]), axis=1)
     return np.bincount(pairs[0], minlength=count) > 1
@@ -132,7 +132,7 @@ def _columns(source: Source) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class _UsedDuplicates:
-    """The duplicates among the images that splits use: indices, contents' numbers and each one's use, (D,) each."""
+    """The duplicates among the images that splits use: indices, contents' numbers and uses, (D,) each."""
 
     indices: np.ndarray
     numbers: np.ndarray
@@ -143,7 +143,7 @@ class _UsedDuplicates:
         return np.bincount(self.numbers[self.uses == use], minlength=self.numbers.max(initial=0) + 1)
 
     def choose(self, which: np.ndarray, kinds: np.ndarray | None = None) -> np.ndarray:
-        """Return index and number (d, 2) of duplicates that are chosen, (D,) bool; of each content one of each kind (D,)."""
+        """Return index and number (d, 2) of some duplicates, (D,) bool; of each content one of each kind (D,)."""
         chosen = np.stack([self.indices[which], self.numbers[which]], axis=1)
         if kinds is not None:
             firsts = np.unique(np.stack([self.numbers[which], kinds[which]]), axis=1, return_index=True)[1]

@@ -67,7 +67,13 @@ def is_junk(folder_name: str) -> bool:
 def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Return the distinct names of classes in the order of their labels: by value if all are numbers, else by name."""
     distinct = sorted(set(names))
-    return tuple(sorted(distinct, key=int)) if all(map(str.isdecimal, distinct)) else tuple(distinct)
+    return tuple(sorted(distinct, key=_value) if all(map(str.isdecimal, distinct)) else distinct)
+
+
+def _value(number: str) -> tuple[int, str]:
+    """Return what compares as the value of a number does, whose digits may be too many for ``int``, in any script."""
+    digits = "".join(str(unicodedata.decimal(digit)) for digit in number).lstrip("0")
+    return len(digits), digits
 
 
 def describe_classes(names: Sequence[str]) -> str:
