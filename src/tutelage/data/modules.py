@@ -40,7 +40,7 @@ from tutelage.data.loading.prefetch import PrefetchLoader, map_tensors
 from tutelage.data.loading.shared_memory import count_cores
 from tutelage.data.loading.workers import ignore_signals
 from tutelage.data.source import Images, Source, WholeImages, is_ready
-from tutelage.data.splits import Splits, split
+from tutelage.data.splits import Splits, identify_test, split
 from tutelage.errors import UserError
 
 CPU = torch.device("cpu")
@@ -134,6 +134,11 @@ class ImageDataModule(pl.LightningDataModule):
     def splits(self) -> Splits:
         """The indices of labelled, validation, test and pool images."""
         return split(self.source, self.config)
+
+    @cached_property
+    def test_identity(self) -> tuple[str, str]:
+        """What identifies the labelled images and the test set (see ``splits.identify_test``)."""
+        return identify_test(self.source, self.splits)
 
     def at_image_size(self, image_size: int) -> Self:
         """Return a DataModule of the same images and splits at another size.

@@ -23,7 +23,7 @@ from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.observer import Observer
 from tutelage.runs.torch_setup import available_threads, lightning_silenced, set_up_torch
 from tutelage.runs.trackers import FAILED, KILLED
-from tutelage.runs.weight_sources import check_folds_of_sources
+from tutelage.runs.weight_sources import TEST_IDENTITY, check_tested_by_sources
 from tutelage.storage import remove_partials
 
 
@@ -62,11 +62,11 @@ def started_run(
         context = _make_context(config, folder, record, signals, observer, group)
         group.check_signals = context.check_signals
         check_before_data(config)
-        check_folds_of_sources(config, identity)
         context.tracking.check()
         group.first_on_each_node(lambda: (context.data.source, context.previous_run))
         context.follow_results()
         check_stages(context)
+        check_tested_by_sources(config, context.data.test_identity)
         if record.content and group.is_rank0 and (other_code := describe_other_code(record.content)):
             observer.say(f"warning: begun by other code, goes on: {other_code}; attempt=2 begins anew")
         record.content = group.broadcast_from_rank0(lambda: _begin_record(context, identity, command))
@@ -131,6 +131,7 @@ def _describe_data(data: ImageDataModule) -> dict[str, Any]:
         "images": len(source.labels),
         "test": len(data.splits.test),
         "left_out": list(source.left_out),
+        TEST_IDENTITY: list(data.test_identity),
         "labelled": np.bincount(source.labels[data.splits.labelled], minlength=len(source.classes)).tolist(),
     }
 
