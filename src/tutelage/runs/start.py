@@ -118,8 +118,9 @@ def _with_absolute_paths(config: Config) -> Config:
     """Return the config with absolute paths of its data, so that the run can be opened from any folder."""
     root, unlabelled = config.data.root, config.data.unlabelled
     paths = {} if unlabelled is None else {"unlabelled": absolute_pool(unlabelled)}
-    if root is not None and (path := Path(root).expanduser()).exists():
-        paths["root"] = str(path.resolve())
+    # os.path, as a dataset of one's own may have any text as root, too long for a path
+    if root is not None and os.path.exists(path := os.path.expanduser(root)):  # noqa: PTH110, PTH111
+        paths["root"] = os.path.realpath(path)
     return config.model_copy(update={"data": config.data.model_copy(update=paths)})
 
 
