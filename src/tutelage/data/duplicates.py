@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tutelage.data.files.names import MAX_NAMED, UNLABELLED, WITHOUT_DUPLICATES
+from tutelage.data.files.names import MAX_NAMED, UNLABELLED, WITHOUT_DUPLICATES, printable
 from tutelage.data.files.scan import MAX_PRINTED
 from tutelage.data.source import UNKNOWN, Source
 from tutelage.errors import UserError
@@ -58,8 +58,8 @@ def refuse_duplicates(source: Source, root: str | None) -> None:
     more = [f"... and {count - MAX_PRINTED:,} more"] if count > MAX_PRINTED else []
     print(*_name_pairs(source, np.stack([indices, numbers], axis=1), MAX_PRINTED), *more, sep="\n", file=sys.stderr)
     raise UserError(
-        f"data.duplicates=stop: {_count(count, 'image')} of data.root={root} with the content of another (listed "
-        "above): remove duplicates, or set data.duplicates=drop or report"
+        f"data.duplicates=stop: {_count(count, 'image')} of data.root={printable(str(root))} with the content of another "
+        "(listed above): remove duplicates, or set data.duplicates=drop or report"
     )
 
 
