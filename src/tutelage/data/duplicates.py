@@ -58,8 +58,8 @@ def refuse_duplicates(source: Source, root: str | None) -> None:
     more = [f"... and {count - MAX_PRINTED:,} more"] if count > MAX_PRINTED else []
     print(*_name_pairs(source, np.stack([indices, numbers], axis=1), MAX_PRINTED), *more, sep="\n", file=sys.stderr)
     raise UserError(
-        f"data.duplicates=stop: {_count(count, 'image')} of data.root={printable(str(root))} with the content of another "
-        "(listed above): remove duplicates, or set data.duplicates=drop or report"
+        f"data.duplicates=stop: {_count(count, 'image')} of data.root={printable(str(root))} with the content of "
+        "another (listed above): remove duplicates, or set data.duplicates=drop or report"
     )
 
 
