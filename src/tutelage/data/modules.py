@@ -22,7 +22,7 @@ from tutelage.data.datasets.image_files import LISTINGS, fingerprint, image_file
 from tutelage.data.datasets.mnist import mnist
 from tutelage.data.datasets.stl10 import stl10
 from tutelage.data.datasets.svhn import svhn
-from tutelage.data.duplicates import find_leaked
+from tutelage.data.duplicates import find_leaked, refuse_duplicates
 from tutelage.data.fingerprints import default_fingerprint
 from tutelage.data.loading.batches import (
     WHOLE_BATCH,
@@ -97,18 +97,21 @@ class ImageDataModule(pl.LightningDataModule):
         """The dataset, read once.
 
         Raises:
-            UserError: it cannot be read; a class from outside may raise any error for that.
+            UserError: it cannot be read; a class from outside may raise any error for that. Or there are duplicates and
+                ``data.duplicates`` is stop.
         """
         action = f"data: {type(self).__name__}.read() for data.root={self.config.root}"
         with failures_as_user_errors(type(self), action):
             source = self.read()
             if not isinstance(source, Source):
                 raise TypeError(f"a tutelage.data.Source is to be returned, not a {type(source).__name__}")
-        if self.config.duplicates != "report" and source.copies is None:
+        if self.config.duplicates != "report" and source.duplicates is None:
             raise UserError(
                 f"data.duplicates={self.config.duplicates}: {type(self).__name__} does not compare its images (its "
-                "Source has no copies); set it to report"
+                "Source has no duplicates); set it to report"
             )
+        if self.config.duplicates == "stop":
+            refuse_duplicates(source, self.config.root)
         return source
 
     @cached_property

@@ -8,6 +8,7 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.budget import draw_labelled
+from tutelage.data.duplicates import drop_duplicates
 from tutelage.data.files.names import abbreviate
 from tutelage.data.groups import GroupedImages, check_groups, without_evaluated_groups
 from tutelage.data.source import UNKNOWN, Source, empty_indices
@@ -54,15 +55,17 @@ def split(source: Source, config: DataConfig) -> Splits:
     another with the same ``data.split_seed``.
 
     Of a source without a test set, a fold or a fifth of each class is the test set, the same for every seed. No group
-    is in two of the splits, but for the labelled images and the pool.
+    is in two of the splits, but for the labelled images and the pool. ``data.duplicates=drop`` leaves duplicates out
+    once there is a test set, which therefore is the same with and without it.
 
     Raises:
-        UserError: a class has too few images for the budget or for a test set, none are left for validation, or given
-            splits tear a group apart.
+        UserError: a class has too few images for the budget or for a test set, none are left for validation, given
+            splits tear a group apart, or ``data.duplicates=drop`` leaves a class or the validation set empty.
     """
     check_groups(source, config)
     source = _with_test(source, config)
     whole_test = source.test
+    source, drop_notes = drop_duplicates(source) if config.duplicates == "drop" else (source, ())
     source_sizes = np.bincount(source.labels[source.train], minlength=len(source.classes))
     source = _limit(source, config)
     labelled, notes = draw_labelled(source, config, source_sizes)
@@ -84,7 +87,7 @@ def split(source: Source, config: DataConfig) -> Splits:
         validation_kind=kind,
         further_tests=source.further_tests,
         blocks=source.blocks,
-        notes=(*notes, *pool_notes),
+        notes=(*drop_notes, *notes, *pool_notes),
         whole_test=whole_test,
     )
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from tutelage.config import Config
 from tutelage.config.foreign_code import list_code_packages
-from tutelage.data import DataRuntime, ImageDataModule, abbreviate, absolute_pool, data_module, describe_copies
+from tutelage.data import DataRuntime, ImageDataModule, abbreviate, absolute_pool, data_module, describe_duplicates
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.runs.checks import check_before_data, check_stages
 from tutelage.runs.cluster.crash_guard import new_session
@@ -118,8 +117,9 @@ def _with_absolute_paths(config: Config) -> Config:
     """Return the config with absolute paths of its data, so that the run can be opened from any folder."""
     root, unlabelled = config.data.root, config.data.unlabelled
     paths = {} if unlabelled is None else {"unlabelled": absolute_pool(unlabelled)}
-    if root is not None and (path := Path(root).expanduser()).exists():
-        paths["root"] = str(path.resolve())
+    # os.path, as a dataset of one's own may have any text as root, too long for a path
+    if root is not None and os.path.exists(path := os.path.expanduser(root)):  # noqa: PTH110, PTH111
+        paths["root"] = os.path.realpath(path)
     return config.model_copy(update={"data": config.data.model_copy(update=paths)})
 
 
@@ -138,9 +138,9 @@ def _describe_data(data: ImageDataModule) -> dict[str, Any]:
 
 
 def _say_data_notes(context: RunContext) -> None:
-    """Print notes on the data: files left out, copies, classes with no labelled image or a single one."""
+    """Print notes on the data: files left out, duplicates, classes with no labelled image or a single one."""
     source, splits = context.data.source, context.data.splits
-    for note in (*source.notes, *splits.notes, *describe_copies(source, splits)):
+    for note in (*source.notes, *splits.notes, *describe_duplicates(source, splits)):
         context.observer.say(f"note: {note}")
     if source.left_out:
         names = abbreviate(source.left_out)
