@@ -257,7 +257,7 @@ def test_a_column_of_a_table_is_the_group(tmp_path):
     ):
         read(config)
     with pytest.raises(
-        UserError, match=r"data.group=person: 20 labelled .* no match \(.*list.csv has no such column\)"
+        UserError, match=r"data.group=person: .*list.csv has no such column, and 20 labelled .* no match"
     ):
         read(config.model_copy(update={"group": "person"}))
     with pytest.raises(UserError, match=r"data.group=\(: no column of the table, and no regular expression"):

@@ -73,6 +73,8 @@ def run_job(
             code = leave_to_slurm(train_run(config, location, arguments, ALONE))
         if code:
             return code
+    elif not one_line:
+        print(f"finished run: {location.folder.path}")
     _show_result(config, location.folder, one_line)
     return 0
 

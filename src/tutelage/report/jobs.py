@@ -13,8 +13,8 @@ SEED, FOLD = "seed", "data.fold"  # runs that differ only in these are repetitio
 KILO = 1000.0
 PERCENT_SIGN = "%"
 MEASURES_NOTE = (
-    "Mean over seeds, +- standard deviation. MB stored: all that is needed to predict. training s: seconds of all "
-    "stages of a run, without its control. ms/image: prediction time per test image, reading included."
+    "Mean over the runs of a row, +- standard deviation. MB stored: all that is needed to predict. training s: seconds "
+    "of all stages of a run, without its control. ms/image: prediction time per test image, reading included."
 )
 
 

@@ -169,10 +169,11 @@ def _render_body(record: Mapping[str, Any], shown: Sequence[page.Picture]) -> st
         for name, value in record["result"].items()
     )
     facts = {key: record[key] for key in ("version", "git", "python", "packages", "threads", "started", "finished")}
+    notes = [*build_notes(record), *record["data"]["notes"]]
     table = page.render_table(build_header(record), build_rows(record), final)
     return (
         f"<p class=note><code>{html.escape(record['command'])}</code></p>"
-        f"{table}{page.render_notes(build_notes(record))}{page.render_pictures(shown)}"
+        f"{table}{page.render_notes([*build_notes(record), *record.get('data', {}).get('notes', [])])}{page.render_pictures(shown)}"
         f"<h2>All metrics of {html.escape(final)}</h2><table>{metrics}</table>"
         f"<h2>How it was made</h2><pre>{html.escape(json.dumps(facts, indent=2, ensure_ascii=False))}</pre>"
     )

@@ -103,7 +103,7 @@ def report_sweep(outcomes: Sequence[Outcome], command: str, search: SweeperConfi
         return
     search_notes = _describe_search(keys, jobs, command, search)
     search_notes += [PARTIAL_NOTE.format(len(partial))] if partial else []
-    fold_notes = _describe_folds(jobs)
+    fold_notes = [*_describe_folds(jobs), *_describe_leaks(jobs)]
     networks, lines = _tabulate_networks(keys, jobs), label_efficiency.build_lines(keys, jobs)
     second_table = ResultTable(*label_efficiency.tabulate_lines(lines), 1) if lines else networks
     if second_table is not None:
@@ -135,6 +135,17 @@ def _describe_folds(jobs: Sequence[Job]) -> list[str]:
     """Return notes on how the folds of a cross-validation are pooled; none without folds."""
     pooled = pool_folds(jobs)
     return [] if pooled is None else [FOLDS_NOTE, BY_IMAGES_NOTE] if pooled.has_groups else [FOLDS_NOTE]
+
+
+def _describe_leaks(jobs: Sequence[Job]) -> list[str]:
+    """Return a note if test images of some runs are also learned from."""
+    counts = [len(job.record.get("data", {}).get("leaked", [])) for job in jobs]
+    if not any(counts):
+        return []
+    return [
+        f"Duplicates: in {sum(map(bool, counts))} of {len(jobs)} runs test images are also learned from, up to "
+        f"{max(counts)} of {max(job.test_images for job in jobs)}; data.duplicates=drop learns from none of them."
+    ]
 
 
 def _describe_search(keys: Sequence[str], jobs: Sequence[Job], command: str, search: SweeperConfig | None) -> list[str]:

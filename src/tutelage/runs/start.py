@@ -131,20 +131,29 @@ def _describe_data(data: ImageDataModule) -> dict[str, Any]:
         "images": len(source.labels),
         "test": len(data.splits.test),
         "left_out": list(source.left_out),
+        "leaked": [source.names[index] for index in data.leaked.tolist()],
+        "notes": _list_notes(data),
         "grouped": source.groups is not None,
         TEST_IDENTITY: list(data.test_identity),
         "labelled": np.bincount(source.labels[data.splits.labelled], minlength=len(source.classes)).tolist(),
     }
 
 
+def _list_notes(data: ImageDataModule) -> list[str]:
+    return [*data.source.notes, *data.splits.notes, *describe_duplicates(data.source, data.splits)]
+
+
 def _say_data_notes(context: RunContext) -> None:
     """Print notes on the data: files left out, duplicates, classes with no labelled image or a single one."""
     source, splits = context.data.source, context.data.splits
-    for note in (*source.notes, *splits.notes, *describe_duplicates(source, splits)):
+    for note in _list_notes(context.data):
         context.observer.say(f"note: {note}")
     if source.left_out:
         names = abbreviate(source.left_out)
         context.observer.say(f"warning: unreadable files are left out ({len(source.left_out):,}): {names}")
+    untested = np.setdiff1d(source.labels[splits.labelled], source.labels[splits.test])
+    if len(untested):
+        context.observer.say(f"warning: no test image of {abbreviate([source.classes[c] for c in untested])}")
     counts = np.bincount(source.labels[splits.labelled], minlength=len(source.classes))
     for number, images in ((0, "no labelled image"), (1, "a single labelled image")):
         classes = [source.classes[c] for c in np.flatnonzero(counts == number)]

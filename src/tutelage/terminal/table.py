@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tutelage.data import WITHOUT_DUPLICATES
 from tutelage.runs import PSEUDO_LABEL, is_tested, main_stage_name, train_entries
 from tutelage.runs.code import describe_other_code
 
@@ -114,12 +115,22 @@ def _test_metrics(record: Mapping[str, Any]) -> list[str]:
     return [TEST, *(key for key in keys if OTHER_TEST_SET.fullmatch(key))]
 
 
+def _has_others(record: Mapping[str, Any]) -> bool:
+    """Return whether a test set was also measured without the images that are learned from."""
+    return any(WITHOUT_DUPLICATES in key for entry in record["stages"] for key in entry["result"])
+
+
 def build_notes(record: Mapping[str, Any], wide: bool = True) -> list[str]:
     """Return the notes below the table."""
     lines = []
     left_out = record.get("data", {}).get("left_out", [])
     if left_out:
         lines.append(f"Data: unreadable files left out: {len(left_out):,} (run.json names them).")
+    if leaked := record.get("data", {}).get("leaked", []):
+        lines.append(
+            f"Data: test images that are also learned from: {len(leaked):,} (run.json names them)"
+            + ("; without-duplicates: the accuracy on the others." if _has_others(record) else ".")
+        )
     label_entries = [entry for entry in record["stages"] if entry["kind"] == PSEUDO_LABEL]
     if label_entries:
         right = (

@@ -17,7 +17,7 @@ from tutelage.data.duplicates import find_duplicates
 from tutelage.data.files.contents import content_ids
 from tutelage.data.files.decoding import FilePicture, open_picture
 from tutelage.data.files.folders import list_folder
-from tutelage.data.files.group_names import find_group_names, number_groups
+from tutelage.data.files.group_names import describe_groups, find_group_names, number_groups
 from tutelage.data.files.listing import Listing, find_path
 from tutelage.data.files.names import ALL, FURTHER_TEST_PREFIX, LABELLED_PARTS, UNLABELLED, printable
 from tutelage.data.files.packing import pack_images
@@ -93,6 +93,7 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
     labels = np.array([label_of_class.get(entry.label or "", UNKNOWN) for entry in entries], dtype=np.int64)
     parts = np.array([entry.part for entry in entries])
     groups = find_group_names(listing, config)
+    group_notes = () if groups is None else describe_groups(listing, groups, f"data.group={config.group}")
     indices = {part: np.flatnonzero(parts == part) for part in (ALL, *LABELLED_PARTS, UNLABELLED)}
     files = FileImages([entry.path for entry in entries], config)
     source = Source(
@@ -105,7 +106,7 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
         unlabelled=indices[UNLABELLED],
         names=SharedTexts(entry.name for entry in entries),
         left_out=left_out,
-        notes=(*listing.notes, *describe_range(_find_peak(facts, pool), config.white)),
+        notes=(*listing.notes, *group_notes, *describe_range(_find_peak(facts, pool), config.white)),
         groups=None if groups is None else number_groups(groups),
         further_tests={
             part.removeprefix(FURTHER_TEST_PREFIX): np.flatnonzero(parts == part)
