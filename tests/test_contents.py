@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -336,7 +337,34 @@ def test_white_leaves_8_bit_pictures_and_alpha_alone():
     half = np.full((1, 1, 4), 32768, dtype=np.uint16)
     half[..., :3] = 0
     _, content = cv2.imencode(".png", half)
+    plain = encode_tiff(half, 2, 2)
+    assert (read_pixels(BytesIO(plain), 3, WHITE, LIMIT, 4095) == 127).all()
     assert np.abs(read_pixels(BytesIO(content.tobytes()), 3, WHITE, LIMIT, 4095).astype(int) - 127).max() <= 1
+
+
+def encode_tiff(values: np.ndarray, photometric: int, extra: int | None) -> bytes:
+    """Return a TIFF of 16-bit values (H, W, 4), as TIFF 6.0 lays it out; ``extra`` says what the fourth is."""
+    height, width, samples = values.shape
+    tags = {256: width, 257: height, 258: 0, 259: 1, 262: photometric, 273: 0, 277: samples, 278: height, 279: 0}
+    tags |= {} if extra is None else {338: extra}
+    bits_at = 8 + 2 + 12 * len(tags) + 4  # after the header, the number of tags, the tags, and the end of their list
+    tags |= {258: bits_at, 273: bits_at + 2 * samples, 279: values.nbytes}
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    for tag, value in tags.items():
+        head += struct.pack("<HHII", tag, 3 if tag in {258, 338} else 4, samples if tag == 258 else 1, value)
+    return head + bytes(4) + struct.pack(f"<{samples}H", *[16] * samples) + values.astype("<u2").tobytes()
+
+
+@pytest.mark.parametrize(("photometric", "extra"), [(2, 0), (2, 1), (5, None)])  # RGB and pad; premultiplied; CMYK
+def test_white_leaves_alone_what_is_neither_colours_nor_plain_alpha(photometric, extra, capfd):
+    values = np.random.default_rng(0).integers(0, 4096, (3, 4, 4), dtype=np.uint16)
+    content = encode_tiff(values, photometric, extra)
+    assert check_image(content, LIMIT) == ("", 12, 0)
+    expected = read_pixels(BytesIO(content), 3, WHITE, LIMIT)
+    assert (read_pixels(BytesIO(content), 3, WHITE, LIMIT, 4095) == expected).all()
+    if extra == 0:
+        assert (expected == values[..., :3] >> 8).all()
+    assert capfd.readouterr().err == ""
 
 
 def test_twelve_bits_in_16_bit_files_are_noted_with_what_to_type(tmp_path):
@@ -368,4 +396,4 @@ def test_white_and_duplicates_are_part_of_the_identity_unless_they_change_nothin
     keys = {"white", "duplicates"}
     assert not keys & set(NOT_IN_DATA)
     for changes, expected in (({}, set()), ({"white": 65535}, set()), ({"white": 4095, "duplicates": "drop"}, keys)):
-        assert keys & set(rgb_config(**changes).model_dump(exclude_defaults=True)) == expected
+        assert keys & set(folder_config(Path("data"), **changes).model_dump(exclude_defaults=True)) == expected
