@@ -11,6 +11,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -259,6 +260,9 @@ def test_a_shard_on_the_network_is_known_by_what_its_server_says_of_it(tmp_path,
     assert moved.state == ('"2"',)
     local = Shard("0.tar", "/0.tar", (1, 2, 3, 4))
     assert with_validators([local], tmp_path) == [local]
+    assert "127.0.0.1" not in (tmp_path / "validators.json").read_text()  # a URL may contain a password
+    with pytest.raises(KeyboardInterrupt):
+        with_validators([shard], tmp_path, Mock(side_effect=KeyboardInterrupt))
 
 
 def test_a_server_that_is_not_there_is_asked_once(tmp_path, server):

@@ -17,7 +17,7 @@ import numpy as np
 from tutelage.data.datasets.download import OnProgress, cache_folder
 from tutelage.data.files.decoding import Check
 from tutelage.data.files.threads import Tick, read_in_threads
-from tutelage.storage import digest, write_whole
+from tutelage.storage import digest, remove_old_partials, write_whole
 
 CACHE_NAME, LISTS_NAME = "contents", "lists"  # a folder of our cache, and one in it
 MARK_BYTES, DIGEST_BYTES, ID_BYTES = 16, 32, 8
@@ -221,3 +221,4 @@ def _read_array(file: Path, dtype: np.dtype) -> np.ndarray:
 def _write_array(file: Path, array: np.ndarray) -> None:
     with suppress(OSError):  # in a folder without write permission every start reads all files
         write_whole(file, lambda out: np.save(out, array))
+        remove_old_partials(file.parent)

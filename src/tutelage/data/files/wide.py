@@ -99,8 +99,9 @@ def _read_colours(image: Any, content: bytes) -> np.ndarray:
 
 
 def _scale(values: np.ndarray, white: int) -> np.ndarray:
-    """Return values, 0 to 65535, with 0 to ``white`` spread over 0 to 255, rounded, as uint8; larger ones become 255."""
-    return _make_scale(white)[values]
+    """Return values of 16 bits with 0 to ``white`` spread over 0 to 255, rounded, as uint8; larger ones become 255."""
+    scaled: np.ndarray = _make_scale(white)[values]
+    return scaled
 
 
 @lru_cache(maxsize=2)  # of an image with alpha: that of its colours and that of its alpha
