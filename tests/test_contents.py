@@ -27,7 +27,7 @@ from tutelage.data import fingerprint
 from tutelage.data.datasets.image_files import LISTINGS, image_files
 from tutelage.data.files import contents, scan
 from tutelage.data.files.contents import Scope, read_contents
-from tutelage.data.files.decoding import check_image, read_pixels
+from tutelage.data.files.decoding import Check, check_image, read_pixels
 from tutelage.data.shards.pools import Shard
 from tutelage.data.shards.validators import with_validators
 from tutelage.runs.identity import NOT_IN_DATA
@@ -103,10 +103,48 @@ def test_an_unchanged_folder_is_not_read_for_its_fingerprint_nor_for_its_run(tmp
     config = folder_config(write_folder(tmp_path / "data"))
     first = fingerprint(config)
     assert sorted(read) == sorted(map(str, (tmp_path / "data").rglob("*.bmp")))  # each once
+    for file in (tmp_path / "data").rglob("*.bmp"):
+        os.utime(file, (4e9, 4e9))  # in the future
+    assert fingerprint(config) == first
     read.clear()
     assert fingerprint(config) == first
     image_files(LISTINGS["ImageFolder"](config), config)
     assert not read
+
+
+def test_a_pool_is_read_once_under_any_root_and_is_remembered_by_runs_without_it(tmp_path, read):
+    pool, copy, roots = tmp_path / "pool", tmp_path / "copy", [tmp_path / "first", tmp_path / "second"]
+    for number, top in enumerate((pool, *roots)):
+        write_folder(top, (50, 3, 4)[number], seed=number)
+    (roots[0] / "cat" / "bad.bmp").write_bytes(b"no image")
+    changes = {"unlabelled": str(pool), "on_bad_image": "skip"}
+    first = fingerprint(folder_config(roots[0], **changes))
+    fingerprint(folder_config(roots[0], on_bad_image="skip"))
+    read.clear()
+    assert fingerprint(folder_config(roots[0], **changes)) == first
+    assert read == [str(roots[0] / "cat" / "bad.bmp")]  # a broken file may have been repaired
+    read.clear()
+    fingerprint(folder_config(roots[1], **changes))
+    assert len(read) == 8
+    shutil.copytree(pool, copy)
+    read.clear()
+    assert fingerprint(folder_config(roots[0], **changes | {"unlabelled": str(copy)})) == first
+    assert len(read) == 1 + contents.DRAWN
+
+
+def test_files_that_change_while_others_are_read_are_not_remembered(monkeypatch):
+    monkeypatch.setattr(contents, "SETTLED_NS", 10_000_000)
+    read = []
+
+    def examine(number, tick, find_check):
+        time.sleep(0.02)
+        read.append(number)
+        return bytes([1] * 32), Check("", 1)
+
+    for _ in range(2):
+        scope = Scope("here", ["new", "old"], np.array([time.time_ns(), 0]), np.ones(2), 1, lambda count: f"{count}")
+        read_contents(scope, examine, lambda *report: None)
+    assert read == [0, 1, 0]
 
 
 def test_files_that_were_written_just_now_are_read_again(tmp_path, read, monkeypatch, cache):
@@ -133,13 +171,13 @@ def test_long_work_is_saved_before_it_ends(tmp_path, monkeypatch, cache):
     monkeypatch.setattr(contents, "SECONDS_BETWEEN_SAVES", 0.0)
     saved = []
 
-    def examine(number, tick, known):
-        return number.to_bytes(32, "little"), check_image(b"", LIMIT)._replace(reason="", pixels=1)
+    def examine(number, tick, find_check):
+        return (1 + number).to_bytes(32, "little"), Check("", 1)
 
     scope = Scope("here", list(map(str, range(200))), np.zeros(200), np.ones(200), 1, lambda count: f"{count}")
     facts, reasons = read_contents(scope, examine, lambda *report: saved.append(len([*cache.glob("*.npy")])))
     assert saved[0] == 1
-    assert [int.from_bytes(content, "little") for content in facts["content"].tolist()] == list(range(200))
+    assert [int.from_bytes(content, "little") for content in facts["content"].tolist()] == list(range(1, 201))
     assert not reasons
 
 

@@ -7,6 +7,7 @@ from tutelage.config.targets import failures_as_user_errors
 from tutelage.data.datasets import huggingface, image_files
 from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.datasets.image_files import LISTINGS
+from tutelage.data.files.names import printable
 from tutelage.data.files.scan import digest_contents
 from tutelage.data.shards.pools import is_remote
 from tutelage.errors import UserError
@@ -78,4 +79,4 @@ def default_fingerprint(config: DataConfig, on_progress: OnProgress = ignore_pro
 
 
 def _digest_path(key: str, location: str, on_progress: OnProgress) -> str:
-    return digest_contents(Path(location).expanduser(), f"{key}={location}", on_progress)
+    return digest_contents(Path(location).expanduser(), f"{key}={printable(location)}", on_progress)

@@ -52,7 +52,7 @@ class Check(NamedTuple):
 
     Attributes:
         reason: why it cannot be decoded; empty if it can.
-        pixels: their number, width times height; 0 if it cannot be decoded.
+        pixels: their number, width times height; 0 if it cannot be decoded, or is no image.
         peak: the largest value of an image with 16 bits a sample; 0 for images with fewer bits.
     """
 

@@ -35,7 +35,7 @@ def add_unlabelled(listing: Listing, unlabelled: str | None) -> Listing:
     notes = (*listing.notes, *left_out.notes(setting))
     if len(new) < len(entries):
         notes += (f"{setting}: {len(entries) - len(new):,} of its images are elsewhere in the data, not in the pool",)
-    return replace(listing, entries=(*listing.entries, *new), notes=notes)
+    return replace(listing, entries=(*listing.entries, *new), notes=notes, pool_path=path, pool_count=len(new))
 
 
 def _read_list(path: Path, setting: str) -> list[str]:
