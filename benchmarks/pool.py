@@ -28,7 +28,7 @@ import numpy as np
 
 from lengths import length
 from tutelage.data import LabelStore, Source, StageData, read_labels, shard_files, write_summary, write_table
-from tutelage.data.duplicates import find_copies
+from tutelage.data.duplicates import find_duplicates
 from tutelage.data.source import IndexNames
 
 POOLS = (10_000, length(10_000_000, 1_000_000))
@@ -75,7 +75,7 @@ def make_source(pool: int) -> Source:
         val=np.empty(0, dtype=np.int64),
         unlabelled=np.arange(2 * LABELLED, len(labels), dtype=np.int32),
         names=IndexNames(len(labels)),
-        copies=find_copies(*make_content_ids(pool)),
+        duplicates=find_duplicates(*make_content_ids(pool)),
     )
 
 

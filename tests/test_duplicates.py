@@ -18,8 +18,8 @@ from helpers.runs import only_run, run
 from helpers.sources import make_source
 from tutelage.config import DataConfig
 from tutelage.config.compose import compose
-from tutelage.data import ImageDataModule, Source, data_module, describe_copies, split
-from tutelage.data.duplicates import find_copies, find_leaked, treat_copies
+from tutelage.data import ImageDataModule, Source, data_module, describe_duplicates, split
+from tutelage.data.duplicates import find_duplicates, find_leaked
 from tutelage.errors import UserError
 from tutelage.terminal.table import build_header
 
@@ -51,7 +51,7 @@ FILES = {
     **{f"test-night/{label}/{n}.png": n for label, n in (("cat", 24), ("dog", 25))},
     **{f"unlabelled/{n}.png": n for n in range(26, 30)},
 }
-COPIES = {
+DUPLICATES = {
     "train/cat/test.png": 16,  # of the test set, as cat
     "unlabelled/test.png": 20,  # of the test set
     "unlabelled/val.png": 12,
@@ -76,11 +76,11 @@ def names(source: Source, indices) -> set[str]:
     return {source.names[int(index)] for index in indices}
 
 
-def test_copies_are_reported_by_kind_and_name(tmp_path):
-    source, config = read_source(write_files(tmp_path, FILES | COPIES))
+def test_duplicates_are_reported_by_kind_and_name(tmp_path):
+    source, config = read_source(write_files(tmp_path, FILES | DUPLICATES))
     leaked = {"test/cat/16.png", "test/dog/20.png", "test-night/dog/25.png"}
     assert names(source, find_leaked(source, split(source, config))) == leaked
-    leaks, learned, tests, contradictions = describe_copies(source, split(source, config))
+    leaks, learned, tests, contradictions = describe_duplicates(source, split(source, config))
     assert leaks.startswith("3 test images also in the training, validation and unlabelled data: ")
     for pair in (
         "train/cat/test.png = test/cat/16.png",
@@ -99,55 +99,63 @@ def test_copies_are_reported_by_kind_and_name(tmp_path):
     assert contradictions.startswith("2 images with contradicting labels: ")
 
 
-def test_of_several_copies_those_are_named_that_show_the_fault():
+def test_of_several_duplicates_those_are_named_that_show_the_fault():
     source = make_source(np.array([0, 0, 1, 1]), 4, 0)  # the test images 4 to 7 have the labels 0, 0, 1, 1
     contents = np.array([9, 9, 9, 3, 4, 5, 9, 7], dtype=np.uint64)
-    source = Source(**{**vars(source), "copies": find_copies(contents)})
-    leaks, _, contradictions = describe_copies(source, split(source, data_config()))
+    source = Source(**{**vars(source), "duplicates": find_duplicates(contents)})
+    assert (
+        "scores named without-duplicates leave them out" in describe_duplicates(source, split(source, data_config()))[0]
+    )
+    is_test_learned = Source(**{**vars(source), "test": source.test[2:3]})
+    assert "left to score" in describe_duplicates(is_test_learned, split(is_test_learned, data_config()))[0]
+    leaks, _, contradictions = describe_duplicates(source, split(source, data_config()))
     assert leaks.startswith("1 test image also in the training, validation and unlabelled data: 0 = 6; ")
     assert contradictions == "1 image with contradicting labels: 0 = 2"
 
 
-def test_data_without_copies_has_nothing_to_report(tmp_path):
+def test_data_without_duplicates_has_nothing_to_report(tmp_path):
     source, config = read_source(write_files(tmp_path, FILES))
-    assert not len(source.copies)
-    assert not describe_copies(source, split(source, config))
+    assert not len(source.duplicates)
+    assert not describe_duplicates(source, split(source, config))
     assert not len(find_leaked(source, split(source, config)))
 
 
-def test_drop_keeps_one_copy_and_leaves_test_sets_as_they_are(tmp_path):
-    root = write_files(tmp_path, FILES | COPIES)
+def test_drop_keeps_each_image_once_and_leaves_test_sets_as_they_are(tmp_path):
+    root = write_files(tmp_path, FILES | DUPLICATES)
     source, config = read_source(root, duplicates="drop")
-    everything, _ = read_source(root)
+    splits = split(source, config)
     parts = {
-        "train": names(source, source.train),
-        "val": names(source, source.val),
-        "unlabelled": names(source, source.unlabelled),
+        "train": names(source, splits.labelled),
+        "val": names(source, splits.validation),
+        "unlabelled": names(source, splits.pool),
     }
     expected = {part: {name for name in FILES if name.startswith(f"{part}/")} for part in parts}
     expected["train"] -= CONTRADICTORY
     assert parts == expected
-    assert names(source, source.test) == names(everything, everything.test)
-    assert len(source.further_tests["night"]) == 2
-    assert source.notes == (
-        "data.duplicates=drop leaves out 7 copies (val 1, train 4, unlabelled 2), "
+    assert names(source, splits.test) == {name for name in FILES | DUPLICATES if name.startswith("test/")}
+    assert len(splits.further_tests["night"]) == 2
+    assert splits.notes == (
+        "data.duplicates=drop leaves out 7 duplicates (val 1, train 4, unlabelled 2), "
         "2 of them because their labels contradict each other",
     )
-    assert describe_copies(source, split(source, config)) == [
+    assert describe_duplicates(source, splits) == [
         "1 image more than once in the test data: test/cat/dog.png = test/dog/21.png",
         "1 image with contradicting labels: test/cat/dog.png = test/dog/21.png",
     ]
 
 
-def test_a_class_that_drop_leaves_empty_is_an_error(tmp_path):
+def test_a_class_or_a_validation_set_that_drop_leaves_empty_is_an_error(tmp_path):
     root = write_files(tmp_path, {f"{c}/{n}.png": n for c in ("train/cat", "test/cat") for n in range(2)})
     write_files(root, {"train/dog/5.png": 5, "test/dog/6.png": 6})
     with pytest.raises(UserError, match="data.duplicates=drop: class 'cat' has no training image left"):
-        read_source(root, duplicates="drop")
+        split(*read_source(root, duplicates="drop"))
+    write_files(root, {"train/cat/7.png": 7, "val/cat/6.png": 6})
+    with pytest.raises(UserError, match="data.duplicates=drop: no validation image is left: all are"):
+        split(*read_source(root, duplicates="drop"))
 
 
 def test_stop_ends_with_the_names(tmp_path, capsys):
-    root = write_files(tmp_path, FILES | COPIES)
+    root = write_files(tmp_path, FILES | DUPLICATES)
     with pytest.raises(UserError, match=r"^data.duplicates=stop: 7 images of data.root=.* with the content of another"):
         read_source(root, duplicates="stop")
     lines = capsys.readouterr().err.splitlines()
@@ -157,7 +165,7 @@ def test_stop_ends_with_the_names(tmp_path, capsys):
     assert len(source.train) == 12
 
 
-def test_a_copy_on_the_other_side_of_a_split_is_a_leak(tmp_path):
+def test_a_duplicate_on_the_other_side_of_a_split_is_a_leak(tmp_path):
     files = {f"{label}/{n}.png": 20 * c + n for c, label in enumerate(("cat", "dog")) for n in range(20)}
     root = write_files(tmp_path, files)
     source, config = read_source(root)
@@ -165,10 +173,13 @@ def test_a_copy_on_the_other_side_of_a_split_is_a_leak(tmp_path):
     learned, tested = (source.names[int(part[0])] for part in (splits.labelled, splits.test))
     (root / learned).write_bytes((root / tested).read_bytes())
     source, config = read_source(root)
-    assert names(source, find_leaked(source, split(source, config))) == {tested}
+    reported = split(source, config)
+    assert names(source, find_leaked(source, reported)) == {tested}
     source, config = read_source(root, duplicates="drop")
-    assert not len(find_leaked(source, split(source, config)))
-    assert len(source.train) == 39
+    splits = split(source, config)
+    assert not len(find_leaked(source, splits))
+    assert set(reported.labelled) - set(splits.labelled) == {list(source.names).index(learned)}
+    assert (splits.test == reported.test).all()
 
 
 def write_tar(path: Path, pictures: list[int]) -> None:
@@ -189,19 +200,20 @@ def test_images_of_shards_are_compared_with_the_files_and_not_with_each_other(tm
     source, config = read_source(root, **pool)
     splits = split(source, config)
     assert names(source, find_leaked(source, splits)) == {"test/cat/17.png"}
-    notes = describe_copies(source, splits)
+    notes = describe_duplicates(source, splits)
     assert "test/cat/17.png = 0.tar#2" in notes[0]
     assert notes[1].endswith("train/cat/3.png = 1.tar#0")
     assert len(notes) == 2
-    source, _ = read_source(root, duplicates="drop", **pool)
-    assert names(source, source.unlabelled) - set(FILES) == {"0.tar#0", "0.tar#1", "0.tar#3", "1.tar#1", "1.tar#2"}
-    assert "(unlabelled 2)" in source.notes[0]
+    source, config = read_source(root, duplicates="drop", **pool)
+    splits = split(source, config)
+    assert names(source, splits.pool) - set(FILES) == {"0.tar#0", "0.tar#1", "0.tar#3", "1.tar#1", "1.tar#2"}
+    assert "(unlabelled 2)" in splits.notes[0]
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=20), st.lists(st.lists(st.integers(0, 12), max_size=6)))
-def test_copies_are_those_that_comparing_each_with_each_finds(files, shards):
+def test_duplicates_are_those_that_comparing_each_with_each_finds(files, shards):
     ids = np.concatenate([np.arange(8), np.arange(1, 6) << 60]).astype(np.uint64)  # equal first bits, and different
-    found = find_copies(ids[files], (ids[shard] for shard in shards))
+    found = find_duplicates(ids[files], (ids[shard] for shard in shards))
     everything = files + [value for shard in shards for value in shard]
     expected = {
         index
@@ -217,25 +229,27 @@ def test_copies_are_those_that_comparing_each_with_each_finds(files, shards):
 
 
 @given(st.integers(0, 99))
-def test_after_drop_no_image_that_is_learned_from_has_a_copy(seed):
+def test_after_drop_no_image_that_is_learned_from_has_a_duplicate_and_the_test_set_is_the_same(seed):
     rng = np.random.default_rng(seed)
-    source = make_source(np.arange(40) % 2, 20, 30)
-    contents = rng.integers(0, 80, 90).astype(np.uint64)
-    config = data_config(_target_="tutelage.data.ImageFolder", duplicates="drop")
-    source = treat_copies(Source(**{**vars(source), "copies": find_copies(contents)}), config)
-    learned = contents[np.concatenate([source.train, source.unlabelled])]
+    source = make_source(np.arange(40) % 2, 20 * (seed % 2), 30)
+    contents = rng.integers(0, 80, len(source.labels)).astype(np.uint64)
+    source = Source(**{**vars(source), "duplicates": find_duplicates(contents)})
+    folds = {} if seed % 2 else rng.choice([{"folds": 4, "fold": 1}, {}])
+    config = data_config(_target_="tutelage.data.ImageFolder", **folds)
+    splits = split(source, config.model_copy(update={"duplicates": "drop"}))
+    learned = contents[np.concatenate([splits.labelled, splits.pool])]
     assert len(np.unique(learned)) == len(learned)
-    assert not np.isin(learned, contents[source.test]).any()
-    assert len(source.test) == 20
+    assert not np.isin(learned, contents[splits.test]).any()
+    assert (splits.test == split(source, config).test).all()
 
 
-def test_rows_of_hugging_face_without_an_image_are_no_copies_of_each_other(tmp_path):
+def test_rows_of_hugging_face_without_an_image_are_no_duplicates_of_each_other(tmp_path):
     import datasets
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     pictures = [Image.fromarray(PICTURES[number]) for number in range(6)]
     config = rgb_config(_target_="tutelage.data.HuggingFace", on_bad_image="skip", duplicates="stop")
-    for name, images in (("none", [*pictures, None, None]), ("copies", [*pictures, None, pictures[2]])):
+    for name, images in (("none", [*pictures, None, None]), ("duplicates", [*pictures, None, pictures[2]])):
         rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1] * 4}, features=features)
         rows.save_to_disk(str(tmp_path / name))
         source_of = data_module(config.model_copy(update={"root": str(tmp_path / name)}))
@@ -246,7 +260,7 @@ def test_rows_of_hugging_face_without_an_image_are_no_copies_of_each_other(tmp_p
                 _ = source_of.source
 
 
-def test_datasets_whose_images_are_not_compared_refuse_to_drop_copies():
+def test_datasets_whose_images_are_not_compared_refuse_to_drop_duplicates():
     with pytest.raises(
         UserError, match="data.duplicates=drop goes with data=image_folder, imagenet, table, hugg.*Digits"
     ):
@@ -261,7 +275,7 @@ def test_datasets_whose_images_are_not_compared_refuse_to_drop_copies():
 
 
 def test_a_run_has_its_test_score_also_without_the_images_that_it_learned_from(tmp_path, outputs):
-    root = write_files(tmp_path / "data", FILES | COPIES)
+    root = write_files(tmp_path / "data", FILES | DUPLICATES)
     shape = ("data.image_size=8", "data.batch_size=4", "schedule.epochs=null", "schedule.steps=2")
     network = ("model=perceptron", "augmentation=none", "callbacks.report=false")
     assert run(outputs, "data=image_folder", f"data.root={root}", *shape, *network) == 0

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from helpers.configs import data_config
+from helpers.sources import make_source
 from tutelage.config import SweeperConfig
 from tutelage.config.compose import compose
+from tutelage.data.splits import identify_test, split
 from tutelage.errors import UserError
 from tutelage.report.folds import describe_missing_folds, pool_folds
 from tutelage.report.gains import measure_overlap
@@ -18,7 +21,7 @@ from tutelage.report.pairs import compare_with_references
 from tutelage.report.searches import build_full_command
 from tutelage.report.sweep_report import report_sweep
 from tutelage.runs.folder import SCHEMA_VERSION
-from tutelage.runs.weight_sources import check_folds_of_sources
+from tutelage.runs.weight_sources import TEST_IDENTITY, check_tested_by_sources
 from tutelage.sweeps.folder import Outcome
 
 IMAGES = (40, 30, 30)  # of the test set of each fold
@@ -38,7 +41,7 @@ CORRECT = {  # images that were right, by strategy, fold and seed
 }
 
 
-def write_sweep(root, group=None, more=()):
+def write_sweep(root, grouped=False, more=()):
     outcomes = []
     for (strategy, fold, seed), correct in CORRECT.items():
         folder = root / f"{strategy}-{fold}-{seed}"
@@ -51,8 +54,8 @@ def write_sweep(root, group=None, more=()):
             "files": {},
             "result": result,
             "stages": [stage],
-            "identity": {"data": {"folds": 3, "fold": fold, **({"group": group} if group else {})}},
-            "data": {"test": IMAGES[fold], "labelled": [10, 10]},
+            "identity": {"data": {"folds": 3, "fold": fold}},
+            "data": {"test": IMAGES[fold], "labelled": [10, 10], "grouped": grouped},
         }
         (folder / "run.json").write_text(json.dumps(record))
         overrides = ["data.folds=3", f"data.fold={fold}", f"strategy={strategy}", f"seed={seed}", *more]
@@ -82,7 +85,7 @@ def test_the_folds_of_a_setting_are_one_row_with_the_interval_over_their_images(
 
 
 def test_images_of_groups_are_said_to_be_counted_as_independent(tmp_path):
-    jobs, _, _ = read_finished_jobs(write_sweep(tmp_path, group="p[0-9]"))
+    jobs, _, _ = read_finished_jobs(write_sweep(tmp_path, grouped=True))
     assert str(pool_folds(jobs)).endswith(" by images)")
 
 
@@ -130,11 +133,19 @@ def test_a_search_over_folds_ranks_their_mean_and_trains_the_best_on_all_of_them
 def test_a_teacher_that_has_learned_from_the_fold_is_refused(tmp_path):
     write_sweep(tmp_path)
     teacher = tmp_path / "supervised-1-1"  # a run of fold 1
-    config = compose(["strategy=teacher_student", f"strategy.teachers=['{teacher}']", "data.folds=3", "data.fold=2"])
-    with pytest.raises(UserError, match=r"strategy.teachers=.*: it has learned from images of data.fold=2, the test"):
-        check_folds_of_sources(config, {"data": {"folds": 3, "fold": 2}})
-    check_folds_of_sources(config, {"data": {"folds": 3, "fold": 1}})
-    check_folds_of_sources(config, {"data": {"folds": 3, "fold": 2, "fingerprint": "of other data"}})
+    source = make_source(np.repeat(np.arange(2), 12), test=0, unlabelled=3)
+    test_of_fold = [
+        identify_test(source, split(source, data_config(folds=3, fold=fold, labels_per_class=fold))) for fold in (1, 2)
+    ]
+    record = json.loads((teacher / "run.json").read_text())
+    (teacher / "run.json").write_text(json.dumps(record | {"data": {TEST_IDENTITY: test_of_fold[0]}}))
+    (teacher / "best.ckpt").touch()
+    for weights in (teacher, teacher / "best.ckpt"):
+        config = compose(["strategy=teacher_student", f"strategy.teachers=[{weights}]"])
+        with pytest.raises(UserError, match=r"strategy.teachers=.*: it has another test set out of the same images"):
+            check_tested_by_sources(config, test_of_fold[1])
+        check_tested_by_sources(config, test_of_fold[0])
+        check_tested_by_sources(config, ("of other images", test_of_fold[1][1]))
 
 
 def test_shares_in_percent_are_numbers_along_an_axis_of_their_own():

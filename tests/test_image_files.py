@@ -26,6 +26,7 @@ from tutelage.data.files import scan as scan_module
 from tutelage.data.files import threads as threads_module
 from tutelage.data.files.decoding import BadImage, check_image, read_pixels
 from tutelage.data.files.folders import list_folder
+from tutelage.data.files.names import sort_classes
 from tutelage.data.files.tables import list_table
 from tutelage.data.files.unlabelled import add_unlabelled
 from tutelage.errors import UserError
@@ -424,13 +425,14 @@ def test_unlabelled_images_come_from_a_folder_or_a_list(tmp_path):
     for label in ("cat", "dog"):
         write_images(tmp_path / "data" / "train" / label, 3)
     write_images(tmp_path / "more", 4)
-    (tmp_path / "list.txt").write_text("more/0.png\nmore/1.png\n\n")
+    (tmp_path / "list.txt").write_text("more/0.png\nmore/1.png\n\nmore/../more/0.png\n more/0.png\n")
     (tmp_path / "list.csv").write_text("path\nmore/2.png\n")
     for name, count in (("more", 4), ("list.txt", 2), ("list.csv", 1)):
         listing = add_unlabelled(list_folder(str(tmp_path / "data")), str(tmp_path / name))
         source = image_files(listing, rgb_config())
         assert len(source.unlabelled) == count
         assert (source.labels[source.unlabelled] == UNKNOWN).all()
+        assert ("2 of its paths lead to an image that an earlier one" in "".join(source.notes)) == (name == "list.txt")
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         add_unlabelled(list_folder(str(tmp_path / "data")), str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="neither a folder, nor a list"):
@@ -443,7 +445,7 @@ def test_images_that_are_labelled_or_tested_on_do_not_enter_the_pool(tmp_path):
             write_images(tmp_path / part / label, 3)
     listing = add_unlabelled(list_folder(str(tmp_path)), str(tmp_path / "test"))
     assert not [entry for entry in listing.entries if entry.part == "unlabelled"]
-    assert "6 of its images are elsewhere" in listing.notes[0]
+    assert "6 of its images are in the data already" in listing.notes[0]
 
 
 def test_a_dataset_of_hugging_face_is_read_from_disk(tmp_path):
@@ -454,16 +456,23 @@ def test_a_dataset_of_hugging_face_is_read_from_disk(tmp_path):
     images = [Image.new("RGBA", (20, 20), (10 * n, 0, 0, 255 * (n % 2))) for n in range(9)]
     whole = datasets.Dataset.from_dict({"picture": images, "label": [0, 1, 2] * 3}, features=features)
     unknown = datasets.Dataset.from_dict({"picture": images[:2], "label": [-1, -1]}, features=features)
-    parts = {"train": whole, "validation": whole.select([0]), "test": whole.select([1, 2]), "unsupervised": unknown}
+    parts = {"train": whole, "Dev": whole.select([0]), "testing": whole.select([1, 2])}
+    parts |= {"unsupervised": unknown, "test_extra": unknown}
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "hf"))
     config = rgb_config(root=str(tmp_path / "hf"), background=[0, 255, 0])
     source = hugging_face(config)
     assert source.classes == ("cat", "dog", "eel")
+    assert source.notes == (f"data.root={tmp_path}/hf: splits that are no part of the data are left out: test_extra",)
     assert [len(p) for p in (source.train, source.val, source.test, source.unlabelled)] == [9, 1, 2, 2]
     assert source.images[4][8, 8].tolist() == [0, 255, 0]
     assert source.images[5][8, 8].tolist() == [50, 0, 0]
     assert source.labels[:4].tolist() == [0, 1, 2, 0]
     assert content_fingerprint(config) == content_fingerprint(config)
+    datasets.DatasetDict({"train": unknown, "val": unknown, "dev": unknown}).save_to_disk(str(tmp_path / "two"))
+    with pytest.raises(UserError, match="File name too long"):
+        hugging_face(rgb_config(root="x" * 256))
+    with pytest.raises(UserError, match="splits val and dev are the same part; join them"):
+        hugging_face(rgb_config(root=str(tmp_path / "two")))
     with pytest.raises(UserError, match="is no folder, and the hub has no such dataset"):
         hugging_face(rgb_config(root=str(tmp_path / "none")))
 
@@ -478,6 +487,8 @@ def test_labels_that_other_programs_read_as_missing_stay_labels(tmp_path):
 def test_numbers_written_in_two_ways_keep_one_order(tmp_path):
     rows = [(f"{n}.png", ("1", "01", "2")[n % 3]) for n in range(30)]
     assert list_table(write_table(tmp_path, rows, ("path", "label"))).classes == ("01", "1", "2")
+    long, numbers = "9" * 5000, ["10", "2", "007", "0", "12", "8", "\u0664"]  # the last is an Arabic 4
+    assert sort_classes([*numbers, long, "1" + long]) == (*sorted(numbers, key=int), long, "1" + long)
 
 
 def test_the_label_of_an_unlabelled_image_is_only_used_for_measuring(tmp_path):

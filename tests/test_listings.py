@@ -14,7 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.configs import rgb_config
 from tutelage.config.compose import compose
+from tutelage.data import fingerprint
+from tutelage.data.datasets.image_files import LISTINGS
 from tutelage.data.files.columns import read_columns
 from tutelage.data.files.folders import list_folder
 from tutelage.data.files.names import describe_similar, find_part, printable
@@ -126,7 +129,7 @@ def test_the_layout_goes_with_folders_and_is_not_in_the_identity():
         compose(["data=table", "data.root=x.csv", "data.layout=splits"])
 
 
-def test_folders_that_programs_keep_for_themselves_are_left_out_and_counted(tmp_path):
+def test_folders_that_programs_keep_for_themselves_are_left_out_and_counted(tmp_path, monkeypatch):
     write_parts(tmp_path, ".")
     junk = ["cat/@eaDir/0.png/thumb.jpg", "__MACOSX/cat/1.png", "__MACOSX/cat/2.png", "dog/x/.ipynb_checkpoints/0.png"]
     write_files(tmp_path, *junk, "cat/@eaDir/index.db", "$RECYCLE.BIN/empty.txt", ".hidden/0.png", "cat/._0.png")
@@ -135,6 +138,9 @@ def test_folders_that_programs_keep_for_themselves_are_left_out_and_counted(tmp_
     assert len(listing.entries) == 4
     (note,) = listing.notes
     assert note.endswith("are left out (__MACOSX 2, @eaDir 1, .ipynb_checkpoints 1)")
+    assert note in list_folder(str(tmp_path), layout="classes").notes
+    monkeypatch.setattr("tutelage.data.files.listing.MAX_WALKED", 2)
+    assert list_folder(str(tmp_path)).notes[0].endswith("(__MACOSX 2, counted no further than 2 files)")
     pool = tmp_path / "pool"
     write_files(pool, "0.png", ".thumbnails/0.png", "lost+found/0.png")
     (tmp_path / "data").mkdir()
@@ -185,7 +191,35 @@ def test_links_to_regular_files_are_read(tmp_path):
     write_parts(tmp_path, ".")
     write_files(tmp_path.parent, "elsewhere.png")
     (tmp_path / "cat" / "link.png").symlink_to(tmp_path.parent / "elsewhere.png")
+    for folder in ("", "cat"):
+        (tmp_path / folder / "notes").symlink_to("notes")
     assert len(list_folder(str(tmp_path)).entries) == 5
+    (tmp_path / "cat" / "loop.png").symlink_to("loop.png")
+    with pytest.raises(UserError, match=r"cat/loop.png: cannot be read \(Too many levels of symbolic links\); repair"):
+        list_folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "x" * 256 + ".csv"])
+def test_a_name_that_no_file_can_have_is_refused_in_one_line(tmp_path, name):
+    write_parts(tmp_path, "data")
+    config = rgb_config(_target_="tutelage.data.ImageFolder", root=str(tmp_path / "data"), unlabelled=name)
+    for call in (
+        lambda: list_folder(name),
+        lambda: list_table(name),
+        lambda: LISTINGS["ImageFolder"](config),
+        lambda: fingerprint(rgb_config(_target_="tutelage.data.Digits", root=name)),
+    ):
+        with pytest.raises(
+            UserError, match=r"^data.(root|unlabelled)=x*(.csv)?: cannot be read \(File name too long\); name"
+        ):
+            call()
+
+
+@pytest.mark.parametrize("name", ["test-without-duplicates", "Test-night-Without-duplicates"])
+def test_a_folder_is_not_called_as_the_score_of_another_without_duplicates(tmp_path, name):
+    write_parts(tmp_path, "train", "test", name)
+    with pytest.raises(UserError, match="names with -without-duplicates at the end are kept for the scores"):
+        list_folder(str(tmp_path))
 
 
 @given(st.text(st.characters() | st.characters(categories=["Cs"])))
@@ -323,6 +357,7 @@ def test_an_unlabelled_row_needs_no_class_among_the_columns(tmp_path):
         ("file;label\na.png;x\n", "no column 'path' .there are file, label"),
         ("path\tclass\na.png\tx\n", "no column 'label', nor columns of 0 and 1 .there are path, class"),
         ("path,label\n,x\n", "row 1 below the header has no path"),
+        ({"path": ["a.png", " \t"], "label": ["x", "y"]}, "row 2 below the header has no path"),
         ("path,label, label\na.png,x,y\n", "2 columns are called 'label'"),
         (b"path,label\na.png,M\xfcll\n", "save it as CSV in UTF-8"),
         ("path,cat,dog\na.png,1,0\nb.png,0,0\n", r"none of the columns of 0 and 1 .cat, dog. is 1 for b.png"),

@@ -13,6 +13,7 @@ from helpers.configs import data_config, rgb_config
 from helpers.sources import make_source
 from tutelage.data import UNKNOWN, fingerprint, split
 from tutelage.data.datasets.image_files import LISTINGS, image_files
+from tutelage.data.files.group_names import find_group_names
 from tutelage.data.groups import GroupedImages
 from tutelage.errors import UserError
 from tutelage.randomness import Key
@@ -241,6 +242,10 @@ def test_a_column_of_a_table_is_the_group(tmp_path):
     table = tmp_path / "list.csv"
     config = rgb_config(_target_="tutelage.data.Table", root=str(table), group="patient id")
     table.write_text("\n".join(["path,label,patient id", *rows, "images/unlabelled/other.png,,"]))
+    listing = LISTINGS["Table"](config)
+    table.rename(tmp_path / "moved")
+    assert find_group_names(listing, config) == [*[f"00{n // 2}" for n in range(10)] * 2, None]  # parsed once
+    (tmp_path / "moved").rename(table)
     source = read(config)
     assert source.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] * 2 + [UNKNOWN]
     before = fingerprint(config)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tutelage.config import Config, Section, Strategy
 from tutelage.config.compose import compose
-from tutelage.config.path_values import PATH_KEYS, PATH_LIST_KEYS, QUOTED, quote_paths
+from tutelage.config.path_values import PATH_KEYS, PATH_LIST_KEYS, PATTERN_KEYS, QUOTED, quote_paths
 from tutelage.config.section import PathText
 from tutelage.errors import UserError
 from tutelage.runs.folder import RunFolder, read_config, write_config
@@ -38,13 +38,14 @@ def is_path(text: str) -> bool:
     return not ("," in text or stripped.lower() == "null" or FUNCTION.match(text) or QUOTED.fullmatch(stripped))
 
 
-@given(PRINTABLE.filter(is_path), st.sampled_from(PATH_KEYS), st.sampled_from(["", "+", "++"]))
+@given(PRINTABLE.filter(is_path), st.sampled_from([*PATH_KEYS, *PATTERN_KEYS]), st.sampled_from(["", "+", "++"]))
 @example("2024", "data.root", "")
 @example("007", "data.root", "")
 @example("1e5", "init_from", "")
 @example("true", "data.root", "++")
 @example(".5", "data.root", "")
 @example("[a", "data.unlabelled", "")
+@example("sort(a|b),[0-9,]{1,3}", "data.group", "")
 @example("K", "data.root", "")  # the sign of the kelvin, which is no letter to Hydra
 @example("it's \\' a \"b\"\\", "data.root", "")
 def test_any_text_without_a_comma_is_the_path_that_hydra_reads(text, key, prefix):
@@ -127,7 +128,7 @@ def test_every_path_of_the_schema_is_typed_without_quotation_marks():
     strategies = [config for config in configs if issubclass(config, Strategy)]
     keys = path_keys_of(Config, "").union(*(path_keys_of(strategy, "strategy.") for strategy in strategies))
     assert len(strategies) == len(modules)
-    assert keys == {*PATH_KEYS, *PATH_LIST_KEYS}
+    assert keys == {*PATH_KEYS, *PATH_LIST_KEYS, *PATTERN_KEYS}
 
 
 def test_a_run_gets_the_paths_that_were_typed():

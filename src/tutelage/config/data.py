@@ -126,7 +126,7 @@ class DataConfig(Section):
         if self.group is not None and self.is_ours and name != "Table":  # of a table it may be a column's name
             try:
                 re.compile(self.group)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"data.group={self.group}: no regular expression ({error}); correct it") from None
         return self
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from tutelage.config import OWN_LOSSES, OWN_MODELS, Section
 from tutelage.config.options import list_options
+from tutelage.config.path_values import PATH_KEYS
 
 HELP_HINT = "'tutelage train --help' lists groups and options"
 TAGS = OWN_MODELS | OWN_LOSSES | {"other"}  # the schema's names for alternatives; they are part of no key
@@ -62,6 +63,8 @@ def describe_hydra_error(
         text = (
             f"{match[1]}: ${{ begins a reference such as ${{oc.env:HOME}}; \\${{ is no reference but these characters"
         )
+    if match := re.search(r"Ambiguous value for argument '([^\n]+)'", text):
+        text = _describe_several_values(match[1], overrides)
     if match := re.search(r"Missing mandatory value: \S+\s+full_key: (\S+)|Missing mandatory value: (\S+)", text):
         key = match[1] or match[2]
         return f"{key} needs a value: give {key}=..."
@@ -78,6 +81,15 @@ def suggest_nearest(name: str, names: Sequence[str]) -> str:
         return ": it goes with other options of its group;"
     matches = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f": did you mean {matches[0]!r}?" if matches else ";"
+
+
+def _describe_several_values(quoted: str, overrides: Sequence[str]) -> str:
+    """Return the line for an override with a comma, which is a sweep, without ``-m``; Hydra got it ``quoted``."""
+    key = quoted.partition("=")[0]
+    typed = next((override for override in overrides if override.partition("=")[0] == key), quoted)
+    if key.lstrip("+~") in PATH_KEYS:
+        return f"{typed}: a comma separates the values of a sweep, which needs -m; \\, is a comma in a path"
+    return f"{typed}: several values are a sweep, which needs -m; a list is written [value1,value2]"
 
 
 def _describe_unknown_key(

@@ -7,6 +7,8 @@ Hydra reads ``=``, quotation marks, brackets, braces, colons and letters such as
 - a value in Hydra's own quotation marks, ``null``, and functions such as ``range(1,9)`` and ``glob(*)`` stay;
 - ``${...}`` refers to another key or a variable; ``\${`` is these two characters;
 - ``strategy.teachers=[a,b]`` is a list.
+
+In the pattern ``data.group`` a comma separates nothing and there are no functions.
 """
 
 import re
@@ -14,7 +16,8 @@ from collections.abc import Sequence
 
 from tutelage.errors import UserError
 
-PATH_KEYS = ("data.root", "data.unlabelled", "data.group", "init_from", "paths.outputs")  # a group is found in paths
+PATH_KEYS = ("data.root", "data.unlabelled", "init_from", "paths.outputs")
+PATTERN_KEYS = ("data.group",)
 PATH_LIST_KEYS = ("strategy.teachers",)
 OVERRIDE = re.compile(r"([+~]*)([^=]+)=(.*)", re.DOTALL)
 QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
@@ -51,8 +54,11 @@ def quote(text: str) -> str:
 
 def _quote_override(override: str) -> str:
     match = OVERRIDE.fullmatch(override)
-    if match is None or match[2] not in (*PATH_KEYS, *PATH_LIST_KEYS):
+    if match is None or match[2] not in (*PATH_KEYS, *PATH_LIST_KEYS, *PATTERN_KEYS):
         return override
+    if match[2] in PATTERN_KEYS:
+        is_text = match[3].lower() != "null" and not QUOTED.fullmatch(match[3])
+        return f"{match[1]}{match[2]}={quote(match[3]) if is_text else match[3]}"
     values = _quote_values(match[3], is_list=match[2] in PATH_LIST_KEYS)
     if values is None:
         raise UserError(f"{override}: there is nothing beside a comma; {ESCAPED_COMMA} is a comma in a path")

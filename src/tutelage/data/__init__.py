@@ -14,8 +14,8 @@ from tutelage.data.cached_logits import (
     row_dtype,
     unpack_rows,
 )
-from tutelage.data.duplicates import describe_copies
-from tutelage.data.files.names import abbreviate
+from tutelage.data.duplicates import describe_duplicates
+from tutelage.data.files.names import WITHOUT_DUPLICATES, abbreviate
 from tutelage.data.fingerprints import fingerprint
 from tutelage.data.loading.streams import Stream, StreamSampler
 from tutelage.data.pseudo_labels.labels import Labels, read_labels, read_metadata, shard_files
@@ -78,6 +78,7 @@ __all__ = [
     "SVHN",
     "TABLE",
     "UNKNOWN",
+    "WITHOUT_DUPLICATES",
     "BatchShard",
     "CachedLogits",
     "CachedLogitsWriter",
@@ -107,7 +108,7 @@ __all__ = [
     "class_weights",
     "count_views",
     "data_module",
-    "describe_copies",
+    "describe_duplicates",
     "draw_stratified",
     "fingerprint",
     "from_parts",

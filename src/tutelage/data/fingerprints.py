@@ -1,12 +1,11 @@
 """A digest of a dataset's files: what identifies the data beyond its config. Our own datasets need no torch for it."""
 
-from pathlib import Path
-
 from tutelage.config import DataConfig
 from tutelage.config.targets import failures_as_user_errors
 from tutelage.data.datasets import huggingface, image_files
 from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.datasets.image_files import LISTINGS
+from tutelage.data.files.listing import find_path
 from tutelage.data.files.names import printable
 from tutelage.data.files.scan import digest_contents
 from tutelage.data.shards.pools import is_remote
@@ -62,8 +61,9 @@ def default_fingerprint(config: DataConfig, on_progress: OnProgress = ignore_pro
     """
     module, _, name = config.target.rpartition(".")
     if module == "tutelage.data" and name in _NAMED_DATA:
-        if config.root is not None and not Path(config.root).expanduser().is_dir():
-            raise UserError(f"data.root={config.root}: no such folder")
+        setting = f"data.root={printable(config.root or '')}"
+        if config.root is not None and not find_path(config.root, setting).is_dir():
+            raise UserError(f"{setting}: no such folder")
         return ""
     if config.root is None:
         raise UserError(
@@ -79,4 +79,5 @@ def default_fingerprint(config: DataConfig, on_progress: OnProgress = ignore_pro
 
 
 def _digest_path(key: str, location: str, on_progress: OnProgress) -> str:
-    return digest_contents(Path(location).expanduser(), f"{key}={printable(location)}", on_progress)
+    setting = f"{key}={printable(location)}"
+    return digest_contents(find_path(location, setting), setting, on_progress)

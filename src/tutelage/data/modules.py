@@ -22,7 +22,7 @@ from tutelage.data.datasets.image_files import LISTINGS, fingerprint, image_file
 from tutelage.data.datasets.mnist import mnist
 from tutelage.data.datasets.stl10 import stl10
 from tutelage.data.datasets.svhn import svhn
-from tutelage.data.duplicates import find_leaked
+from tutelage.data.duplicates import find_leaked, refuse_duplicates
 from tutelage.data.fingerprints import default_fingerprint
 from tutelage.data.loading.batches import (
     WHOLE_BATCH,
@@ -40,7 +40,7 @@ from tutelage.data.loading.prefetch import PrefetchLoader, map_tensors
 from tutelage.data.loading.shared_memory import count_cores
 from tutelage.data.loading.workers import ignore_signals
 from tutelage.data.source import Images, Source, WholeImages, is_ready
-from tutelage.data.splits import Splits, split
+from tutelage.data.splits import Splits, identify_test, split
 from tutelage.errors import UserError
 
 CPU = torch.device("cpu")
@@ -97,18 +97,21 @@ class ImageDataModule(pl.LightningDataModule):
         """The dataset, read once.
 
         Raises:
-            UserError: it cannot be read; a class from outside may raise any error for that.
+            UserError: it cannot be read; a class from outside may raise any error for that. Or there are duplicates and
+                ``data.duplicates`` is stop.
         """
         action = f"data: {type(self).__name__}.read() for data.root={self.config.root}"
         with failures_as_user_errors(type(self), action):
             source = self.read()
             if not isinstance(source, Source):
                 raise TypeError(f"a tutelage.data.Source is to be returned, not a {type(source).__name__}")
-        if self.config.duplicates != "report" and source.copies is None:
+        if self.config.duplicates != "report" and source.duplicates is None:
             raise UserError(
                 f"data.duplicates={self.config.duplicates}: {type(self).__name__} does not compare its images (its "
-                "Source has no copies); set it to report"
+                "Source has no duplicates); set it to report"
             )
+        if self.config.duplicates == "stop":
+            refuse_duplicates(source, self.config.root)
         return source
 
     @cached_property
@@ -131,6 +134,11 @@ class ImageDataModule(pl.LightningDataModule):
     def splits(self) -> Splits:
         """The indices of labelled, validation, test and pool images."""
         return split(self.source, self.config)
+
+    @cached_property
+    def test_identity(self) -> tuple[str, str]:
+        """What identifies the labelled images and the test set (see ``splits.identify_test``)."""
+        return identify_test(self.source, self.splits)
 
     def at_image_size(self, image_size: int) -> Self:
         """Return a DataModule of the same images and splits at another size.

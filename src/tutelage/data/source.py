@@ -58,7 +58,7 @@ class Source:
         groups: (M,) int32, of the first M images, the number of the group that must not be torn apart, such as a
             patient; ``UNKNOWN`` for an image that is a group of its own, as are all images behind these. None: no
             groups.
-        copies: (D, 2) int64, the index and the number of its content for each image whose content another image has
+        duplicates: (D, 2) int64, the index and the number of its content for each image whose content another image has
             too; None if contents were not compared.
     """
 
@@ -74,7 +74,7 @@ class Source:
     notes: Sequence[str] = ()
     further_tests: Mapping[str, np.ndarray] = field(default_factory=dict)
     blocks: np.ndarray = field(default_factory=empty_indices)
-    copies: np.ndarray | None = None
+    duplicates: np.ndarray | None = None
     groups: np.ndarray | None = None
 
     @property

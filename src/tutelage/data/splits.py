@@ -1,5 +1,6 @@
 """The splits of a dataset: labelled, validation, test and unlabelled pool, under a label budget, without overlap."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -7,9 +8,10 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.budget import draw_labelled
+from tutelage.data.duplicates import drop_duplicates
 from tutelage.data.files.names import abbreviate
 from tutelage.data.groups import GroupedImages, check_groups, without_evaluated_groups
-from tutelage.data.source import Source, empty_indices
+from tutelage.data.source import UNKNOWN, Source, empty_indices
 from tutelage.data.stratify import deal_folds, draw_stratified, shuffle_within_class
 from tutelage.errors import UserError
 from tutelage.randomness import Key
@@ -32,6 +34,7 @@ class Splits:
         further_tests: further test sets, by their names; evaluated when ``test`` is.
         blocks: the first index of each of the source's shards (see ``Source``).
         notes: what the user should know about the splits.
+        whole_test: (n,) the test set without ``data.limit``.
     """
 
     labelled: np.ndarray
@@ -42,6 +45,7 @@ class Splits:
     further_tests: Mapping[str, np.ndarray] = field(default_factory=dict)
     blocks: np.ndarray = field(default_factory=empty_indices)
     notes: tuple[str, ...] = ()
+    whole_test: np.ndarray = field(default_factory=empty_indices)
 
 
 def split(source: Source, config: DataConfig) -> Splits:
@@ -51,14 +55,17 @@ def split(source: Source, config: DataConfig) -> Splits:
     another with the same ``data.split_seed``.
 
     Of a source without a test set, a fold or a fifth of each class is the test set, the same for every seed. No group
-    is in two of the splits, but for the labelled images and the pool.
+    is in two of the splits, but for the labelled images and the pool. ``data.duplicates=drop`` leaves duplicates out
+    once there is a test set, which therefore is the same with and without it.
 
     Raises:
-        UserError: a class has too few images for the budget or for a test set, none are left for validation, or given
-            splits tear a group apart.
+        UserError: a class has too few images for the budget or for a test set, none are left for validation, given
+            splits tear a group apart, or ``data.duplicates=drop`` leaves a class or the validation set empty.
     """
     check_groups(source, config)
     source = _with_test(source, config)
+    whole_test = source.test
+    source, drop_notes = drop_duplicates(source) if config.duplicates == "drop" else (source, ())
     source_sizes = np.bincount(source.labels[source.train], minlength=len(source.classes))
     source = _limit(source, config)
     labelled, notes = draw_labelled(source, config, source_sizes)
@@ -80,8 +87,23 @@ def split(source: Source, config: DataConfig) -> Splits:
         validation_kind=kind,
         further_tests=source.further_tests,
         blocks=source.blocks,
-        notes=(*notes, *pool_notes),
+        notes=(*drop_notes, *notes, *pool_notes),
+        whole_test=whole_test,
     )
+
+
+def identify_test(source: Source, splits: Splits) -> tuple[str, str]:
+    """Return digests of all labelled images and of the test set without ``data.limit``, by names and labels."""
+    outside_shards = int(source.blocks[0]) if len(source.blocks) else len(source.labels)
+    labelled = np.flatnonzero(source.labels[:outside_shards] != UNKNOWN)
+    return _digest_names(source, labelled), _digest_names(source, np.sort(splits.whole_test))
+
+
+def _digest_names(source: Source, indices: np.ndarray) -> str:
+    names = hashlib.sha256()
+    for index, label in zip(indices.tolist(), source.labels[indices].tolist(), strict=True):
+        names.update(f"{source.names[index]}\0{label}\0".encode(errors="surrogateescape"))
+    return names.hexdigest()
 
 
 def _with_test(source: Source, config: DataConfig) -> Source:

@@ -21,6 +21,8 @@ def shuffle_within_class(indices: np.ndarray, labels: np.ndarray, key: Key) -> d
 
 def draw_stratified(indices: np.ndarray, labels: np.ndarray, count: int, key: Key) -> np.ndarray:
     """Return ``count`` of ``indices``, sorted, each class in proportion (by largest remainders)."""
+    if not len(indices):
+        return indices
     orders = shuffle_within_class(indices, labels, key)
     count = min(count, len(indices))
     quotas = {c: count * len(order) / len(indices) for c, order in orders.items()}

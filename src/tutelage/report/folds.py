@@ -12,6 +12,9 @@ FOLDS_NOTE = (
     "Folds make one row: test is the accuracy over the test images of all folds (a mean over seeds for each image), in "
     f"brackets Wilson's {CONFIDENCE_LEVEL:.0%} interval."
 )
+FOLDS_CHOSEN_NOTE = (
+    "These settings were chosen on images that other folds test: their accuracy over all folds is optimistic."
+)
 BY_IMAGES = "by images"
 BY_IMAGES_NOTE = (
     f"{BY_IMAGES}: images of one group (data.group) are often right or wrong together, and the interval counts them as "
@@ -57,7 +60,7 @@ def pool_folds(jobs: Sequence[Job]) -> PooledAccuracy | None:
             count += members[0].test_images
     if not count:
         return None
-    return PooledAccuracy(wilson_interval(correct, count), any(job.data_settings.get("group") for job in jobs))
+    return PooledAccuracy(wilson_interval(correct, count), any(job.has_groups for job in jobs))
 
 
 def average_folds(jobs: Sequence[Job], accuracies: Mapping[int, float]) -> list[float]:

@@ -51,6 +51,11 @@ class Job:
         return int(self.record.get("data", {}).get("test") or 0)
 
     @property
+    def has_groups(self) -> bool:
+        """Whether images are in groups, so that they are not independent."""
+        return bool(self.record.get("data", {}).get("grouped"))
+
+    @property
     def network(self) -> Mapping[str, Any]:
         """The entry in ``run.json`` of the run's final network (see ``main_stage_name``)."""
         name = main_stage_name(self.record)

@@ -12,7 +12,14 @@ import numpy as np
 from tutelage.config import SHIFTS, SweeperConfig
 from tutelage.report import label_efficiency, page, pictures, searches
 from tutelage.report.curves import read_curve
-from tutelage.report.folds import BY_IMAGES_NOTE, FOLDS_NOTE, describe_missing_folds, has_folds, pool_folds
+from tutelage.report.folds import (
+    BY_IMAGES_NOTE,
+    FOLDS_CHOSEN_NOTE,
+    FOLDS_NOTE,
+    describe_missing_folds,
+    has_folds,
+    pool_folds,
+)
 from tutelage.report.gains import TEST_ACCURACY, collect_accuracies, describe_gains
 from tutelage.report.jobs import (
     FOLD,
@@ -143,6 +150,7 @@ def _describe_search(keys: Sequence[str], jobs: Sequence[Job], command: str, sea
     return [
         f"best by {search.objective}: {settings} ({searches.format_objective(value, search.objective)}, {runs})",
         f"to train it in full and test it: {searches.build_full_command(best[0], command, search)}",
+        *([FOLDS_CHOSEN_NOTE] if has_folds(jobs) else []),
     ]
 
 

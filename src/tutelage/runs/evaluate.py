@@ -5,14 +5,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tutelage.data import ImageDataModule
+from tutelage.data import WITHOUT_DUPLICATES, ImageDataModule
 from tutelage.models import ImageClassifier, Predictions, compute_metrics, compute_task_metrics, predict
 from tutelage.runs.context import RunContext
 from tutelage.runs.integrity import list_files
 from tutelage.runs.predictions import write_predictions
 from tutelage.strategies import TrainStage
-
-WITHOUT_DUPLICATES = "-without-duplicates"  # ends the name of a test set that is measured without its leaked images
 
 
 def evaluate_networks(context: RunContext) -> None:

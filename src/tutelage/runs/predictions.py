@@ -29,7 +29,8 @@ def write_predictions(file: Path, predictions: Predictions, classes: tuple[str, 
     import pyarrow.parquet as pq
 
     names = list(dict.fromkeys(classes))
-    codes = np.array([names.index(name) for name in classes], dtype=np.int32)
+    code_of = {name: code for code, name in enumerate(names)}
+    codes = np.array([code_of[name] for name in classes], dtype=np.int32)
     unknown = predictions.labels == UNKNOWN
     truth = pa.array(codes[np.where(unknown, 0, predictions.labels)], mask=unknown)
     probabilities = np.ascontiguousarray(predictions.probabilities, dtype=np.float32)
@@ -49,7 +50,7 @@ def read_predictions(file: Path) -> Predictions:
 
     table = pq.read_table(file, columns=["index", "truth", "probabilities"])
     classes = json.loads(table.schema.metadata[CLASSES])
-    label_of = {name: classes.index(name) for name in classes} | {None: UNKNOWN}
+    label_of = {name: label for label, name in reversed([*enumerate(classes)])} | {None: UNKNOWN}
     labels = np.array([label_of[name] for name in table["truth"].to_pylist()], dtype=np.int64)
     probabilities = np.array(table["probabilities"].combine_chunks().flatten()).reshape(-1, len(classes))
     return Predictions(probabilities, labels, np.array(table["index"].combine_chunks()))

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 
 from tutelage.config import Config
 from tutelage.config.foreign_code import list_code_packages
-from tutelage.data import DataRuntime, ImageDataModule, abbreviate, absolute_pool, data_module, describe_copies
+from tutelage.data import DataRuntime, ImageDataModule, abbreviate, absolute_pool, data_module, describe_duplicates
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.runs.checks import check_before_data, check_stages
 from tutelage.runs.cluster.crash_guard import new_session
@@ -23,7 +22,7 @@ from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.observer import Observer
 from tutelage.runs.torch_setup import available_threads, lightning_silenced, set_up_torch
 from tutelage.runs.trackers import FAILED, KILLED
-from tutelage.runs.weight_sources import check_folds_of_sources
+from tutelage.runs.weight_sources import TEST_IDENTITY, check_tested_by_sources
 from tutelage.storage import remove_partials
 
 
@@ -62,11 +61,11 @@ def started_run(
         context = _make_context(config, folder, record, signals, observer, group)
         group.check_signals = context.check_signals
         check_before_data(config)
-        check_folds_of_sources(config, identity)
         context.tracking.check()
         group.first_on_each_node(lambda: (context.data.source, context.previous_run))
         context.follow_results()
         check_stages(context)
+        check_tested_by_sources(config, context.data.test_identity)
         if record.content and group.is_rank0 and (other_code := describe_other_code(record.content)):
             observer.say(f"warning: begun by other code, goes on: {other_code}; attempt=2 begins anew")
         record.content = group.broadcast_from_rank0(lambda: _begin_record(context, identity, command))
@@ -118,8 +117,9 @@ def _with_absolute_paths(config: Config) -> Config:
     """Return the config with absolute paths of its data, so that the run can be opened from any folder."""
     root, unlabelled = config.data.root, config.data.unlabelled
     paths = {} if unlabelled is None else {"unlabelled": absolute_pool(unlabelled)}
-    if root is not None and (path := Path(root).expanduser()).exists():
-        paths["root"] = str(path.resolve())
+    # os.path, as a dataset of one's own may have any text as root, too long for a path
+    if root is not None and os.path.exists(path := os.path.expanduser(root)):  # noqa: PTH110, PTH111
+        paths["root"] = os.path.realpath(path)
     return config.model_copy(update={"data": config.data.model_copy(update=paths)})
 
 
@@ -131,14 +131,16 @@ def _describe_data(data: ImageDataModule) -> dict[str, Any]:
         "images": len(source.labels),
         "test": len(data.splits.test),
         "left_out": list(source.left_out),
+        "grouped": source.groups is not None,
+        TEST_IDENTITY: list(data.test_identity),
         "labelled": np.bincount(source.labels[data.splits.labelled], minlength=len(source.classes)).tolist(),
     }
 
 
 def _say_data_notes(context: RunContext) -> None:
-    """Print notes on the data: files left out, copies, classes with no labelled image or a single one."""
+    """Print notes on the data: files left out, duplicates, classes with no labelled image or a single one."""
     source, splits = context.data.source, context.data.splits
-    for note in (*source.notes, *splits.notes, *describe_copies(source, splits)):
+    for note in (*source.notes, *splits.notes, *describe_duplicates(source, splits)):
         context.observer.say(f"note: {note}")
     if source.left_out:
         names = abbreviate(source.left_out)

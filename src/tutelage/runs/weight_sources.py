@@ -1,6 +1,5 @@
 """Where the weights lie that a config names by ``init_from`` or ``strategy.teachers``. Needs no torch."""
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from tutelage.runs.integrity import UNREADABLE, inspect_run
 from tutelage.storage import file_digest, has_checksum
 
 PACKAGE = "package:"
-FOLD_KEYS = ("folds", "fold")
+TEST_IDENTITY = "test_identity"  # key in run.json: digests of all labelled images and of the test set
+MAX_DEPTH = 5  # folders from a file of weights up to its run
 TAGS = ("timm:", "torchvision:")
 
 
@@ -102,26 +102,28 @@ def find_run_data(name: str) -> tuple[DataConfig | None, str]:
     return (None, "its data has changed since") if has_changed else (data, "")
 
 
-def check_folds_of_sources(config: Config, identity: Mapping[str, Any]) -> None:
-    """Raise a UserError if ``init_from`` or a teacher is a run that has learned from images of this run's fold.
+def check_tested_by_sources(config: Config, own: tuple[str, str]) -> None:
+    """Raise a UserError if ``init_from`` or a teacher is a run that has learned from test images of this run.
 
     Args:
         config: of a run.
-        identity: its scientific part, with the data's fingerprint.
+        own: what identifies its labelled images and its test set (see ``ImageDataModule.test_identity``).
     """
-    if config.data.folds is None:
-        return
-    own = identity["data"]
     names = [("init_from", config.init_from or ""), *(("strategy.teachers", n) for n in config.strategy.given_teachers)]
     for key, name in names:
-        folder = RunFolder(Path(name).expanduser())
-        record = read_record(folder) if name and folder.path.is_dir() else None
-        if record is None:
-            continue
-        data = record.get("identity", {}).get("data", {})
-        is_same_data = all(data.get(each) == own.get(each) for each in ("_target_", "fingerprint"))
-        if is_same_data and any(data.get(each) != own.get(each) for each in FOLD_KEYS):
+        images, test = _read_record_around(name).get("data", {}).get(TEST_IDENTITY, [None, None])
+        if images == own[0] and test != own[1]:
             raise UserError(
-                f"{key}={name}: it has learned from images of data.fold={config.data.fold}, the test set of this run; "
-                "name a run of the same data.folds and data.fold, or leave both out"
+                f"{key}={name}: it has another test set out of the same images, so it has learned from some that this "
+                "run tests; name a run with the same data.folds, data.fold and data.group, or leave it out"
             )
+
+
+def _read_record_around(name: str) -> dict[str, Any]:
+    """Return the ledger of the run whose folder, or a file in it, is called so; an empty one where there is none."""
+    path = Path(name).expanduser()
+    if not name or not path.exists():
+        return {}
+    path = path.resolve()
+    records = (read_record(RunFolder(folder)) for folder in (path, *path.parents)[:MAX_DEPTH] if folder.is_dir())
+    return next((record for record in records if record is not None), {})

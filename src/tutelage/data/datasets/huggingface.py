@@ -13,11 +13,11 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import MAX_REASON_LENGTH, OnProgress, ignore_progress
-from tutelage.data.duplicates import find_copies, treat_copies
+from tutelage.data.duplicates import find_duplicates
 from tutelage.data.files.contents import FindCheck, Scope, content_ids, read_contents
 from tutelage.data.files.decoding import Check, FilePicture, open_picture
-from tutelage.data.files.listing import FileState
-from tutelage.data.files.names import sort_classes
+from tutelage.data.files.listing import FileState, find_path
+from tutelage.data.files.names import LABELLED_PARTS, UNLABELLED, abbreviate, find_part, printable, sort_classes
 from tutelage.data.files.scan import examine_image, raise_for_unreadable
 from tutelage.data.files.threads import Tick
 from tutelage.data.files.wide import describe_range
@@ -29,12 +29,8 @@ from tutelage.storage import digest
 if TYPE_CHECKING:
     from tutelage.augmentation import Picture
 
-SPLIT_NAMES = {  # our parts, and the names that Hugging Face's datasets give them
-    "train": ("train",),
-    "val": ("validation", "valid", "val"),
-    "test": ("test",),
-    "unlabelled": ("unlabelled", "unlabeled", "unsupervised"),
-}
+UNSUPERVISED = "unsupervised"  # what the hub's datasets call unlabelled images
+PARTS = (*LABELLED_PARTS, UNLABELLED)
 
 
 class EncodedImages:
@@ -57,7 +53,7 @@ class EncodedImages:
         return fit_picture(self._open_picture(index), self._config)
 
     def _open_picture(self, index: int) -> FilePicture:
-        config, name = self._config, f"data.root={self._config.root}: image {index}"
+        config, name = self._config, f"{_setting(self._config)}: image {index}"
         file = io.BytesIO(self.read_encoded(index))
         return open_picture(file, name, config.channels, config.background, config.max_pixels, config.white)
 
@@ -76,8 +72,10 @@ class EncodedImages:
         try:
             return Path(value["path"]).read_bytes()
         except OSError as error:
-            reason, name = error.strerror, f"data.root={self._config.root}: image {index}"
-            raise UserError(f"{name}: {value['path']} cannot be opened ({reason}); make it readable") from None
+            reason, name = error.strerror, f"{_setting(self._config)}: image {index}"
+            raise UserError(
+                f"{name}: {printable(value['path'])} cannot be opened ({reason}); make it readable"
+            ) from None
 
     def describe(self) -> tuple[list[str], np.ndarray]:
         """Return what identifies each image without reading it, and when it was changed last, (N,) int64 in ns.
@@ -128,6 +126,7 @@ class _Dataset:
         indices: of the images of each split that can be decoded.
         facts: (N,) of ``FACTS``.
         left_out: indices of the images that cannot be decoded.
+        notes: on splits that are not read.
     """
 
     images: EncodedImages
@@ -136,13 +135,14 @@ class _Dataset:
     indices: dict[str, np.ndarray]
     facts: np.ndarray
     left_out: np.ndarray
+    notes: tuple[str, ...]
 
 
 def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) -> Source:
     """Return a dataset that ``save_to_disk`` wrote to ``data.root``, or that has that name on the hub.
 
-    Its parts are its splits train, validation, test and unlabelled (or unsupervised). A label of -1
-    means that there is none.
+    Its parts are its splits, by their names in any case (``names.PART_OF_NAME``; unsupervised is unlabelled too). A
+    label of -1 means that there is none.
 
     Raises:
         UserError: the library or the dataset is missing, or has no column of images or of labels.
@@ -151,8 +151,8 @@ def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) 
     readable, labels = data.indices, data.labels
     labelled = {part: indices[labels[indices] != UNKNOWN] for part, indices in readable.items()}
     unlabelled = [np.setdiff1d(readable["train"], labelled["train"]), readable.get("unlabelled", empty_indices())]
-    copies = find_copies(content_ids(data.facts))
-    source = Source(
+    duplicates = find_duplicates(content_ids(data.facts))
+    return Source(
         images=data.images,
         labels=labels,
         classes=data.classes,
@@ -162,10 +162,9 @@ def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) 
         unlabelled=np.concatenate(unlabelled),
         names=IndexNames(len(labels)),
         left_out=[str(number) for number in data.left_out],
-        notes=describe_range(int(data.facts["peak"].max(initial=0)), config.white),
-        copies=copies[~np.isin(copies[:, 0], data.left_out)],
+        notes=(*data.notes, *describe_range(int(data.facts["peak"].max(initial=0)), config.white)),
+        duplicates=duplicates[~np.isin(duplicates[:, 0], data.left_out)],
     )
-    return treat_copies(source, config)
 
 
 def content_fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -> str:
@@ -189,7 +188,8 @@ def _read_dataset(config: DataConfig, on_progress: OnProgress) -> _Dataset:
     Raises:
         UserError: it cannot be read; or an image cannot be decoded and ``data.on_bad_image`` is stop.
     """
-    splits, setting = _load_splits(config), f"data.root={config.root}"
+    setting = _setting(config)
+    splits, notes = _load_splits(config)
     image_column, label_column = _find_columns(splits["train"].features, setting)
     classes = _read_classes(splits["train"], label_column)
     label_of_class = {name: label for label, name in enumerate(classes)}
@@ -214,7 +214,7 @@ def _read_dataset(config: DataConfig, on_progress: OnProgress) -> _Dataset:
         raise_for_unreadable(reasons, [f"image {index}" for index in range(start)], setting)
     left_out = np.array(sorted(reasons), dtype=np.int64)
     readable = {part: np.setdiff1d(part_indices, left_out) for part, part_indices in indices.items()}
-    return _Dataset(images, np.concatenate(label_arrays), classes, readable, facts, left_out)
+    return _Dataset(images, np.concatenate(label_arrays), classes, readable, facts, left_out, notes)
 
 
 def _read_split_labels(split: Any, column: str, label_of_class: Mapping[str, int]) -> np.ndarray:
@@ -232,31 +232,48 @@ def _read_split_labels(split: Any, column: str, label_of_class: Mapping[str, int
     return np.array([UNKNOWN if name is None else label_of_class.get(name, UNKNOWN) for name in names], dtype=np.int64)
 
 
-def _load_splits(config: DataConfig) -> dict[str, Any]:
-    """Return the splits by our names for them; their images stay encoded."""
+def _setting(config: DataConfig) -> str:
+    return f"data.root={printable(config.root or '')}"
+
+
+def _load_splits(config: DataConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the splits by our names for them, and a note on others; their images stay encoded."""
     if config.root is None:
         raise UserError("data=huggingface needs data.root=FOLDER (of save_to_disk) or the dataset's NAME on the hub")
     try:
         import datasets
     except ImportError:
         raise UserError("data=huggingface needs the library 'datasets': pip install 'tutelage[huggingface]'") from None
-    folder = Path(config.root).expanduser()
+    setting = _setting(config)
+    folder = find_path(config.root, setting)
     if folder.is_dir():
         datasets.disable_progress_bars()
     if not folder.exists():
-        print(f"data=huggingface: asking the hub for {config.root}", file=sys.stderr, flush=True)
+        print(f"data=huggingface: asking the hub for {printable(config.root)}", file=sys.stderr, flush=True)
     try:
         dataset = datasets.load_from_disk(str(folder)) if folder.is_dir() else datasets.load_dataset(config.root)
     except Exception as error:  # raised by the library, the network or the file system
         reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
         message = "is no folder of save_to_disk" if folder.exists() else "is no folder, and the hub has no such dataset"
-        raise UserError(f"data.root={config.root}: {message} ({reason})") from None
+        raise UserError(f"{setting}: {message} ({printable(reason)})") from None
     found = dataset if isinstance(dataset, datasets.DatasetDict) else {"train": dataset}
-    splits = {part: found[name] for part, names in SPLIT_NAMES.items() for name in names if name in found}
-    if "train" not in splits:
-        raise UserError(f"data.root={config.root}: no split 'train' (there are {', '.join(found)})")
-    column, _ = _find_columns(splits["train"].features, f"data.root={config.root}")
-    return {part: split.cast_column(column, datasets.Image(decode=False)) for part, split in splits.items()}
+    names, notes = _find_parts(list(found), setting)
+    column, _ = _find_columns(found[names["train"]].features, setting)
+    return {part: found[name].cast_column(column, datasets.Image(decode=False)) for part, name in names.items()}, notes
+
+
+def _find_parts(splits: Sequence[str], setting: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the name of the split of each part, in the order of ``PARTS``, and a note on splits that are no part."""
+    parts = {name: UNLABELLED if name.lower() == UNSUPERVISED else find_part(name) for name in splits}
+    names = {part: [name for name in splits if parts[name] == part] for part in PARTS}
+    for same in names.values():
+        if len(same) > 1:
+            raise UserError(f"{setting}: splits {' and '.join(map(printable, same))} are the same part; join them")
+    if not names["train"]:
+        raise UserError(f"{setting}: no split 'train' (there are {abbreviate(splits)})")
+    others = [name for name in splits if parts[name] not in PARTS]
+    note = f"{setting}: splits that are no part of the data are left out: {abbreviate(others)}"
+    return {part: same[0] for part, same in names.items() if same}, (note,) if others else ()
 
 
 def _find_columns(features: Any, setting: str) -> tuple[str, str]:

@@ -13,12 +13,12 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import OnProgress, ignore_progress
-from tutelage.data.duplicates import find_copies, treat_copies
+from tutelage.data.duplicates import find_duplicates
 from tutelage.data.files.contents import content_ids
 from tutelage.data.files.decoding import FilePicture, open_picture
 from tutelage.data.files.folders import list_folder
 from tutelage.data.files.group_names import find_group_names, number_groups
-from tutelage.data.files.listing import Listing
+from tutelage.data.files.listing import Listing, find_path
 from tutelage.data.files.names import ALL, FURTHER_TEST_PREFIX, LABELLED_PARTS, UNLABELLED, printable
 from tutelage.data.files.packing import pack_images
 from tutelage.data.files.scan import raise_for_unreadable, scan_listing
@@ -29,7 +29,7 @@ from tutelage.data.fitting import fit_image, fit_picture
 from tutelage.data.loading.shared_memory import SharedTexts
 from tutelage.data.shards.images import ShardImages, ShardNames
 from tutelage.data.shards.index import Pool, index_shards
-from tutelage.data.shards.pools import find_shards
+from tutelage.data.shards.pools import find_shards, is_remote
 from tutelage.data.source import UNKNOWN, JoinedImages, JoinedNames, Source, WholeImages
 from tutelage.errors import UserError
 from tutelage.storage import digest
@@ -50,7 +50,11 @@ LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
 def _with_pool_files(listing: Listing, config: DataConfig) -> Listing:
     """Return the listing with the files that ``data.unlabelled`` names; the images of shards are not listed."""
     unlabelled = config.unlabelled
-    return listing if unlabelled is None or find_shards(unlabelled) is not None else add_unlabelled(listing, unlabelled)
+    if unlabelled is None:
+        return listing
+    if not is_remote(unlabelled):
+        find_path(unlabelled, f"data.unlabelled={printable(unlabelled)}")
+    return listing if find_shards(unlabelled) is not None else add_unlabelled(listing, unlabelled)
 
 
 class FileImages:
@@ -80,8 +84,7 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
     """Return the listed images as a source, after checking that each file can be decoded.
 
     Raises:
-        UserError: a file cannot be decoded and ``data.on_bad_image`` is stop; a class is left without images; or there
-            are copies and ``data.duplicates`` is stop.
+        UserError: a file cannot be decoded and ``data.on_bad_image`` is stop; or a class is left without images.
     """
     listing, facts, left_out = _scan(listing, config, on_progress)
     pool = _index_pool(config, on_progress)
@@ -111,9 +114,9 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
     )
     ids = content_ids(facts)
     if pool is None:
-        return treat_copies(replace(source, copies=find_copies(ids)), config)
-    copies = find_copies(ids, map(pool.read_content_ids, range(len(pool.shards))))
-    return treat_copies(replace(_append_shards(source, pool, config), copies=copies), config)
+        return replace(source, duplicates=find_duplicates(ids))
+    duplicates = find_duplicates(ids, map(pool.read_content_ids, range(len(pool.shards))))
+    return replace(_append_shards(source, pool, config), duplicates=duplicates)
 
 
 def _find_peak(facts: np.ndarray, pool: Pool | None) -> int:

@@ -66,11 +66,15 @@ class Columns:
         if PATH in wanted and PATH not in positions:
             raise UserError(f"{self.setting}: no column 'path' (there are {self.describe()})")
         with _errors_as_user_errors(self.setting):
-            arrays = zip(positions, self.read(list(positions.values())), strict=True)
-            texts = {name: _as_paths(array) if name == PATH else _as_texts(array) for name, array in arrays}
-        paths = texts.get(PATH, [])
-        if None in paths:
-            raise UserError(f"{self.setting}: row {paths.index(None) + 1} below the header has no path")
+            distinct = list(dict.fromkeys(positions.values()))
+            arrays = dict(zip(distinct, self.read(distinct), strict=True))
+            texts = {
+                name: (_as_paths if name.casefold() == PATH else _as_texts)(arrays[number])
+                for name, number in positions.items()
+            }
+        empty = [number for number, path in enumerate(texts.get(PATH, []), 1) if path is None or not path.strip()]
+        if empty:
+            raise UserError(f"{self.setting}: row {empty[0]} below the header has no path")
         return texts
 
     def describe(self) -> str:

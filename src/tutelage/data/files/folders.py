@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tutelage.data.files.listing import IMAGE_SUFFIXES, Entry, LeftOut, Listing, list_images
+from tutelage.data.files.listing import IMAGE_SUFFIXES, Entry, LeftOut, Listing, find_path, list_images
 from tutelage.data.files.names import (
     ALL,
     LABELLED_PARTS,
     UNLABELLED,
+    WITHOUT_DUPLICATES,
     abbreviate,
     describe_classes,
     describe_similar,
@@ -42,7 +43,8 @@ def list_folder(root: str | None, val_is_test: bool = False, layout: Layout = "a
     if root is None:
         name = "imagenet" if val_is_test else "image_folder"
         raise UserError(f"data={name} needs data.root=FOLDER (with train/CLASS/..., or CLASS/... to be split)")
-    setting, folder, left_out = f"data.root={printable(root)}", Path(root).expanduser(), LeftOut()
+    setting, left_out = f"data.root={printable(root)}", LeftOut()
+    folder = find_path(root, setting)
     if not folder.is_dir():
         raise UserError(f"{setting}: {'a file, not a folder' if folder.exists() else 'no such folder'}")
     tops, notes = _find_tops(folder, layout, setting, left_out)
@@ -86,12 +88,23 @@ def _find_tops(folder: Path, layout: Layout, setting: str, left_out: LeftOut) ->
             f"{setting}: {present and f'{present}, but '}no train/; put the images to learn from into train/CLASS/, "
             "or set data.layout=classes if each folder is a class"
         )
+    _check_names(named, setting)
     tops = _one_each({part: named[part] for part in sorted(named, key=_place)}, setting)
     notes = _check_others(folder, others, layout, setting, left_out)
     for part, top in tops.items():
         if part != UNLABELLED:
             _check_images(top, left_out, f", or set data.layout=classes if {printable(top.name)} is a class")
     return tops, notes
+
+
+def _check_names(parts: Iterable[str], setting: str) -> None:
+    """Raise a UserError if the name of a test set is that of another test set's score without duplicates."""
+    for part in parts:
+        if part.lower().endswith(WITHOUT_DUPLICATES):
+            raise UserError(
+                f"{setting}: {part}/: names with {WITHOUT_DUPLICATES} at the end are kept for the scores of test sets "
+                "without images that are learned from too; rename the folder"
+            )
 
 
 def _subfolders(folder: Path, left_out: LeftOut) -> list[Path]:

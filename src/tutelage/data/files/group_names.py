@@ -1,13 +1,11 @@
 """The groups of listed image files: a column of the table, or a part of each path."""
 
-import os
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from tutelage.config import DataConfig
-from tutelage.data.files.columns import read_columns
 from tutelage.data.files.listing import Listing
 from tutelage.data.files.names import UNLABELLED, abbreviate
 from tutelage.data.source import UNKNOWN
@@ -26,17 +24,19 @@ def find_group_names(listing: Listing, config: DataConfig) -> list[str | None] |
     if config.group is None:
         return None
     setting = f"data.group={config.group}"
-    column = _read_table_groups(listing, config)
-    names = _match_paths(listing, setting) if column is None else [column.get(entry.path) for entry in listing.entries]
+    has_column = listing.has_groups
+    names = [entry.group for entry in listing.entries] if has_column else _match_paths(listing, setting)
     lacking = [
         entry.name
         for entry, name in zip(listing.entries, names, strict=True)
         if entry.part != UNLABELLED and name is None
     ]
     if lacking:
-        reason = "labelled images whose row has no value there" if column else "labelled images whose path has no match"
+        reason = (
+            "labelled images whose row has no value there" if has_column else "labelled images whose path has no match"
+        )
         hint = ""
-        if config.target.endswith(".Table") and column is None:
+        if config.target.endswith(".Table") and not has_column:
             hint = f" ({config.root} has no such column)"
         raise UserError(f"{setting}: {len(lacking):,} {reason}{hint}: {abbreviate(lacking)}; every one needs a group")
     return names
@@ -50,22 +50,11 @@ def number_groups(names: Sequence[str | None]) -> np.ndarray:
     )
 
 
-def _read_table_groups(listing: Listing, config: DataConfig) -> dict[str, str | None] | None:
-    """Return the group of each file of a table by its path; None if the data is no table, or lacks the column."""
-    if config.group is None or not config.target.endswith(".Table"):
-        return None
-    columns = read_columns(listing.path, listing.setting, ("path", config.group))
-    if config.group not in columns:
-        return None
-    paths = (os.path.join(listing.path.parent, os.path.expanduser(str(path))) for path in columns["path"])  # noqa: PTH111, PTH118 - as in the listing
-    return {path: name or None for path, name in zip(paths, columns[config.group], strict=True)}
-
-
 def _match_paths(listing: Listing, setting: str) -> list[str | None]:
     """Return what the regular expression of ``data.group`` finds in each file's path; None where it does not match."""
     try:
         pattern = re.compile(setting.partition("=")[2])
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"{setting}: no column of the table, and no regular expression ({error})") from None
     matches = (pattern.search(entry.name) for entry in listing.entries)
     return [None if match is None else match[1 if pattern.groups else 0] for match in matches]

@@ -1,5 +1,6 @@
 """Listings of image files: what is known of each file, the walk through a folder, and what all listings share."""
 
+import errno
 import hashlib
 import os
 import stat
@@ -25,6 +26,7 @@ KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
+MAX_WALKED = 10_000  # files and folders in the folders of programs, before their images are no longer counted
 FILES_A_DIGEST = 1000  # files whose names and contents are one JSON text in memory
 
 
@@ -62,6 +64,7 @@ class Entry(NamedTuple):
         label: the name of the class, ``printable``; None if there is none.
         path: where the file is, as the file system has it: bytes that are not UTF-8 are surrogates (PEP 383).
         state: of the file.
+        group: in the column of groups of the table; None if there is none.
     """
 
     part: str
@@ -69,6 +72,7 @@ class Entry(NamedTuple):
     label: str | None
     path: str
     state: FileState
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Listing:
         notes: what the user should know about the files.
         pool_path: the folder or list that ``data.unlabelled`` names; None if there is none.
         pool_count: the number of its files, which are the last.
+        has_groups: whether the files are those of a table with a column of groups.
     """
 
     setting: str
@@ -92,6 +97,7 @@ class Listing:
     notes: tuple[str, ...] = ()
     pool_path: Path | None = None
     pool_count: int = 0
+    has_groups: bool = False
 
     def keep(self, numbers: Sequence[int]) -> Self:
         """Return the listing with only the entries of these numbers, which ascend."""
@@ -121,6 +127,7 @@ class LeftOut:
     def __init__(self) -> None:
         self._unsupported: Counter[str] = Counter()  # by suffix
         self._junk: dict[str, int] = {}  # by the path of the folder
+        self._walked = 0  # files and folders in folders of programs
 
     def is_image(self, name: str) -> bool:
         """Return whether a file of this name is an image that can be read; count it if its format is not supported."""
@@ -130,13 +137,19 @@ class LeftOut:
         return suffix in IMAGE_SUFFIXES
 
     def count_junk(self, folder: str) -> None:
-        """Count the images anywhere below a program's own folder; what cannot be read there does not count."""
+        """Count the images anywhere below a program's own folder, once; what cannot be read there does not count.
+
+        Snapshots and bins may be very large: the count ends after ``MAX_WALKED`` files and folders in all of them.
+        """
+        if folder in self._junk or self._walked > MAX_WALKED:
+            return
         suffixes = IMAGE_SUFFIXES | UNSUPPORTED_SUFFIXES
-        self._junk[folder] = sum(
-            os.path.splitext(name)[1].lower() in suffixes  # noqa: PTH122 - as above
-            for _, _, files in os.walk(folder)
-            for name in files
-        )
+        self._junk[folder] = 0
+        for _, folders, files in os.walk(folder):
+            self._junk[folder] += sum(os.path.splitext(name)[1].lower() in suffixes for name in files)  # noqa: PTH122
+            self._walked += len(folders) + len(files)
+            if self._walked > MAX_WALKED:
+                return
 
     def notes(self, setting: str) -> tuple[str, ...]:
         """Return a note on each of the two kinds that there are."""
@@ -149,10 +162,28 @@ class LeftOut:
         by_name: Counter[str] = Counter()
         for folder, images in self._junk.items():
             by_name[os.path.basename(folder)] += images  # noqa: PTH119 - as above
-        if +by_name:
-            counts = ", ".join(f"{printable(name)} {count:,}" for name, count in (+by_name).most_common())
-            notes.append(f"{setting}: images in folders of thumbnails, trash and metadata are left out ({counts})")
+        found = [f"{printable(name)} {count:,}" for name, count in (+by_name).most_common()]
+        found += [f"counted no further than {MAX_WALKED:,} files"] if self._walked > MAX_WALKED else []
+        if found:
+            kind = "images in folders of thumbnails, trash and metadata"
+            notes.append(f"{setting}: {kind} are left out ({', '.join(found)})")
         return tuple(notes)
+
+
+def find_path(text: str, setting: str) -> Path:
+    """Return the path that a setting names, with or without something there; ``~`` is the home folder.
+
+    Raises:
+        UserError: the file system cannot look there.
+    """
+    path = os.path.expanduser(text)  # noqa: PTH111 - Path's own raises an error for a user that there is not
+    try:
+        os.stat(path)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a path with a zero byte
+        pass
+    except OSError as error:
+        raise UserError(f"{setting}: cannot be read ({error.strerror}); name a file or folder that is there") from None
+    return Path(path)
 
 
 def list_images(folder: Path, root: Path, part: str, label: str | None, left_out: LeftOut) -> Iterator[Entry]:
@@ -182,7 +213,7 @@ def walk_files(
 ) -> Iterator[tuple[str, os.stat_result]]:
     """Yield path and state of the wanted files below a folder, in any order, except hidden ones.
 
-    Links to a parent folder are not followed.
+    Links to a parent folder are not followed, nor are links in a circle, which are no folders.
 
     Args:
         folder: where to begin.
@@ -198,7 +229,7 @@ def walk_files(
         with os.scandir(folder) as entries:
             for entry in entries:
                 is_hidden = entry.name.startswith(".")
-                if not entry.is_dir():
+                if not _is_folder(entry):
                     if not is_hidden and is_wanted(entry.name):
                         yield entry.path, entry.stat()
                 elif on_junk is not None and is_junk(entry.name):
@@ -208,3 +239,13 @@ def walk_files(
     except OSError as error:
         reason = "a link to nothing" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(f"{printable(str(error.filename))}: cannot be read ({reason}); repair or remove it") from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or a link to one; a link in a circle leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 ALL, UNLABELLED = "all", "unlabelled"
 LABELLED_PARTS = ("train", "val", "test")
 FURTHER_TEST_PREFIX = "test-"  # of the names of further test sets
+WITHOUT_DUPLICATES = "-without-duplicates"  # ends the name of a test set that is measured without its leaked images
 PART_OF_NAME = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -66,7 +67,13 @@ def is_junk(folder_name: str) -> bool:
 def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Return the distinct names of classes in the order of their labels: by value if all are numbers, else by name."""
     distinct = sorted(set(names))
-    return tuple(sorted(distinct, key=int)) if all(map(str.isdecimal, distinct)) else tuple(distinct)
+    return tuple(sorted(distinct, key=_value) if all(map(str.isdecimal, distinct)) else distinct)
+
+
+def _value(number: str) -> tuple[int, str]:
+    """Return what compares as the value of a number does, whose digits may be too many for ``int``, in any script."""
+    digits = "".join(str(unicodedata.decimal(digit)) for digit in number).lstrip("0")
+    return len(digits), digits
 
 
 def describe_classes(names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.files.columns import NONE, Columns, open_columns
-from tutelage.data.files.listing import Entry, FileState, Listing, require_regular
+from tutelage.data.files.listing import Entry, FileState, Listing, find_path, require_regular
 from tutelage.data.files.names import (
     ALL,
     LABELLED_PARTS,
@@ -23,7 +23,7 @@ from tutelage.data.files.names import (
 from tutelage.errors import UserError
 
 COLUMNS = ("path", "label", "split")
-Row = tuple[str, str, str | None]  # part, path, label
+Row = tuple[str, str, str | None, str | None]  # part, path, label, group
 
 
 def list_table(root: str | None, group: str | None = None) -> Listing:
@@ -35,15 +35,17 @@ def list_table(root: str | None, group: str | None = None) -> Listing:
 
     Args:
         root: the file.
-        group: the column of groups, which is no class; None, or any other text, if there is none.
+        group: the column of groups, which is no class; any other text is ignored.
 
     Raises:
         UserError: the table cannot be read, lacks a column, or names files that do not exist.
     """
     if root is None:
         raise UserError("data=table needs data.root=FILE, a .csv or .parquet with columns path and label")
-    setting, file = f"data.root={printable(root)}", Path(root).expanduser()
-    rows, notes = _read_rows(open_columns(file, setting), (*COLUMNS, *filter(None, [group])))
+    setting = f"data.root={printable(root)}"
+    file = find_path(root, setting)
+    columns = open_columns(file, setting)
+    rows, notes = _read_rows(columns, group)
     entries = tuple(list_rows(rows, file.parent, setting))
     paths = [os.path.normpath(entry.path) for entry in entries]
     first_row = {path: number for number, path in reversed([*enumerate(paths)])}
@@ -60,12 +62,14 @@ def list_table(root: str | None, group: str | None = None) -> Listing:
             f"{setting}: classes in val or test that no training row has: {abbreviate(untrained)}"
             + (f" (alike: {similar})" if similar else "")
         )
-    return Listing(setting, file, entries, classes, (*notes, *similar_notes(classes, setting)))
+    has_groups = group is not None and columns.find(group) is not None
+    return Listing(setting, file, entries, classes, (*notes, *similar_notes(classes, setting)), has_groups=has_groups)
 
 
-def _read_rows(columns: Columns, no_classes: Sequence[str]) -> tuple[list[Row], list[str]]:
-    """Return the part, path and label of each row of a table, and notes on them; ``no_classes`` names columns."""
-    texts, setting = columns.texts(COLUMNS), columns.setting
+def _read_rows(columns: Columns, group: str | None) -> tuple[list[Row], list[str]]:
+    """Return the part, path, label and group of each row of a table, and notes on them; ``group`` names a column."""
+    no_classes = (*COLUMNS, *filter(None, [group]))  # columns that are no classes
+    texts, setting = columns.texts(no_classes), columns.setting
     paths = [path or "" for path in texts["path"]]
     parts = _read_parts(texts["split"], paths, setting) if "split" in texts else [ALL] * len(paths)
     labels, notes = (texts["label"], []) if "label" in texts else _read_one_hot(columns, paths, parts, no_classes)
@@ -73,10 +77,12 @@ def _read_rows(columns: Columns, no_classes: Sequence[str]) -> tuple[list[Row], 
     if len(set(shown.values())) < len(shown):
         raise UserError(f"{setting}: two labels differ only in characters that are not shown; write them in one way")
     rows: list[Row] = []
-    for part, path, label in zip(parts, paths, (shown.get(label or "") for label in labels), strict=True):
+    groups = texts.get(group or "", [None] * len(paths))
+    shown_labels = (shown.get(label or "") for label in labels)
+    for part, path, label, own_group in zip(parts, paths, shown_labels, groups, strict=True):
         if label is None and part in {"val", "test"}:
             raise UserError(f"{setting}: {printable(path)} has split {part} but no label")
-        rows.append((UNLABELLED if label is None else part, path, label))
+        rows.append((UNLABELLED if label is None else part, path, label, own_group or None))
     return rows, notes
 
 
@@ -122,9 +128,9 @@ def _read_one_hot(
 
 
 def list_rows(rows: Iterable[Row], folder: Path, setting: str) -> Iterator[Entry]:
-    """Yield an entry for each (part, path, label); raise a UserError that names the files that do not exist."""
+    """Yield an entry for each row; raise a UserError that names the files that do not exist."""
     missing = []
-    for part, name, label in rows:
+    for part, name, label, group in rows:
         path = os.path.join(folder, os.path.expanduser(name))  # noqa: PTH111, PTH118 - many times faster than Path
         try:
             state = os.stat(path)  # noqa: PTH116
@@ -132,7 +138,7 @@ def list_rows(rows: Iterable[Row], folder: Path, setting: str) -> Iterator[Entry
             missing.append(name)
             continue
         require_regular(path, state)
-        yield Entry(part, printable(name), label, path, FileState.of(state))
+        yield Entry(part, printable(name), label, path, FileState.of(state), group)
     if missing:
         names = abbreviate(missing)
         raise UserError(
