@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -25,7 +27,7 @@ from tutelage.data import fingerprint
 from tutelage.data.datasets.image_files import LISTINGS, image_files
 from tutelage.data.files import contents, scan
 from tutelage.data.files.contents import Scope, read_contents
-from tutelage.data.files.decoding import check_image, read_pixels
+from tutelage.data.files.decoding import Check, check_image, read_pixels
 from tutelage.data.shards.pools import Shard
 from tutelage.data.shards.validators import with_validators
 from tutelage.runs.identity import NOT_IN_DATA
@@ -101,10 +103,48 @@ def test_an_unchanged_folder_is_not_read_for_its_fingerprint_nor_for_its_run(tmp
     config = folder_config(write_folder(tmp_path / "data"))
     first = fingerprint(config)
     assert sorted(read) == sorted(map(str, (tmp_path / "data").rglob("*.bmp")))  # each once
+    for file in (tmp_path / "data").rglob("*.bmp"):
+        os.utime(file, (4e9, 4e9))  # in the future
+    assert fingerprint(config) == first
     read.clear()
     assert fingerprint(config) == first
     image_files(LISTINGS["ImageFolder"](config), config)
     assert not read
+
+
+def test_a_pool_is_read_once_under_any_root_and_is_remembered_by_runs_without_it(tmp_path, read):
+    pool, copy, roots = tmp_path / "pool", tmp_path / "copy", [tmp_path / "first", tmp_path / "second"]
+    for number, top in enumerate((pool, *roots)):
+        write_folder(top, (50, 3, 4)[number], seed=number)
+    (roots[0] / "cat" / "bad.bmp").write_bytes(b"no image")
+    changes = {"unlabelled": str(pool), "on_bad_image": "skip"}
+    first = fingerprint(folder_config(roots[0], **changes))
+    fingerprint(folder_config(roots[0], on_bad_image="skip"))
+    read.clear()
+    assert fingerprint(folder_config(roots[0], **changes)) == first
+    assert read == [str(roots[0] / "cat" / "bad.bmp")]  # a broken file may have been repaired
+    read.clear()
+    fingerprint(folder_config(roots[1], **changes))
+    assert len(read) == 8
+    shutil.copytree(pool, copy)
+    read.clear()
+    assert fingerprint(folder_config(roots[0], **changes | {"unlabelled": str(copy)})) == first
+    assert len(read) == 1 + contents.DRAWN
+
+
+def test_files_that_change_while_others_are_read_are_not_remembered(monkeypatch):
+    monkeypatch.setattr(contents, "SETTLED_NS", 10_000_000)
+    read = []
+
+    def examine(number, tick, find_check):
+        time.sleep(0.02)
+        read.append(number)
+        return bytes([1] * 32), Check("", 1)
+
+    for _ in range(2):
+        scope = Scope("here", ["new", "old"], np.array([time.time_ns(), 0]), np.ones(2), 1, lambda count: f"{count}")
+        read_contents(scope, examine, lambda *report: None)
+    assert read == [0, 1, 0]
 
 
 def test_files_that_were_written_just_now_are_read_again(tmp_path, read, monkeypatch, cache):
@@ -131,13 +171,13 @@ def test_long_work_is_saved_before_it_ends(tmp_path, monkeypatch, cache):
     monkeypatch.setattr(contents, "SECONDS_BETWEEN_SAVES", 0.0)
     saved = []
 
-    def examine(number, tick, known):
-        return number.to_bytes(32, "little"), check_image(b"", LIMIT)._replace(reason="", pixels=1)
+    def examine(number, tick, find_check):
+        return (1 + number).to_bytes(32, "little"), Check("", 1)
 
     scope = Scope("here", list(map(str, range(200))), np.zeros(200), np.ones(200), 1, lambda count: f"{count}")
     facts, reasons = read_contents(scope, examine, lambda *report: saved.append(len([*cache.glob("*.npy")])))
     assert saved[0] == 1
-    assert [int.from_bytes(content, "little") for content in facts["content"].tolist()] == list(range(200))
+    assert [int.from_bytes(content, "little") for content in facts["content"].tolist()] == list(range(1, 201))
     assert not reasons
 
 
@@ -258,6 +298,9 @@ def test_a_shard_on_the_network_is_known_by_what_its_server_says_of_it(tmp_path,
     assert moved.state == ('"2"',)
     local = Shard("0.tar", "/0.tar", (1, 2, 3, 4))
     assert with_validators([local], tmp_path) == [local]
+    assert "127.0.0.1" not in (tmp_path / "validators.json").read_text()  # a URL may contain a password
+    with pytest.raises(KeyboardInterrupt):
+        with_validators([shard], tmp_path, Mock(side_effect=KeyboardInterrupt))
 
 
 def test_a_server_that_is_not_there_is_asked_once(tmp_path, server):
@@ -336,7 +379,34 @@ def test_white_leaves_8_bit_pictures_and_alpha_alone():
     half = np.full((1, 1, 4), 32768, dtype=np.uint16)
     half[..., :3] = 0
     _, content = cv2.imencode(".png", half)
+    plain = encode_tiff(half, 2, 2)
+    assert (read_pixels(BytesIO(plain), 3, WHITE, LIMIT, 4095) == 127).all()
     assert np.abs(read_pixels(BytesIO(content.tobytes()), 3, WHITE, LIMIT, 4095).astype(int) - 127).max() <= 1
+
+
+def encode_tiff(values: np.ndarray, photometric: int, extra: int | None) -> bytes:
+    """Return a TIFF of 16-bit values (H, W, 4), as TIFF 6.0 lays it out; ``extra`` says what the fourth is."""
+    height, width, samples = values.shape
+    tags = {256: width, 257: height, 258: 0, 259: 1, 262: photometric, 273: 0, 277: samples, 278: height, 279: 0}
+    tags |= {} if extra is None else {338: extra}
+    bits_at = 8 + 2 + 12 * len(tags) + 4  # after the header, the number of tags, the tags, and the end of their list
+    tags |= {258: bits_at, 273: bits_at + 2 * samples, 279: values.nbytes}
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    for tag, value in tags.items():
+        head += struct.pack("<HHII", tag, 3 if tag in {258, 338} else 4, samples if tag == 258 else 1, value)
+    return head + bytes(4) + struct.pack(f"<{samples}H", *[16] * samples) + values.astype("<u2").tobytes()
+
+
+@pytest.mark.parametrize(("photometric", "extra"), [(2, 0), (2, 1), (5, None)])  # RGB and pad; premultiplied; CMYK
+def test_white_leaves_alone_what_is_neither_colours_nor_plain_alpha(photometric, extra, capfd):
+    values = np.random.default_rng(0).integers(0, 4096, (3, 4, 4), dtype=np.uint16)
+    content = encode_tiff(values, photometric, extra)
+    assert check_image(content, LIMIT) == ("", 12, 0)
+    expected = read_pixels(BytesIO(content), 3, WHITE, LIMIT)
+    assert (read_pixels(BytesIO(content), 3, WHITE, LIMIT, 4095) == expected).all()
+    if extra == 0:
+        assert (expected == values[..., :3] >> 8).all()
+    assert capfd.readouterr().err == ""
 
 
 def test_twelve_bits_in_16_bit_files_are_noted_with_what_to_type(tmp_path):
@@ -368,4 +438,4 @@ def test_white_and_duplicates_are_part_of_the_identity_unless_they_change_nothin
     keys = {"white", "duplicates"}
     assert not keys & set(NOT_IN_DATA)
     for changes, expected in (({}, set()), ({"white": 65535}, set()), ({"white": 4095, "duplicates": "drop"}, keys)):
-        assert keys & set(rgb_config(**changes).model_dump(exclude_defaults=True)) == expected
+        assert keys & set(folder_config(Path("data"), **changes).model_dump(exclude_defaults=True)) == expected

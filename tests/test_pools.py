@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import shutil
 import tarfile
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ from tutelage.data import (
     fingerprint,
 )
 from tutelage.data.datasets.image_files import LISTINGS, image_files
+from tutelage.data.files import contents
 from tutelage.data.files.decoding import Check
 from tutelage.data.loading.batches import EvalDataset, TrainDataset
 from tutelage.data.shards import cache as shard_cache
@@ -257,15 +259,16 @@ def test_a_failed_fetch_is_an_error_of_one_line_and_leaves_nothing(tmp_path, mon
         make_source(tmp_path, f"pipe:head -c 2000 {whole}")
 
 
-def test_old_files_of_a_killed_fetch_are_removed_and_new_ones_are_not(tmp_path, monkeypatch, cache):
-    (cache / "shards").mkdir(parents=True)
-    old, new = (cache / "shards" / f".partial-{name}" for name in ("old", "new"))
-    for file in (old, new):
-        file.write_bytes(b"half a shard")
-    os.utime(old, (0, 0))
+def test_old_files_of_killed_writes_are_removed_and_new_ones_are_not(tmp_path, monkeypatch, cache):
+    monkeypatch.setattr(contents, "SETTLED_NS", -1)
+    folders = [cache / name for name in ("shards", "shard-indices", "contents")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        for name in ("old", "new"):
+            (folder / f".partial-{name}").write_bytes(b"half a file")
+        os.utime(folder / ".partial-old", (0, 0))
     make_source(tmp_path, make_pipe_pool(write_tars(tmp_path / "pool"), tmp_path / "log", monkeypatch))
-    assert not old.exists()
-    assert new.exists()
+    assert [sorted(file.name for file in folder.glob(".partial-*")) for folder in folders] == [[".partial-new"]] * 3
 
 
 def test_missing_or_invalid_shards_are_an_error_of_one_line(tmp_path):
@@ -307,7 +310,7 @@ def test_unreadable_images_are_named_by_shard_and_position(tmp_path, capsys):
         assert source.names[int(source.unlabelled[-1])].endswith("#3")
 
 
-def test_a_shard_is_indexed_once(tmp_path, monkeypatch):
+def test_a_shard_is_indexed_once(tmp_path, monkeypatch, cache):
     checks = Counter()
     check_image = shard_index.check_image
     monkeypatch.setattr(shard_index, "check_image", lambda *args: checks.update(n=1) or check_image(*args))
@@ -323,6 +326,14 @@ def test_a_shard_is_indexed_once(tmp_path, monkeypatch):
     write_tar(tmp_path / "pool" / "000.tar", {"a.png": encode_image(7)})
     assert len(make_source(tmp_path, tmp_path / "pool").unlabelled) == 2 * EACH + 1
     assert checks["n"] == 3 * EACH + 1
+    expected = fingerprint(make_config(tmp_path, tmp_path / "pool"))
+    whole, short, missing = sorted((cache / "shard-indices").glob("*.contents"), key=lambda file: file.stat().st_size)[
+        :3
+    ]
+    os.truncate(short, short.stat().st_size - 8)
+    missing.unlink()
+    whole.write_bytes(b"")
+    assert fingerprint(make_config(tmp_path, tmp_path / "pool")) == expected
 
 
 def test_an_interrupted_index_goes_on_with_the_other_shards(tmp_path, monkeypatch):
@@ -378,7 +389,7 @@ def test_the_fingerprint_depends_on_the_pools_content_and_not_on_its_location(tm
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_shards_with_other_images_of_equal_size_and_time_make_another_run(tmp_path, kind):
+def test_shards_with_other_images_of_equal_size_and_time_make_another_run(tmp_path, kind, cache):
     def write(*colours: int) -> list[int]:
         files = {f"{n}.bmp": encode_image(colour, kind="BMP") for n, colour in enumerate(colours)}
         write_tar(tmp_path / "0.tar", files)
@@ -390,8 +401,15 @@ def test_shards_with_other_images_of_equal_size_and_time_make_another_run(tmp_pa
         return sizes
 
     sizes, config = write(1, 2), make_config(tmp_path, tmp_path / f"0.{kind}")
-    first = fingerprint(config)
+    first, opened, unopened = fingerprint(config), *(make_source(tmp_path, tmp_path / f"0.{kind}") for _ in range(2))
+    assert read_red_values(opened) == [1, 2]
     assert write(1, 3) == sizes
+    if kind == "parquet":
+        assert read_red_values(opened) == [1, 2]  # of the copy in the cache
+        shutil.rmtree(cache / "shards")
+    for source in (unopened,) if kind == "parquet" else (unopened, opened):
+        with pytest.raises(UserError, match=rf"0.{kind}: has changed since the run began; start it again"):
+            read_red_values(source)
     assert fingerprint(config) != first
     write(1, 2)
     assert fingerprint(config) == first

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ PARTIAL_PREFIX = ".partial-"
 TRAILER = b"\nsha256:"
 TRAILER_LENGTH = len(TRAILER) + 64
 BLOCK = 1 << 20
+STALE_SECONDS = 3600.0  # a partial file that did not grow for so long belongs to no process any more
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object], keep: Path | None = None) -> None:
@@ -141,6 +143,17 @@ def remove_partials(folder: Path) -> None:
     """Remove the temporary files of killed processes below ``folder``; call it only while holding the folder's lock."""
     for path in folder.rglob(f"{PARTIAL_PREFIX}*"):
         path.unlink(missing_ok=True)
+
+
+def remove_old_partials(folder: Path) -> None:
+    """Remove the temporary files of killed processes from ``folder``, in which live ones may be writing without a lock.
+
+    Those that did not grow for ``STALE_SECONDS`` are removed; what cannot be removed stays.
+    """
+    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
+        with suppress(OSError):  # another process may remove it first
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
 
 
 def digest(value: Any) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LEARNED = "training, validation and unlabelled data"
 UNUSED, TEST, LEARNED_FROM = range(3)  # what the splits use an image for
+PREFIX_BITS = 22  # of a content id
+PREFIX_SHIFT = np.uint64(64 - PREFIX_BITS)
 KEEP_ORDER = ("val", "train", UNLABELLED)  # of a source: after the tests, the first keeps an image
 
 
@@ -31,11 +33,14 @@ def find_duplicates(ids: np.ndarray, ids_of_shards: Iterable[np.ndarray] = ()) -
     """
     distinct, numbers, counts = np.unique(ids, return_inverse=True, return_counts=True)
     is_repeated, first, found = counts > 1, len(ids), []
+    may_be_copied = np.zeros(1 << PREFIX_BITS, dtype=bool)  # by the first bits of an id: most images need no search
+    may_be_copied[distinct >> PREFIX_SHIFT] = True
     for shard in ids_of_shards:
-        places = np.searchsorted(distinct, shard).clip(max=len(distinct) - 1)
-        positions = np.flatnonzero(distinct[places] == shard)
-        found.append(np.stack([first + positions, places[positions]], axis=1))
-        is_repeated[places[positions]] = True
+        candidates = np.flatnonzero(may_be_copied[shard >> PREFIX_SHIFT])
+        places = np.searchsorted(distinct, shard[candidates]).clip(max=len(distinct) - 1)
+        is_copy = distinct[places] == shard[candidates]
+        found.append(np.stack([first + candidates[is_copy], places[is_copy]], axis=1))
+        is_repeated[places[is_copy]] = True
         first += len(shard)
     indices = np.flatnonzero(is_repeated[numbers])
     return np.concatenate([np.stack([indices, numbers[indices]], axis=1), *found]).astype(np.int64)

@@ -14,7 +14,7 @@ import numpy as np
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import MAX_REASON_LENGTH, OnProgress, ignore_progress
 from tutelage.data.duplicates import find_duplicates
-from tutelage.data.files.contents import Known, Scope, content_ids, read_contents
+from tutelage.data.files.contents import FindCheck, Scope, content_ids, read_contents
 from tutelage.data.files.decoding import Check, FilePicture, open_picture
 from tutelage.data.files.listing import FileState, find_path
 from tutelage.data.files.names import LABELLED_PARTS, UNLABELLED, abbreviate, find_part, printable, sort_classes
@@ -203,9 +203,9 @@ def _read_dataset(config: DataConfig, on_progress: OnProgress) -> _Dataset:
         start += len(split)
     images = EncodedImages(list(splits.values()), image_column, config)
 
-    def examine(number: int, tick: Tick, known: Known) -> tuple[bytes, Check]:
+    def examine(number: int, tick: Tick, find_check: FindCheck) -> tuple[bytes, Check]:
         tick(1)
-        return examine_image(images.read_encoded(number), known, config.max_pixels)
+        return examine_image(images.read_encoded(number), find_check, config.max_pixels)
 
     (keys, changed), message = images.describe(), lambda count: f"checking {count:,} images"
     scope = Scope(f"rows\0{config.root}", keys, changed, np.ones(len(keys), np.int64), config.max_pixels, message)

@@ -127,8 +127,9 @@ def _find_peak(facts: np.ndarray, pool: Pool | None) -> int:
 
 def _index_pool(config: DataConfig, on_progress: OnProgress) -> Pool | None:
     """Return the pool of shards that ``data.unlabelled`` names; None if it names none."""
-    shards = find_shards(config.unlabelled) if config.unlabelled is not None else None
-    return None if shards is None else index_shards(shards, config, f"data.unlabelled={config.unlabelled}", on_progress)
+    if config.unlabelled is None or (shards := find_shards(config.unlabelled)) is None:
+        return None
+    return index_shards(shards, config, f"data.unlabelled={printable(config.unlabelled)}", on_progress)
 
 
 def _append_shards(source: Source, pool: Pool, config: DataConfig) -> Source:
@@ -182,7 +183,7 @@ def _scan(listing: Listing, config: DataConfig, on_progress: OnProgress) -> tupl
     if config.on_bad_image == "stop":
         raise_for_unreadable(reasons, [printable(entry.path) for entry in entries], listing.setting)
     readable = [number for number in range(len(entries)) if number not in reasons]
-    listing = replace(listing, entries=tuple(entries[number] for number in readable))
+    listing = listing.keep(readable)
     lost = set(listing.classes) - {entry.label for entry in listing.entries if entry.part in {"train", ALL}}
     if lost:
         raise UserError(f"{listing.setting}: class {min(lost)!r} has no readable image; repair or remove it")

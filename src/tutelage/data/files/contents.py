@@ -17,11 +17,12 @@ import numpy as np
 from tutelage.data.datasets.download import OnProgress, cache_folder
 from tutelage.data.files.decoding import Check
 from tutelage.data.files.threads import Tick, read_in_threads
-from tutelage.storage import digest, write_whole
+from tutelage.storage import digest, remove_old_partials, write_whole
 
 CACHE_NAME, LISTS_NAME = "contents", "lists"  # a folder of our cache, and one in it
 MARK_BYTES, DIGEST_BYTES, ID_BYTES = 16, 32, 8
-FACTS = np.dtype([("content", f"V{DIGEST_BYTES}"), ("pixels", "<u8"), ("peak", "<u2")])  # no pixels: unknown
+# zeros: unknown; no pixels: of an item that is no image, or that cannot be decoded
+FACTS = np.dtype([("content", f"V{DIGEST_BYTES}"), ("pixels", "<u8"), ("peak", "<u2")])
 ROW = np.dtype([("mark", f"V{MARK_BYTES}"), *FACTS.descr])
 MAX_REMEMBERED = 4  # times the number of items: the cache also holds files as they were before
 MAX_LISTS = 32  # lists of files that are remembered, the newest
@@ -29,8 +30,9 @@ DRAWN = 64  # files of a copied folder that are read before the others are taken
 SECONDS_BETWEEN_SAVES = 20.0  # of work that is lost at most when it is stopped
 SETTLED_NS = 2_000_000_000  # a file may change again within one tick of its clock: younger ones are not remembered
 
-Known = Callable[[bytes], Check | None]  # returns what is known of an image with a content of this SHA-256
-Examine = Callable[[int, Tick, Known], tuple[bytes, Check]]  # returns the SHA-256 and the check of the item of a number
+FindCheck = Callable[[bytes], Check | None]  # returns what is known of an image with a content of this SHA-256
+# returns the SHA-256 and the check of the item of a number
+Examine = Callable[[int, Tick, FindCheck], tuple[bytes, Check]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Scope:
     Attributes:
         location: each has its own file in the cache.
         keys: what identifies the content of each without reading it: path, size, times.
-        changed: (N,) int64, when each was changed last, in ns.
+        changed: (N,) int64, when each was changed last, in ns, by a clock that its owner cannot set (st_ctime).
         sizes: (N,) int64, of each in bytes, for the progress.
         max_pixels: an image known to have more is examined again.
         message: returns what is being done, of a number of items.
@@ -80,17 +82,17 @@ def read_contents(scope: Scope, examine: Examine, on_progress: OnProgress) -> tu
         missing = cache.recognise_copy(examine, on_progress)
     reasons: dict[int, str] = {}
     try:
-        with closing(_examine_items(scope, missing, examine, cache.find_content, on_progress)) as examined:
+        with closing(_examine_items(scope, missing, examine, cache.find_check, on_progress)) as examined:
             for results in examined:
                 for number, (content, check) in results:
                     if check.reason:
                         reasons[number] = check.reason
-                    cache.take(number, content, check)
+                    cache.add(number, content, check)
                 cache.save_at_times()
     finally:
         cache.save()
     if scope.copy_key:
-        cache.save_list(anew=len(missing) > 0)
+        cache.save_list(changed=len(missing) > 0)
     return cache.facts, dict(sorted(reasons.items()))
 
 
@@ -113,6 +115,8 @@ class _Cache:
         folder = cache_folder(CACHE_NAME)
         self._file = folder / f"{digest(scope.location)[: 2 * MARK_BYTES]}.npy"
         self._list_file = folder / LISTS_NAME / f"{scope.copy_key}.npy"
+        self._started_ns = time.time_ns()  # before any item is read
+        self._all_settled = True
         self._stored = _read_array(self._file, ROW)
         self.is_new = not len(self._stored)
         self._new: list[int] = []  # items that are to be stored
@@ -123,28 +127,32 @@ class _Cache:
         self._used = places[places >= 0]
         self.facts[places >= 0] = self._stored[list(FACTS.names or ())][self._used]
         self.is_known = self._is_enough(self.facts)
-        is_sound = self._is_enough(self._stored)
         self._known_contents: dict[bytes, int] = {}
         if not self.is_known.all():
-            places_of_sound = np.flatnonzero(is_sound)
-            contents = self._stored["content"][places_of_sound].tolist()
-            self._known_contents = dict(zip(contents, places_of_sound.tolist(), strict=True))
+            enough = np.flatnonzero(self._is_enough(self._stored))
+            self._known_contents = dict(zip(self._stored["content"][enough].tolist(), enough.tolist(), strict=True))
 
     def _is_enough(self, facts: np.ndarray) -> np.ndarray:
-        enough: np.ndarray = (facts["pixels"] > 0) & (facts["pixels"] <= self._scope.max_pixels)
+        """Return whether what is known of items that can be decoded, (N,) of ``FACTS`` or ``ROW``, is all we need."""
+        enough: np.ndarray = (content_ids(facts) != 0) & (facts["pixels"] <= self._scope.max_pixels)
         return enough
 
-    def find_content(self, content: bytes) -> Check | None:
+    def find_check(self, content: bytes) -> Check | None:
         """Return the check of an image with a content of this SHA-256; None if none is known."""
         place = self._known_contents.get(content)
         return None if place is None else Check("", *self._stored[["pixels", "peak"]][place].item())
 
-    def take(self, number: int, content: bytes, check: Check) -> None:
-        """Take what was read; remember it if the image is sound and has not been changed just now."""
+    def add(self, number: int, content: bytes, check: Check) -> None:
+        """Add what was read; remember it if the image is sound and had not been changed just before it was read."""
         self.facts[number] = (content, check.pixels, check.peak)
-        if not check.reason and time.time_ns() - self._scope.changed[number] > SETTLED_NS:
+        is_settled = self._started_ns - self._scope.changed[number] > SETTLED_NS
+        if check.reason:
+            return
+        if is_settled:
             self.is_known[number] = True
             self._new.append(number)
+        else:
+            self._all_settled = False
 
     def recognise_copy(self, examine: Examine, on_progress: OnProgress) -> np.ndarray:
         """Take the facts of an earlier equal list if drawn items have the same contents; return the unknown items."""
@@ -155,11 +163,11 @@ class _Cache:
         is_stored = self._is_enough(stored)
         copied = np.flatnonzero(is_stored)
         drawn = np.random.default_rng().permutation(copied)[:DRAWN]  # by the system's entropy, new in each call
-        for results in _examine_items(self._scope, drawn, examine, self.find_content, on_progress):
+        for results in _examine_items(self._scope, drawn, examine, self.find_check, on_progress):
             if any(check.reason or content != stored["content"][number].item() for number, (content, check) in results):
                 return everything
         for number in copied.tolist():
-            self.take(number, *_as_result(stored[number]))
+            self.add(number, *_as_result(stored[number]))
         return np.flatnonzero(~is_stored)
 
     def save_at_times(self) -> None:
@@ -178,13 +186,12 @@ class _Cache:
         _write_array(self._file, np.concatenate([self._stored if are_few else self._stored[self._used], new]))
         self._saved_count, self._saved_at = len(self._new), time.monotonic()
 
-    def save_list(self, anew: bool) -> None:
-        """Write the facts in the order of the list, for copies of it; ``anew`` if they may have changed.
+    def save_list(self, changed: bool) -> None:
+        """Write the facts in the order of the list, for copies of it; ``changed`` if they may have changed.
 
         A list with files that were changed just now is not written: it will not last.
         """
-        is_sound = self._is_enough(self.facts)
-        if not is_sound.any() or not self.is_known[is_sound].all() or (self._list_file.exists() and not anew):
+        if not self.is_known.any() or not self._all_settled or (self._list_file.exists() and not changed):
             return
         _write_array(self._list_file, np.where(self.is_known, self.facts, np.zeros(1, FACTS)))
         with suppress(OSError):
@@ -194,13 +201,13 @@ class _Cache:
 
 
 def _examine_items(
-    scope: Scope, numbers: np.ndarray, examine: Examine, known: Known, on_progress: OnProgress
+    scope: Scope, numbers: np.ndarray, examine: Examine, find_check: FindCheck, on_progress: OnProgress
 ) -> Generator[list[tuple[int, tuple[bytes, Check]]], None, None]:
     """Yield numbers of items with their contents and checks, as they are read in threads."""
     size, message = int(scope.sizes[numbers].sum()), scope.message(len(numbers))
 
     def read(number: int, tick: Tick) -> tuple[bytes, Check]:
-        return examine(number, tick, known)
+        return examine(number, tick, find_check)
 
     yield from read_in_threads(read, numbers.tolist(), lambda done: on_progress(message, min(1.0, done / max(1, size))))
 
@@ -221,3 +228,4 @@ def _read_array(file: Path, dtype: np.dtype) -> np.ndarray:
 def _write_array(file: Path, array: np.ndarray) -> None:
     with suppress(OSError):  # in a folder without write permission every start reads all files
         write_whole(file, lambda out: np.save(out, array))
+        remove_old_partials(file.parent)

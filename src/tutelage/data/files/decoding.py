@@ -52,7 +52,7 @@ class Check(NamedTuple):
 
     Attributes:
         reason: why it cannot be decoded; empty if it can.
-        pixels: their number, width times height; 0 if it cannot be decoded.
+        pixels: their number, width times height; 0 if it cannot be decoded, or is no image.
         peak: the largest value of an image with 16 bits a sample; 0 for images with fewer bits.
     """
 
@@ -66,8 +66,9 @@ def read_pixels(
 ) -> np.ndarray:
     """Return the pixels (H, W, channels) uint8 of an image file, turned as its EXIF orientation says.
 
-    Palettes are resolved, transparent pixels are laid over the background, 16 bits become 8 by scaling 0 to ``white``
-    to 0 to 255, CMYK becomes RGB, and of an animation the first frame is used.
+    Palettes are resolved, transparent pixels are laid over the background, CMYK becomes RGB, and of an animation the
+    first frame is used. 16 bits become 8 by scaling 0 to ``white`` to 0 to 255, rounded; without ``white`` colours keep
+    their upper 8 bits, as do always those of which ``is_wide_colour`` is false.
 
     Args:
         file: a path, or a seekable file.

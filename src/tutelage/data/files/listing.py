@@ -6,7 +6,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -85,6 +85,8 @@ class Listing:
         entries: the files.
         classes: the names of the classes, in the order of their labels.
         notes: what the user should know about the files.
+        pool_path: the folder or list that ``data.unlabelled`` names; None if there is none.
+        pool_count: the number of its files, which are the last.
         has_groups: whether the files are those of a table with a column of groups.
     """
 
@@ -93,7 +95,14 @@ class Listing:
     entries: tuple[Entry, ...]
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    pool_path: Path | None = None
+    pool_count: int = 0
     has_groups: bool = False
+
+    def keep(self, numbers: Sequence[int]) -> Self:
+        """Return the listing with only the entries of these numbers, which ascend."""
+        pool_count = sum(number >= len(self.entries) - self.pool_count for number in numbers)
+        return replace(self, entries=tuple(self.entries[number] for number in numbers), pool_count=pool_count)
 
     def fingerprint(self, contents: Sequence[bytes]) -> str:
         """Return a digest of the files' parts, names, labels and contents; it does not depend on the folder's path.

@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.datasets.download import OnProgress
-from tutelage.data.files.contents import Known, Scope, read_contents
+from tutelage.data.files.contents import FindCheck, Scope, read_contents
 from tutelage.data.files.decoding import Check, check_image
-from tutelage.data.files.listing import FileState, Listing, walk_files
+from tutelage.data.files.listing import Entry, FileState, Listing, walk_files
+from tutelage.data.files.names import printable
 from tutelage.data.files.threads import Tick
 from tutelage.errors import UserError
 from tutelage.storage import BLOCK, digest
 
 MAX_PRINTED = 20  # unreadable images that are printed one by one
-NO_IMAGE = Check("", 1)  # of a file that is only hashed
+NOT_DECODED = Check("")  # of a file that is only hashed
 
 
 def scan_listing(listing: Listing, max_pixels: int, on_progress: OnProgress) -> tuple[np.ndarray, dict[int, str]]:
@@ -27,24 +28,36 @@ def scan_listing(listing: Listing, max_pixels: int, on_progress: OnProgress) -> 
     Raises:
         UserError: a file cannot be opened, which says nothing about the image.
     """
-    entries = listing.entries
+    first = len(listing.entries) - listing.pool_count
+    facts, reasons = _scan_entries(listing.entries[:first], listing.path, max_pixels, on_progress)
+    if listing.pool_path is None:
+        return facts, reasons
+    pool_facts, pool_reasons = _scan_entries(listing.entries[first:], listing.pool_path, max_pixels, on_progress)
+    reasons |= {first + number: reason for number, reason in pool_reasons.items()}
+    return np.concatenate([facts, pool_facts]), reasons
 
-    def examine(number: int, tick: Tick, known: Known) -> tuple[bytes, Check]:
+
+def _scan_entries(
+    entries: Sequence[Entry], place: Path, max_pixels: int, on_progress: OnProgress
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Return the same as ``scan_listing``, of the files of one folder, table or list, which is at ``place``."""
+
+    def examine(number: int, tick: Tick, find_check: FindCheck) -> tuple[bytes, Check]:
         content = _read_file(entries[number].path)
         tick(len(content))
-        return examine_image(content, known, max_pixels)
+        return examine_image(content, find_check, max_pixels)
 
     names = "\0".join([f"{entry.name}\0{entry.state.size}\0{entry.state.time}" for entry in entries])
     copy_key = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()
     keys, changed, sizes = _describe_files([entry.path for entry in entries], [entry.state for entry in entries])
-    location, message = f"images\0{listing.path.resolve()}", lambda count: f"checking {count:,} images"
+    location, message = f"images\0{place.resolve()}", lambda count: f"checking {count:,} images"
     return read_contents(Scope(location, keys, changed, sizes, max_pixels, message, copy_key), examine, on_progress)
 
 
-def examine_image(content: bytes, known: Known, max_pixels: int) -> tuple[bytes, Check]:
+def examine_image(content: bytes, find_check: FindCheck, max_pixels: int) -> tuple[bytes, Check]:
     """Return the SHA-256 of an image file's content, and whether it can be decoded; a known content is not decoded."""
     content_hash = hashlib.sha256(content).digest()
-    return content_hash, known(content_hash) or check_image(content, max_pixels)
+    return content_hash, find_check(content_hash) or check_image(content, max_pixels)
 
 
 def digest_contents(path: Path, setting: str, on_progress: OnProgress) -> str:
@@ -69,12 +82,12 @@ def digest_contents(path: Path, setting: str, on_progress: OnProgress) -> str:
         raise UserError(f"{setting}: no such file or folder")
     files = [(name, file, FileState.of(state)) for name, file, state in found if stat.S_ISREG(state.st_mode)]
 
-    def examine(number: int, tick: Tick, known: Known) -> tuple[bytes, Check]:
-        return _hash_file(files[number][1], tick), NO_IMAGE
+    def examine(number: int, tick: Tick, find_check: FindCheck) -> tuple[bytes, Check]:
+        return _hash_file(files[number][1], tick), NOT_DECODED
 
     keys, changed, sizes = _describe_files([file for _, file, _ in files], [state for _, _, state in files])
     location, message = f"files\0{path.resolve()}", lambda count: f"reading {setting}"
-    scope = Scope(location, keys, changed, sizes, NO_IMAGE.pixels, message)
+    scope = Scope(location, keys, changed, sizes, NOT_DECODED.pixels, message)
     facts, _ = read_contents(scope, examine, on_progress)
     whole = hashlib.sha256()
     for (name, _, _), content in zip(files, facts["content"].tolist(), strict=True):
@@ -87,7 +100,7 @@ def _describe_files(paths: Sequence[str], states: Sequence[FileState]) -> tuple[
     folder = os.getcwd()  # noqa: PTH109
     absolute = [path if path.startswith("/") else f"{folder}/{path}" for path in paths]
     keys = [state.key(path) for path, state in zip(absolute, states, strict=True)]
-    changed = np.fromiter((max(state.time, state.changed) for state in states), dtype=np.int64, count=len(states))
+    changed = np.fromiter((state.changed for state in states), dtype=np.int64, count=len(states))
     return keys, changed, np.fromiter((state.size for state in states), dtype=np.int64, count=len(states))
 
 
@@ -96,7 +109,9 @@ def _read_file(path: str) -> bytes:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - many times faster than Path
             return file.readall()
     except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); make it readable or remove it") from None
+        raise UserError(
+            f"{printable(path)}: cannot be opened ({error.strerror}); make it readable or remove it"
+        ) from None
 
 
 def _hash_file(path: str, tick: Tick) -> bytes:
@@ -107,7 +122,7 @@ def _hash_file(path: str, tick: Tick) -> bytes:
                 content.update(block)
                 tick(len(block))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); repair or remove it") from None
+        raise UserError(f"{printable(path)}: cannot be read ({error.strerror}); repair or remove it") from None
     return content.digest()
 
 

@@ -33,7 +33,7 @@ def add_unlabelled(listing: Listing, unlabelled: str) -> Listing:
         raise UserError(f"{setting}: no image files there (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     new, counts = _find_new(entries, listing.entries)
     notes = (*listing.notes, *left_out.notes(setting), *(f"{setting}: {count}" for count in counts))
-    return replace(listing, entries=(*listing.entries, *new), notes=notes)
+    return replace(listing, entries=(*listing.entries, *new), notes=notes, pool_path=path, pool_count=len(new))
 
 
 def _find_new(entries: Sequence[Entry], listed: Sequence[Entry]) -> tuple[list[Entry], list[str]]:

@@ -5,22 +5,22 @@ The library webdataset reads tars as streams, from the first byte on; a resumed 
 
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from tutelage.data.datasets.download import MAX_REASON_LENGTH, cache_folder
+from tutelage.data.files.listing import FileState
+from tutelage.data.files.names import printable
 from tutelage.data.shards.pools import Shard, missing_library_error
 from tutelage.errors import UserError
-from tutelage.storage import BLOCK, PARTIAL_PREFIX, digest, write_whole
+from tutelage.storage import BLOCK, PARTIAL_PREFIX, digest, remove_old_partials, write_whole
 
 CACHE_NAME = "shards"  # below our cache folder
 MAX_CACHED = 16  # shards in the cache; 8 workers that prepare 2 batches each use so many at once
 KEY_LENGTH = 32
 LOCK_SUFFIX = ".lock"
-STALE_SECONDS = 3600.0  # a partial file that did not grow for so long belongs to no process any more
 LOCK_DIGITS = 2  # digits of a key that choose its lock: 256 files, however many shards there are
 
 
@@ -39,10 +39,10 @@ def open_shard(shard: Shard) -> IO[bytes]:
     ``MAX_CACHED`` shards that were opened last; a process that has one open can go on reading it.
 
     Raises:
-        UserError: it cannot be read or fetched, or the cache cannot be written.
+        UserError: it cannot be read or fetched, has changed since it was found, or the cache cannot be written.
     """
-    if not shard.is_remote and not shard.column:
-        return _open_tar(Path(shard.location))
+    if is_read_in_place(shard):
+        return _open_tar(shard)
     from filelock import FileLock
 
     folder, key = cache_folder(CACHE_NAME), shard_key(shard)
@@ -59,26 +59,43 @@ def open_shard(shard: Shard) -> IO[bytes]:
                 _remove_oldest(folder)
     except OSError as error:
         reason, hint = error.strerror or error, "make room, or let XDG_CACHE_HOME name another folder"
-        raise UserError(f"{folder}: the shard {shard.name} cannot be stored there ({reason}): {hint}") from None
+        name = printable(str(folder))
+        raise UserError(f"{name}: the shard {shard.name} cannot be stored there ({reason}): {hint}") from None
 
 
-def _open_tar(path: Path) -> IO[bytes]:
+def is_read_in_place(shard: Shard) -> bool:
+    """Return whether a shard is a tar on this machine, which needs no copy."""
+    return not shard.is_remote and not shard.column
+
+
+def require_unchanged(shard: Shard, state: os.stat_result) -> None:
+    """Raise a UserError unless a file on this machine is as it was when the shard was found."""
+    if shard.state and shard.state != FileState.of(state):
+        raise UserError(f"{printable(shard.location)}: has changed since the run began; start it again")
+
+
+def _open_tar(shard: Shard) -> IO[bytes]:
     try:
-        return path.open("rb")
+        file = Path(shard.location).open("rb")  # noqa: SIM115 - it is returned
     except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); make it readable, or leave it out") from None
+        name = printable(shard.location)
+        raise UserError(f"{name}: cannot be opened ({error.strerror}); make it readable, or leave it out") from None
+    try:
+        require_unchanged(shard, os.fstat(file.fileno()))
+    except UserError:
+        file.close()
+        raise
+    return file
 
 
 def _remove_oldest(folder: Path) -> None:
     """Remove all but the newest shards, and the partial files of killed processes."""
-    cached, now = [], time.time()
+    remove_old_partials(folder)
+    cached = []
     for path in folder.iterdir():
-        with suppress(FileNotFoundError):  # another process may remove it first
-            changed = path.stat().st_mtime
-            if not path.name.startswith(PARTIAL_PREFIX):
-                cached += [] if path.suffix == LOCK_SUFFIX else [(changed, path)]
-            elif now - changed > STALE_SECONDS:
-                path.unlink()
+        if path.suffix != LOCK_SUFFIX and not path.name.startswith(PARTIAL_PREFIX):
+            with suppress(FileNotFoundError):  # another process may remove it first
+                cached.append((path.stat().st_mtime, path))
     for _, path in sorted(cached)[:-MAX_CACHED]:
         path.unlink(missing_ok=True)
 
@@ -93,7 +110,7 @@ def _write_shard(shard: Shard, out: IO[bytes]) -> None:
     try:
         from webdataset.gopen import gopen
     except ImportError:
-        raise missing_library_error(shard.location) from None
+        raise missing_library_error(printable(shard.location)) from None
     try:
         with closing(gopen(shard.location, "rb")) as stream:
             shutil.copyfileobj(stream, _OutputFile(out), BLOCK)
@@ -101,7 +118,8 @@ def _write_shard(shard: Shard, out: IO[bytes]) -> None:
         raise error.__cause__ or error from None
     except Exception as error:  # webdataset raises errors of many kinds
         reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
-        raise UserError(f"{shard.location}: cannot be fetched ({reason}); start again once it is available") from None
+        name = printable(shard.location)
+        raise UserError(f"{name}: cannot be fetched ({reason}); start again once it is available") from None
 
 
 class _WriteFailed(Exception):  # noqa: N818 - names the event
@@ -127,13 +145,14 @@ def read_parquet_images(shard: Shard) -> Iterator[tuple[int, Any]]:
     A row without an image has empty bytes.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or has changed since it was found.
     """
     import pyarrow as pa
     from pyarrow import parquet
 
     row = shard.first_row
     try:
+        require_unchanged(shard, os.stat(shard.location))  # noqa: PTH116 - as find_shards does
         with parquet.ParquetFile(shard.location) as file:
             for group in range(shard.first_group, shard.end_group):
                 column = file.read_row_group(group, columns=[shard.column]).column(0)
@@ -143,4 +162,5 @@ def read_parquet_images(shard: Shard) -> Iterator[tuple[int, Any]]:
                     row += len(images)
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
-        raise UserError(f"{shard.location}: cannot be read as Parquet ({reason}); repair it or leave it out") from None
+        name = printable(shard.location)
+        raise UserError(f"{name}: cannot be read as Parquet ({reason}); repair it or leave it out") from None

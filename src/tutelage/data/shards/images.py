@@ -1,7 +1,7 @@
 """The images of a pool of shards, each read when it is used."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 from tutelage.config import DataConfig
 from tutelage.data.files.decoding import FilePicture, open_picture
 from tutelage.data.fitting import fit_image, fit_picture
-from tutelage.data.shards.cache import open_shard
+from tutelage.data.shards.cache import is_read_in_place, open_shard, require_unchanged
 from tutelage.data.shards.index import Pool, image_name
 from tutelage.errors import UserError
 
@@ -79,15 +79,17 @@ class ShardImages(_PoolIndex):
         Raises:
             UserError: the shard cannot be read any more, or has changed.
         """
-        shard, (offset, size, position) = self._find(index)
-        config, name = self._config, image_name(self._pool.shards[shard], position)
-        file: IO[bytes] = self._open(shard)
+        number, (offset, size, position) = self._find(index)
+        config, shard = self._config, self._pool.shards[number]
+        name, file = image_name(shard, position), self._open(number)
         try:
             content = os.pread(file.fileno(), size, offset)
+            if is_read_in_place(shard):
+                require_unchanged(shard, os.fstat(file.fileno()))
         except OSError as error:
             raise UserError(f"{name}: cannot be read ({error.strerror}); make it readable, and start again") from None
         return open_picture(BytesIO(content), name, config.channels, config.background, config.max_pixels, config.white)
 
     @cached_property
-    def _open(self) -> Any:
+    def _open(self) -> Callable[[int], IO[bytes]]:
         return lru_cache(MAX_OPEN)(lambda shard: open_shard(self._pool.shards[shard]))

@@ -6,7 +6,7 @@ import os
 import random
 import tarfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,13 @@ from tutelage.data.datasets.download import OnProgress, cache_folder, ignore_pro
 from tutelage.data.files.contents import DIGEST_BYTES, ID_BYTES
 from tutelage.data.files.decoding import check_image
 from tutelage.data.files.listing import IMAGE_SUFFIXES
+from tutelage.data.files.names import printable
 from tutelage.data.files.scan import raise_for_unreadable
 from tutelage.data.loading.shared_memory import count_cores
 from tutelage.data.shards.cache import open_shard, read_parquet_images, shard_key
 from tutelage.data.shards.pools import Shard
 from tutelage.errors import UserError
-from tutelage.storage import digest, write_json, write_whole
+from tutelage.storage import digest, remove_old_partials, write_json, write_whole
 
 CACHE_NAME = "shard-indices"  # below our cache folder
 INDEX_VERSION = 2  # to be raised when the files of an index change
@@ -96,10 +97,12 @@ def index_shards(
     if any(shard.is_remote for shard in shards):
         from tutelage.data.shards.validators import with_validators
 
-        shards = with_validators(shards, folder)
+        shards = with_validators(shards, folder, on_progress)
     keys = [shard_key(shard, INDEX_VERSION, config.max_pixels) for shard in shards]
     sizes = _file_sizes(folder)
-    missing = [number for number, key in enumerate(keys) if f"{key}{INDEX_SUFFIX}" not in sizes]
+    missing = [number for number, key in enumerate(keys) if not _is_whole(key, sizes)]
+    if missing:
+        remove_old_partials(folder)
     message = f"reading {len(missing):,} shards of the pool for the first time"
     tasks = [(shards[number], folder / keys[number]) for number in random.sample(missing, len(missing))]
     for done, _ in enumerate(_index_in_threads(tasks, config.max_pixels), start=1):
@@ -128,6 +131,12 @@ def index_shards(
         heads=np.array([_read_head(f"{folder}{os.sep}{keys[number]}{CONTENTS_SUFFIX}") for number in with_images]),
         left_out=tuple(name for name, _ in bad),
     )
+
+
+def _is_whole(key: str, sizes: Mapping[str, int]) -> bool:
+    """Return whether the index of a shard has its rows, and a content id of each, in files of these sizes by name."""
+    rows, contents = (sizes.get(f"{key}{suffix}") for suffix in (INDEX_SUFFIX, CONTENTS_SUFFIX))
+    return rows is not None and contents == HEAD.itemsize + rows // ROW.itemsize * ID_BYTES
 
 
 def _read_head(path: str) -> np.void:
@@ -160,8 +169,9 @@ def _index_in_threads(tasks: Sequence[tuple[Shard, Path]], max_pixels: int) -> I
 
 def _index_shard(shard: Shard, stem: Path, max_pixels: int, stop: threading.Event) -> None:
     """Hash and check every image of a shard; write the rows of the sound ones, after all else that is known."""
-    path = stem.with_suffix(INDEX_SUFFIX)
-    if stop.is_set() or path.exists():
+    rows_path, contents_path = stem.with_suffix(INDEX_SUFFIX), stem.with_suffix(CONTENTS_SUFFIX)
+    sizes = {path.name: path.stat().st_size for path in (rows_path, contents_path) if path.exists()}
+    if stop.is_set() or _is_whole(stem.name, sizes):
         return
     with open_shard(shard) as file:
         rows = _read_parquet_rows(shard) if shard.column else _read_tar_rows(shard, file)
@@ -184,11 +194,11 @@ def _index_shard(shard: Shard, stem: Path, max_pixels: int, stop: threading.Even
         if bad:
             write_json(stem.with_suffix(BAD_SUFFIX), bad)
         head = np.array([(whole.digest(), peak)], HEAD).tobytes()
-        write_whole(stem.with_suffix(CONTENTS_SUFFIX), lambda out: out.write(head + bytes(ids)))
-        write_whole(path, lambda out: out.write(rows[is_sound].tobytes()))
+        write_whole(contents_path, lambda out: out.write(head + bytes(ids)))
+        write_whole(rows_path, lambda out: out.write(rows[is_sound].tobytes()))
     except OSError as error:
         hint = "make room, or let XDG_CACHE_HOME name another folder"
-        raise UserError(f"{path.parent}: cannot be written ({error.strerror}): {hint}") from None
+        raise UserError(f"{printable(str(stem.parent))}: cannot be written ({error.strerror}): {hint}") from None
 
 
 def _read_tar_rows(shard: Shard, file: IO[bytes]) -> np.ndarray:
@@ -207,7 +217,7 @@ def _read_tar_rows(shard: Shard, file: IO[bytes]) -> np.ndarray:
     except (tarfile.TarError, OSError, EOFError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{shard.location}: cannot be read as a tar ({reason}); fetch it again or leave it out"
+            f"{printable(shard.location)}: cannot be read as a tar ({reason}); fetch it again or leave it out"
         ) from None
     return np.array(rows, dtype=ROW)
 

@@ -192,9 +192,9 @@ def _split_parquet(whole: Shard, setting: str) -> Sequence[Shard]:
     schema = _read_schema(whole.location, setting)
     column = _find_image_column(schema, setting)
     if column is None:
-        present = ", ".join(schema.names[:MAX_NAMED])
+        present = ", ".join(map(printable, schema.names[:MAX_NAMED]))
         raise UserError(
-            f"{setting}: {whole.location} has no column of bytes (there are {present}); "
+            f"{setting}: {printable(whole.location)} has no column of bytes (there are {present}); "
             "to use a list of paths, name that file alone"
         )
     metadata = parquet.read_metadata(whole.location)

@@ -1,8 +1,9 @@
 """What servers say of shards without sending them: the validators by which a changed file is recognised."""
 
+import hashlib
 import json
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
@@ -11,6 +12,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from tutelage.data.datasets.download import OnProgress, ignore_progress
+from tutelage.data.files.threads import SECONDS_BETWEEN_REPORTS
 from tutelage.data.shards.pools import Shard
 from tutelage.storage import write_json
 
@@ -20,7 +23,9 @@ TIMEOUT_SECONDS = 10.0
 MAX_THREADS = 32  # requests at the same time
 
 
-def with_validators(shards: Sequence[Shard], folder: Path) -> Sequence[Shard]:
+def with_validators(
+    shards: Sequence[Shard], folder: Path, on_progress: OnProgress = ignore_progress
+) -> Sequence[Shard]:
     """Return the shards, those at http and https URLs with what their servers say of them.
 
     That is the ETag, or else the time of the last change with the length. Where a server does not answer, it is what it
@@ -28,20 +33,39 @@ def with_validators(shards: Sequence[Shard], folder: Path) -> Sequence[Shard]:
 
     Args:
         shards: the shards.
-        folder: where the last answers are stored.
+        folder: where the last answers are stored, by digests of the URLs, which may contain passwords.
+        on_progress: receives the progress; may raise to stop.
     """
     urls = [shard.location for shard in shards if shard.location.startswith(SCHEMES)]
     if not urls:
         return shards
     last = _read_last(folder / FILE)
-    silent_hosts: set[str] = set()
-    with ThreadPoolExecutor(min(MAX_THREADS, len(urls))) as executor:
-        answers = dict(zip(urls, executor.map(lambda url: _ask(url, silent_hosts), urls), strict=True))
-    known = last | {url: answer for url, answer in answers.items() if answer}
+    known = last | {_key(url): answer for url, answer in _ask_in_threads(urls, on_progress) if answer}
     if known != last:
         with suppress(OSError):  # without write permission nothing is known where a server does not answer
             write_json(folder / FILE, known)
-    return [shard._replace(state=(known[shard.location],)) if shard.location in known else shard for shard in shards]
+    states = [known.get(_key(shard.location)) for shard in shards]
+    return [
+        shard if state is None else shard._replace(state=(state,)) for shard, state in zip(shards, states, strict=True)
+    ]
+
+
+def _key(url: str) -> str:
+    return hashlib.sha256(url.encode(errors="surrogateescape")).hexdigest()
+
+
+def _ask_in_threads(urls: Sequence[str], on_progress: OnProgress) -> Iterator[tuple[str, str]]:
+    """Yield URLs with their validators, as they are answered."""
+    silent_hosts: set[str] = set()
+    executor = ThreadPoolExecutor(min(MAX_THREADS, len(urls)))
+    try:
+        url_of = {executor.submit(_ask, url, silent_hosts): url for url in urls}
+        while url_of:
+            for future in wait(url_of, SECONDS_BETWEEN_REPORTS, FIRST_COMPLETED).done:
+                yield url_of.pop(future), future.result()
+            on_progress(f"asking for {len(urls):,} shards on the network", 1 - len(url_of) / len(urls))
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def _read_last(file: Path) -> dict[str, str]:
