@@ -173,7 +173,7 @@ def _render_body(record: Mapping[str, Any], shown: Sequence[page.Picture]) -> st
     table = page.render_table(build_header(record), build_rows(record), final)
     return (
         f"<p class=note><code>{html.escape(record['command'])}</code></p>"
-        f"{table}{page.render_notes([*build_notes(record), *record.get('data', {}).get('notes', [])])}{page.render_pictures(shown)}"
+        f"{table}{page.render_notes(notes)}{page.render_pictures(shown)}"
         f"<h2>All metrics of {html.escape(final)}</h2><table>{metrics}</table>"
         f"<h2>How it was made</h2><pre>{html.escape(json.dumps(facts, indent=2, ensure_ascii=False))}</pre>"
     )
