@@ -345,6 +345,12 @@ def test_an_unlabelled_row_needs_no_class_among_the_columns(tmp_path):
     ]
 
 
+def test_a_column_without_a_1_is_named_and_empty_rows_at_the_end_are_none(tmp_path):
+    listing = list_table(write_table(tmp_path, "path;cat;dog;rare\na.png;1;0;0\nb.png;0;1;0\n;;;\n;;;\n"))
+    assert (len(listing.entries), listing.classes) == (2, ("cat", "dog"))
+    assert listing.notes[0].endswith("; without a 1, so no class: rare")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -355,9 +361,9 @@ def test_an_unlabelled_row_needs_no_class_among_the_columns(tmp_path):
         ("path,label", "no rows .the columns are path, label"),
         ({"path": [], "label": []}, "no rows .the columns are path, label"),
         ("file;label\na.png;x\n", "no column 'path' .there are file, label"),
-        ("path\tclass\na.png\tx\n", "no column 'label', nor columns of 0 and 1 .there are path, class"),
-        ("path,label\n,x\n", "row 1 below the header has no path"),
-        ({"path": ["a.png", " \t"], "label": ["x", "y"]}, "row 2 below the header has no path"),
+        ("path\tclass\na.png\tx\n", "no column 'label', nor a column of 0 and 1 for each class .there are path, class"),
+        ("path,label\n,x\n", "row 2 has no path .row 1 is the header"),
+        ({"path": ["a.png", " \t"], "label": ["x", "y"]}, "row 3 has no path"),
         ("path,label, label\na.png,x,y\n", "2 columns are called 'label'"),
         (b"path,label\na.png,M\xfcll\n", "save it as CSV in UTF-8"),
         ("path,cat,dog\na.png,1,0\nb.png,0,0\n", r"none of the columns of 0 and 1 .cat, dog. is 1 for b.png"),

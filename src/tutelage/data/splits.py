@@ -75,6 +75,7 @@ def split(source: Source, config: DataConfig) -> Splits:
     if kind == "inside":
         validation = _hold_out_inside(source, config, labelled)
         labelled = np.setdiff1d(labelled, validation)
+        kind = kind if len(validation) else "none"
     elif kind == "outside":
         validation = _hold_out_outside(source, config, rest)
         rest = np.setdiff1d(rest, validation)
@@ -169,7 +170,7 @@ def _hold_out_inside(source: Source, config: DataConfig, labelled: np.ndarray) -
     if count >= len(labelled):
         raise UserError(f"data.validation=inside: {len(labelled)} labels are too few to hold some out; use none")
     validation = _draw(source, labelled, count, Key(config.split_seed, "validation"))
-    if not len(validation):
+    if not len(validation) and config.validation == "inside":
         raise UserError(
             "data.validation=inside: no group can be held out, as each has all labelled images of a class; use none"
         )

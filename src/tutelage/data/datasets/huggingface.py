@@ -3,7 +3,6 @@
 import io
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
 
 UNSUPERVISED = "unsupervised"  # what the hub's datasets call unlabelled images
 PARTS = (*LABELLED_PARTS, UNLABELLED)
+
+
+NOT_IN_FILES = np.iinfo(np.int64).max  # the time of change of a split in no file, which is never remembered
 
 
 class EncodedImages:
@@ -87,8 +89,7 @@ class EncodedImages:
         for split in self._splits:
             states = [_file_state(file["filename"]) for file in split.cache_files]
             split_key = digest([key for key, _ in states])
-            # a split that is in no file is never remembered
-            split_changed = max([time_ns for _, time_ns in states], default=time.time_ns())
+            split_changed = max([time_ns for _, time_ns in states], default=NOT_IN_FILES)
             for row, path in enumerate(_list_paths(split, self._column)):
                 key, file_changed = ("", 0) if path is None else _file_state(path)
                 keys.append(f"{split_key}\0{row}\0{key}")
@@ -107,12 +108,12 @@ def _list_paths(split: Any, column: str) -> list[str | None]:
 
 
 def _file_state(path: str) -> tuple[str, int]:
-    """Return the key of a file and when it was changed last, in ns; now if it is missing, which reading reports."""
+    """Return the key of a file and when it was changed last, in ns, or ``NOT_IN_FILES`` where it is missing."""
     try:
         state = FileState.of(os.stat(path))  # noqa: PTH116
     except OSError:
-        return path, time.time_ns()
-    return state.key(os.path.abspath(path)), max(state.time, state.changed)  # noqa: PTH100
+        return path, NOT_IN_FILES
+    return state.key(os.path.abspath(path)), state.changed  # noqa: PTH100
 
 
 @dataclass(frozen=True)

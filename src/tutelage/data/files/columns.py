@@ -57,6 +57,8 @@ class Columns:
     def texts(self, wanted: Sequence[str]) -> dict[str, list[str | None]]:
         """Return those of the wanted columns that there are, as texts; None for an empty cell.
 
+        Empty rows at the end are left out.
+
         Bytes of a path that are not UTF-8 become surrogates (PEP 383), as the file system has them.
 
         Raises:
@@ -64,7 +66,7 @@ class Columns:
         """
         positions = {name: number for name in wanted if (number := self.find(name)) is not None}
         if PATH in wanted and PATH not in positions:
-            raise UserError(f"{self.setting}: no column 'path' (there are {self.describe()})")
+            raise UserError(f"{self.setting}: no column 'path' (there are {self.describe()}); rename that of the files")
         with _errors_as_user_errors(self.setting):
             distinct = list(dict.fromkeys(positions.values()))
             arrays = dict(zip(distinct, self.read(distinct), strict=True))
@@ -72,9 +74,11 @@ class Columns:
                 name: (_as_paths if name.casefold() == PATH else _as_texts)(arrays[number])
                 for name, number in positions.items()
             }
-        empty = [number for number, path in enumerate(texts.get(PATH, []), 1) if path is None or not path.strip()]
+        count = max((row for column in texts.values() for row, text in enumerate(column, 1) if text), default=0)
+        texts = {name: column[:count] for name, column in texts.items()}
+        empty = [row for row, path in enumerate(texts.get(PATH, []), 2) if path is None or not path.strip()]
         if empty:
-            raise UserError(f"{self.setting}: row {empty[0]} below the header has no path")
+            raise UserError(f"{self.setting}: row {empty[0]} has no path (row 1 is the header)")
         return texts
 
     def describe(self) -> str:

@@ -57,10 +57,20 @@ def list_folder(root: str | None, val_is_test: bool = False, layout: Layout = "a
     classes = tuple(sorted({entry.label for entry in entries if entry.part in {"train", ALL} and entry.label}))
     if len(classes) < 2:  # noqa: PLR2004 - a classifier needs two classes
         parent = f"{printable(tops['train'].name)}/CLASS/" if "train" in tops else "CLASS/"
-        raise UserError(f"{setting}: found {describe_classes(classes)} under {parent}; at least 2 are needed")
+        raise UserError(
+            f"{setting}: found {describe_classes(classes)} under {parent}; at least 2 are needed"
+            + _suggest_folder(folder, classes)
+        )
     _check_all_trained(classes, {entry.label for entry in entries if entry.label}, setting)
     notes += [*left_out.notes(setting), *similar_notes(classes, setting)]
     return Listing(setting, folder, tuple(entries), classes, tuple(notes))
+
+
+def _suggest_folder(folder: Path, classes: Sequence[str]) -> str:
+    """Return a hint at the folder below that has the classes, or the parts; nothing if there is none."""
+    inner = folder / classes[0] if classes else folder
+    below = [child for child in inner.iterdir() if child.is_dir()] if classes and inner.is_dir() else []
+    return f"; is it data.root={printable(str(inner))}?" if len(below) > 1 else ""
 
 
 def _check_all_trained(classes: Iterable[str], used: Iterable[str], setting: str) -> None:

@@ -94,7 +94,8 @@ def _read_parts(splits: Sequence[str | None], paths: Sequence[str], setting: str
     for split, path in zip(splits, paths, strict=True):
         if split in wrong:
             names = ", ".join(sorted(allowed))
-            raise UserError(f"{setting}: {printable(path)} has split {split!r}; allowed are {names}")
+            found = f"split {split!r}" if split else "no split"
+            raise UserError(f"{setting}: {printable(path)} has {found}; allowed are {names}")
     return [parts[split] or "" for split in splits]
 
 
@@ -103,9 +104,13 @@ def _read_one_hot(
 ) -> tuple[list[str | None], list[str]]:
     """Return the name of the one column that is 1 in each row, and a note on these columns."""
     setting = columns.setting
-    names, which = columns.one_hot(no_classes)
+    names, all_rows = columns.one_hot(no_classes)
+    which = all_rows[: len(paths)]
     if len(names) < 2:  # noqa: PLR2004 - a classifier needs two classes
-        raise UserError(f"{setting}: no column 'label', nor columns of 0 and 1 (there are {columns.describe()})")
+        raise UserError(
+            f"{setting}: no column 'label', nor a column of 0 and 1 for each class (there are {columns.describe()}); "
+            "rename that of the classes"
+        )
     if len(set(names)) < len(names):
         raise UserError(f"{setting}: two columns have one name (there are {columns.describe()})")
     for row in np.flatnonzero(which < 0).tolist():
@@ -117,14 +122,12 @@ def _read_one_hot(
             )
     labels: list[str | None] = [*names, None]  # NONE is the last
     note = f"{setting}: no column 'label': the classes are the columns of 0 and 1 ({abbreviate(names)})"
-    unused = [
-        name
-        for name in columns.names
-        if name not in names and name.casefold() not in set(map(str.casefold, no_classes))
-    ]
-    return [labels[number] for number in which.tolist()], [
-        note + (f"; not read: {abbreviate(unused)}" if unused else "")
-    ]
+    known = {*names, *map(str.casefold, no_classes)}
+    unused = [name for name in columns.names if known.isdisjoint((name, name.casefold()))]
+    note += f"; not read: {abbreviate(unused)}" if unused else ""
+    never = [names[number] for number in np.setdiff1d(np.arange(len(names)), which).tolist()]
+    note += f"; without a 1, so no class: {abbreviate(never)}" if never else ""
+    return [labels[number] for number in which.tolist()], [note]
 
 
 def list_rows(rows: Iterable[Row], folder: Path, setting: str) -> Iterator[Entry]:
@@ -141,6 +144,8 @@ def list_rows(rows: Iterable[Row], folder: Path, setting: str) -> Iterator[Entry
         yield Entry(part, printable(name), label, path, FileState.of(state), group)
     if missing:
         names = abbreviate(missing)
+        hint = "; folders are separated by /, not by \\" if all("\\" in name for name in missing) else ""
         raise UserError(
-            f"{setting}: {len(missing)} files do not exist (paths are relative to {printable(str(folder))}): {names}"
+            f"{setting}: {len(missing)} files do not exist (paths are relative to {printable(str(folder))}): "
+            f"{names}{hint}"
         )

@@ -74,6 +74,8 @@ def describe_range(peak: int, white: int | None) -> tuple[str, ...]:
             f"16-bit pictures use values up to {peak:,} only: data.white={used} spreads {used.bit_length()} bits over "
             "the whole range",
         )
+    if white is not None and not peak:
+        return (f"data.white={white} changes nothing: no picture has 16 bits",)
     if white is not None and peak > white:
         return (f"data.white={white}: 16-bit pictures have values up to {peak:,}; those above become white too",)
     return ()
