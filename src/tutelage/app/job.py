@@ -74,7 +74,7 @@ def run_job(
         if code:
             return code
     elif not one_line:
-        print(f"finished run: {location.folder.path}")
+        print(f"finished run: {location.folder.path}", file=sys.stderr)
     _show_result(config, location.folder, one_line)
     return 0
 
