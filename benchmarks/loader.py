@@ -95,7 +95,7 @@ def measure_rates(top: Path) -> dict[str, float]:
     config = compose(["data=imagenet", f"data.root={top}", "data.num_workers=1"])
     paths = write_jpegs(top, FILES, HEIGHT, WIDTH)
     files = FileImages(paths, config.data)
-    squares = WholeImages(pack_images(files, [str(number) for number in range(FILES)], config.data))
+    squares = WholeImages(pack_images(files, [number.to_bytes(4) for number in range(FILES)], config.data))
     sharded, tried_rate = write_shards(top, paths, config)
     stored: dict[str, Images] = {"JPEG files": files, **sharded, "their pack": squares}
     sides = {kind: make_train_dataset(images, config, ROUNDS * STEPS) for kind, images in stored.items()}
@@ -162,7 +162,7 @@ def main() -> None:
             return FileImages([f"{long_folder}{number % len(paths)}.jpg" for number in range(count)], config.data)
 
         def pack(count: int) -> Images:
-            return WholeImages(pack_images(arrays(count), [str(number) for number in range(count)], config.data))
+            return WholeImages(pack_images(arrays(count), [number.to_bytes(4) for number in range(count)], config.data))
 
         growth_by_kind = {make.__name__: measure_growth(make, config) for make in (arrays, files, pack)}
         for kind, bytes_more in growth_by_kind.items():
