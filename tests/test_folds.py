@@ -14,7 +14,6 @@ from tutelage.data.splits import identify_test, split
 from tutelage.errors import UserError
 from tutelage.report.folds import describe_missing_folds, pool_folds
 from tutelage.report.gains import measure_overlap
-from tutelage.report.intervals import wilson_interval
 from tutelage.report.jobs import are_numbers, find_grid_values, group_jobs, read_finished_jobs, to_number
 from tutelage.report.label_efficiency import build_lines
 from tutelage.report.pairs import compare_with_references
@@ -23,6 +22,7 @@ from tutelage.report.sweep_report import report_sweep
 from tutelage.runs.folder import SCHEMA_VERSION
 from tutelage.runs.weight_sources import TEST_IDENTITY, check_tested_by_sources
 from tutelage.sweeps.folder import Outcome
+from tutelage.terminal.intervals import wilson_interval
 
 IMAGES = (40, 30, 30)  # of the test set of each fold
 CORRECT = {  # images that were right, by strategy, fold and seed

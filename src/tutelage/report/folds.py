@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tutelage.report.intervals import CONFIDENCE_LEVEL, Interval, wilson_interval
 from tutelage.report.jobs import FOLD, SEED, TEST_MEASURE, Job, format_percent, format_settings, group_jobs
+from tutelage.terminal.intervals import CONFIDENCE_LEVEL, Interval, wilson_interval
 
 FOLDS_NOTE = (
     "Folds make one row: test is the accuracy over the test images of all folds (a mean over seeds for each image), in "

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.report.intervals import CONFIDENCE_LEVEL, Interval
 from tutelage.runs import train_entries
+from tutelage.terminal.intervals import CONFIDENCE_LEVEL, Interval
 
 RESAMPLES = 10_000
 MIN_RUNS = 2  # fewer have no spread

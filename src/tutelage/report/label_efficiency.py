@@ -7,8 +7,8 @@ import numpy as np
 
 from tutelage.report.folds import average_folds
 from tutelage.report.gains import MIN_RUNS, REFERENCES, TEST_ACCURACY, estimate_mean
-from tutelage.report.intervals import CONFIDENCE_LEVEL, Interval
 from tutelage.report.jobs import TEST_MEASURE, Job, format_settings, group_jobs
+from tutelage.terminal.intervals import CONFIDENCE_LEVEL, Interval
 
 MIN_BAND_RUNS = 3  # for two runs Student's t quantile is 12.7, and the band would hide the lines
 LABEL_KEYS = ("data.labels_per_class", "data.labels")

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from tutelage.data import Source
-from tutelage.report.intervals import Interval
 from tutelage.storage import write_whole
+from tutelage.terminal.intervals import Interval
 
 mpl.rcParams["text.parse_math"] = False  # a $ in the name of a class is a $
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tutelage.data import WITHOUT_DUPLICATES
 from tutelage.runs import PSEUDO_LABEL, is_tested, main_stage_name, train_entries
 from tutelage.runs.code import describe_other_code
+from tutelage.terminal.intervals import CONFIDENCE_LEVEL, wilson_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,12 +63,21 @@ def build_rows(record: Mapping[str, Any], wide: bool = True) -> list[tuple[str, 
                 *(pseudo_labels if _has_pseudo_labels(record) else ()),
                 *((_format_percent(pool_result.get(POOL_CHANGED)),) if wide and _has_changes(record) else ()),
                 _format_percent(result.get(VALIDATION)),
-                *(_format_percent(result.get(key)) for key in _test_metrics(record)),
+                *(
+                    _format_with_interval(result.get(key), _test_images(record) if wide and key == TEST else None)
+                    for key in _test_metrics(record)
+                ),
                 *((_format_points(compute_forgetting(record, entry)),) if _has_tasks(record) else ()),
             )
         )
         pool_result = {}
     return table
+
+
+def _test_images(record: Mapping[str, Any]) -> int | None:
+    """Return the number of test images, on which each network was measured; None where it is not known."""
+    count = record.get("data", {}).get("test")
+    return None if not count else int(count)
 
 
 def compute_forgetting(record: Mapping[str, Any], entry: Mapping[str, Any]) -> float | None:
@@ -138,12 +148,7 @@ def build_notes(record: Mapping[str, Any], wide: bool = True) -> list[str]:
         )
         changed = f"; {CHANGED_NOTE}" if wide and _has_changes(record) else ""
         lines.append(f"pseudo: pool images kept with the teacher's label{right}{changed}.")
-    test_images = record.get("data", {}).get("test")
-    if not is_tested(record):
-        test = " The test set is untouched; to measure on it, give the same command with evaluate_test=true."
-    else:
-        test = "" if test_images is None else f" Test: {test_images:,} images."
-    lines.append(_describe_validation(record) + test)
+    lines.append(f"{_describe_validation(record)} {_describe_test(record, wide)}".strip())
     lines += [TASKS_NOTE] if _has_tasks(record) else []
     lines += dict.fromkeys(entry["note"] for entry in train_entries(record) if "note" in entry)
     if other_code := describe_other_code(record):
@@ -162,6 +167,22 @@ def _describe_validation(record: Mapping[str, Any]) -> str:
         "own": f"Validation: the dataset's own {images} images",
     }[first["validation"]]
     return f"{text}; the weights of the best epoch are kept." if images else text
+
+
+def _describe_test(record: Mapping[str, Any], wide: bool) -> str:
+    """Return the number of test images, and what the brackets of cells hold or, without these, the run's interval."""
+    if not is_tested(record):
+        return "The test set is untouched; to measure on it, give the same command with evaluate_test=true."
+    count, accuracy = _test_images(record), record["result"].get(TEST)
+    if count is None:
+        return ""
+    if accuracy is None or _has_tasks(record):
+        return f"Test: {count:,} images."
+    grouped = ", counted as independent" if record["data"].get("grouped") else ""
+    interval = f"Wilson's {CONFIDENCE_LEVEL:.0%} interval over these images{grouped}"
+    if wide:
+        return f"Test: {count:,} images; in brackets {interval}."
+    return f"Test: {count:,} images; {main_stage_name(record)} {_format_with_interval(accuracy, count)}, {interval}."
 
 
 def print_table(record: Mapping[str, Any]) -> None:
@@ -214,6 +235,14 @@ def _format_network(entry: Mapping[str, Any]) -> str:
 
 def _format_percent(value: float | None) -> str:
     return NO_VALUE if value is None else f"{100 * value:.1f} %"
+
+
+def _format_with_interval(accuracy: float | None, images: int | None) -> str:
+    """Return an accuracy in percent, with its interval where the number of images is given."""
+    if accuracy is None or images is None:
+        return _format_percent(accuracy)
+    _, low, high = wilson_interval(accuracy * images, images)
+    return f"{_format_percent(accuracy)} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _format_points(value: float | None) -> str:

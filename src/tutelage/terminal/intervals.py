@@ -1,9 +1,7 @@
-"""Intervals: an estimate with its 95 % interval, and that of an accuracy.
-
-The quantile replaces ``scipy.stats.norm.ppf``: ``scipy.special`` alone imports in less than half the time.
-"""
+"""Intervals: an estimate with its 95 % interval, and that of an accuracy. Needs nothing but Python."""
 
 import math
+from statistics import NormalDist
 from typing import NamedTuple
 
 CONFIDENCE_LEVEL = 0.95
@@ -24,9 +22,7 @@ def wilson_interval(correct: float, count: float) -> Interval:
         correct: how many of the images were right; a mean over seeds need not be whole.
         count: the number of images, above 0.
     """
-    from scipy.special import ndtri
-
-    square = float(ndtri((1 + CONFIDENCE_LEVEL) / 2)) ** 2
+    square = NormalDist().inv_cdf((1 + CONFIDENCE_LEVEL) / 2) ** 2
     share = correct / count
     center = (share + square / (2 * count)) / (1 + square / count)
     half = math.sqrt(square * share * (1 - share) / count + (square / (2 * count)) ** 2) / (1 + square / count)
