@@ -243,6 +243,20 @@ def test_on_the_screen_the_column_stands_where_there_is_room(columns, is_shown, 
     assert "student-2" in printed
 
 
+@pytest.mark.parametrize(
+    ("columns", "is_in_cells"), [("79", False), ("140", True)]
+)  # Wilson 1927: 15 of 20 right is 53.1 % to 88.8 %
+def test_the_interval_of_the_accuracy_is_in_the_table_or_where_that_is_narrow_below_it(
+    columns, is_in_cells, monkeypatch, capsys
+):
+    monkeypatch.setenv("COLUMNS", columns)
+    print_table({**RECORD, "result": {"test/accuracy": 0.75}})
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.count("75.0 % (53.1 to 88.8)") == 1
+    assert ("student-2 75.0 % (53.1 to 88.8), Wilson's 95% interval over these images." in printed) is not is_in_cells
+    assert ("Test: 20 images; in brackets Wilson's 95% interval over these images." in printed) is is_in_cells
+
+
 def test_a_run_of_one_round_has_no_such_column():
     one_round = {**RECORD, "stages": RECORD["stages"][:3]}
     assert "changed" not in build_header(one_round)
