@@ -44,6 +44,7 @@ from tutelage.models import (
 from tutelage.models.losses import split_divergence
 from tutelage.models.teacher import Regressor, adapt_images, layer_output
 from tutelage.runs import RunFolder, read_record, run_identity
+from tutelage.runs.callbacks import compute_means
 from tutelage.runs.checkpoints import WholeCheckpointIO
 from tutelage.runs.folder import weights_files
 from tutelage.strategies import StageContext
@@ -234,11 +235,17 @@ def test_over_a_pass_with_and_without_labels_the_label_loss_is_the_mean_over_the
     logits, labelled = student(batch.images).detach(), targets >= 0
     for name, expected in {
         "loss_label": functional.cross_entropy(logits[labelled], targets[labelled]),
-        "accuracy": (logits[labelled].argmax(1) == targets[labelled]).float().mean(),
         "loss_teacher": softened_divergence(logits, network(batch.images), 4.0),
     }.items():
         torch.testing.assert_close(torch.stack([step[name] for step in steps]).mean(), expected.detach())
     assert all(torch.isfinite(parameter.grad).all() for parameter in student.parameters())
+    sums = {name: sum(step[name] for step in steps) for name in steps[0]}
+    correct = (logits[labelled].argmax(1) == targets[labelled]).float().mean()
+    assert compute_means(sums, 3)["accuracy"] == pytest.approx(float(correct))
+    first_step = compute_means(steps[0], 1)  # one labelled image of two, where a third is the mean
+    assert first_step["accuracy"] in {0.0, 1.0}
+    assert "accuracy:count" not in first_step
+    assert "accuracy" not in compute_means(steps[2], 1)
 
 
 def test_cached_logits_give_the_same_loss_as_the_teacher():

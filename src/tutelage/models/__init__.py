@@ -1,7 +1,7 @@
 """Architectures, one file each, and the base class, weights and metrics that they share."""
 
 from tutelage.models.alexnet import AlexNet
-from tutelage.models.base import ImageClassifier, ImageSpec, accuracy
+from tutelage.models.base import COUNT, ImageClassifier, ImageSpec, accuracy
 from tutelage.models.evaluation import (
     Predictions,
     compute_confusion_matrix,
@@ -31,6 +31,7 @@ from tutelage.models.weights.load_pretrained import load_pretrained
 
 __all__ = [
     "BANK_FILES",
+    "COUNT",
     "MLP",
     "TTA_VIEWS",
     "UNLEARNED",

@@ -22,6 +22,7 @@ from tutelage.models.optimization import OptimizationConfig, lr_factor, make_opt
 from tutelage.models.parameter_groups import freeze, frozen_modules
 
 PIXEL_MAX = 255.0
+COUNT = ":count"  # ends the name of the number of images that a sum in a step's outputs is over
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tutelage.data import UNKNOWN
 from tutelage.errors import UserError
-from tutelage.models import accuracy, cross_entropy
+from tutelage.models import COUNT, accuracy, cross_entropy
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.randomness import Key
 from tutelage.runs.observer import Observer
@@ -30,6 +30,16 @@ LOGGED = "logged/"  # prefix in the table of what callbacks log
 LIGHTNINGS_OWN = ("epoch", "step")  # names that Lightning adds to what is logged
 
 Rows = Sequence[Mapping[str, float]]
+
+
+def compute_means(sums: Mapping[str, Tensor], steps: int) -> dict[str, float]:
+    """Return the means of what was summed over ``steps``: over the steps, or over the count that stands beside it.
+
+    Beside ``accuracy`` there may be ``accuracy:count``: the number of images that it is a sum over. Without any images
+    there is no mean.
+    """
+    counts = {name: float(sums.get(name + COUNT, steps)) for name in sums if not name.endswith(COUNT)}
+    return {name: float(sums[name]) / count for name, count in counts.items() if count}
 
 
 def ends_step(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -181,7 +191,7 @@ class EpochTable(pl.Callback):
         step = trainer.global_step
         row: dict[str, float] = {"epoch": math.ceil(step / self._epoch_steps), "step": step}
         row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"]}
-        row |= {f"train/{name}": float(total) / self._steps for name, total in self._mean_sums().items()}
+        row |= {f"train/{name}": mean for name, mean in compute_means(self._mean_sums(), self._steps).items()}
         if not math.isfinite(row["train/loss"]):
             raise UserError(
                 f"the loss is {row['train/loss']} in epoch {row['epoch']} (steps to {step}): training has diverged; "
@@ -266,4 +276,7 @@ class ProgressReport(pl.Callback):
             return
         step, steps = trainer.global_step, trainer.max_steps
         epoch, epochs = (-(-count // self._epoch_steps) for count in (step, steps))
-        self._observer.progress(step / steps, {"epoch": f"{epoch}/{epochs}", **outputs})
+        values = {
+            name: value / outputs[name + COUNT] if name + COUNT in outputs else value for name, value in outputs.items()
+        }
+        self._observer.progress(step / steps, {"epoch": f"{epoch}/{epochs}", **values})

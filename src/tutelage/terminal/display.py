@@ -3,6 +3,7 @@
 It replaces Lightning's progress bars, which start anew with each fit: one bar here spans all stages of a run.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -126,7 +127,10 @@ def create_display(wanted: bool) -> Observer:
 
 
 def _format_value(value: Any) -> str:
-    return value if isinstance(value, str) else f"{float(value):.3f}"
+    if isinstance(value, str):
+        return value
+    number = float(value)
+    return "-" if math.isnan(number) else f"{number:.3f}"  # such as an accuracy over no images
 
 
 def _format_duration(seconds: float) -> str:

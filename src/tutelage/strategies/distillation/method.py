@@ -17,6 +17,7 @@ from torch import Tensor
 from tutelage.data import UNKNOWN, Stream, StreamBatch, abbreviate
 from tutelage.errors import UserError
 from tutelage.models import (
+    COUNT,
     ImageClassifier,
     Regressor,
     Teacher,
@@ -82,11 +83,19 @@ class Distillation(StudentWithTeacher):
             "loss_label": loss_label.detach(),
             "loss_teacher": loss_teacher.detach(),
             **agreement_metrics(student_logits, teacher_logits),
-            "accuracy": self._mean_over_labelled(accuracy, logits.detach(), images.targets),
+            **self._count_correct("accuracy", logits.detach(), images.targets),
         }
         if self.same_classes:
-            parts["teacher_accuracy"] = self._mean_over_labelled(accuracy, teacher_logits, images.targets)
+            parts |= self._count_correct("teacher_accuracy", teacher_logits, images.targets)
         return parts
+
+    def _count_correct(self, name: str, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the accuracy of logits (B, C), or how many are right and the number of labelled images (``COUNT``)."""
+        if self._labelled_fraction == 1:
+            return {name: accuracy(logits, targets)}
+        labelled = targets != UNKNOWN
+        correct = (logits.argmax(dim=1) == targets) & labelled
+        return {name: correct.sum().float(), f"{name}{COUNT}": labelled.sum().float()}
 
     def _mean_over_labelled(self, mean: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor) -> Tensor:
         """Return this batch's estimate of a ``mean`` over the labelled images, of logits (B, C).
