@@ -28,6 +28,7 @@ from tutelage.data.datasets.image_files import LISTINGS, image_files
 from tutelage.data.files import contents, scan
 from tutelage.data.files.contents import Scope, read_contents
 from tutelage.data.files.decoding import Check, check_image, read_pixels
+from tutelage.data.files.wide import describe_range
 from tutelage.data.shards.pools import Shard
 from tutelage.data.shards.validators import with_validators
 from tutelage.runs.identity import NOT_IN_DATA
@@ -425,6 +426,7 @@ def test_twelve_bits_in_16_bit_files_are_noted_with_what_to_type(tmp_path):
     expected = "16-bit pictures use values up to 4,000 only: data.white=4095 spreads 12 bits over the whole range"
     assert source().notes == source().notes == (expected,)  # also when no file is read
     assert source(white=4095).notes == ()
+    assert describe_range(0, 4095) == ("data.white=4095 changes nothing: no picture has 16 bits",)
     assert source(white=255).notes == (
         "data.white=255: 16-bit pictures have values up to 4,000; those above become white too",
     )

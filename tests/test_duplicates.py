@@ -21,7 +21,7 @@ from tutelage.config.compose import compose
 from tutelage.data import ImageDataModule, Source, data_module, describe_duplicates, split
 from tutelage.data.duplicates import find_duplicates, find_leaked
 from tutelage.errors import UserError
-from tutelage.terminal.table import build_header
+from tutelage.terminal.table import build_header, build_notes
 
 PICTURES = random_images(60, 8, 3)
 
@@ -290,4 +290,8 @@ def test_a_run_has_its_test_score_also_without_the_images_that_it_learned_from(t
     without = correct[~np.array(leaked)].mean()
     assert result["test-without-duplicates/accuracy"] == pytest.approx(without, abs=1e-5)
     assert "test-night-without-duplicates/accuracy" in result
+    in_test = [name for name in record["data"]["leaked"] if name.startswith("test/")]
+    assert sorted(in_test) == ["test/cat/16.png", "test/dog/20.png"]
+    assert any("also learned from" in note for note in build_notes(record))
+    assert any("also in the training" in note for note in record["data"]["notes"])
     assert "without-duplicates" in build_header(record)

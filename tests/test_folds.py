@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from helpers.configs import data_config
+from helpers.runs import make_entry, write_finished_run
 from helpers.sources import make_source
 from tutelage.config import SweeperConfig
 from tutelage.config.compose import compose
@@ -19,7 +20,6 @@ from tutelage.report.label_efficiency import build_lines
 from tutelage.report.pairs import compare_with_references
 from tutelage.report.searches import build_full_command
 from tutelage.report.sweep_report import report_sweep
-from tutelage.runs.folder import SCHEMA_VERSION
 from tutelage.runs.weight_sources import TEST_IDENTITY, check_tested_by_sources
 from tutelage.sweeps.folder import Outcome
 from tutelage.terminal.intervals import wilson_interval
@@ -45,19 +45,9 @@ def write_sweep(root, grouped=False, more=()):
     outcomes = []
     for (strategy, fold, seed), correct in CORRECT.items():
         folder = root / f"{strategy}-{fold}-{seed}"
-        folder.mkdir(parents=True)
-        result = {"val/accuracy": 0.5, "test/accuracy": correct / IMAGES[fold]}
-        stage = {"name": "network", "kind": "train", "control": False, "seconds": 1.0, "result": result, "files": {}}
-        record = {
-            "schema_version": SCHEMA_VERSION,
-            "status": "finished",
-            "files": {},
-            "result": result,
-            "stages": [stage],
-            "identity": {"data": {"folds": 3, "fold": fold}},
-            "data": {"test": IMAGES[fold], "labelled": [10, 10], "grouped": grouped},
-        }
-        (folder / "run.json").write_text(json.dumps(record))
+        entry = make_entry({"val/accuracy": 0.5, "test/accuracy": correct / IMAGES[fold]})
+        data = {"test": IMAGES[fold], "labelled": [10, 10], "grouped": grouped}
+        write_finished_run(folder, [entry], data=data, identity={"data": {"folds": 3, "fold": fold}})
         overrides = ["data.folds=3", f"data.fold={fold}", f"strategy={strategy}", f"seed={seed}", *more]
         outcomes.append(Outcome(overrides, folder))
     return outcomes

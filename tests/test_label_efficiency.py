@@ -1,6 +1,5 @@
 """Accuracy by the number of labels: lines, table, picture and paired gains, from hand-written records."""
 
-import json
 import re
 from itertools import pairwise
 
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from helpers.configs import data_config
+from helpers.runs import write_finished_run
 from helpers.sources import make_source
 from tutelage.data import split
 from tutelage.report import label_efficiency as efficiency
@@ -18,7 +18,6 @@ from tutelage.report import pictures
 from tutelage.report.jobs import read_finished_jobs
 from tutelage.report.pairs import compare_with_references
 from tutelage.report.sweep_report import report_sweep
-from tutelage.runs.folder import SCHEMA_VERSION
 from tutelage.sweeps.folder import Outcome
 
 PER_CLASS, CLASSES = (10, 20), 10
@@ -45,16 +44,7 @@ def fit(name, accuracy, control=False, held=0):
 
 
 def write_run(folder, overrides, stages, per_class, classes=CLASSES):
-    folder.mkdir(parents=True)
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "status": "finished",
-        "files": {},
-        "result": stages[0]["result"],
-        "stages": stages,
-        "data": {"test": 100, "labelled": [per_class] * classes},
-    }
-    (folder / "run.json").write_text(json.dumps(record))
+    write_finished_run(folder, stages, data={"test": 100, "labelled": [per_class] * classes})
     return Outcome(overrides, folder)
 
 

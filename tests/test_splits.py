@@ -248,6 +248,7 @@ def test_a_column_of_a_table_is_the_group(tmp_path):
     (tmp_path / "moved").rename(table)
     source = read(config)
     assert source.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4] * 2 + [UNKNOWN]
+    assert "data.group=patient id: 5 groups of 20 labelled images; 1 unlabelled images have no group" in source.notes
     before = fingerprint(config)
     table.write_text(table.read_text().replace(",b,004", ",b,003"))
     assert fingerprint(config) != before

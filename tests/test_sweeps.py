@@ -23,7 +23,7 @@ from helpers.commands import command, fresh_command
 from helpers.forks import call_in_fork
 from helpers.images import write_images
 from helpers.overrides import QUIET
-from helpers.runs import outcome
+from helpers.runs import make_entry, outcome, write_finished_run
 from tutelage.config.compose import compose
 from tutelage.config.options import conf_dir
 from tutelage.errors import UserError
@@ -31,7 +31,6 @@ from tutelage.report import searches
 from tutelage.report.jobs import Job, find_grid_values, read_finished_jobs
 from tutelage.report.sweep_report import report_sweep
 from tutelage.runs import RunFolder
-from tutelage.runs.folder import SCHEMA_VERSION
 from tutelage.storage import hold_lock
 from tutelage.sweeps.folder import Outcome, SweepFolder
 from tutelage.sweeps.overrides import add_default_sweeper, find_config_sweep, parse_space
@@ -633,17 +632,7 @@ OVERRIDES = ("experiment=few", "sweep=it", "augmentation.num_ops=2", "augmentati
 
 
 def write_run(folder, overrides, result):
-    folder.mkdir(parents=True)
-    stage = {"name": "network", "kind": "train", "control": False, "seconds": 1.0, "result": result, "files": {}}
-    record = {
-        "schema_version": SCHEMA_VERSION,
-        "status": "finished",
-        "files": {},
-        "result": result,
-        "stages": [stage],
-        "data": {"test": 100},
-    }
-    (folder / "run.json").write_text(json.dumps(record))
+    write_finished_run(folder, [make_entry(result)], data={"test": 100})
     return Outcome(overrides, folder)
 
 

@@ -132,21 +132,17 @@ def _describe_data(data: ImageDataModule) -> dict[str, Any]:
         "test": len(data.splits.test),
         "left_out": list(source.left_out),
         "leaked": [source.names[index] for index in data.leaked.tolist()],
-        "notes": _list_notes(data),
+        "notes": [*source.notes, *data.splits.notes, *describe_duplicates(source, data.splits)],
         "grouped": source.groups is not None,
         TEST_IDENTITY: list(data.test_identity),
         "labelled": np.bincount(source.labels[data.splits.labelled], minlength=len(source.classes)).tolist(),
     }
 
 
-def _list_notes(data: ImageDataModule) -> list[str]:
-    return [*data.source.notes, *data.splits.notes, *describe_duplicates(data.source, data.splits)]
-
-
 def _say_data_notes(context: RunContext) -> None:
     """Print notes on the data: files left out, duplicates, classes with no labelled image or a single one."""
     source, splits = context.data.source, context.data.splits
-    for note in _list_notes(context.data):
+    for note in context.record.content["data"]["notes"]:
         context.observer.say(f"note: {note}")
     if source.left_out:
         names = abbreviate(source.left_out)

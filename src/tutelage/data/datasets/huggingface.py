@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 UNSUPERVISED = "unsupervised"  # what the hub's datasets call unlabelled images
 PARTS = (*LABELLED_PARTS, UNLABELLED)
-
-
 NOT_IN_FILES = np.iinfo(np.int64).max  # the time of change of a split in no file, which is never remembered
 
 
