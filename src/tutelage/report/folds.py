@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tutelage.report.jobs import FOLD, SEED, TEST_MEASURE, Job, format_percent, format_settings, group_jobs
-from tutelage.terminal.intervals import CONFIDENCE_LEVEL, Interval, wilson_interval
+from tutelage.report.jobs import FOLD, SEED, TEST_MEASURE, Job, format_settings, group_jobs
+from tutelage.terminal.intervals import CONFIDENCE_LEVEL, Interval, format_accuracy, wilson_interval
 
 FOLDS_NOTE = (
     "Folds make one row: test is the accuracy over the test images of all folds (a mean over seeds for each image), in "
@@ -35,9 +35,7 @@ class PooledAccuracy:
     has_groups: bool
 
     def __str__(self) -> str:
-        value, low, high = self.interval
-        suffix = f" {BY_IMAGES}" if self.has_groups else ""
-        return f"{format_percent(value)} ({100 * low:.1f} to {100 * high:.1f}{suffix})"
+        return format_accuracy(self.interval, BY_IMAGES if self.has_groups else "")
 
 
 def has_folds(jobs: Sequence[Job]) -> bool:

@@ -15,6 +15,12 @@ class Interval(NamedTuple):
     high: float
 
 
+def format_accuracy(accuracy: Interval, basis: str = "") -> str:
+    """Return an accuracy in percent with its interval; ``basis`` says what the interval is over."""
+    value, low, high = (f"{100 * share:.1f}" for share in accuracy)
+    return f"{value} % ({low} to {high}{basis and f' {basis}'})"
+
+
 def wilson_interval(correct: float, count: float) -> Interval:
     """Return the share ``correct / count`` with the 95 % interval of Wilson 1927.
 

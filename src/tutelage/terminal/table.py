@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tutelage.data import WITHOUT_DUPLICATES
 from tutelage.runs import PSEUDO_LABEL, is_tested, main_stage_name, train_entries
 from tutelage.runs.code import describe_other_code
-from tutelage.terminal.intervals import CONFIDENCE_LEVEL, wilson_interval
+from tutelage.terminal.intervals import CONFIDENCE_LEVEL, format_accuracy, wilson_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -241,8 +241,7 @@ def _format_with_interval(accuracy: float | None, images: int | None) -> str:
     """Return an accuracy in percent, with its interval where the number of images is given."""
     if accuracy is None or images is None:
         return _format_percent(accuracy)
-    _, low, high = wilson_interval(accuracy * images, images)
-    return f"{_format_percent(accuracy)} ({100 * low:.1f} to {100 * high:.1f})"
+    return format_accuracy(wilson_interval(accuracy * images, images))
 
 
 def _format_points(value: float | None) -> str:
