@@ -360,10 +360,14 @@ def test_a_signal_outside_of_training_stops_both(outputs, by, part, capfd):
             "the table": (label, "write_table"),
         }[part]
         original = getattr(module, name)
+        signalled = outputs / "signalled"
 
         def send(*arguments, **options):
             if rank == by:
                 os.kill(os.getpid(), signal.SIGTERM)
+                signalled.touch()
+            while part == "labelling" and not signalled.exists():  # else one may label the pool before the other comes
+                time.sleep(0.01)
             return original(*arguments, **options)
 
         setattr(module, name, send)
