@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from tutelage.data.loading.workers import kill_workers, shared_memory_errors, start_worker
+from tutelage.data.loading.workers import kill_workers, lost_worker, shared_memory_errors, start_worker
 from tutelage.waiting import OnWait, WaitLines
 
 POLL_SECONDS = 1.0  # between two looks whether to go on waiting for a worker's batch
@@ -53,6 +53,8 @@ class Loader(DataLoader[Any]):
                     raise
                 self._wait(time.monotonic() - since)
                 continue
+            except (ConnectionError, EOFError) as error:  # a batch lies in the memory of a worker that is gone
+                raise lost_worker(f"{type(error).__name__}: {error}") from error
             yield batch
             since = time.monotonic()
 

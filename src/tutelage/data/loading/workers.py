@@ -67,11 +67,15 @@ def worker_deaths() -> Iterator[None]:
         if DEATH not in str(error):
             raise
         reason = str(error.__cause__ if DEATH in str(error.__cause__) else error)
-        reason = " ".join(reason.partition(") ")[2].partition(". ")[0].split())
-        raise UserError(
-            f"a loader worker has ended too early ({reason}): where memory or {_describe_shared_memory()} is short, "
-            f"give the container more (docker run --memory, --shm-size=8g), or {WAY_OUT}"
-        ) from error
+        raise lost_worker(" ".join(reason.partition(") ")[2].partition(". ")[0].split())) from error
+
+
+def lost_worker(reason: str) -> UserError:
+    """Return the error of a loader one of whose workers is gone."""
+    return UserError(
+        f"a loader worker has ended too early ({reason}): where memory or {_describe_shared_memory()} is short, "
+        f"give the container more (docker run --memory, --shm-size=8g), or {WAY_OUT}"
+    )
 
 
 def _describe_shared_memory() -> str:
