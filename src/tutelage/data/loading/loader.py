@@ -54,6 +54,7 @@ class Loader(DataLoader[Any]):
                 self._wait(time.monotonic() - since)
                 continue
             except (ConnectionError, EOFError) as error:  # a batch lies in the memory of a worker that is gone
+                kill_workers()
                 raise lost_worker(f"{type(error).__name__}: {error}") from error
             yield batch
             since = time.monotonic()

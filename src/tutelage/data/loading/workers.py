@@ -66,6 +66,7 @@ def worker_deaths() -> Iterator[None]:
     except RuntimeError as error:
         if DEATH not in str(error):
             raise
+        kill_workers()
         reason = str(error.__cause__ if DEATH in str(error.__cause__) else error)
         raise lost_worker(" ".join(reason.partition(") ")[2].partition(". ")[0].split())) from error
 
@@ -86,7 +87,7 @@ def _describe_shared_memory() -> str:
 
 
 def kill_workers() -> None:
-    """Kill all workers of this process; torch, which raises an error where a worker is killed, does not see it."""
+    """Kill all workers of this process; torch, which raises an error for each that dies, sees none of them."""
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     children = [child for child in multiprocessing.active_children() if child.daemon]
     for child in children:
