@@ -6,17 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import Dataset
 
 from helpers.paths import ROOT
+from tutelage.data import BatchShard, DataRuntime
 from tutelage.data.loading import loader
 from tutelage.data.loading.loader import Loader
 from tutelage.data.loading.workers import worker_deaths
 from tutelage.data.shards.pools import find_shards
 from tutelage.errors import UserError, complain
+from tutelage.models import ImageSpec
+from tutelage.models.parameter_groups import FineTuning
+from tutelage.runs import checks
 from tutelage.runs.cluster import signals
 from tutelage.runs.cluster.signals import Signals, Stopped
 from tutelage.runs.weight_sources import find_network, find_weights
@@ -181,3 +186,21 @@ def test_with_a_containers_64_mb_of_shared_memory_a_run_ends_in_one_line_and_goe
     assert line.startswith("tutelage: /dev/shm (64 MB) is full")
     assert train("64m", "data.num_workers=0").returncode == 0  # the same run: workers are no part of its name
     assert len(list(tmp_path.glob("*/*/run.json"))) == 1
+
+
+def test_batch_norm_with_a_single_value_of_each_channel_is_refused_in_one_line():
+    model = SimpleNamespace(
+        arguments=lambda: {"_target_": "tutelage.models.Timm", "name": "mobilenetv3_small_050"},
+    )
+    spec = ImageSpec(1, 32, ("a", "b"), (0.3,), (0.3,))
+    context = SimpleNamespace(
+        data=SimpleNamespace(runtime=DataRuntime(shard=BatchShard(accumulate=4))),
+        config=SimpleNamespace(data=SimpleNamespace(batch_size=4)),
+        stage_image_spec=lambda stage: spec,
+    )
+    stage = SimpleNamespace(one_pass=False, images_per_step=4, model=model, fine_tuning=FineTuning())
+    with pytest.raises(
+        UserError, match="data.batch_size=4 in 4 parts: batch norm of model mobilenetv3_small_050 needs"
+    ):
+        checks._check_batch_norm(context, stage)
+    checks._check_batch_norm(context, SimpleNamespace(**{**vars(stage), "images_per_step": 8}))
