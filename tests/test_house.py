@@ -14,6 +14,7 @@ FLOORS = {
     "errors": 1,
     "process_group": 1,
     "randomness": 1,
+    "waiting": 1,
     "world": 1,
     "config": 2,
     "storage": 2,

@@ -37,7 +37,8 @@ from tutelage.data.files.folders import list_folder
 from tutelage.data.files.packing import pack_images
 from tutelage.data.loading import streams
 from tutelage.data.loading.batches import EVALUATION_BATCH, EvalDataset, TrainDataset
-from tutelage.data.loading.prefetch import PrefetchLoader, map_tensors
+from tutelage.data.loading.loader import map_tensors
+from tutelage.data.loading.prefetch import PrefetchLoader
 from tutelage.data.loading.shared_memory import SharedArray, SharedTexts, count_cores
 from tutelage.data.loading.workers import ignore_signals
 from tutelage.data.source import ArrayImages, WholeImages, resize_center_crop
@@ -801,7 +802,7 @@ def test_batches_are_prefetched_to_the_gpu_whole_and_in_order(workers):
     def work() -> int:
         dataset = step_batches(WholeImages(random_pixels(300)), batch=256, steps=20)
         device = torch.device("cuda", 0)
-        loader = PrefetchLoader(dataset, device, batch_size=None, num_workers=workers, worker_init_fn=ignore_signals)
+        loader = PrefetchLoader(dataset, workers, device)
         assert len(loader) == 20
         busy = torch.rand(2000, 2000, device=device)
         for _ in range(2):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from tutelage.waiting import OnWait, WaitLines
 from tutelage.world import World, torchrun_environment
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class ProcessGroup:
     Attributes:
         world: the rank of this process.
         check_signals: called while this process waits; may raise an exception to stop it.
+        on_wait: called while rank 0 waits for another process.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class ProcessGroup:
         """Take the rank, the store that all processes reach, and a gloo group for tensors on the CPU."""
         self.world = world or World()
         self.check_signals: Callable[[], None] = lambda: None
+        self.on_wait: OnWait = WaitLines()
         self._store = store
         self._side = side
         self._turn = 0
@@ -109,7 +112,7 @@ class ProcessGroup:
         try:
             if self.is_rank0:
                 for rank in range(self.size):
-                    self._wait_for_key(f"{key}/{rank}")
+                    self._wait_for_key(f"{key}/{rank}", f"process {rank} of the run")
                 self._settle(key, ALL_HERE)
             met = self._wait_for_key(key) == ALL_HERE
         except Ended:
@@ -261,13 +264,15 @@ class ProcessGroup:
         self._turn += 1
         return f"{self._turn}/{name}"
 
-    def _wait_for_key(self, key: str) -> str:
-        """Return the value of a key once a process has put it."""
-        pause = FIRST_POLL_SECONDS
+    def _wait_for_key(self, key: str, what: str = "") -> str:
+        """Return the value of a key once a process has put it; ``what`` is told where the wait is long."""
+        pause, since = FIRST_POLL_SECONDS, time.monotonic()
         while not self._has(key):
             self._check_ended()
             if not self._is_lockstep:
                 self.check_signals()
+            if what:
+                self.on_wait(what, time.monotonic() - since)
             time.sleep(pause)
             pause = min(2 * pause, POLL_SECONDS)
         return self._get(key)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from tutelage.errors import UserError
+from tutelage.waiting import OnWait, WaitLines
 
 PARTIAL_PREFIX = ".partial-"
 TRAILER = b"\nsha256:"
 TRAILER_LENGTH = len(TRAILER) + 64
 BLOCK = 1 << 20
+LOCK_POLL_SECONDS = 1.0  # between two calls while a lock is waited for
 STALE_SECONDS = 3600.0  # a partial file that did not grow for so long belongs to no process any more
 
 
@@ -175,8 +178,16 @@ def file_digest(path: Path, key: str) -> str:
         raise UserError(f"{key}={path}: cannot be read as a file ({error.strerror})") from None
 
 
+def require_file(path: Path, key: str) -> None:
+    """Raise a UserError where the config's ``key`` names a device or a pipe, whose content may never end or come."""
+    with suppress(OSError):
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise UserError(f"{key}={path}: a device, a pipe or a socket, not a file; name a regular file")
+
+
 @contextmanager
-def hold_lock(path: Path, resource: str, timeout: float = 0.0) -> Iterator[None]:
+def hold_lock(path: Path, resource: str, timeout: float = 0.0, on_wait: OnWait | None = None) -> Iterator[None]:
     """Hold the lock at ``path`` while the block runs.
 
     The operating system releases the lock when the process ends, however it ends.
@@ -185,6 +196,7 @@ def hold_lock(path: Path, resource: str, timeout: float = 0.0) -> Iterator[None]
         path: the lock's file.
         resource: what the lock is for, for the error message.
         timeout: seconds to wait for another process that holds the lock.
+        on_wait: called every second of it; may raise to stop.
 
     Raises:
         UserError: another process holds the lock, or the lock's folder cannot be made.
@@ -197,10 +209,16 @@ def hold_lock(path: Path, resource: str, timeout: float = 0.0) -> Iterator[None]
         raise UserError(f"{path.parent}: cannot be made ({error.strerror}); choose another paths.outputs") from None
     holder = path.with_suffix(".holder.json")
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=timeout)
-    except Timeout:
-        raise UserError(f"{resource} is in use by {_describe_holder(holder)}: wait for it, or stop it first") from None
+    on_wait, since = on_wait or WaitLines(), time.monotonic()
+    while not lock.is_locked:
+        waited = time.monotonic() - since
+        try:
+            lock.acquire(timeout=max(0.0, min(LOCK_POLL_SECONDS, timeout - waited)))
+        except Timeout:
+            used = f"{resource} is in use by {_describe_holder(holder)}"
+            if waited >= timeout:
+                raise UserError(f"{used}: wait for it, or stop it first") from None
+            on_wait(f"a lock: {used}", waited)
     try:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": started})

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from tutelage.config.section import Positive, Section
 
 OBJECTIVES = ("val/accuracy", "val/loss")
+MAX_TRIALS = 100_000  # more is a slip of the pen
 MINIMIZED_OBJECTIVES = ("val/loss",)
 
 
@@ -40,7 +41,7 @@ class SweeperConfig(Section):
 class RandomSweeperConfig(SweeperConfig):
     """Independent draws, ``trials`` of them."""
 
-    trials: Positive
+    trials: Annotated[int, Field(gt=0, le=MAX_TRIALS)]
     seed: Annotated[int, Field(ge=0)]
 
     @property

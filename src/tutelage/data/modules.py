@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Self
 
@@ -36,12 +36,13 @@ from tutelage.data.loading.batches import (
     TrainDataset,
     apply_mix,
 )
-from tutelage.data.loading.prefetch import PrefetchLoader, map_tensors
+from tutelage.data.loading.loader import Loader, map_tensors
+from tutelage.data.loading.prefetch import PrefetchLoader
 from tutelage.data.loading.shared_memory import count_cores
-from tutelage.data.loading.workers import ignore_signals
 from tutelage.data.source import Images, Source, WholeImages, is_ready
 from tutelage.data.splits import Splits, identify_test, split
 from tutelage.errors import UserError
+from tutelage.waiting import OnWait, WaitLines
 
 CPU = torch.device("cpu")
 MAX_WORKERS = 8  # worker processes of a loader under num_workers=auto
@@ -56,12 +57,14 @@ class DataRuntime:
         shard: the part of each batch that this process trains on.
         on_progress: called during long reads; may raise to stop.
         neighbours: processes of the run on this machine, which share its cores.
+        on_wait: called every second in which a loader's workers give no batch; may raise to stop.
     """
 
     device: torch.device = CPU
     shard: BatchShard = WHOLE_BATCH
     on_progress: OnProgress = ignore_progress
     neighbours: int = 1
+    on_wait: OnWait = field(default_factory=WaitLines)
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -231,15 +234,9 @@ class ImageDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
         device = self.runtime.device
-        make_loader = DataLoader if device.type == "cpu" else partial(PrefetchLoader, device=device)
-        return make_loader(
-            dataset,
-            batch_size=None,
-            num_workers=workers,
-            worker_init_fn=ignore_signals,
-            generator=torch.Generator(),  # of its own: a loader must not draw from the training's
-            **options,
-        )
+        make_loader = Loader if device.type == "cpu" else partial(PrefetchLoader, device=device)
+        generator = torch.Generator()  # of its own: a loader must not draw from the training's
+        return make_loader(dataset, workers, on_wait=self.runtime.on_wait, generator=generator, **options)
 
 
 class Digits(ImageDataModule):

@@ -17,6 +17,7 @@ from tutelage.runs.teachers import check_teacher, check_teacher_files
 from tutelage.runs.weight_sources import find_weights
 from tutelage.strategies import TrainStage
 
+SINGLE_VALUE = "Expected more than 1 value per channel"  # in torch's message
 TWO_CLASSES = ("first", "second")  # stand in for the classes while the data is not read yet
 
 
@@ -44,6 +45,7 @@ def check_stages(context: RunContext) -> None:
         context.network_size(stage)  # builds the network
         if stage.grows_from is not None:
             _check_growth(context, stage)
+        _check_batch_norm(context, stage)
         check_teacher(context, stage)
         if context.config.trainer.parallel == "fsdp" and context.group.size > 1:
             _check_sharding(context, stage)
@@ -83,6 +85,32 @@ def _check_growth(context: RunContext, stage: TrainStage) -> None:
             f"strategy.students: {stage.name} would have {own:,} weights, fewer than the {teacher_size:,} of its "
             f"teacher; give students sizes that suit the model"
         )
+
+
+def _check_batch_norm(context: RunContext, stage: TrainStage) -> None:
+    """Raise a UserError where batch norm has a single value of each channel, of which there is no variance.
+
+    That is so where a step, or an accumulated part of it, has one image that is one pixel wide at the norm.
+    """
+    pieces = context.data.runtime.shard.pieces
+    if stage.one_pass or stage.images_per_step > pieces:
+        return
+    spec, arguments = context.stage_image_spec(stage), stage.model.arguments()
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+        network = make_classifier(arguments, spec)
+        freeze(network.backbone, stage.fine_tuning)
+        network.train()
+        try:
+            network.features(torch.empty(1, spec.channels, spec.image_size, spec.image_size, dtype=torch.uint8))
+        except ValueError as error:
+            if SINGLE_VALUE not in str(error):
+                raise
+            batch = f"data.batch_size={context.config.data.batch_size}"
+            raise UserError(
+                f"{batch}{f' in {pieces} parts' if pieces > 1 else ''}: batch norm of model "
+                f"{arguments.get('name', arguments['_target_'])} needs two images or more at a time; give at least "
+                f"data.batch_size={2 * pieces}, or larger images"
+            ) from None
 
 
 def _check_sharding(context: RunContext, stage: TrainStage) -> None:

@@ -13,6 +13,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from tutelage.config.targets import CODE_ERRORS, describe_failure, failures_as_user_errors, find_file, is_foreign
 from tutelage.data import UNKNOWN, class_weights
+from tutelage.data.loading.workers import worker_deaths
 from tutelage.errors import UserError
 from tutelage.models import (
     ImageClassifier,
@@ -79,7 +80,8 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
             stage_data = replace(stage_data, cached=cached)
         data.begin_stage(stage_data)
         trainer: Any = make_trainer(context, stage, module, table)
-        with group.lockstep(), _failures_of_others(stage, [module, network, network.loss_function, *trainer.callbacks]):
+        parts = [module, network, network.loss_function, *trainer.callbacks]
+        with group.lockstep(), _failures_of_others(stage, parts), worker_deaths():
             # weights_only: torch's safe loader; optimizer, loops and callbacks are restored too
             trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True)
         _check_length(stage, trainer.global_step)

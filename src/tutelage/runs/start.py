@@ -11,6 +11,7 @@ import torch
 from tutelage.config import Config
 from tutelage.config.foreign_code import list_code_packages
 from tutelage.data import DataRuntime, ImageDataModule, abbreviate, absolute_pool, data_module, describe_duplicates
+from tutelage.data.loading.workers import worker_deaths
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.runs.checks import check_before_data, check_stages
 from tutelage.runs.cluster.crash_guard import new_session
@@ -24,6 +25,7 @@ from tutelage.runs.torch_setup import available_threads, lightning_silenced, set
 from tutelage.runs.trackers import FAILED, KILLED
 from tutelage.runs.weight_sources import TEST_IDENTITY, check_tested_by_sources
 from tutelage.storage import remove_partials
+from tutelage.waiting import WaitLines
 
 
 @contextmanager
@@ -72,7 +74,7 @@ def started_run(
         observer.say(f"run: {folder.path}")
         _say_data_notes(context)
         try:
-            with propagate_failure(group):
+            with propagate_failure(group), worker_deaths():
                 context.tracking.start()
                 yield context
         except Stopped:
@@ -94,8 +96,14 @@ def _make_context(
         observer.reading(what, fraction)
         context.check_signals()
 
+    def on_wait(what: str, seconds: float) -> None:
+        lines(what, seconds)
+        signals.check_waiting()
+
+    lines = WaitLines(observer.say)
+    group.on_wait = lines
     device, neighbours = choose_device(config, group.world.local_rank), group.world.local_size
-    data = data_module(config.data, DataRuntime(device, batch_shard(config, group), on_progress, neighbours))
+    data = data_module(config.data, DataRuntime(device, batch_shard(config, group), on_progress, neighbours, on_wait))
     evaluates_test = config.evaluate_test or record.was_tested
     context = RunContext(config, folder, record, data, signals, observer, group, evaluates_test)
     return context

@@ -9,7 +9,7 @@ from tutelage.data import fingerprint
 from tutelage.errors import UserError
 from tutelage.runs.folder import FINISHED, RunFolder, main_stage_name, read_config, read_record, weights_files
 from tutelage.runs.integrity import UNREADABLE, inspect_run
-from tutelage.storage import file_digest, has_checksum
+from tutelage.storage import file_digest, has_checksum, require_file
 
 PACKAGE = "package:"
 TEST_IDENTITY = "test_identity"  # key in run.json: digests of all labelled images and of the test set
@@ -25,7 +25,7 @@ def find_weights(name: str, key: str) -> Path | str:
         key: the config key, for messages.
 
     Raises:
-        UserError: there is no such run or package.
+        UserError: there is no such run or package, or a device or a pipe is named.
     """
     return name if name.startswith(TAGS) else _find_file(name, key)
 
@@ -36,6 +36,7 @@ def _find_file(name: str, key: str) -> Path:
         return _find_package_file(name, key)
     path = Path(name).expanduser()
     if not path.is_dir():
+        require_file(path, key)
         return path
     folder = RunFolder(path)
     state = inspect_run(folder)

@@ -1,13 +1,15 @@
 """The overrides of a sweep: their values, those that an experiment or sweep config adds, and whether all compose."""
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from tutelage.config import Config
 from tutelage.config.compose import compose, compose_with_hydra, hydra_errors_as_user_errors, hydra_initialized
 from tutelage.errors import UserError
-from tutelage.sweeps.space import Dimension, parse_dimensions
+from tutelage.sweeps.space import Dimension, check_job_count, parse_dimensions
+from tutelage.waiting import WaitLines
 
 SWEEP_GROUPS = ("experiment=", "sweep=")  # groups whose options may be sweeps
 
@@ -42,18 +44,25 @@ def compose_sweep_values(overrides: Sequence[str], config_dirs: Sequence[str] = 
         the configs, first the one with all first values, and the composed ``hydra`` section.
 
     Raises:
-        UserError: an override cannot be read, or a value is refused.
+        UserError: an override cannot be read, a value is refused, or a grid has too many jobs.
     """
-    values = [dimension.example_overrides for dimension in parse_space(overrides, config_dirs)]
+    space = parse_space(overrides, config_dirs)
+    values = [dimension.example_overrides for dimension in space]
     first_values = [choices[0] for choices in values]
+    hydra_overrides = [override for override in overrides if override.lstrip("+~").startswith("hydra")]
+    hydra = compose_with_hydra([*first_values, *hydra_overrides], config_dirs, include_hydra=True).hydra
+    if hydra.runtime.choices["hydra/sweeper"] == "grid":
+        check_job_count(space)
     variants = [
         [*first_values[:position], value, *first_values[position + 1 :]]
         for position, choices in enumerate(values)
         for value in choices[1:]
     ]
-    hydra_overrides = [override for override in overrides if override.lstrip("+~").startswith("hydra")]
-    configs = [compose(job, config_dirs) for job in (first_values, *variants)]
-    return configs, compose_with_hydra([*first_values, *hydra_overrides], config_dirs, include_hydra=True).hydra
+    lines, since, configs = WaitLines(), time.monotonic(), []
+    for job in (first_values, *variants):
+        configs.append(compose(job, config_dirs))
+        lines(f"a check of each of the sweep's {1 + len(variants):,} values", time.monotonic() - since)
+    return configs, hydra
 
 
 def may_be_sweep(override: str) -> bool:

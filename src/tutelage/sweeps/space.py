@@ -16,6 +16,7 @@ from tutelage.randomness import Key
 
 LOG, SUBSET = "log", "subset"  # tags
 MAX_DRAWS_PER_TRIAL = 20  # where draws repeat, before fewer trials than asked for are returned
+MAX_VALUES, MAX_JOBS = 10_000, 100_000  # of one override, and of a sweep: a slip of the pen, such as range(0,1e9)
 DIGITS = 4  # significant ones of a drawn number: enough to distinguish it, and short to type
 
 
@@ -131,20 +132,36 @@ def _make_dimension(parsed: Any, typed: str) -> Dimension:
             )
         integer = isinstance(low, int) and isinstance(high, int)
         return Dimension(key, typed, bounds=(low, high), integer=integer, log=LOG in tags)
-    return Dimension(key, typed, values=tuple(parsed.sweep_string_iterator()), subset=SUBSET in tags)
+    is_long = parsed.is_range_sweep() and abs(value.stop - value.start) > MAX_VALUES * abs(value.step)
+    values = () if is_long else tuple(itertools.islice(parsed.sweep_string_iterator(), MAX_VALUES + 1))
+    if is_long or len(values) > MAX_VALUES:
+        raise UserError(f"{typed}: more than {MAX_VALUES:,} values for one key; give fewer")
+    return Dimension(key, typed, values=values, subset=SUBSET in tags)
+
+
+def check_job_count(space: Sequence[Dimension]) -> None:
+    """Raise a UserError where a grid of a space, as far as it has lists, is of more jobs than any sweep has."""
+    counts = {dimension.key: len(dimension.values) for dimension in space if len(dimension.values) > 1}
+    if math.prod(counts.values()) > MAX_JOBS:
+        product = " x ".join(f"{count:,} of {key}" for key, count in counts.items())
+        raise UserError(
+            f"a sweep of {math.prod(counts.values()):,} jobs ({product}): at most {MAX_JOBS:,} can be run as a grid; "
+            "give fewer values, or let hydra/sweeper=random draw some of the jobs"
+        )
 
 
 def build_grid(space: Sequence[Dimension]) -> list[tuple[str, ...]]:
     """Return the overrides of the job for every combination of values.
 
     Raises:
-        UserError: the space has an interval or a subset, of which no grid can be made.
+        UserError: the space has an interval or a subset, of which no grid can be made, or is too large for one.
     """
     for dimension in space:
         if dimension.needs_draws:
             raise UserError(
                 f"{dimension.override}: a grid needs lists of values; choose hydra/sweeper=random or optuna"
             )
+    check_job_count(space)
     return list(itertools.product(*(dimension.example_overrides for dimension in space)))
 
 

@@ -174,7 +174,7 @@ def _download(remote: Remote, partial: Path, title: str, on_progress: OnProgress
             total = done + int(response.headers.get("Content-Length") or remote.bytes - done)
             _announce(remote, partial.parent, title, done)
             with partial.open("ab" if done else "wb") as file:
-                while block := response.read(BLOCK):
+                while block := response.read1(BLOCK):  # what has come: a slow server does not keep signals waiting
                     file.write(block)
                     done += len(block)
                     on_progress(f"fetching {title}", min(1.0, done / total))

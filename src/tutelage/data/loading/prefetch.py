@@ -3,23 +3,25 @@
 torch's ``pin_memory=True`` only pins: the copy would start when the batch is needed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
+
+from tutelage.data.loading.loader import Loader, map_tensors
 
 
-class PrefetchLoader(DataLoader[Any]):
-    """A DataLoader of pinned batches that yields them on a CUDA device.
+class PrefetchLoader(Loader):
+    """A loader of pinned batches that yields them on a CUDA device.
 
     Batches are copied on a CUDA stream of their own, one step ahead. Their order and number are the DataLoader's; the
     batch that was fetched ahead when training stops is made again when it goes on.
     """
 
-    def __init__(self, dataset: Dataset[Any], device: torch.device, **options: Any) -> None:
-        super().__init__(dataset, pin_memory=True, **options)
+    def __init__(self, dataset: Dataset[Any], workers: int, device: torch.device, **options: Any) -> None:
+        super().__init__(dataset, workers, pin_memory=True, **options)
         self._device = device
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -44,14 +46,3 @@ def _record_stream(stream: torch.cuda.Stream, tensor: torch.Tensor) -> torch.Ten
     """Return a tensor whose memory no other batch gets before the stream is done with it."""
     tensor.record_stream(stream)
     return tensor
-
-
-def map_tensors(batch: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Return a batch, made of dicts and named tuples of tensors, with ``change`` applied to each tensor."""
-    if isinstance(batch, torch.Tensor):
-        return change(batch)
-    if isinstance(batch, dict):
-        return {name: map_tensors(part, change) for name, part in batch.items()}
-    if isinstance(batch, tuple):
-        return type(batch)(*(map_tensors(part, change) for part in batch))
-    return batch

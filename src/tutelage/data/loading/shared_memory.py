@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.data.loading.workers import shared_memory_errors
+
 
 def count_cores() -> int:
     """Return the number of cores that this process may use, by its affinity and its container's quota."""
@@ -38,7 +40,8 @@ class SharedArray:
             import torch
 
             dtype = torch.from_numpy(np.empty(0, self.array.dtype)).dtype
-            self._tensor = torch.empty(self.array.shape, dtype=dtype).share_memory_()  # type: ignore[no-untyped-call]
+            with shared_memory_errors():
+                self._tensor = torch.empty(self.array.shape, dtype=dtype).share_memory_()  # type: ignore[no-untyped-call]
             self._tensor.numpy()[...] = self.array
             self.array = self._tensor.numpy()
         return {"tensor": self._tensor}

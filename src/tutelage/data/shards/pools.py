@@ -4,6 +4,7 @@ import glob
 import os
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from tutelage.errors import UserError
 TAR, PARQUET, PIPE = ".tar", ".parquet", "pipe:"
 PART_BYTES = 1 << 28  # uncompressed, of a Parquet file's row groups that make one shard
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|pipe:")
+MAX_NAMES = 100_000  # that braces stand for; webdataset's largest public pools have tens of thousands
+RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?\}")
 BRACES = re.compile(r"\{[^{}]*(,|\.\.)[^{}]*\}")
 IMAGE_COLUMN = "image"  # the one that is read if several columns hold bytes, as in Hugging Face's files
 
@@ -136,10 +139,15 @@ def _expand_braces(pattern: str, setting: str) -> list[str]:
         from braceexpand import braceexpand
     except ImportError:
         raise missing_library_error(setting) from None
+    ranges = [[int(number or 1) for number in each] for each in RANGE.findall(pattern)]
+    is_long = any(abs(end - start) >= MAX_NAMES * max(1, step) for start, end, step in ranges)
     try:
-        return list(braceexpand(pattern))
+        names = [] if is_long else list(islice(braceexpand(pattern), MAX_NAMES + 1))
     except ValueError:
         raise UserError(f"{setting}: its braces do not match; write {{000..012}}") from None
+    if is_long or len(names) > MAX_NAMES:
+        raise UserError(f"{setting}: its braces stand for more than {MAX_NAMES:,} files; name fewer")
+    return names
 
 
 def missing_library_error(subject: str) -> UserError:

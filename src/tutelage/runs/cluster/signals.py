@@ -5,6 +5,7 @@ each step.
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,6 +16,7 @@ from tutelage.runs.cluster.slurm import slurm_job
 SAVE = signal.SIGUSR1
 STOP = (signal.SIGTERM, signal.SIGINT)
 FROM_SLURM = (signal.SIGUSR1, signal.SIGTERM)
+PATIENCE_SECONDS = 10.0  # docker stop kills then
 NO_REQUEST, SAVE_AND_CONTINUE = 0, 1  # requests; a larger one is the number of the signal that stops the run
 
 
@@ -34,6 +36,7 @@ class Signals:
 
     def __init__(self) -> None:
         self._requested = NO_REQUEST
+        self._requested_at = 0.0
         self._save_request = signal.SIGUSR1.value if slurm_job() else SAVE_AND_CONTINUE
 
     @property
@@ -52,6 +55,14 @@ class Signals:
             raise Stopped(requested)
         if self._requested == SAVE_AND_CONTINUE:
             self._requested = NO_REQUEST
+
+    def check_waiting(self) -> None:
+        """Raise ``Stopped`` where the request to stop is some seconds old; call it while a step waits for its batch.
+
+        The step is then given up: a run goes on from its last checkpoint.
+        """
+        if time.monotonic() - self._requested_at >= PATIENCE_SECONDS and self._requested > SAVE_AND_CONTINUE:
+            raise Stopped(self._requested)
 
     def install(self) -> None:
         """Install the handlers."""
@@ -75,7 +86,9 @@ class Signals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        self._requested = max(self._requested, self._save_request if number == SAVE else number)
+        requested = self._save_request if number == SAVE else number
+        if requested > self._requested:
+            self._requested, self._requested_at = requested, time.monotonic()
 
 
 def installed_signals() -> Signals | None:
