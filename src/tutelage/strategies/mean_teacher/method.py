@@ -1,7 +1,7 @@
 """Mean teacher (Tarvainen and Valpola 2017, "Mean teachers are better role models").
 
 A student is trained to agree, on labelled and pool images alike, with a teacher whose weights are the average of the
-student's past weights. Beside Lightning's ``EMAWeightAveraging``: there the average takes no part in training.
+student's past weights. Beside ``optimizer.ema_decay``: there the average takes no part in training.
 """
 
 import copy
