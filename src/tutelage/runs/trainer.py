@@ -1,6 +1,7 @@
 """Lightning's Trainer of a training stage, with the callbacks of a run."""
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import WeightAveraging
 
 from tutelage.randomness import Key
 from tutelage.runs.callbacks import EpochTable, ProgressReport, StepRandomness, TableLogger
@@ -8,7 +9,7 @@ from tutelage.runs.checkpoints import Checkpoints, WholeCheckpointIO
 from tutelage.runs.cluster.parallel import cluster_environment, lightning_strategy
 from tutelage.runs.context import RunContext
 from tutelage.runs.extra_callbacks import make_extra_callbacks
-from tutelage.runs.weight_averaging import WarmedUpAveraging
+from tutelage.runs.weight_averaging import warmed_up_average
 from tutelage.strategies import TrainStage
 
 LOG_EVERY_STEPS = 50  # Lightning's default: how often a callback such as LearningRateMonitor logs
@@ -19,7 +20,7 @@ def make_trainer(context: RunContext, stage: TrainStage, module: pl.LightningMod
     config, group, folder = context.config, context.group, context.stage_folder(stage)
     settings, accumulate = config.trainer, config.trainer.accumulate
     averages = config.optimizer.ema_decay > 0 and not stage.averages_weights
-    averaging = [WarmedUpAveraging(config.optimizer.ema_decay)] if averages else []
+    averaging = [WeightAveraging(avg_fn=warmed_up_average(config.optimizer.ema_decay))] if averages else []
     extra = make_extra_callbacks(config.callbacks.extra, [table.state_key])
     checkpoints = Checkpoints(
         folder.checkpoints, config.callbacks.checkpoint_minutes, stage.epoch_steps, context.signals, group, extra
