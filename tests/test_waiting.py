@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from helpers.paths import ROOT
+from tutelage import waiting
 from tutelage.data import BatchShard, DataRuntime
 from tutelage.data.loading import loader
 from tutelage.data.loading.loader import Loader
@@ -27,7 +28,7 @@ from tutelage.runs.cluster.signals import Signals, Stopped
 from tutelage.runs.weight_sources import find_network, find_weights
 from tutelage.storage import hold_lock
 from tutelage.sweeps.search import check_sweep_command
-from tutelage.waiting import WaitLines
+from tutelage.waiting import WaitLines, announced
 
 
 class Batches(Dataset):
@@ -112,6 +113,16 @@ def test_a_long_wait_is_said_after_a_minute_and_then_ever_more_rarely():
     for second in [*range(250), *range(61)]:
         wait("a batch", second)
     assert lines == [f"note: waiting for a batch, {seconds} s so far" for seconds in (60, 120, 240, 60)]
+
+
+def test_a_call_that_waits_and_returns_only_at_its_end_is_announced(monkeypatch, capsys):
+    monkeypatch.setattr(waiting, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(waiting, "LINE_SECONDS", 0.05)
+    with announced("the 3 other processes"):
+        time.sleep(0.2)
+    assert capsys.readouterr().err.startswith("note: waiting for the 3 other processes, 0 s so far")
+    time.sleep(0.03)
+    assert not capsys.readouterr().err
 
 
 def test_a_lock_that_is_waited_for_tells_its_holder(tmp_path, monkeypatch):

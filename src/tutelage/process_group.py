@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from tutelage.waiting import OnWait, WaitLines
+from tutelage.waiting import OnWait, WaitLines, announced
 from tutelage.world import World, torchrun_environment
 
 if TYPE_CHECKING:
@@ -320,7 +320,8 @@ def join_process_group(world: World, uses_gpu: bool) -> ProcessGroup:
     from torch.distributed.rendezvous import rendezvous
 
     os.environ.update(torchrun_environment(world))
-    store, rank, size = next(rendezvous("env://"))
+    with announced(f"the {world.size - 1} other processes of the run to start"):
+        store, rank, size = next(rendezvous("env://"))
     if uses_gpu:
         torch.cuda.set_device(world.local_rank)
     backend = "nccl" if uses_gpu else "gloo"

@@ -1,8 +1,12 @@
 """Long waits: after a minute, a line says what is waited for."""
 
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+POLL_SECONDS = 1.0
 LINE_SECONDS = 60.0  # until the first line; each further one comes after twice the time
 
 OnWait = Callable[[str, float], None]  # receives what is waited for and for how many seconds so far; may raise to stop
@@ -23,6 +27,22 @@ class WaitLines:
         if seconds >= self._due:
             self._say(f"note: waiting for {what}, {seconds:.0f} s so far")
             self._due = 2 * seconds
+
+
+@contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Print the lines of a long wait from a thread, while the block waits in a call that returns only at its end."""
+    ended, lines, since = threading.Event(), WaitLines(), time.monotonic()
+
+    def watch() -> None:
+        while not ended.wait(POLL_SECONDS):
+            lines(what, time.monotonic() - since)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def _print(line: str) -> None:

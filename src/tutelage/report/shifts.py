@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tutelage.config import Shift
 from tutelage.data import ImageDataModule, data_module, fingerprint
+from tutelage.data.loading.workers import worker_deaths
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, load_classifier, task_logits
 from tutelage.report.curves import Curve, read_curve, write_curve
@@ -58,6 +59,7 @@ def shift_images(images: Tensor, shift: Shift, strength: float) -> list[Tensor]:
     return [padded[..., top : top + height, left : left + width] for top, left in starts]
 
 
+@worker_deaths()
 def measure_curve(folder: RunFolder, record: Mapping[str, Any], data: ImageDataModule, shift: Shift) -> Curve:
     """Return the accuracy of a finished run's networks under a shift; measured once, later read from the run's folder.
 

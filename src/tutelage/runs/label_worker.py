@@ -16,6 +16,7 @@ from tutelage.data import (
     read_metadata,
     shard_files,
 )
+from tutelage.data.loading.workers import worker_deaths
 from tutelage.errors import UserError
 from tutelage.models import load_classifier, weight_hash
 from tutelage.runs.cluster.signals import Signals
@@ -25,6 +26,7 @@ from tutelage.runs.label import data_key, fill_store
 from tutelage.runs.observer import Observer, PartCost
 from tutelage.runs.torch_setup import set_up_torch
 from tutelage.storage import is_sound
+from tutelage.waiting import WaitLines
 
 
 def help_to_label(path: Path, locations: Mapping[str, str], observer: Observer) -> int:
@@ -56,13 +58,18 @@ def help_to_label(path: Path, locations: Mapping[str, str], observer: Observer) 
     set_up_torch(record.get("threads") or config.trainer.threads or 1)
     device = choose_device(config, local_rank=0)
     _check_same_device(device, stores)
-    with Signals().installed() as signals:
+    with Signals().installed() as signals, worker_deaths():
 
         def on_progress(what: str, fraction: float) -> None:
             observer.reading(what, fraction)
             signals.check()
 
-        data = data_module(config.data, DataRuntime(device=device, on_progress=on_progress))
+        def on_wait(what: str, seconds: float) -> None:
+            lines(what, seconds)
+            signals.check_waiting()
+
+        lines = WaitLines(observer.say)
+        data = data_module(config.data, DataRuntime(device=device, on_progress=on_progress, on_wait=on_wait))
         _check_same_data(config, data, record, stores)
         observer.begin([PartCost(name, len(store.missing)) for name, store in stores.items()])
         labelled = 0
