@@ -41,7 +41,7 @@ class SweeperConfig(Section):
 class RandomSweeperConfig(SweeperConfig):
     """Independent draws, ``trials`` of them."""
 
-    trials: Annotated[int, Field(gt=0, le=MAX_TRIALS)]
+    trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)]
     seed: Annotated[int, Field(ge=0)]
 
     @property
