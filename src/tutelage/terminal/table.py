@@ -20,9 +20,8 @@ CHANGED_HEADER = "changed"
 CHANGED_NOTE = "changed: the share of the pool that the teacher labels differently than in the round before"
 POOL_CHANGED = "pool/changed"
 UNEVEN_NOTE = (
-    "balanced: the mean over the classes of the accuracy within each; F1: the mean over the classes of F1 (the "
-    f"harmonic mean of precision and recall); shown where a class has more than {UNEVEN_RATIO} times another's images, "
-    "and where they select the weights."
+    "balanced: the mean over the classes of the accuracy within each; F1: macro F1; both stand where a class has more "
+    f"than {UNEVEN_RATIO} times another's images, or where one selects the weights."
 )
 GIVEN_TEACHER = "teacher (given)"
 FORGETTING_HEADER = "forgets"
