@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import f1_score
 from torch.nn import functional
 
 from helpers.configs import data_config
@@ -20,7 +21,7 @@ from helpers.runs import only_run, outcome, run
 from helpers.sources import make_source
 from tutelage.config import OptimizerConfig, SchedulerConfig
 from tutelage.config.compose import compose
-from tutelage.data import StreamBatch, fingerprint, split
+from tutelage.data import StreamBatch, data_module, fingerprint, split
 from tutelage.errors import UserError
 from tutelage.models import (
     MLP,
@@ -47,10 +48,12 @@ from tutelage.runs import RunFolder, read_record, run_identity
 from tutelage.runs.callbacks import compute_means
 from tutelage.runs.checkpoints import WholeCheckpointIO
 from tutelage.runs.folder import weights_files
+from tutelage.runs.predictions import read_predictions
 from tutelage.strategies import StageContext
 from tutelage.strategies.distillation import Decoupled, DistillationStrategy, Hints
 from tutelage.strategies.distillation.method import Distillation, HintTraining
 from tutelage.strategies.teacher_student.method import TeacherStudent
+from tutelage.terminal.table import build_notes, build_rows
 from tutelage.testing import kill_after
 
 SEEDS = st.integers(0, 999)
@@ -474,6 +477,18 @@ def test_a_student_may_learn_from_another_runs_folder_or_weights_file(tmp_path, 
     assert [stage["name"] for stage in record["stages"]] == ["student", "control"]
     first_student = {stage["name"]: stage for stage in read_record(RunFolder(teacher))["stages"]}["student"]
     assert [stage.get("teacher_sha256") for stage in record["stages"]] == [[first_student["weights_sha256"]], None]
+    (measured,) = record["given_teachers"]
+    images = next(iter(data_module(compose(DISTILLATION).data).eval_dataloader(record_test_images(teacher))))
+    network = load_classifier(teacher / "stages/2-student/checkpoints/final.ckpt").eval()
+    resized = functional.interpolate(images.images.float(), (20, 20), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        correct = network(resized).argmax(dim=1) == images.labels
+    assert measured["result"]["test/accuracy"] == pytest.approx(correct.float().mean().item(), abs=1e-6)
+    assert measured["names"] == [str(teacher)] and not any(key.startswith("val") for key in measured["result"])
+    rows = [row[:5] for row in build_rows(record)]
+    assert rows[0] == ("teacher (given)", "MLP x16", f"{first_student['parameters']:,}", "-", "-")
+    assert [row[0] for row in rows] == ["teacher (given)", "student", "control"]
+    assert f"teacher (given): {teacher}." in build_notes(record)
     file = teacher / "stages/2-student/checkpoints/final.ckpt"
     assert run(tmp_path / "by file", *DISTILLATION, f"strategy.teachers=[{file}]") == 0
     assert outcome(tmp_path / "by file") == outcome(tmp_path / "by folder")
@@ -483,6 +498,30 @@ def test_a_student_may_learn_from_another_runs_folder_or_weights_file(tmp_path, 
     with (only_run(tmp_path / "by file") / "stages/1-student/metrics.csv").open() as lines:
         names = set(next(csv.reader(lines)))
     assert {f"train/{name}" for name in ("loss_label", "loss_teacher", "kl", "agreement", "teacher_accuracy")} <= names
+
+
+def record_test_images(folder: Path) -> np.ndarray:
+    """Return the indices of the test images of a run's networks."""
+    return read_predictions(folder / "stages/2-student/test.parquet").indices
+
+
+def test_a_given_teacher_is_measured_on_validation_alone_where_the_test_set_is_untouched(tmp_path):
+    file = save_teacher(10, tmp_path)
+    overrides = ("strategy.control=false", "data.validation=inside", "schedule.steps=2")
+    command = (*DISTILLATION, *overrides, f"strategy.teachers=[{file}]")
+    assert run(tmp_path / "a", *command, "evaluate_test=false") == 0
+    record = read_record(RunFolder(only_run(tmp_path / "a")))
+    (untested,) = record["given_teachers"]
+    assert set(untested["result"]) == {"val/accuracy", "val/balanced_accuracy", "val/f1"}
+    assert run(tmp_path / "a", *command) == 0
+    record = read_record(RunFolder(only_run(tmp_path / "a")))
+    (tested,) = record["given_teachers"]
+    assert untested["result"].items() < tested["result"].items() and "test/f1" in tested["result"]
+    config = compose([*DISTILLATION, *overrides]).data
+    batch = next(iter(data_module(config).eval_dataloader(data_module(config).splits.validation)))
+    with torch.no_grad():
+        predicted = load_classifier(file).eval()(batch.images).argmax(dim=1)
+    assert tested["result"]["val/f1"] == pytest.approx(f1_score(batch.labels, predicted, average="macro"), abs=1e-6)
 
 
 def forbid_training() -> None:
@@ -532,6 +571,9 @@ def test_a_student_of_a_teacher_with_other_classes_is_killed_and_ends_with_the_s
     expected = outcome(tmp_path / "a")
     assert outcome(tmp_path / "b") == expected
     rows = expected["tables"]["metrics.csv"]
+    record = read_record(RunFolder(only_run(tmp_path / "a")))
+    assert build_rows(record)[0] == ("teacher (given)", "LeNet5", "61,196", *["-"] * 4)
+    assert any("not measured: its classes (4) differ from the run's" in note for note in build_notes(record))
     assert "train/kl" in rows[-1] and "train/teacher_accuracy" not in rows[-1]  # a second head learned
 
 

@@ -262,7 +262,7 @@ def test_a_tasks_accuracy_compares_its_own_classes_only():
     network.head.train_tasks([0, 1])
     labels = torch.tensor([3, 0, 0, 1, 5, 2, 4, 7])
     batch = EvalBatch(random_images(8), labels, torch.arange(8))
-    metrics = compute_task_metrics(predict(network, [batch], torch.device("cpu")), network, "test")
+    metrics = compute_task_metrics(predict(network, [batch], torch.device("cpu")), network.spec, "test")
     features = network.eval().features(batch.images)
     for number, task, rows in ((1, (3, 0), slice(0, 3)), (2, (1, 5, 2), slice(3, 6))):
         predictions = torch.tensor(task)[network.head.each[number - 1](features)[rows].argmax(1)]

@@ -7,7 +7,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, top_k_accuracy_score
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    top_k_accuracy_score,
+)
 from torch import nn
 from torch.nn import functional
 
@@ -25,6 +33,7 @@ from tutelage.models import (
     Timm,
     compute_confusion_matrix,
     compute_metrics,
+    count_classes,
     cross_entropy,
     load_classifier,
     load_pretrained,
@@ -176,7 +185,8 @@ def test_metrics_are_scikit_learns():
     result = compute_metrics(predictions, [f"c{i}" for i in range(8)], "test")
     predicted = probabilities.argmax(axis=1)
     assert result["test/accuracy"] == pytest.approx(accuracy_score(labels, predicted), abs=1e-6)
-    assert result["test/macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-6)
+    assert result["test/f1"] == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-6)
+    assert result["test/balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-6)
     assert result["test/top5"] == pytest.approx(top_k_accuracy_score(labels, probabilities, k=5), abs=1e-6)
     matrix = confusion_matrix(labels, predicted)
     assert (compute_confusion_matrix(predictions) == matrix).all()
@@ -188,6 +198,16 @@ def test_metrics_are_scikit_learns():
         for b in np.unique(bins)
     )
     assert result["test/calibration_error"] == pytest.approx(ece, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:sklearn")
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=12))
+def test_classes_without_images_or_predictions_count_as_in_scikit_learn(pairs):
+    labels, predicted = map(list, zip(*pairs, strict=True))
+    measures = count_classes(functional.one_hot(torch.tensor(predicted), 6).float(), torch.tensor(labels)).measures()
+    assert measures["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+    assert measures["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert measures["f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
 
 
 def test_top5_is_left_out_where_it_says_nothing():

@@ -193,6 +193,16 @@ def test_the_student_that_did_not_gain_is_neither_teacher_nor_finetuned_nor_the_
     assert fits["control"].steps == 10 + 10 + 10 + 5
 
 
+def test_the_student_that_did_not_gain_is_judged_by_the_monitored_metric():
+    worse = {"val/accuracy": 0.6, "val/f1": 0.4}
+    results = {"teacher": {"val/accuracy": 0.5, "val/f1": 0.5}, "student-1": worse}
+    for monitor, rejected in (("val/accuracy", False), ("val/f1", True)):
+        _, stages = plan_stages(
+            "strategy.until=validation", f"callbacks.monitor={monitor}", results=results, validation="outside:30"
+        )
+        assert next(stage for stage in stages if stage.name == "student-1").rejected is rejected
+
+
 def test_a_student_starts_from_scratch_or_from_its_teacher():
     for start, begins in (("scratch", [None, None, None, None]), ("teacher", [None, "teacher", "student-1", None])):
         _, plan = plan_stages(f"strategy.start={start}")

@@ -53,9 +53,14 @@ def test_the_record_holds_what_is_needed_to_reproduce_the_result(finished):
     assert [entry["name"] for entry in record["stages"]] == ["teacher", "labels-1", "student-1", "control"]
     student = record["stages"][2]
     assert record["result"] == student["result"]
-    assert {"test/accuracy", "test/top5", "test/macro_f1", "test/calibration_error", "test/accuracy/7"} <= set(
-        student["result"]
-    )
+    assert {
+        "test/accuracy",
+        "test/top5",
+        "test/f1",
+        "test/balanced_accuracy",
+        "test/calibration_error",
+        "test/accuracy/7",
+    } <= set(student["result"])
 
 
 def test_the_predictions_on_the_test_set_are_a_table_that_pandas_reads(finished):
@@ -123,7 +128,7 @@ def test_the_report_is_one_page_with_its_pictures_beside_it(finished):
     for name in pictures + examples:
         with Image.open(finished / "report" / f"{name}.png") as picture:
             assert min(picture.size) > 200
-    for word in ("teacher", "student-1", "control", "Pseudo-labels", "Confusion matrix", "test/macro_f1"):
+    for word in ("teacher", "student-1", "control", "Pseudo-labels", "Confusion matrix", "test/f1"):
         assert word in page
 
 

@@ -16,6 +16,7 @@ from tutelage.config.models import (
     VGGConfig,
 )
 from tutelage.config.schema import (
+    MONITORS,
     SHIFTS,
     AugmentationConfig,
     CallbacksConfig,
@@ -40,6 +41,7 @@ from tutelage.config.sweepers import (
 
 __all__ = [
     "MINIMIZED_OBJECTIVES",
+    "MONITORS",
     "OBJECTIVES",
     "OWN_LOSSES",
     "OWN_MODELS",

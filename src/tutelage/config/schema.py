@@ -23,6 +23,8 @@ from tutelage.config.targets import failures_as_user_errors
 Alpha = Annotated[float, Field(ge=0, le=100)]  # both parameters of a beta distribution; 0 turns it off
 Shift = Literal["brightness", "crop", "rotate", "translate"]
 SHIFTS: tuple[Shift, ...] = get_args(Shift)
+Monitor = Literal["val/accuracy", "val/balanced_accuracy", "val/f1"]
+MONITORS: tuple[Monitor, ...] = get_args(Monitor)  # the default first
 
 
 class MixConfig(Section):
@@ -163,8 +165,9 @@ def _check_targets(entries: Iterable[Mapping[str, Any]], example: str) -> None:
 
 
 class CallbacksConfig(Section):
-    """Checkpoints, the live display, the report, the shifts that a run is tested under, and callbacks of one's own."""
+    """What selects the best weights, checkpoints, display, report, shifts to test under, and callbacks of one's own."""
 
+    monitor: Monitor = MONITORS[0]
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     display: bool = True
     report: bool = True
@@ -217,6 +220,11 @@ class Config(Section):
         self.check_image_size(self.model)
         if isinstance(self.model, NearestNeighboursConfig) and self.data.balance != "none":
             raise ValueError(f"data.balance={self.data.balance} does nothing for nearest neighbours; set it to none")
+        if isinstance(self.model, NearestNeighboursConfig) and self.callbacks.monitor != MONITORS[0]:
+            raise ValueError(
+                f"callbacks.monitor={self.callbacks.monitor} does nothing for nearest neighbours, which learn in one "
+                f"pass; set it to {MONITORS[0]}"
+            )
         if isinstance(self.model, NearestNeighboursConfig) and not self.strategy.takes_one_pass:
             raise ValueError(
                 "model=nearest_neighbours learns from labelled images in one pass, which does not go with "

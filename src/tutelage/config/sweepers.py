@@ -4,9 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from tutelage.config.schema import MONITORS
 from tutelage.config.section import Positive, Section
 
-OBJECTIVES = ("val/accuracy", "val/loss")
+OBJECTIVES = (*MONITORS, "val/loss")
 MAX_TRIALS = 100_000  # more is a slip of the pen
 MINIMIZED_OBJECTIVES = ("val/loss",)
 
@@ -29,7 +30,7 @@ class SweeperConfig(Section):
     @classmethod
     def _check_objective(cls, value: str) -> str:
         if value not in OBJECTIVES:
-            raise ValueError(f"a search ranks its jobs by validation: allowed are {' and '.join(OBJECTIVES)}")
+            raise ValueError(f"a search ranks its jobs by validation: allowed are {', '.join(OBJECTIVES)}")
         return value
 
     @property

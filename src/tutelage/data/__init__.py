@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from tutelage.data.balance import class_weights
+from tutelage.data.balance import UNEVEN_RATIO, are_uneven, class_weights
 from tutelage.data.cached_logits import (
     CLASSES,
     LOGITS_FILE,
@@ -77,6 +77,7 @@ __all__ = [
     "STL10",
     "SVHN",
     "TABLE",
+    "UNEVEN_RATIO",
     "UNKNOWN",
     "WITHOUT_DUPLICATES",
     "BatchShard",
@@ -105,6 +106,7 @@ __all__ = [
     "Targets",
     "abbreviate",
     "absolute_pool",
+    "are_uneven",
     "class_weights",
     "count_views",
     "data_module",

@@ -7,7 +7,10 @@ from tutelage.models.evaluation import (
     compute_confusion_matrix,
     compute_metrics,
     compute_task_metrics,
+    compute_validation_metrics,
+    count_classes,
     predict,
+    predict_from_logits,
     task_logits,
 )
 from tutelage.models.heads import UNLEARNED, Heads, load_first_task, task_heads, with_added_task
@@ -26,7 +29,13 @@ from tutelage.models.timm import Timm
 from tutelage.models.torchvision import Torchvision
 from tutelage.models.tta_views import TTA_VIEWS, VIEW_COUNTS, tta_probabilities
 from tutelage.models.vgg import VGG
-from tutelage.models.weights.files import load_classifier, make_classifier, save_classifier, weight_hash
+from tutelage.models.weights.files import (
+    load_classifier,
+    make_classifier,
+    read_architecture,
+    save_classifier,
+    weight_hash,
+)
 from tutelage.models.weights.load_pretrained import load_pretrained
 
 __all__ = [
@@ -59,6 +68,8 @@ __all__ = [
     "compute_confusion_matrix",
     "compute_metrics",
     "compute_task_metrics",
+    "compute_validation_metrics",
+    "count_classes",
     "cross_entropy",
     "decoupled_divergence",
     "freeze",
@@ -71,6 +82,8 @@ __all__ = [
     "make_loss",
     "middle_layer",
     "predict",
+    "predict_from_logits",
+    "read_architecture",
     "save_classifier",
     "softened_divergence",
     "task_heads",

@@ -1,11 +1,13 @@
 """A network's predictions on a set of images, and their metrics.
 
 The metrics are torchmetrics' functions, over the whole set at once: its classes would add up counts batch by batch,
-while the probabilities are stored here anyway.
+while the probabilities are stored here anyway. Balanced accuracy and F1 are computed from each class's counts:
+torchmetrics counts a class without images into the mean recall where it is predicted, and its counts take C x C memory.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,11 +16,11 @@ from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
     multiclass_confusion_matrix,
-    multiclass_f1_score,
 )
 
+from tutelage.config import MONITORS
 from tutelage.data import EvalBatch
-from tutelage.models.base import ImageClassifier
+from tutelage.models.base import ImageClassifier, ImageSpec
 from tutelage.models.heads import Heads
 
 TOP_K = 5
@@ -69,19 +71,36 @@ def predict(
         after_batch: called with the number of images of each batch; may raise to stop.
     """
     network.eval().to(device)
-    probabilities, labels, indices = [], [], []
-    with torch.inference_mode():
-        for batch in batches:
-            logits = task_logits(network, batch.images.to(device, non_blocking=True), batch.labels.to(device))
-            probabilities.append(logits.float().softmax(dim=1).cpu().numpy())
-            labels.append(batch.labels.numpy())
-            indices.append(batch.indices.numpy())
-            after_batch(len(batch.images))
-    predictions = Predictions(np.concatenate(probabilities), np.concatenate(labels), np.concatenate(indices))
+    predictions = predict_from_logits(partial(task_logits, network), batches, device, after_batch)
     if not isinstance(network.head, Heads):
         return predictions
     learned = np.isin(predictions.labels, network.head.learned_classes())
     return predictions.select(learned)
+
+
+def predict_from_logits(
+    logits_of: Callable[[Tensor, Tensor], Tensor],
+    batches: Iterable[EvalBatch],
+    device: torch.device,
+    after_batch: Callable[[int], None] = lambda images: None,
+) -> Predictions:
+    """Return the predictions whose logits (B, C) a function gives for images (B, C', H, W) uint8 and labels (B,) int64.
+
+    Args:
+        logits_of: called without gradients.
+        batches: un-augmented images.
+        device: where the function gets them.
+        after_batch: called with the number of images of each batch; may raise to stop.
+    """
+    probabilities, labels, indices = [], [], []
+    with torch.inference_mode():
+        for batch in batches:
+            logits = logits_of(batch.images.to(device, non_blocking=True), batch.labels.to(device))
+            probabilities.append(logits.float().softmax(dim=1).cpu().numpy())
+            labels.append(batch.labels.numpy())
+            indices.append(batch.indices.numpy())
+            after_batch(len(batch.images))
+    return Predictions(np.concatenate(probabilities), np.concatenate(labels), np.concatenate(indices))
 
 
 def compute_confusion_matrix(predictions: Predictions) -> np.ndarray:
@@ -91,32 +110,71 @@ def compute_confusion_matrix(predictions: Predictions) -> np.ndarray:
     return matrix
 
 
+@dataclass(frozen=True)
+class ClassCounts:
+    """What accuracies are computed from: of each class the number of images, correct ones and predictions.
+
+    Attributes:
+        images: (C,) float64, images of each class.
+        correct: (C,) float64, those among them that are predicted correctly.
+        predicted: (C,) float64, images that are predicted as the class.
+    """
+
+    images: Tensor
+    correct: Tensor
+    predicted: Tensor
+
+    def measures(self) -> dict[str, float]:
+        """Return ``accuracy``, ``balanced_accuracy`` and ``f1``.
+
+        Balanced accuracy is the mean recall over the classes that have images; F1 is the mean over the classes that
+        have images or predictions, as in scikit-learn's ``balanced_accuracy_score`` and ``f1_score(average="macro")``.
+        """
+        occurs = self.images > 0
+        f1 = 2 * self.correct / (self.images + self.predicted)
+        return {
+            "accuracy": float(self.correct.sum() / self.images.sum()),
+            "balanced_accuracy": float((self.correct / self.images)[occurs].mean()),
+            "f1": float(f1[occurs | (self.predicted > 0)].mean()),
+        }
+
+
+def count_classes(scores: Tensor, labels: Tensor) -> ClassCounts:
+    """Return the counts of each class, from logits or probabilities (N, C) and labels (N,) int64 on one device."""
+    predicted, classes = scores.argmax(dim=1), scores.shape[1]
+    parts = (labels, labels[predicted == labels], predicted)
+    images, correct, predictions = (torch.bincount(part, minlength=classes).cpu().double() for part in parts)
+    return ClassCounts(images, correct, predictions)
+
+
 def compute_metrics(predictions: Predictions, classes: Sequence[str], prefix: str) -> dict[str, float]:
     """Return the metrics of predictions, keyed ``prefix/...``.
 
-    Accuracy, top-5 accuracy (above 5 classes), macro F1, expected calibration error (15 bins, Guo et al. 2017) and the
-    accuracy within each class that occurs.
+    Accuracy, balanced accuracy and macro F1 (see ``ClassCounts``), top-5 accuracy (above 5 classes), expected
+    calibration error (15 bins, Guo et al. 2017) and the accuracy within each class that occurs.
     """
     probabilities, labels = torch.from_numpy(predictions.probabilities), torch.from_numpy(predictions.labels)
-    count = len(classes)
-    result = {
-        "accuracy": multiclass_accuracy(probabilities, labels, count, average="micro"),
-        "macro_f1": multiclass_f1_score(probabilities, labels, count, average="macro"),
-        "calibration_error": multiclass_calibration_error(probabilities, labels, count, n_bins=CALIBRATION_BINS),
-    }
+    count, counts = len(classes), count_classes(probabilities, labels)
+    error = multiclass_calibration_error(probabilities, labels, count, n_bins=CALIBRATION_BINS)
+    result = {**counts.measures(), "calibration_error": float(error)}
     if count > TOP_K:
-        result["top5"] = multiclass_accuracy(probabilities, labels, count, average="micro", top_k=TOP_K)
-    matrix = compute_confusion_matrix(predictions)
-    for c, name in enumerate(classes):
-        if matrix[c].sum():
-            result[f"accuracy/{name}"] = torch.tensor(matrix[c, c] / matrix[c].sum())
-    return {f"{prefix}/{name}": round(float(value), 6) for name, value in result.items()}
+        result["top5"] = float(multiclass_accuracy(probabilities, labels, count, average="micro", top_k=TOP_K))
+    for name, images, correct in zip(classes, counts.images.tolist(), counts.correct.tolist(), strict=True):
+        if images:
+            result[f"accuracy/{name}"] = correct / images
+    return {f"{prefix}/{name}": round(value, 6) for name, value in result.items()}
 
 
-def compute_task_metrics(predictions: Predictions, network: ImageClassifier, prefix: str) -> dict[str, float]:
-    """Return the accuracy on each task that has predictions, keyed ``prefix/task-1`` and so on."""
+def compute_validation_metrics(predictions: Predictions, classes: Sequence[str]) -> dict[str, float]:
+    """Return the metrics on validation that one pass over its images gives: those of ``callbacks.monitor``."""
+    metrics = compute_metrics(predictions, classes, "val")
+    return {name: metrics[name] for name in MONITORS}
+
+
+def compute_task_metrics(predictions: Predictions, spec: ImageSpec, prefix: str) -> dict[str, float]:
+    """Return the accuracy on each of a network's tasks that has predictions, keyed ``prefix/task-1`` and so on."""
     correct, result = predictions.probabilities.argmax(axis=1) == predictions.labels, {}
-    for number, task in enumerate(network.spec.tasks, start=1):
+    for number, task in enumerate(spec.tasks, start=1):
         in_task = np.isin(predictions.labels, task)
         if in_task.any():
             result[f"{prefix}/task-{number}"] = round(float(correct[in_task].mean()), 6)

@@ -96,7 +96,13 @@ def _read_milliseconds_per_image(job: Job) -> float | None:
 
 
 TEST_MEASURE = Measure("test", lambda job: job.get_result(TEST_ACCURACY), format_percent, is_share=True)
-LOSS_MEASURE = Measure("val loss", lambda job: job.get_result("val/loss"), "{:.4g}".format)  # if it is the objective
+OTHER_OBJECTIVES = {  # measures that are shown where they are the objective
+    "val/loss": Measure("val loss", lambda job: job.get_result("val/loss"), "{:.4g}".format),
+    "val/balanced_accuracy": Measure(
+        "val balanced", lambda job: job.get_result("val/balanced_accuracy"), format_percent, is_share=True
+    ),
+    "val/f1": Measure("val F1", lambda job: job.get_result("val/f1"), format_percent, is_share=True),
+}
 MEASURES = (
     Measure("val", lambda job: job.get_result("val/accuracy"), format_percent, is_share=True),
     TEST_MEASURE,
@@ -144,7 +150,8 @@ def _without_test(record: Mapping[str, Any]) -> dict[str, Any]:
         result = {key: value for key, value in entry["result"].items() if not key.startswith("test")}
         return {**entry, "result": result, "test_seconds": None}
 
-    return {**strip(record), "stages": [strip(stage) for stage in record["stages"]]}
+    stripped = {key: [strip(entry) for entry in record[key]] for key in ("stages", "given_teachers") if key in record}
+    return {**strip(record), **stripped}
 
 
 def find_grid_values(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:

@@ -23,9 +23,9 @@ from tutelage.report.folds import (
 from tutelage.report.gains import TEST_ACCURACY, collect_accuracies, describe_gains
 from tutelage.report.jobs import (
     FOLD,
-    LOSS_MEASURE,
     MEASURES,
     MEASURES_NOTE,
+    OTHER_OBJECTIVES,
     SEED,
     TEST_MEASURE,
     Job,
@@ -193,8 +193,8 @@ def _find_page(job: Job) -> Path:
 def _tabulate_jobs(keys: Sequence[str], jobs: Sequence[Job], objective: str) -> ResultTable:
     """Return the table of all measures that at least one run has, the best settings on validation first."""
     measures = [measure for measure in MEASURES if measure.read_all(jobs)]
-    if objective == "val/loss":
-        measures.insert(0, LOSS_MEASURE)
+    if objective in OTHER_OBJECTIVES:
+        measures.insert(0, OTHER_OBJECTIVES[objective])
     rows = []
     for members in searches.rank_groups(keys, jobs, objective):
         row = [*(members[0].settings.get(key, "") for key in keys), str(len(members))]

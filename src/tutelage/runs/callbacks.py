@@ -18,9 +18,10 @@ import torch
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
+from tutelage.config import MONITORS
 from tutelage.data import UNKNOWN
 from tutelage.errors import UserError
-from tutelage.models import COUNT, accuracy, cross_entropy
+from tutelage.models import COUNT, count_classes, cross_entropy
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.randomness import Key
 from tutelage.runs.observer import Observer
@@ -40,6 +41,12 @@ def compute_means(sums: Mapping[str, Tensor], steps: int) -> dict[str, float]:
     """
     counts = {name: float(sums.get(name + COUNT, steps)) for name in sums if not name.endswith(COUNT)}
     return {name: float(sums[name]) / count for name, count in counts.items() if count}
+
+
+def _validation_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the metrics of all validation images, from logits (N, C) and labels (N,)."""
+    measures = count_classes(logits, labels).measures()
+    return {"val/loss": float(cross_entropy(logits, labels)), **{f"val/{name}": x for name, x in measures.items()}}
 
 
 def ends_step(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -77,7 +84,7 @@ def _to_sum_dtype(number: Tensor | float) -> Tensor:
 
 
 class EpochTable(pl.Callback):
-    """Means over each epoch, in ``metrics.csv`` and the run's loggers, and the best validation accuracy so far.
+    """Means over each epoch, in ``metrics.csv`` and the run's loggers, and the best validation so far.
 
     The rows and the sums of the current epoch live in the checkpoint: a resumed run writes the table from there, so
     that rows past the checkpoint vanish and a mean in the middle of an epoch goes on. Values stay on the device until
@@ -94,9 +101,11 @@ class EpochTable(pl.Callback):
         on_best: Callable[[], None] = lambda: None,
         on_row: Callable[[Rows], None] = lambda rows: None,
         group: ProcessGroup = ALONE,
+        monitor: str = MONITORS[0],
     ) -> None:
         self._group = group
         self._file = file
+        self._monitor = monitor
         self._epoch_steps = epoch_steps
         self._on_best = on_best
         self._on_row = on_row
@@ -180,9 +189,9 @@ class EpochTable(pl.Callback):
         labels = self._group.all_gather_rows(labels[is_labelled])
         self._validation = []
         metrics = self._group.broadcast_from_rank0(  # equal to the last bit, or processes would not agree on the best
-            lambda: {"val/loss": float(cross_entropy(logits, labels)), "val/accuracy": float(accuracy(logits, labels))}
+            lambda: _validation_metrics(logits, labels)
         )
-        if self.best is None or metrics["val/accuracy"] > self.best["val/accuracy"]:
+        if self.best is None or metrics[self._monitor] > self.best[self._monitor]:
             self.best = {"step": trainer.global_step, **metrics}
             self._on_best()
         self._end_epoch(trainer, metrics)

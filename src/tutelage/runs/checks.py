@@ -3,7 +3,7 @@
 import torch
 
 from tutelage.augmentation import Pipeline
-from tutelage.config import Config, NearestNeighboursConfig
+from tutelage.config import MONITORS, Config, NearestNeighboursConfig
 from tutelage.data import Source
 from tutelage.errors import UserError
 from tutelage.models import freeze, load_first_task, load_pretrained, make_classifier, make_loss
@@ -40,6 +40,7 @@ def check_stages(context: RunContext) -> None:
         UserError: one of them does not work.
     """
     _check_device(context)
+    _check_monitor(context)
     _check_augmentation(context.config, context.data.source)
     for stage in context.train_stages:
         context.network_size(stage)  # builds the network
@@ -68,6 +69,16 @@ def _check_device(context: RunContext) -> None:
         raise UserError("trainer.precision=16-mixed: no CUDA device is visible; use 32-true or bf16-mixed")
     if trainer.sync_batchnorm:
         raise UserError("trainer.sync_batchnorm=true: no CUDA device is visible, and torch has none for the CPU; false")
+
+
+def _check_monitor(context: RunContext) -> None:
+    """Raise a UserError where a metric is to select the best weights, but there is no validation to measure it on."""
+    monitor = context.config.callbacks.monitor
+    if monitor != MONITORS[0] and not context.has_validation:
+        raise UserError(
+            f"callbacks.monitor={monitor}: there are no validation images; give some by data.validation=inside or "
+            f"outside:N, or leave it at {MONITORS[0]}"
+        )
 
 
 def _check_augmentation(config: Config, source: Source) -> None:

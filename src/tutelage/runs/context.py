@@ -231,6 +231,10 @@ class RunContext:
         requested = self.signals.requested
         self.signals.check(self.group.agree_on_request(requested if requested > SAVE_AND_CONTINUE else NO_REQUEST))
 
+    def after_batch(self, images: int) -> None:
+        """Check signals after a batch of images, whose progress is not shown."""
+        self.check_signals()
+
     def on_images(self, count: int, scale: Callable[[float], float] = float) -> Callable[[int], None]:
         """Return a function to call with the number of images of each batch: shows progress and checks signals.
 

@@ -7,7 +7,7 @@ from tutelage.runs.context import RunContext
 from tutelage.runs.network_size import count_flops
 from tutelage.runs.observer import PartCost
 from tutelage.runs.teacher_cache import caching_part, count_logits
-from tutelage.runs.teachers import teacher_without_weights
+from tutelage.runs.teachers import stages_of_given_teachers, teacher_without_weights
 from tutelage.strategies import PseudoLabelStage, TrainStage
 
 LOADING_FLOPS = 1.5e7  # reading and augmenting an image, measured on small images
@@ -43,7 +43,9 @@ def stage_costs(context: RunContext) -> Sequence[PartCost]:
             cost = training_cost(images, flops[stage.name]) + inference_cost(images, live_flops)
             parts += [*cached_parts, PartCost(stage.name, cost)]
     if context.evaluates_test:
-        cost = sum(inference_cost(len(splits.test), network_flops) for network_flops in flops.values())
+        given = [stage.teacher for stage in stages_of_given_teachers(context) if stage.teacher]
+        teachers = [count_flops(teacher_without_weights(context, spec), context.image_spec) for spec in given]
+        cost = sum(inference_cost(len(splits.test), network_flops) for network_flops in (*flops.values(), *teachers))
         parts.append(PartCost(TEST_PART, cost))
     return parts
 

@@ -20,7 +20,7 @@ from tutelage.models import (
     NearestNeighbours,
     OptimizationConfig,
     Teacher,
-    compute_metrics,
+    compute_validation_metrics,
     load_classifier,
     load_first_task,
     load_pretrained,
@@ -64,7 +64,9 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
     path = group.broadcast_from_rank0(lambda: _find_checkpoint(context, stage))
     checkpoint = WholeCheckpointIO().load_checkpoint(path, "cpu") if path else None
     on_best = save_weights if selects_best else lambda: None
-    table = EpochTable(folder.metrics_file, stage.epoch_steps, on_best, context.tracking.send, group)
+    table = EpochTable(
+        folder.metrics_file, stage.epoch_steps, on_best, context.tracking.send, group, config.callbacks.monitor
+    )
     state = checkpoint["callbacks"][table.state_key] if checkpoint else {"rows": []}
     step = checkpoint["global_step"] if checkpoint else 0
     context.tracking.begin_stage(stage.name, folder, state["rows"], step)
@@ -146,8 +148,8 @@ def memorise_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
     result: dict[str, float] = {}
     if context.has_validation:
         batches = data.eval_dataloader(validation)
-        predictions = predict(network, batches, context.device, lambda images: context.check_signals())
-        result = {"val/accuracy": compute_metrics(predictions, data.source.classes, "val")["val/accuracy"]}
+        predictions = predict(network, batches, context.device, context.after_batch)
+        result = compute_validation_metrics(predictions, data.source.classes)
     save_classifier(network, stage.model.arguments(), context.weights_file(stage))
     return _ledger_entry(context, stage, round(time.monotonic() - started, 3), result)
 

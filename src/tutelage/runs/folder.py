@@ -152,17 +152,26 @@ class Record:
         self.content["stages"] = [*others, entry]
         self._write()
 
-    def finish(self, result: dict[str, Any], order: Sequence[str], files: Mapping[str, Any]) -> None:
+    def finish(
+        self,
+        result: dict[str, Any],
+        order: Sequence[str],
+        files: Mapping[str, Any],
+        given_teachers: Sequence[dict[str, Any]] = (),
+    ) -> None:
         """Note that the run is finished.
 
         Args:
             result: the metrics of the run's last network.
             order: the names of the stages; entries of other stages are dropped, as they were not needed after all.
             files: size and digest of each file of the run (see ``integrity.list_files``).
+            given_teachers: entries of teachers that the run was given, rather than trained.
         """
         entries = {entry["name"]: entry for entry in self.content["stages"]}
         self.content["stages"] = [entries[name] for name in order]
         self.content |= {"status": FINISHED, "finished": _now(), "result": result, "files": dict(files)}
+        if given_teachers:
+            self.content["given_teachers"] = list(given_teachers)
         self._write()
 
     def stop(self) -> None:

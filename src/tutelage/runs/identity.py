@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import Config
+from tutelage.config import MONITORS, CallbacksConfig, Config
 from tutelage.config.foreign_code import describe_code, list_foreign_packages
 from tutelage.config.targets import failures_as_user_errors
 from tutelage.runs.weight_sources import find_run_data, weights_identity
@@ -14,8 +14,8 @@ from tutelage.storage import digest
 IDENTITY_VERSION = 5
 HASH_LENGTH = 10
 
-# Sections that decide over the result, as callbacks.extra does. All others say where and how fast a run computes, or
-# what it shows.
+# Sections that decide over the result, as callbacks.monitor and callbacks.extra do. All others say where and how fast a
+# run computes, or what it shows.
 SECTIONS = (
     "seed",
     "attempt",
@@ -56,9 +56,8 @@ def run_identity(config: Config, fingerprint: str) -> dict[str, Any]:
         digest(identity["strategy"])  # it is plain
     if teachers := strategy.given_teachers:
         identity["strategy"]["teachers"] = [weights_identity(name, "strategy.teachers") for name in teachers]
-    if extra := config.callbacks.extra:
-        code = {package: describe_code(package) for package in list_foreign_packages(extra)}
-        identity["callbacks"] = {"extra": extra, **({"code": code} if code else {})}
+    if callbacks := _callbacks_identity(config.callbacks):
+        identity["callbacks"] = callbacks
     if config.init_from is not None:
         identity["init_from"] = weights_identity(config.init_from, "init_from")
         if strategy.adds_task:
@@ -66,6 +65,15 @@ def run_identity(config: Config, fingerprint: str) -> dict[str, Any]:
     if fingerprint:
         identity["data"]["fingerprint"] = fingerprint
     return {"identity_version": IDENTITY_VERSION, **_plain_numbers(identity)}
+
+
+def _callbacks_identity(callbacks: CallbacksConfig) -> dict[str, Any]:
+    """Return what selects the best weights, where that is not accuracy, and callbacks of one's own with their code."""
+    identity: dict[str, Any] = {} if callbacks.monitor == MONITORS[0] else {"monitor": callbacks.monitor}
+    if extra := callbacks.extra:
+        code = {package: describe_code(package) for package in list_foreign_packages(extra)}
+        identity |= {"extra": extra, **({"code": code} if code else {})}
+    return identity
 
 
 def _plain_numbers(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,7 @@ def _describe_data(data: ImageDataModule) -> dict[str, Any]:
         "classes": list(source.classes),
         "images": len(source.labels),
         "test": len(data.splits.test),
+        "images_per_class": _count_evaluated(data),
         "left_out": list(source.left_out),
         "leaked": [source.names[index] for index in data.leaked.tolist()],
         "notes": [*source.notes, *data.splits.notes, *describe_duplicates(source, data.splits)],
@@ -145,6 +147,15 @@ def _describe_data(data: ImageDataModule) -> dict[str, Any]:
         TEST_IDENTITY: list(data.test_identity),
         "labelled": np.bincount(source.labels[data.splits.labelled], minlength=len(source.classes)).tolist(),
     }
+
+
+def _count_evaluated(data: ImageDataModule) -> dict[str, list[int]]:
+    """Return the number of images of each class in each set that networks are evaluated on, by its metrics' prefix."""
+    splits, labels = data.splits, data.source.labels
+    parts = {"val": splits.validation, "test": splits.test}
+    parts |= {f"test-{name}": part for name, part in splits.further_tests.items()}
+    count = partial(np.bincount, minlength=len(data.source.classes))
+    return {prefix: count(labels[part]).tolist() for prefix, part in parts.items() if len(part)}
 
 
 def _say_data_notes(context: RunContext) -> None:

@@ -1,6 +1,7 @@
 """The teachers of a stage: loaded, checked before the run starts, and made ready on their device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -34,6 +35,15 @@ def load_teacher(context: RunContext, spec: TeacherSpec) -> Teacher:
             f"{TEACHERS_KEY}={several}: it has a head a task; name a network that has one for all its classes"
         )
     return Teacher(list(networks.values()))
+
+
+def stages_of_given_teachers(context: RunContext) -> list[TrainStage]:
+    """Return the first stage of each teacher that the run was given, rather than trained, in their order."""
+    first: dict[Sequence[Path], TrainStage] = {}
+    for stage in context.train_stages:
+        if stage.teacher and stage.teacher.networks and not isinstance(stage.teacher.networks, str):
+            first.setdefault(stage.teacher.networks, stage)
+    return list(first.values())
 
 
 def teacher_without_weights(context: RunContext, spec: TeacherSpec) -> Teacher:

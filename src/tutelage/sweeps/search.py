@@ -17,7 +17,7 @@ from tutelage.world import read_world
 HASH_LENGTH = 6
 # Overrides of where and how fast jobs run, of what is shown, and of the number of trials: they change no sweep's name.
 NOT_IN_NAME = re.compile(
-    r"[+~]*(hydra|trainer(?!\.precision)|callbacks(?!\.extra)|logger|paths|data\.(root|unlabelled|num_workers))[.=/]"
+    r"[+~]*(hydra|trainer(?!\.precision)|callbacks(?!\.(?:extra|monitor))|logger|paths|data\.(root|unlabelled|num_workers))[.=/]"
 )
 UNNAMED_SETTINGS = {"params", "trials", "at_once"}
 LAUNCHER_MODULES = {  # that each launcher needs; the extra tutelage[NAME] installs them

@@ -1,12 +1,13 @@
 """The table at the end of a run, built from ``run.json`` alone. Needs no torch."""
 
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tutelage.data import WITHOUT_DUPLICATES
+from tutelage.config import MONITORS
+from tutelage.data import UNEVEN_RATIO, WITHOUT_DUPLICATES
 from tutelage.runs import PSEUDO_LABEL, is_tested, main_stage_name, train_entries
 from tutelage.runs.code import describe_other_code
+from tutelage.terminal.columns import TEST, has_tasks, list_metrics, read_monitor, task_accuracies
 from tutelage.terminal.intervals import CONFIDENCE_LEVEL, format_accuracy, wilson_interval
 
 if TYPE_CHECKING:
@@ -17,8 +18,12 @@ HEADER = ("stage", "network", "weights", "steps", "labels")
 PSEUDO_LABEL_HEADER = ("pseudo", "right")
 CHANGED_HEADER = "changed"
 CHANGED_NOTE = "changed: the share of the pool that the teacher labels differently than in the round before"
-VALIDATION, TEST, POOL_CHANGED = "val/accuracy", "test/accuracy", "pool/changed"
-TASK, OTHER_TEST_SET = re.compile(r"test/(task)-(\d+)"), re.compile(r"test-([^/]+)/accuracy")
+POOL_CHANGED = "pool/changed"
+UNEVEN_NOTE = (
+    "balanced: the mean over the classes of the accuracy within each; F1: macro F1; both stand where a class has more "
+    f"than {UNEVEN_RATIO} times another's images, or where one selects the weights."
+)
+GIVEN_TEACHER = "teacher (given)"
 FORGETTING_HEADER = "forgets"
 NO_VALUE = "-"
 MAX_WIDTH = 1000  # characters
@@ -31,20 +36,19 @@ TASKS_NOTE = (
 def build_header(record: Mapping[str, Any], wide: bool = True) -> tuple[str, ...]:
     """Return the headings of the columns; a run that learned tasks has one per task and none for the whole test set.
 
-    A wide table also has the share of pseudo-labels that changed since the round before, if there was one.
+    A wide table also has the share of pseudo-labels that changed since the round before, if there was one, and balanced
+    accuracy and F1 where classes are uneven.
     """
-    test_headings = [
-        TASK.sub(r"\1 \2", OTHER_TEST_SET.sub(r"\1", key.replace(TEST, "test"))) for key in _test_metrics(record)
-    ]
-    if _has_tasks(record):
-        return (*HEADER, "val", *test_headings, FORGETTING_HEADER)
+    headings = [metric.heading for metric in list_metrics(record, wide)]
+    if has_tasks(record):
+        return (*HEADER, *headings, FORGETTING_HEADER)
     changed = (CHANGED_HEADER,) if wide and _has_changes(record) else ()
-    return (*HEADER, *(PSEUDO_LABEL_HEADER if _has_pseudo_labels(record) else ()), *changed, "val", *test_headings)
+    return (*HEADER, *(PSEUDO_LABEL_HEADER if _has_pseudo_labels(record) else ()), *changed, *headings)
 
 
 def build_rows(record: Mapping[str, Any], wide: bool = True) -> list[tuple[str, ...]]:
-    """Return one row per trained network: what it was trained on, and its accuracies."""
-    table: list[tuple[str, ...]] = []
+    """Return one row per given teacher and trained network: what it was trained on, and its accuracies."""
+    table = [_build_teacher_row(record, teacher, wide) for teacher in record.get("given_teachers", [])]
     pool_result: Mapping[str, Any] = {}  # of the pseudo-labels that the next student is trained on
     for entry in record["stages"]:
         result = entry["result"]
@@ -62,16 +66,32 @@ def build_rows(record: Mapping[str, Any], wide: bool = True) -> list[tuple[str, 
                 f"{entry['labels']:,}",
                 *(pseudo_labels if _has_pseudo_labels(record) else ()),
                 *((_format_percent(pool_result.get(POOL_CHANGED)),) if wide and _has_changes(record) else ()),
-                _format_percent(result.get(VALIDATION)),
-                *(
-                    _format_with_interval(result.get(key), _test_images(record) if wide and key == TEST else None)
-                    for key in _test_metrics(record)
-                ),
-                *((_format_points(compute_forgetting(record, entry)),) if _has_tasks(record) else ()),
+                *_format_metrics(record, result, wide),
+                *((_format_points(compute_forgetting(record, entry)),) if has_tasks(record) else ()),
             )
         )
         pool_result = {}
     return table
+
+
+def _build_teacher_row(record: Mapping[str, Any], teacher: Mapping[str, Any], wide: bool) -> tuple[str, ...]:
+    """Return the row of a teacher that the run was given; it has no values in columns on training."""
+    models = teacher["models"]
+    network = _format_network({"model": models[0]}) if len(models) == 1 else f"{len(models)} networks"
+    cells = [GIVEN_TEACHER, network, f"{teacher['parameters']:,}"]
+    metrics = _format_metrics(record, teacher["result"], wide)
+    forgets = [NO_VALUE] if has_tasks(record) else []
+    blank = len(build_header(record, wide)) - len(cells) - len(metrics) - len(forgets)
+    return (*cells, *[NO_VALUE] * blank, *metrics, *forgets)
+
+
+def _format_metrics(record: Mapping[str, Any], result: Mapping[str, float], wide: bool) -> list[str]:
+    """Return the cells of the columns of metrics; in a wide table the test accuracy has its interval."""
+    images = _test_images(record) if wide else None
+    return [
+        _format_with_interval(result.get(metric.key), images if metric.key == TEST else None)
+        for metric in list_metrics(record, wide)
+    ]
 
 
 def _test_images(record: Mapping[str, Any]) -> int | None:
@@ -89,19 +109,14 @@ def compute_forgetting(record: Mapping[str, Any], entry: Mapping[str, Any]) -> f
     stages = {other["name"]: other for other in record["stages"]}
     history, stage = [], stages.get(entry["name"])  # accuracies by task, from the network back to the first stage
     while stage is not None:
-        history.append(_task_accuracies(stage["result"]))
+        history.append(task_accuracies(stage["result"]))
         stage = stages.get(stage.get("starts_from", ""))
-    final = _task_accuracies(entry["result"])
+    final = task_accuracies(entry["result"])
     losses = []
     for task in sorted(final)[:-1]:  # a task of init_from has no such stage: it counts from the first one
         learned = next((accuracies for accuracies in history if max(accuracies, default=0) == task), history[-1])
         losses.append(learned.get(task, final[task]) - final[task])
     return sum(losses) / len(losses) if losses else None
-
-
-def _task_accuracies(result: Mapping[str, float]) -> dict[int, float]:
-    """Return the accuracy on each task that a network has learned, by the task's number."""
-    return {int(match[2]): value for key, value in result.items() if (match := TASK.fullmatch(key))}
 
 
 def _has_pseudo_labels(record: Mapping[str, Any]) -> bool:
@@ -111,18 +126,6 @@ def _has_pseudo_labels(record: Mapping[str, Any]) -> bool:
 def _has_changes(record: Mapping[str, Any]) -> bool:
     """Return whether the record says how many pseudo-labels changed from one round to the next."""
     return any(POOL_CHANGED in entry["result"] for entry in record["stages"])
-
-
-def _has_tasks(record: Mapping[str, Any]) -> bool:
-    return any(_task_accuracies(entry["result"]) for entry in record["stages"])
-
-
-def _test_metrics(record: Mapping[str, Any]) -> list[str]:
-    """Return the test metrics that have a column: accuracy on each task, or on each test set."""
-    keys = list(dict.fromkeys(key for entry in record["stages"] for key in entry["result"]))
-    if _has_tasks(record):
-        return sorted((key for key in keys if TASK.fullmatch(key)), key=lambda key: (len(key), key))
-    return [TEST, *(key for key in keys if OTHER_TEST_SET.fullmatch(key))]
 
 
 def _has_others(record: Mapping[str, Any]) -> bool:
@@ -149,7 +152,9 @@ def build_notes(record: Mapping[str, Any], wide: bool = True) -> list[str]:
         changed = f"; {CHANGED_NOTE}" if wide and _has_changes(record) else ""
         lines.append(f"pseudo: pool images kept with the teacher's label{right}{changed}.")
     lines.append(f"{_describe_validation(record)} {_describe_test(record, wide)}".strip())
-    lines += [TASKS_NOTE] if _has_tasks(record) else []
+    lines += [TASKS_NOTE] if has_tasks(record) else []
+    lines += _describe_uneven_classes(record, wide)
+    lines += map(_describe_given_teacher, record.get("given_teachers", []))
     lines += dict.fromkeys(entry["note"] for entry in train_entries(record) if "note" in entry)
     if other_code := describe_other_code(record):
         lines.append(f"Made by other code: {other_code}. attempt=2 makes it anew.")
@@ -166,7 +171,24 @@ def _describe_validation(record: Mapping[str, Any]) -> str:
         "outside": f"Validation: {images} images beside the label budget",
         "own": f"Validation: the dataset's own {images} images",
     }[first["validation"]]
-    return f"{text}; the weights of the best epoch are kept." if images else text
+    by_metric = "" if read_monitor(record) == MONITORS[0] else f" by {read_monitor(record)}"
+    return f"{text}; the weights of the best epoch{by_metric} are kept." if images else text
+
+
+def _describe_uneven_classes(record: Mapping[str, Any], wide: bool) -> list[str]:
+    """Return what balanced accuracy and F1 are; where no columns hold them, with those of the run's network."""
+    accuracies = list_metrics(record, wide=False)
+    metrics = [metric for metric in list_metrics(record, wide=True) if metric not in accuracies]
+    if not metrics:
+        return []
+    values = [f"{metric.heading} {_format_percent(record['result'].get(metric.key))}" for metric in metrics]
+    return [UNEVEN_NOTE if wide else f"{main_stage_name(record)}: {', '.join(values)}. {UNEVEN_NOTE}"]
+
+
+def _describe_given_teacher(teacher: Mapping[str, Any]) -> str:
+    """Return where a given teacher comes from and, if it could not be measured, why."""
+    reason = f"; not measured: {teacher['reason']}" if teacher.get("reason") else ""
+    return f"{GIVEN_TEACHER}: {', '.join(teacher['names'])}{reason}."
 
 
 def _describe_test(record: Mapping[str, Any], wide: bool) -> str:
@@ -176,7 +198,7 @@ def _describe_test(record: Mapping[str, Any], wide: bool) -> str:
     count, accuracy = _test_images(record), record["result"].get(TEST)
     if count is None:
         return ""
-    if accuracy is None or _has_tasks(record):
+    if accuracy is None or has_tasks(record):
         return f"Test: {count:,} images."
     grouped = ", counted as independent" if record["data"].get("grouped") else ""
     interval = f"Wilson's {CONFIDENCE_LEVEL:.0%} interval over these images{grouped}"

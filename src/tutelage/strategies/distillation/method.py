@@ -35,7 +35,6 @@ from tutelage.strategies.frozen_teacher.method import (
     StudentWithTeacher,
     agreement_metrics,
     student_control,
-    teacher_note,
     teacher_spec,
     teacher_stages,
 )
@@ -228,7 +227,6 @@ def stages(strategy: DistillationStrategy, context: StageContext) -> Sequence[St
         module=partial(Distillation, config=strategy, stream=stream.name, labelled_fraction=labelled_fraction),
         teacher=teacher_spec(strategy, stream.name),
         aims_at=None if strategy.teachers else TEACHER,
-        note=teacher_note(strategy),
     )
     taught = [student]
     if strategy.hints is not None:

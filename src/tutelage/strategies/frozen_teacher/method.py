@@ -75,11 +75,6 @@ def teacher_spec(strategy: FrozenTeacherStrategy, stream: str) -> TeacherSpec:
     return TeacherSpec(stream, networks, cached_views=cached_views, live=strategy.teacher_logits == "live")
 
 
-def teacher_note(strategy: FrozenTeacherStrategy) -> str:
-    """Return a sentence that names the finished runs that teach the student; empty if this run trains the teacher."""
-    return f"student: taught by {', '.join(strategy.teachers)}." if strategy.teachers else ""
-
-
 def teacher_stages(strategy: FrozenTeacherStrategy, context: StageContext) -> Sequence[TrainStage]:
     """Return the stage that trains the teacher; no stage where the strategy names finished teachers."""
     if strategy.teacher is None or strategy.teachers:

@@ -20,7 +20,6 @@ from tutelage.strategies.noisy_student.config import FinetuneConfig, NoisyStuden
 from tutelage.strategies.stage_context import Length, StageContext, stage_length
 from tutelage.strategies.stages import PseudoLabelStage, Results, Stage, TeacherSpec, TrainStage
 
-METRIC = "val/accuracy"  # a student gains where this is higher than its teacher's
 CONTROL_NOTE = (
     "Control: the last student's network, augmentation and noise on the labels alone, "
     "for as many steps as all other stages together."
@@ -193,11 +192,14 @@ class _RoundStages(StageContext):
         )
 
 
-def _has_gained(student: TrainStage, teacher: TrainStage, results: Results) -> bool | None:
-    """Return whether a student is better on validation than its teacher; None where either has no result yet."""
+def _has_gained(student: TrainStage, teacher: TrainStage, results: Results, monitor: str) -> bool | None:
+    """Return whether a student is better on validation than its teacher, by the metric that selects the best weights.
+
+    None where either has no result yet.
+    """
     if student.name not in results or teacher.name not in results:
         return None
-    return results[student.name][METRIC] > results[teacher.name][METRIC]
+    return results[student.name][monitor] > results[teacher.name][monitor]
 
 
 def _rounds(build: _RoundStages) -> tuple[list[Stage], TrainStage]:
@@ -212,7 +214,9 @@ def _rounds(build: _RoundStages) -> tuple[list[Stage], TrainStage]:
     number, measured = 1, True
     while number <= len(strategy.students_by_round) or (unlimited and measured):
         labelling, student = build.round(number, teacher)
-        gained = _has_gained(student, teacher, results) if strategy.until == "validation" else None
+        gained = None
+        if strategy.until == "validation":
+            gained = _has_gained(student, teacher, results, build.config.callbacks.monitor)
         stages += [*labelling, replace(student, rejected=gained is False)]
         if gained is False:
             break

@@ -13,7 +13,6 @@ from tutelage.strategies.frozen_teacher.method import (
     StudentWithTeacher,
     agreement_metrics,
     student_control,
-    teacher_note,
     teacher_spec,
     teacher_stages,
 )
@@ -64,7 +63,7 @@ def stages(strategy: TeacherStudentStrategy, context: StageContext) -> Sequence[
         module=partial(TeacherStudent, stream=stream.name, temperature=strategy.temperature),
         teacher=teacher_spec(strategy, stream.name),
         aims_at=None if strategy.teachers else TEACHER,
-        note=" ".join(filter(None, (teacher_note(strategy), note))),
+        note=note,
     )
     taught = [*teacher_stages(strategy, context), student]
     return [*taught, student_control(context, length)] if strategy.control else taught
