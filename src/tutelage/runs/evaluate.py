@@ -1,11 +1,10 @@
 """The evaluation of a run's networks on the test sets, once, after the last stage."""
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 
-from tutelage.data import WITHOUT_DUPLICATES, ImageDataModule
+from tutelage.data import WITHOUT_DUPLICATES
 from tutelage.models import ImageClassifier, Predictions, compute_metrics, compute_task_metrics, predict
 from tutelage.runs.context import RunContext
 from tutelage.runs.integrity import list_files
@@ -15,9 +14,8 @@ from tutelage.strategies import TrainStage
 
 def evaluate_networks(context: RunContext) -> None:
     """Evaluate every network on the test sets and finish the record."""
-    stages = context.train_stages
-    for number, stage in enumerate(stages):
-        _evaluate_stage(context, stage, lambda fraction, number=number: (number + fraction) / len(stages))  # type: ignore[misc]
+    for number, stage in enumerate(context.train_stages):
+        _evaluate_stage(context, stage, number)
     _finish(context, context.record.finished_entry(context.main_stage.name)["result"])
 
 
@@ -32,20 +30,27 @@ def _finish(context: RunContext, result: dict[str, float]) -> None:
     context.record.finish(result, names, list_files(context.folder))
 
 
-def _evaluate_stage(context: RunContext, stage: TrainStage, scale: Callable[[float], float]) -> None:
-    """Evaluate a stage's network on the test sets, and add the metrics to the stage's entry in the ledger."""
+def count_test_images(context: RunContext) -> int:
+    """Return the number of images in all test sets of a run."""
+    previous = 0 if context.previous_run is None else len(context.previous_run.test)
+    return len(context.data.splits.test) + sum(map(len, context.data.splits.further_tests.values())) + previous
+
+
+def _evaluate_stage(context: RunContext, stage: TrainStage, number: int) -> None:
+    """Evaluate the network of the training stage ``number`` on the test sets; add the metrics to its ledger entry."""
     entry, splits = context.record.finished_entry(stage.name), context.data.splits
     network, data, started = context.load_network(stage.name), context.data_for(stage), time.monotonic()
-    predictions = _predict_split(context, network, data, splits.test, scale)
+    on_batch = context.on_images(count_test_images(context), work=number)
+    predictions = predict(network, data.eval_dataloader(splits.test), context.device, on_batch)
     entry["test_seconds"] = round(time.monotonic() - started, 3)
     write_predictions(context.stage_folder(stage).test_file, predictions, network.spec.classes, data.source)
     entry["result"] |= _test_metrics(context, predictions, network, "test")
     if context.previous_run is not None and len(context.previous_run.test):
         images = context.previous_run.test_batches(first_label=len(context.data.source.classes))
-        predictions = predict(network, images, context.device, lambda count: context.check_signals())
+        predictions = predict(network, images, context.device, on_batch)
         entry["result"] |= compute_task_metrics(predictions, network, "test")
     for name, indices in splits.further_tests.items():
-        predictions = _predict_split(context, network, data, indices, lambda fraction: scale(1.0))
+        predictions = predict(network, data.eval_dataloader(indices), context.device, on_batch)
         entry["result"] |= _test_metrics(context, predictions, network, f"test-{name}")
     context.record.finish_stage(entry)
 
@@ -63,15 +68,3 @@ def _test_metrics(
 def _all_metrics(predictions: Predictions, network: ImageClassifier, prefix: str) -> dict[str, float]:
     metrics = compute_metrics(predictions, network.spec.classes, prefix)
     return metrics | compute_task_metrics(predictions, network, prefix)
-
-
-def _predict_split(
-    context: RunContext,
-    network: ImageClassifier,
-    data: ImageDataModule,
-    indices: np.ndarray,
-    scale: Callable[[float], float],
-) -> Predictions:
-    """Return a network's predictions on some images; show progress and check signals."""
-    batches = data.eval_dataloader(indices)
-    return predict(network, batches, context.device, context.on_images(len(indices), scale))
