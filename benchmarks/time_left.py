@@ -52,7 +52,7 @@ def steps(count: int) -> str:
 
 
 CASES = {
-    "supervised": ["model=small_vgg", "augmentation=basic", "data.limit=8000", steps(800)],
+    "supervised": ["model=small_vgg", "augmentation=basic", "data.limit=4000", steps(150)],
     "noisy student": [
         *("strategy=noisy_student", "model=lenet5", "augmentation=affine_randaugment", "data.batch_size=32"),
         *("data.labels_per_class=10", f"data.limit={length(10100, 1500)}", "strategy.target_type=hard", steps(400)),
@@ -61,11 +61,11 @@ CASES = {
     ],
     "distillation, cached logits": [
         *("strategy=distillation", "model=lenet5", "augmentation=flip", "data.image_size=32"),
-        *(f"data.limit={length(6000, 1000)}", "strategy.cached_views=2", steps(1500)),
+        *(f"data.limit={length(3000, 1000)}", "strategy.cached_views=2", steps(800)),
     ],
     "frozen transfer, cached features": [
-        *("strategy=transfer_frozen", "model=resnet", "augmentation=none", f"data.limit={length(6000, 1000)}"),
-        steps(200),
+        *("strategy=transfer_frozen", "model=resnet", "augmentation=none", f"data.limit={length(3000, 1000)}"),
+        steps(100),
     ],
 }
 GIVEN = {  # the key of a case that takes a file of weights, and the overrides of that network

@@ -9,7 +9,8 @@ from tutelage.runs.observer import Part
 START_SECONDS = 0.2  # expected before a part's first progress, for weights, worker processes and the first batch
 MIN_MEASURED_SECONDS = 1.0  # of measured work, before there is an estimate
 HALF_LIFE = 60.0  # seconds of measured work after which a measurement weighs half: a machine's speed changes
-PRIOR_SECONDS = 0.2  # of measured work, which weigh as much as what is expected of work of that kind
+PRIOR_SECONDS = 0.2  # of measured work of a kind, which weigh as much as what other work says
+TINY_SECONDS = 1e-9  # below it, nothing follows from a measurement
 
 
 @dataclass
@@ -26,7 +27,12 @@ class _Measured:
 
     def slowness(self, prior: float) -> float:
         """Return how many times as long as expected the work takes, where ``prior`` is what other work says."""
-        return (self.seconds + PRIOR_SECONDS) / (self.expected + PRIOR_SECONDS / prior)
+        if self.expected < TINY_SECONDS:
+            return prior
+        evidence = max(self.seconds, self.expected * prior)  # both little and much time for much work say something
+        weight = evidence / (evidence + PRIOR_SECONDS)
+        own = max(self.seconds, TINY_SECONDS) / self.expected
+        return float(own**weight * prior ** (1 - weight))
 
 
 class TimeLeft:
@@ -80,7 +86,7 @@ class TimeLeft:
         """Return the seconds that are left; None while too little is measured."""
         measured = self._measured.values()
         total = _Measured(sum(each.seconds for each in measured), sum(each.expected for each in measured))
-        if total.seconds < MIN_MEASURED_SECONDS or not total.expected:
+        if total.seconds < MIN_MEASURED_SECONDS or total.expected < TINY_SECONDS:
             return None
         prior = total.seconds / total.expected
         slowness = {kind: each.slowness(prior) for kind, each in self._measured.items()}
