@@ -104,7 +104,7 @@ def time_bare_loop(case: Case, network: ImageClassifier, images: torch.Tensor) -
 def time_labelling(case: Case, network: ImageClassifier, data: Pool, folder: Path) -> float:
     """Label all images into a store and return the seconds."""
     observer = create_display(wanted=True)
-    observer.begin([Part("labels-1", [Work("labelling", 1.0)])])
+    observer.begin([Part("labels-1", [Work(("labelling",), 1.0)])])
     observer.part(1)
     started = synchronized_time(torch.device(case.device))
     store = LabelStore(folder, case.images, case.classes, {"views": "one", "precision": case.precision})

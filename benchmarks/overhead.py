@@ -109,7 +109,7 @@ def time_run(config: Config, data: ImageDataModule, folder: Path) -> float:
     observer = create_display(wanted=True)
     context = RunContext(config, RunFolder(folder), Record(RunFolder(folder)), data, Signals(), observer)
     context.follow_results()
-    observer.begin([Part(stage.name, [Work("training", 1.0)]) for stage in context.stages])
+    observer.begin([Part(stage.name, [Work(("training",), 1.0)]) for stage in context.stages])
     observer.part(1)
     entry = fit_stage(context, context.train_stages[0])
     observer.end()

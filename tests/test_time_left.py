@@ -16,7 +16,8 @@ from tutelage.runs.observer import Observer, Part, Work
 from tutelage.terminal.time_left import MIN_MEASURED_SECONDS, START_SECONDS, TimeLeft
 from tutelage.testing import kill_after
 
-KINDS = ("training", "prediction", "caching")
+TRAINING, PREDICTION = ("training",), ("prediction", "small")
+KINDS = (TRAINING, PREDICTION, ("prediction", "large"))
 WORK = st.builds(Work, st.sampled_from(KINDS), st.floats(0, 1e6))
 PARTS = st.lists(st.builds(Part, st.just("part"), st.lists(WORK, min_size=1, max_size=3)), min_size=1, max_size=4)
 
@@ -87,7 +88,7 @@ def test_whatever_is_reported_the_time_left_is_none_or_a_number_of_seconds(parts
 
 @pytest.mark.parametrize("slow", [0.02, 1.0, 50.0])
 def test_a_machine_of_any_speed_is_known_from_the_first_tenth_on(slow):
-    training, prediction = Work("training", 600.0), Work("prediction", 60.0)
+    training, prediction = Work(TRAINING, 600.0), Work(PREDICTION, 60.0)
     parts = [Part("teacher", [training, prediction]), Part("labels", [prediction]), Part("student", [training])]
     moments = list(play(parts, lambda kind: slow))
     whole = moments[0][1]
@@ -97,16 +98,21 @@ def test_a_machine_of_any_speed_is_known_from_the_first_tenth_on(slow):
 
 
 def test_work_that_was_measured_is_no_longer_judged_by_work_of_another_kind():
-    parts = [
-        Part(name, [Work("training", 30.0), Work("prediction", 1.0)]) for name in ("teacher", "student", "control")
-    ]
-    moments = list(play(parts, {"training": 0.5, "prediction": 40.0}.__getitem__))
+    parts = [Part(name, [Work(TRAINING, 30.0), Work(PREDICTION, 1.0)]) for name in ("teacher", "student", "control")]
+    moments = list(play(parts, {TRAINING: 0.5, PREDICTION: 40.0}.__getitem__))
     after_first_validation = moments[14:-2]
     assert all(1 / 1.3 < estimate / true < 1.3 for estimate, true in after_first_validation)
 
 
+def test_work_that_was_not_measured_is_judged_by_the_most_similar_work():
+    parts = [Part("teacher", [Work(TRAINING, 100.0)]), Part("labels", [Work(PREDICTION, 10.0)])]
+    parts.append(Part("test", [Work(("prediction", "large"), 200.0)]))
+    moments = list(play(parts, lambda kind: 5.0 if kind == TRAINING else 0.2))
+    assert all(1 / 1.3 < estimate / true < 1.3 for estimate, true in moments[15:-2])
+
+
 def test_what_was_done_before_a_resume_is_no_speed():
-    parts = [Part("supervised", [Work("training", 1000.0)]), Part("test", [Work("prediction", 10.0)])]
+    parts = [Part("supervised", [Work(TRAINING, 1000.0)]), Part("test", [Work(PREDICTION, 10.0)])]
     moments = list(play(parts, lambda kind: 3.0, start=20.0, resumed_at=0.9))
     assert moments[0][0] is None  # 90 % in 20 seconds were not measured
     assert all(1 / 1.3 < estimate / true < 1.3 for estimate, true in moments[1:10])
@@ -114,7 +120,7 @@ def test_what_was_done_before_a_resume_is_no_speed():
 
 def test_nothing_is_said_before_a_second_is_measured():
     work = 95 * MIN_MEASURED_SECONDS  # a report for each 0.095 seconds
-    moments = list(play([Part("supervised", [Work("training", work)])], start=60.0, reports=1000))
+    moments = list(play([Part("supervised", [Work(TRAINING, work)])], start=60.0, reports=1000))
     assert [estimate is None for estimate, true in moments[:13]] == [True] * 11 + [False] * 2
 
 

@@ -64,7 +64,7 @@ def stage_costs(context: RunContext) -> Sequence[Part]:
     if context.evaluates_test:
         images = count_test_images(context)
         predictions = [_prediction(context, size, images, speed) for size in sizes.values()]
-        writing = Work("writing predictions", len(predictions) * images * WRITE_SECONDS)
+        writing = Work(("writing",), len(predictions) * images * WRITE_SECONDS)
         parts.append(Part(TEST_PART, [*predictions, writing]))
     return parts
 
@@ -87,9 +87,9 @@ def _training_parts(context: RunContext, stage: TrainStage, size: NetworkSize, s
         live = speed.forward(teacher)
         if not stage.teacher.live:
             seconds = count_logits(context, stage) * (live + _loading(context, stage))
-            parts.append(Part(caching_part(stage), [Work(f"caching, {teacher}", seconds)]))
+            parts.append(Part(caching_part(stage), [Work(("caching", str(teacher)), seconds)]))
             live = 0.0
-    work = [Work(f"training, {size}", steps * (_step(context, stage, size, speed) + stage.images_per_step * live))]
+    work = [Work(("training", str(size)), steps * (_step(context, stage, size, speed) + stage.images_per_step * live))]
     if context.selects_best(stage):
         count = -(-steps // stage.epoch_steps)
         each = _prediction(context, size, len(context.data.splits.validation), speed)
@@ -122,7 +122,7 @@ def _loading(context: RunContext, stage: TrainStage) -> float:
 def _prediction(context: RunContext, size: NetworkSize, images: int, speed: Speed) -> Work:
     """Return the work of reading images and predicting their classes."""
     seconds = speed.forward(size.forward) + READ_SECONDS + _count_values(context.image_spec) * READ_VALUE_SECONDS
-    return Work(f"prediction, {size}", images * seconds)
+    return Work(("prediction", str(size)), images * seconds)
 
 
 def _with_comparisons(size: NetworkSize, count: int, spec: ImageSpec) -> NetworkSize:

@@ -64,7 +64,7 @@ def help_to_label(path: Path, locations: Mapping[str, str], observer: Observer) 
 
         data = data_module(config.data, DataRuntime(device=device, on_progress=on_progress))
         _check_same_data(config, data, record, stores)
-        observer.begin([Part(name, [Work(name, len(store.missing))]) for name, store in stores.items()])
+        observer.begin([Part(name, [Work((name,), len(store.missing))]) for name, store in stores.items()])
         labelled = 0
         for number, store in enumerate(stores.values(), 1):
             observer.part(number)

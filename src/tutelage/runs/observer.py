@@ -11,11 +11,12 @@ class Work:
     """Some work, and how long it is expected to take.
 
     Attributes:
-        kind: work of one kind is as fast in one part of a run as in another.
+        kind: from the general to the special, such as training, and of which network. Work of the same kind is as fast
+            in one part of a run as in another; work whose kind begins alike is probably nearly so.
         seconds: expected, on a machine whose speed need not be this one's.
     """
 
-    kind: str
+    kind: tuple[str, ...]
     seconds: float
 
 

@@ -39,8 +39,9 @@ class TimeLeft:
     """Estimates the time that a run has left.
 
     Each part of a run has work of several kinds, each with the seconds that it is expected to take. What this process
-    measures of one kind corrects the expectation of all work of that kind that is left; what it has not measured yet is
-    as much slower, or faster, than expected as all other work together.
+    measures of one kind corrects the expectation of all work of that kind that is left. Of work that it has not measured
+    yet it assumes that it is as much slower, or faster, than expected as the most similar work that it has measured: of
+    another network, or all work together.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,7 +50,7 @@ class TimeLeft:
         self._parts: Sequence[Part] = ()
         self._number = 0  # of the current part, from 1; 0 before the first
         self._done: dict[int, float] = {}  # fractions of the current part's work, by index; empty before any progress
-        self._measured: dict[str, _Measured] = {}
+        self._measured: dict[tuple[str, ...], _Measured] = {}  # by kind, and by each beginning of a kind
         self._start = _Measured()
 
     def begin(self, parts: Sequence[Part]) -> None:
@@ -69,7 +70,8 @@ class TimeLeft:
         elif work in self._done:
             planned = self._parts[self._number - 1].work[work]
             expected = max(0.0, fraction - self._done[work]) * planned.seconds
-            self._measured.setdefault(planned.kind, _Measured()).add(seconds, expected)
+            for length in range(len(planned.kind) + 1):
+                self._measured.setdefault(planned.kind[:length], _Measured()).add(seconds, expected)
         self._done[work] = fraction
 
     @property
@@ -84,17 +86,19 @@ class TimeLeft:
 
     def estimate(self) -> float | None:
         """Return the seconds that are left; None while too little is measured."""
-        measured = self._measured.values()
-        total = _Measured(sum(each.seconds for each in measured), sum(each.expected for each in measured))
-        if total.seconds < MIN_MEASURED_SECONDS or total.expected < TINY_SECONDS:
+        everything = self._measured.get((), _Measured())
+        if everything.seconds < MIN_MEASURED_SECONDS or everything.expected < TINY_SECONDS:
             return None
-        prior = total.seconds / total.expected
-        slowness = {kind: each.slowness(prior) for kind, each in self._measured.items()}
         left = 0.0
         for number, part in enumerate(self._parts[self._number - 1 :], self._number):
             done = self._done if number == self._number else {}
             for index, work in enumerate(part.work):
-                left += (1 - done.get(index, 0.0)) * work.seconds * slowness.get(work.kind, prior)
+                left += (1 - done.get(index, 0.0)) * work.seconds * self._slowness(work.kind)
             if not done:
                 left += START_SECONDS * self._start.slowness(prior=1.0)
         return left
+
+    def _slowness(self, kind: tuple[str, ...]) -> float:
+        """Return how many times as long as expected work of a kind takes."""
+        measured = self._measured.get(kind, _Measured())
+        return measured.slowness(self._slowness(kind[:-1])) if kind else measured.seconds / measured.expected
