@@ -7,8 +7,8 @@ time on, until its last 5 % or 2 seconds, whichever are longer; a time counts un
 time begins when its data is read and ends when its results are written. Until a time is shown, nothing is counted; so
 the moment of the first one is printed too, and is to come within the first tenth.
 
-The script ends with an error if a figure is above 2 or a first time comes late. Other programs on the machine that come or go change the times
-themselves.
+The script ends with an error if a figure is above 2 or a first time comes late. Other programs on the machine that come
+or go change the times themselves.
 
     make bench
 """

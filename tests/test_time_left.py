@@ -38,7 +38,7 @@ def play(parts, slowness=lambda kind: 1.0, start=START_SECONDS, reports=10, resu
     Args:
         parts: of the run; the works of a part are done one after another.
         slowness: how many times as long as expected work of a kind takes.
-        start: seconds before a part's first report.
+        start: seconds before a part's first report, and after the last part.
         reports: of each work.
         resumed_at: the fraction of the first part's first work that an earlier process has done.
     """
@@ -48,7 +48,7 @@ def play(parts, slowness=lambda kind: 1.0, start=START_SECONDS, reports=10, resu
     first = parts[0].work[0]
     done_before = resumed_at * first.seconds * slowness(first.kind)
     seconds = [work.seconds * slowness(work.kind) for part in parts for work in part.work]
-    end = clock.now + sum(seconds) + start * len(parts) - done_before
+    end = clock.now + sum(seconds) + start * (len(parts) + 1) - done_before
     for number, part in enumerate(parts, 1):
         time_left.part(number)
         clock.now += start
@@ -171,7 +171,7 @@ def test_a_run_reports_each_work_of_each_part_to_its_end_and_a_resumed_one_where
     assert {name: len(works) for name, works in resumed_parts.items()} == {
         **dict.fromkeys(parts, 2),
         "student: teacher logits": 1,
-        "test": 4,
+        "test": 3,
     }
     by_work = {}
     for part, work, fraction in [*reports, *resumed]:

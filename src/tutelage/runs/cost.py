@@ -22,7 +22,6 @@ UPDATE_SECONDS = 2e-9  # of the optimizer, for each parameter that learns
 VALIDATION_SECONDS = 0.02  # of metrics, a row of metrics.csv and the best weights' file, in each validation
 READ_SECONDS, READ_VALUE_SECONDS = 1e-6, 1e-9  # of reading an image, and for each of its pixel's values
 AUGMENT_SECONDS, AUGMENT_VALUE_SECONDS = 2e-5, 1e-8  # of augmenting it
-WRITE_SECONDS = 4e-5  # of writing a prediction, and of the metrics on it
 TEST_PART = "test"  # the part of the run after the last stage
 
 
@@ -47,8 +46,7 @@ def stage_costs(context: RunContext) -> Sequence[Part]:
     """Return the parts of a run, with the seconds that their work is expected to take.
 
     A training stage may have two parts, of which the first caches its teacher's logits. The work of a part is, in this
-    order: training steps and, where there are any, validations; or the pool; or each network's
-    predictions of the test images, and writing them.
+    order: training steps and, where there are any, validations; or the pool; or the test images of each network.
     """
     parts, sizes = [], {stage.name: context.network_size(stage) for stage in context.train_stages}
     speed, splits = CUDA if context.device.type == "cuda" else CPU, context.data.splits
@@ -63,9 +61,7 @@ def stage_costs(context: RunContext) -> Sequence[Part]:
             parts += _training_parts(context, stage, sizes[stage.name], speed)
     if context.evaluates_test:
         images = count_test_images(context)
-        predictions = [_prediction(context, size, images, speed) for size in sizes.values()]
-        writing = Work(("writing",), len(predictions) * images * WRITE_SECONDS)
-        parts.append(Part(TEST_PART, [*predictions, writing]))
+        parts.append(Part(TEST_PART, [_prediction(context, size, images, speed) for size in sizes.values()]))
     return parts
 
 

@@ -14,12 +14,8 @@ from tutelage.strategies import TrainStage
 
 def evaluate_networks(context: RunContext) -> None:
     """Evaluate every network on the test sets and finish the record."""
-    stages = context.train_stages
-    writing = len(stages)  # the index of this work; before it are each network's predictions
-    for number, stage in enumerate(stages):
-        context.observer.progress(number / len(stages), {}, writing)
+    for number, stage in enumerate(context.train_stages):
         _evaluate_stage(context, stage, number)
-    context.observer.progress(1.0, {}, writing)
     _finish(context, context.record.finished_entry(context.main_stage.name)["result"])
 
 

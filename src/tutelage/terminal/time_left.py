@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tutelage.runs.observer import Part
 
-START_SECONDS = 0.2  # expected before a part's first progress, for weights, worker processes and the first batch
+START_SECONDS = 0.2  # expected before a part's first progress (weights, worker processes), and at the run's end
 MIN_MEASURED_SECONDS = 1.0  # of measured work, before there is an estimate
 HALF_LIFE = 60.0  # seconds of measured work after which a measurement weighs half: a machine's speed changes
 PRIOR_SECONDS = 0.2  # of measured work of a kind, which weigh as much as what other work says
@@ -39,9 +39,9 @@ class TimeLeft:
     """Estimates the time that a run has left.
 
     Each part of a run has work of several kinds, each with the seconds that it is expected to take. What this process
-    measures of one kind corrects the expectation of all work of that kind that is left. Of work that it has not measured
-    yet it assumes that it is as much slower, or faster, than expected as the most similar work that it has measured: of
-    another network, or all work together.
+    measures of one kind corrects the expectation of all work of that kind that is left. Work that it has not measured
+    yet it takes to be as much slower, or faster, than expected as the most similar work that it has measured: work that
+    is alike, of another network, or all work together.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -89,13 +89,14 @@ class TimeLeft:
         everything = self._measured.get((), _Measured())
         if everything.seconds < MIN_MEASURED_SECONDS or everything.expected < TINY_SECONDS:
             return None
-        left = 0.0
+        start = START_SECONDS * self._start.slowness(prior=1.0)
+        left = start  # the run's end: its ledger and checksums
         for number, part in enumerate(self._parts[self._number - 1 :], self._number):
             done = self._done if number == self._number else {}
             for index, work in enumerate(part.work):
                 left += (1 - done.get(index, 0.0)) * work.seconds * self._slowness(work.kind)
             if not done:
-                left += START_SECONDS * self._start.slowness(prior=1.0)
+                left += start
         return left
 
     def _slowness(self, kind: tuple[str, ...]) -> float:
