@@ -42,8 +42,9 @@ LIMIT = length(2.0, 4.0)  # a short run is over before its speed is known
 FIRST = 0.1  # of the run's time
 LATEST = length(FIRST, 1.0)  # when a time left is shown first
 LAST, LAST_SECONDS = 0.05, length(2.0, 0.5)
-FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
-DATA = ["data=fashion_mnist", f"data.root={FASHION}"] if FASHION.is_dir() else ["data=digits"]
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist; without it, digits do
+HAS_FASHION = length(FASHION.is_dir(), False)
+DATA = ["data=fashion_mnist", f"data.root={FASHION}"] if HAS_FASHION else ["data=digits"]
 COMMON = [*DATA, "logger=csv", "trainer=cpu", "trainer.threads=1", "schedule.epochs=null"]
 
 

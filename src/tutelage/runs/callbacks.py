@@ -1,4 +1,4 @@
-"""Callbacks around each training step: keyed randomness, an epoch's means, the best network so far, progress.
+"""Callbacks around each training step: keyed randomness, an epoch's means, the best network so far.
 
 ``EpochTable`` holds what a training step returns and what is logged by ``self.log`` or through the Trainer's logger,
 which is a ``TableLogger``: its sums live in the checkpoint, so that the mean of an epoch is exact after a resume in its
@@ -23,11 +23,9 @@ from tutelage.errors import UserError
 from tutelage.models import COUNT, accuracy, cross_entropy
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.randomness import Key
-from tutelage.runs.observer import Observer
 from tutelage.storage import write_text
 
 LOGGED = "logged/"  # prefix in the table of what callbacks log
-VALIDATION_WORK = 1  # the index of validations in the work of a training stage; the steps come first
 LIGHTNINGS_OWN = ("epoch", "step")  # names that Lightning adds to what is logged
 
 Rows = Sequence[Mapping[str, float]]
@@ -260,57 +258,3 @@ class TableLogger(Logger):
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the run's loggers have the whole config."""
-
-
-class ProgressReport(pl.Callback):
-    """Reports to an observer how far the steps of a stage are, and its validations (see ``cost.stage_costs``)."""
-
-    def __init__(self, observer: Observer, epoch_steps: int) -> None:
-        self._observer = observer
-        self._epoch_steps = epoch_steps
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report how many validations are done: some, where a run is resumed."""
-        if trainer.enable_validation:
-            self._report_validation(trainer, trainer.global_step // self._epoch_steps, 0)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Report the step."""
-        if not ends_step(trainer, batch_idx):
-            return
-        values = {
-            name: value / outputs[name + COUNT] if name + COUNT in outputs else value for name, value in outputs.items()
-        }
-        self._observer.progress(trainer.global_step / trainer.max_steps, {**self._epoch(trainer), **values})
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Report the batch of a validation."""
-        self._report_validation(trainer, self._finished_validations(trainer), batch_idx + 1)
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report the validation, after its metrics are computed and the weights saved."""
-        self._report_validation(trainer, self._finished_validations(trainer) + 1, 0)
-
-    def _finished_validations(self, trainer: pl.Trainer) -> int:
-        """Return how many validations were finished before the one that is under way."""
-        return -(-trainer.global_step // self._epoch_steps) - 1
-
-    def _report_validation(self, trainer: pl.Trainer, finished: int, batches: int) -> None:
-        count, validations = sum(map(int, trainer.num_val_batches)), -(-trainer.max_steps // self._epoch_steps)
-        values = {**self._epoch(trainer), "validated": f"{batches}/{count}"} if batches else {}
-        fraction = (finished + (batches / count if batches else 0)) / validations
-        self._observer.progress(fraction, values, VALIDATION_WORK)
-
-    def _epoch(self, trainer: pl.Trainer) -> dict[str, str]:
-        epoch, epochs = (-(-count // self._epoch_steps) for count in (trainer.global_step, trainer.max_steps))
-        return {"epoch": f"{epoch}/{epochs}"}
