@@ -31,7 +31,7 @@ from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH
 from tutelage.data.source import IndexNames
 from tutelage.models import ImageClassifier, ImageSpec, make_classifier
 from tutelage.runs.label import fill_store
-from tutelage.runs.observer import PartCost
+from tutelage.runs.observer import Part, Work
 from tutelage.terminal.display import create_display
 
 PAIRS, AIM = length(5, 2), 0.90
@@ -104,7 +104,7 @@ def time_bare_loop(case: Case, network: ImageClassifier, images: torch.Tensor) -
 def time_labelling(case: Case, network: ImageClassifier, data: Pool, folder: Path) -> float:
     """Label all images into a store and return the seconds."""
     observer = create_display(wanted=True)
-    observer.begin([PartCost("labels-1", 1.0)])
+    observer.begin([Part("labels-1", [Work(("labelling",), 1.0)])])
     observer.part(1)
     started = synchronized_time(torch.device(case.device))
     store = LabelStore(folder, case.images, case.classes, {"views": "one", "precision": case.precision})

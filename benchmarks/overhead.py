@@ -39,7 +39,7 @@ from tutelage.runs.cluster.signals import Signals
 from tutelage.runs.context import RunContext
 from tutelage.runs.fit import fit_stage
 from tutelage.runs.folder import Record
-from tutelage.runs.observer import PartCost
+from tutelage.runs.observer import Part, Work
 from tutelage.terminal.display import create_display
 
 STEPS, PAIRS, WARM_UP = length(200, 40), length(9, 3), length(50, 10)
@@ -109,7 +109,7 @@ def time_run(config: Config, data: ImageDataModule, folder: Path) -> float:
     observer = create_display(wanted=True)
     context = RunContext(config, RunFolder(folder), Record(RunFolder(folder)), data, Signals(), observer)
     context.follow_results()
-    observer.begin([PartCost(stage.name, 1.0) for stage in context.stages])
+    observer.begin([Part(stage.name, [Work(("training",), 1.0)]) for stage in context.stages])
     observer.part(1)
     entry = fit_stage(context, context.train_stages[0])
     observer.end()

@@ -1,4 +1,4 @@
-"""Callbacks around each training step: keyed randomness, an epoch's means, the best network so far, progress.
+"""Callbacks around each training step: keyed randomness, an epoch's means, the best network so far.
 
 ``EpochTable`` holds what a training step returns and what is logged by ``self.log`` or through the Trainer's logger,
 which is a ``TableLogger``: its sums live in the checkpoint, so that the mean of an epoch is exact after a resume in its
@@ -24,7 +24,6 @@ from tutelage.errors import UserError
 from tutelage.models import COUNT, count_classes, cross_entropy
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.randomness import Key
-from tutelage.runs.observer import Observer
 from tutelage.storage import write_text
 
 LOGGED = "logged/"  # prefix in the table of what callbacks log
@@ -268,24 +267,3 @@ class TableLogger(Logger):
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the run's loggers have the whole config."""
-
-
-class ProgressReport(pl.Callback):
-    """Reports each step's values to an observer."""
-
-    def __init__(self, observer: Observer, epoch_steps: int) -> None:
-        self._observer = observer
-        self._epoch_steps = epoch_steps
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Report the step."""
-        if not ends_step(trainer, batch_idx):
-            return
-        step, steps = trainer.global_step, trainer.max_steps
-        epoch, epochs = (-(-count // self._epoch_steps) for count in (step, steps))
-        values = {
-            name: value / outputs[name + COUNT] if name + COUNT in outputs else value for name, value in outputs.items()
-        }
-        self._observer.progress(step / steps, {"epoch": f"{epoch}/{epochs}", **values})

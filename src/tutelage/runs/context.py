@@ -89,7 +89,7 @@ class RunContext:
         group: the processes of the run.
         evaluates_test: whether the run ends with an evaluation on the test set.
         stages: the stages, as far as they follow from those that are finished.
-        parts: names of the parts of the work, in the order that the observer counts them.
+        parts: names of the parts of the run, in the order that the observer counts them.
         weightless_teachers: teachers on the meta device, by stage name or weight files.
     """
 
@@ -235,25 +235,26 @@ class RunContext:
         """Check signals after a batch of images, whose progress is not shown."""
         self.check_signals()
 
-    def on_images(self, count: int, scale: Callable[[float], float] = float) -> Callable[[int], None]:
+    def on_images(self, count: int, work: int = 0) -> Callable[[int], None]:
         """Return a function to call with the number of images of each batch: shows progress and checks signals.
 
         Args:
             count: images in all.
-            scale: maps the fraction of them that is done to the fraction of the part of the work.
+            work: the index of the work, in the part of the run, that these images are.
         """
         done = 0
+        self.observer.progress(0.0, {}, work)
 
         def on_batch(batch_size: int) -> None:
             nonlocal done
             done += batch_size
-            self.observer.progress(scale(done / count), {"images": f"{done}/{count}"})
+            self.observer.progress(done / count, {"images": f"{done}/{count}"}, work)
             self.check_signals()
 
         return on_batch
 
     def show_part(self, name: str) -> None:
-        """Show that a part of the work begins or goes on."""
+        """Show that a part of the run begins or goes on."""
         if name in self.parts:
             self.observer.part(self.parts.index(name) + 1)
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,16 @@ from tutelage.runs.teachers import TEACHERS_KEY, load_teacher, stages_of_given_t
 from tutelage.runs.weight_sources import find_network
 from tutelage.strategies import TrainStage
 
-Predict = Callable[[Iterable[EvalBatch], Callable[[int], None]], Predictions]  # batches, and what to call after each
-Scale = Callable[[float], float]  # the fraction of a set of images that is done to that of the whole evaluation
+Predict = Callable[[Iterable[EvalBatch]], Predictions]
 
 
 def evaluate_networks(context: RunContext) -> None:
-    """Evaluate every network on the test sets and finish the record."""
-    stages, taught = context.train_stages, stages_of_given_teachers(context)
-    count = len(stages) + len(taught)
-    for number, stage in enumerate(stages):
-        _evaluate_stage(context, stage, lambda fraction, number=number: (number + fraction) / count)  # type: ignore[misc]
-    result = context.record.finished_entry(context.main_stage.name)["result"]
-    scales = [lambda fraction, number=number: (number + fraction) / count for number in range(len(stages), count)]
-    _finish(context, result, [_evaluate_teacher(context, *each) for each in zip(taught, scales, strict=True)])
+    """Evaluate every network, and every given teacher, on the test sets and finish the record."""
+    for number, stage in enumerate(context.train_stages):
+        _evaluate_stage(context, stage, number)
+    given = enumerate(stages_of_given_teachers(context), start=len(context.train_stages))
+    teachers = [_evaluate_teacher(context, stage, number) for number, stage in given]
+    _finish(context, context.record.finished_entry(context.main_stage.name)["result"], teachers)
 
 
 def finish_untested(context: RunContext) -> None:
@@ -52,26 +50,30 @@ def _finish(context: RunContext, result: dict[str, float], given_teachers: list[
     context.record.finish(result, names, list_files(context.folder), given_teachers)
 
 
-def _evaluate_stage(context: RunContext, stage: TrainStage, scale: Scale) -> None:
-    """Evaluate a stage's network on the test sets, and add the metrics to the stage's entry in the ledger."""
+def count_test_images(context: RunContext) -> int:
+    """Return the number of images in all test sets of a run."""
+    previous = 0 if context.previous_run is None else len(context.previous_run.test)
+    return len(context.data.splits.test) + sum(map(len, context.data.splits.further_tests.values())) + previous
+
+
+def _evaluate_stage(context: RunContext, stage: TrainStage, number: int) -> None:
+    """Evaluate the network of the training stage ``number`` on the test sets; add the metrics to its ledger entry."""
     entry = context.record.finished_entry(stage.name)
     network, data, started = context.load_network(stage.name), context.data_for(stage), time.monotonic()
-
-    def predict_batches(batches: Iterable[EvalBatch], after_batch: Callable[[int], None]) -> Predictions:
-        return predict(network, batches, context.device, after_batch)
-
-    predictions = _predict_test(context, predict_batches, data, scale)
+    on_batch = context.on_images(count_test_images(context), work=number)
+    predict_batches = partial(predict, network, device=context.device, after_batch=on_batch)
+    predictions = predict_batches(data.eval_dataloader(context.data.splits.test))
     entry["test_seconds"] = round(time.monotonic() - started, 3)
     write_predictions(context.stage_folder(stage).test_file, predictions, network.spec.classes, data.source)
     entry["result"] |= _test_metrics(context, predictions, network.spec, "test")
     if context.previous_run is not None and len(context.previous_run.test):
         images = context.previous_run.test_batches(first_label=len(context.data.source.classes))
-        entry["result"] |= compute_task_metrics(predict_batches(images, context.after_batch), network.spec, "test")
-    entry["result"] |= _further_test_metrics(context, predict_batches, data, network.spec, scale)
+        entry["result"] |= compute_task_metrics(predict_batches(images), network.spec, "test")
+    entry["result"] |= _further_test_metrics(context, predict_batches, data, network.spec)
     context.record.finish_stage(entry)
 
 
-def _evaluate_teacher(context: RunContext, stage: TrainStage, scale: Scale | None = None) -> dict[str, Any]:
+def _evaluate_teacher(context: RunContext, stage: TrainStage, number: int | None = None) -> dict[str, Any]:
     """Return the ledger's entry of the teacher that a stage was given: where it is from, and its metrics.
 
     It sees images as it does while it teaches. Where its classes are not the run's, the entry has a reason instead.
@@ -79,7 +81,7 @@ def _evaluate_teacher(context: RunContext, stage: TrainStage, scale: Scale | Non
     Args:
         context: the run.
         stage: the first that the teacher teaches in.
-        scale: None for validation alone, without the test sets.
+        number: the index of the work in the part that tests; None for validation alone, without the test sets.
     """
     spec, data = stage.teacher, context.data_for(stage)
     if spec is None or isinstance(spec.networks, str):
@@ -94,43 +96,35 @@ def _evaluate_teacher(context: RunContext, stage: TrainStage, scale: Scale | Non
     }
     if teacher.classes != context.image_spec.classes:
         return {**entry, "reason": f"its classes ({len(teacher.classes)}) differ from the run's, by name or order"}
-    return {**entry, "result": _teacher_metrics(context, teacher.to(context.device), data, scale)}
+    return {**entry, "result": _teacher_metrics(context, teacher.to(context.device), data, number)}
 
 
 def _teacher_metrics(
-    context: RunContext, teacher: Teacher, data: ImageDataModule, scale: Scale | None
+    context: RunContext, teacher: Teacher, data: ImageDataModule, number: int | None
 ) -> dict[str, float]:
-    """Return a teacher's metrics on validation and, with a ``scale`` of progress, on the test sets."""
+    """Return a teacher's metrics on validation and, where that is the work ``number``, on the test sets."""
     spec, result = teacher.networks[0].spec, dict[str, float]()
-
-    def predict_batches(batches: Iterable[EvalBatch], after_batch: Callable[[int], None]) -> Predictions:
-        return predict_from_logits(lambda images, labels: teacher(images), batches, context.device, after_batch)
-
+    predict_batches = partial(predict_from_logits, lambda images, labels: teacher(images), device=context.device)
     if context.has_validation:
-        predictions = predict_batches(data.eval_dataloader(data.splits.validation), context.after_batch)
+        batches = data.eval_dataloader(data.splits.validation)
+        predictions = predict_batches(batches, after_batch=context.after_batch)
         result |= compute_validation_metrics(predictions, teacher.classes)
-    if scale is not None:
-        predictions = _predict_test(context, predict_batches, data, scale)
+    if number is not None:
+        on_batch = context.on_images(count_test_images(context), work=number)
+        predict_test = partial(predict_batches, after_batch=on_batch)
+        predictions = predict_test(data.eval_dataloader(context.data.splits.test))
         result |= _test_metrics(context, predictions, spec, "test")
-        result |= _further_test_metrics(context, predict_batches, data, spec, scale)
+        result |= _further_test_metrics(context, predict_test, data, spec)
     return result
 
 
-def _predict_test(context: RunContext, predict_batches: Predict, data: ImageDataModule, scale: Scale) -> Predictions:
-    """Return the predictions on the test images; show progress and check signals."""
-    indices = context.data.splits.test
-    return predict_batches(data.eval_dataloader(indices), context.on_images(len(indices), scale))
-
-
 def _further_test_metrics(
-    context: RunContext, predict_batches: Predict, data: ImageDataModule, spec: ImageSpec, scale: Scale
+    context: RunContext, predict_batches: Predict, data: ImageDataModule, spec: ImageSpec
 ) -> dict[str, float]:
     """Return the metrics on the further test sets of the data."""
     metrics: dict[str, float] = {}
     for name, indices in context.data.splits.further_tests.items():
-        after_batch = context.on_images(len(indices), lambda fraction: scale(1.0))
-        predictions = predict_batches(data.eval_dataloader(indices), after_batch)
-        metrics |= _test_metrics(context, predictions, spec, f"test-{name}")
+        metrics |= _test_metrics(context, predict_batches(data.eval_dataloader(indices)), spec, f"test-{name}")
     return metrics
 
 

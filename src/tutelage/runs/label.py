@@ -45,6 +45,7 @@ def label_pool(context: RunContext, stage: PseudoLabelStage) -> dict[str, Any]:
     store = context.group.first_on_each_node(lambda: LabelStore(folder, count, len(source.classes), metadata))
     has_waited = False
     while not store.complete:
+        context.observer.progress(store.count_present() / count, {})
         labelled = 0
         with closing(fill_store(store, teacher, context.data, context.device)) as counts:
             for labelled in counts:

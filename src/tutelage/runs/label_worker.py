@@ -23,7 +23,7 @@ from tutelage.runs.cluster.signals import Signals
 from tutelage.runs.context import choose_device
 from tutelage.runs.folder import RunFolder, read_config, read_record
 from tutelage.runs.label import data_key, fill_store
-from tutelage.runs.observer import Observer, PartCost
+from tutelage.runs.observer import Observer, Part, Work
 from tutelage.runs.torch_setup import set_up_torch
 from tutelage.storage import is_sound
 from tutelage.waiting import WaitLines
@@ -71,7 +71,7 @@ def help_to_label(path: Path, locations: Mapping[str, str], observer: Observer) 
         lines = WaitLines(observer.say)
         data = data_module(config.data, DataRuntime(device=device, on_progress=on_progress, on_wait=on_wait))
         _check_same_data(config, data, record, stores)
-        observer.begin([PartCost(name, len(store.missing)) for name, store in stores.items()])
+        observer.begin([Part(name, [Work((name,), len(store.missing))]) for name, store in stores.items()])
         labelled = 0
         for number, store in enumerate(stores.values(), 1):
             observer.part(number)

@@ -7,11 +7,30 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class PartCost:
-    """One part of a run's work and its estimated cost, in units that only compare with each other."""
+class Work:
+    """Some work, and how long it is expected to take.
+
+    Attributes:
+        kind: from the general to the special, such as training, and of which network. Work of the same kind is as fast
+            in one part of a run as in another; work whose kind begins alike is probably nearly so.
+        seconds: expected, on a machine whose speed need not be this one's.
+    """
+
+    kind: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a run, and the kinds of work in it: for training, the steps and the validations."""
 
     name: str
-    cost: float
+    work: Sequence[Work]
+
+    @property
+    def seconds(self) -> float:
+        """The seconds that all of its work is expected to take."""
+        return sum(each.seconds for each in self.work)
 
 
 class Observer:
@@ -23,14 +42,22 @@ class Observer:
     def reading(self, what: str, fraction: float) -> None:
         """Note that ``fraction`` of a long read is done: files are checked, or a dataset is downloaded."""
 
-    def begin(self, parts: Sequence[PartCost]) -> None:
-        """Note that the run starts or goes on; ``parts`` lists all parts of its work in order."""
+    def begin(self, parts: Sequence[Part]) -> None:
+        """Note that the run starts or goes on; ``parts`` lists all parts of it in order."""
 
     def part(self, number: int) -> None:
         """Note that part ``number`` (from 1) starts or goes on; the parts before it are finished."""
 
-    def progress(self, fraction: float, values: Mapping[str, Any]) -> None:
-        """Note that ``fraction`` of the part is done; ``values`` are to be shown (tensors are read only when drawn)."""
+    def progress(self, fraction: float, values: Mapping[str, Any], work: int = 0) -> None:
+        """Note that a fraction of some work of the part is done.
+
+        The first fraction that is reported of some work says where it begins, or where a resumed run goes on.
+
+        Args:
+            fraction: of the work that is done.
+            values: are to be shown, by name; tensors are read only when drawn.
+            work: the index of the work in the part's ``work``.
+        """
 
     def say(self, line: str) -> None:
         """Print a message to the user."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from tutelage.runs.checkpoints import newest_sound
 from tutelage.runs.context import RunContext
-from tutelage.runs.cost import TEST_PART, stage_costs
+from tutelage.runs.cost import TEST_PART, first_part, stage_costs
 from tutelage.runs.evaluate import evaluate_networks, finish_untested
 from tutelage.runs.fit import fit_stage, memorise_stage
 from tutelage.runs.label import label_pool
@@ -25,7 +25,7 @@ def run_stages(context: RunContext) -> None:
         stage = context.stages[number]
         if not context.group.broadcast_from_rank0(partial(context.is_stage_complete, stage)):
             _drop_stage(context, stage)
-            context.show_part(stage.name)
+            context.show_part(first_part(stage))
             if isinstance(stage, TrainStage) and not stage.one_pass:
                 entry = fit_stage(context, stage)
             else:
@@ -71,7 +71,7 @@ def _mark_rejected(context: RunContext) -> None:
 
 
 def _show_parts(context: RunContext) -> None:
-    """Tell the observer the parts of the work and their costs."""
-    costs = stage_costs(context)
-    context.observer.begin(costs)
-    context.parts = [part.name for part in costs]
+    """Tell the observer the parts of the run and how long they are expected to take."""
+    parts = stage_costs(context)
+    context.observer.begin(parts)
+    context.parts = [part.name for part in parts]

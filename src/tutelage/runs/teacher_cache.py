@@ -113,7 +113,7 @@ def count_logits(context: RunContext, stage: TrainStage) -> int:
 
 
 def caching_part(stage: TrainStage) -> str:
-    """Return the name of the part of the work in which a stage's logits are cached."""
+    """Return the name of the part of the run in which a stage's logits are cached."""
     caches_features = stage.teacher is not None and stage.teacher.features
     return f"{stage.name}: {'backbone features' if caches_features else 'teacher logits'}"
 
@@ -142,6 +142,7 @@ def cache_logits(
                 cache.fill(folder, metadata)
 
     context.group.broadcast_from_rank0(fill)
+    context.show_part(stage.name)
     return CachedLogits(folder / LOGITS_FILE, width, request.views, replaces_images=spec.features)
 
 
@@ -185,7 +186,7 @@ class _Cache:
         remove_partials(folder)
         writer = CachedLogitsWriter(folder, self.dtype, request.rows)
         write_json(folder / "about.json", metadata)
-        context.show_part(caching_part(self.stage))
+        context.observer.progress(writer.fraction, {})
         saved_at = time.monotonic()
         try:
             for images in self._images(request, range(writer.batches, request.steps)):
@@ -200,7 +201,6 @@ class _Cache:
             writer.save()
             raise
         writer.finish()
-        context.show_part(self.stage.name)
 
     def _agree(self, computed: np.ndarray, stored: np.ndarray) -> bool:
         """Return whether rows (N,) hold the same logits, within rounding that may decide which class is largest."""

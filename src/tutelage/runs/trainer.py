@@ -4,11 +4,12 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import WeightAveraging
 
 from tutelage.randomness import Key
-from tutelage.runs.callbacks import EpochTable, ProgressReport, StepRandomness, TableLogger
+from tutelage.runs.callbacks import EpochTable, StepRandomness, TableLogger
 from tutelage.runs.checkpoints import Checkpoints, WholeCheckpointIO
 from tutelage.runs.cluster.parallel import cluster_environment, lightning_strategy
 from tutelage.runs.context import RunContext
 from tutelage.runs.extra_callbacks import make_extra_callbacks
+from tutelage.runs.progress_report import ProgressReport
 from tutelage.runs.weight_averaging import warmed_up_average
 from tutelage.strategies import TrainStage
 

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from tutelage.runs.observer import Observer, PartCost
+from tutelage.runs.observer import Observer, Part
+from tutelage.terminal.time_left import TimeLeft
 
 REDRAW_SECONDS = 0.2
 LINE_SECONDS = 15.0  # between two lines if stderr is no terminal
-MIN_MEASURED_SECONDS = 1.0  # of measured work, before the remaining time is shown
 
 
-VALUES = {"epoch", "images", "loss", "accuracy"}  # what a progress line can show
+VALUES = {"epoch", "validated", "images", "loss", "accuracy"}  # what a progress line can show
 
 
 class Display(Observer):
@@ -38,11 +38,9 @@ class Display(Observer):
         )
         self._status = self._console.status("loading PyTorch and the data")
         self._task = self._bar.add_task("starting", total=1.0, values="")
-        self._parts: Sequence[PartCost] = ()
+        self._time_left = TimeLeft()
+        self._parts: Sequence[Part] = ()
         self._part_number = 0  # from 1; 0 before the first part
-        self._part_fraction = 0.0  # of the current part that is done; negative before its first step
-        self._measured_seconds = 0.0  # spent on the work that was done in this process
-        self._measured_cost = 0.0
         self._last_time = time.monotonic()
         self._last_draw = 0.0
 
@@ -61,53 +59,48 @@ class Display(Observer):
             self._last_time = time.monotonic()
             self.say(line)
 
-    def begin(self, parts: Sequence[PartCost]) -> None:
-        """Show the bar; ``parts`` lists all parts of the run's work."""
+    def begin(self, parts: Sequence[Part]) -> None:
+        """Show the bar; ``parts`` lists all parts of the run."""
         self._status.stop()
         self._parts = parts
+        self._time_left.begin(parts)
         if self._console.is_terminal:
             self._bar.start()
 
     def part(self, number: int) -> None:
         """Show that part ``number`` (from 1) starts or goes on."""
-        self._part_number, self._part_fraction = number, -1.0
-        self._last_time, self._last_draw = time.monotonic(), 0.0
+        self._part_number, self._last_draw = number, 0.0
+        self._time_left.part(number)
         self._draw({})
 
-    def progress(self, fraction: float, values: Mapping[str, Any]) -> None:
+    def progress(self, fraction: float, values: Mapping[str, Any], work: int = 0) -> None:
         """Draw the progress within the part, at most a few times a second.
 
         Args:
-            fraction: of the part that is done.
+            fraction: of the work that is done.
             values: values to show by name; tensors among them are copied from their device only when drawn.
+            work: the index of the work in the part's ``work``.
         """
-        now = time.monotonic()
-        min_seconds = REDRAW_SECONDS if self._console.is_terminal else LINE_SECONDS
         if not self._part_number:
             return
+        self._time_left.progress(fraction, work)
+        now = time.monotonic()
+        min_seconds = REDRAW_SECONDS if self._console.is_terminal else LINE_SECONDS
         if fraction < 1 and now - self._last_draw < min_seconds:
             return
-        if self._part_fraction >= 0:  # the first step shows where a resumed part begins; nothing was measured before
-            self._measured_cost += (fraction - self._part_fraction) * self._parts[self._part_number - 1].cost
-            self._measured_seconds += now - self._last_time
-        self._part_fraction, self._last_time, self._last_draw = fraction, now, now
+        self._last_draw = now
         self._draw(values)
 
     def _draw(self, values: Mapping[str, Any]) -> None:
-        part = self._parts[self._part_number - 1]
-        total = sum(each.cost for each in self._parts)
-        finished = sum(each.cost for each in self._parts[: self._part_number - 1])
-        finished += max(0.0, self._part_fraction) * part.cost
+        part, done = self._parts[self._part_number - 1], self._time_left.fraction_done
         texts = [f"{name} {_format_value(value)}" for name, value in values.items() if name in VALUES]
-        if self._measured_seconds > MIN_MEASURED_SECONDS and self._measured_cost > 0:
-            remaining = (total - finished) * self._measured_seconds / self._measured_cost
-            texts.append(f"{_format_duration(remaining)} left")
+        if (seconds := self._time_left.estimate()) is not None:
+            texts.append(f"{_format_duration(seconds)} left")
         description = f"stage {self._part_number} of {len(self._parts)}: {part.name}"
         if self._console.is_terminal:
-            completed = finished / total
-            self._bar.update(self._task, completed=completed, description=description, values="  ".join(texts))
+            self._bar.update(self._task, completed=done, description=description, values="  ".join(texts))
         elif values:
-            line = "  ".join([description, *texts, f"run {finished / total:.0%} done"])
+            line = "  ".join([description, *texts, f"run {done:.0%} done"])
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def say(self, line: str) -> None:
