@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -154,9 +155,13 @@ def train_run(config: "Config", location: RunLocation, arguments: Sequence[str],
     """Run the stages that are left, under the run's lock; return 0, or 128 + the signal that stopped them."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before torch starts, or cuBLAS is not deterministic
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    from tutelage.runs import is_complete, run_identity
+    from tutelage.runs.cluster.process_checks import propagate_failure
     from tutelage.runs.cluster.signals import Stopped, installed_signals
     from tutelage.runs.cluster.slurm import lock_patience
+    from tutelage.runs.observer import SilentObserver
     from tutelage.storage import hold_lock
+    from tutelage.terminal.display import create_display
     from tutelage.waiting import WaitLines
 
     def on_wait(what: str, seconds: float) -> None:
@@ -164,42 +169,26 @@ def train_run(config: "Config", location: RunLocation, arguments: Sequence[str],
         if (signals := installed_signals()) is not None:
             signals.check()
 
-    folder, lines = location.folder, WaitLines()
-    if not group.is_rank0:
-        return _train_locked_run(config, location, arguments, group)
-    try:
-        with hold_lock(folder.lock_file, f"run {folder.path}", lock_patience(), on_wait):
-            return _train_locked_run(config, location, arguments, group)
-    except Stopped as stopped:
-        print(f"{stopped}, before the run went on. The same command goes on from here.", file=sys.stderr)
-        return stopped.exit_code
-
-
-def _train_locked_run(config: "Config", location: RunLocation, arguments: Sequence[str], group: "ProcessGroup") -> int:
-    """Do what ``train_run`` does; rank 0 holds the lock."""
-    from tutelage.runs import is_complete, run_identity
-    from tutelage.runs.cluster.process_checks import propagate_failure
-    from tutelage.runs.cluster.signals import Stopped
-    from tutelage.runs.observer import SilentObserver
-    from tutelage.terminal.display import create_display
-
     folder, fingerprint = location
-    if group.broadcast_from_rank0(lambda: is_complete(folder, config)):  # another process was here since
-        return 0
-    identity = run_identity(config, fingerprint)
     observer = create_display(config.callbacks.display) if group.is_rank0 else SilentObserver()
-    observer.loading()
+    lines = WaitLines(observer.say)
+    lock = hold_lock(folder.lock_file, f"run {folder.path}", lock_patience(), on_wait)
     try:
-        from tutelage.runs.runner import run_stages
-        from tutelage.runs.start import started_run
+        with lock if group.is_rank0 else nullcontext():
+            if group.broadcast_from_rank0(lambda: is_complete(folder, config)):  # another process was here since
+                return 0
+            identity = run_identity(config, fingerprint)
+            observer.loading()
+            from tutelage.runs.runner import run_stages
+            from tutelage.runs.start import started_run
 
-        with (
-            propagate_failure(group),
-            started_run(config, folder, identity, command_line(arguments), observer, group) as context,
-        ):
-            run_stages(context)
-        if group.is_rank0:
-            _finish_tracking(config, folder, context.tracking)
+            with (
+                propagate_failure(group),
+                started_run(config, folder, identity, command_line(arguments), observer, group) as context,
+            ):
+                run_stages(context)
+            if group.is_rank0:
+                _finish_tracking(config, folder, context.tracking)
     except Stopped as stopped:
         observer.say(f"{stopped}; saved. The same command goes on from here.")
         return stopped.exit_code

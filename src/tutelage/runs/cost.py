@@ -46,8 +46,8 @@ def stage_costs(context: RunContext) -> Sequence[Part]:
     """Return the parts of a run, with the seconds that their work is expected to take.
 
     A training stage may have two parts, of which the first caches its teacher's logits. The work of a part is, in this
-    order: training steps and, where there are any, validations; or the pool; or the test images of each network and of each
-    given teacher.
+    order: training steps and, where there are any, validations; or the pool; or the test images of each network and
+    of each given teacher.
     """
     parts, sizes = [], {stage.name: context.network_size(stage) for stage in context.train_stages}
     speed, splits = CUDA if context.device.type == "cuda" else CPU, context.data.splits
