@@ -7,6 +7,7 @@ from tutelage.models.evaluation import (
     compute_confusion_matrix,
     compute_metrics,
     compute_task_metrics,
+    evaluation_batch,
     predict,
     task_logits,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "compute_task_metrics",
     "cross_entropy",
     "decoupled_divergence",
+    "evaluation_batch",
     "freeze",
     "hint_loss",
     "layer_output",

@@ -6,7 +6,14 @@ from collections.abc import Callable
 import numpy as np
 
 from tutelage.data import WITHOUT_DUPLICATES, ImageDataModule
-from tutelage.models import ImageClassifier, Predictions, compute_metrics, compute_task_metrics, predict
+from tutelage.models import (
+    ImageClassifier,
+    Predictions,
+    compute_metrics,
+    compute_task_metrics,
+    evaluation_batch,
+    predict,
+)
 from tutelage.runs.context import RunContext
 from tutelage.runs.integrity import list_files
 from tutelage.runs.predictions import write_predictions
@@ -73,5 +80,5 @@ def _predict_split(
     scale: Callable[[float], float],
 ) -> Predictions:
     """Return a network's predictions on some images; show progress and check signals."""
-    batches = data.eval_dataloader(indices)
+    batches = data.eval_dataloader(indices, evaluation_batch(network))
     return predict(network, batches, context.device, context.on_images(len(indices), scale))
