@@ -31,9 +31,9 @@ class PreviousRun:
 
     def test_batches(self, first_label: int) -> Iterator[EvalBatch]:
         """Yield its test images, with labels counted from ``first_label``."""
-        for batch in (
-            self.data.eval_dataloader(self.test, evaluation_batch(self.network)) if self.data is not None else ()
-        ):
+        if self.data is None:
+            return
+        for batch in self.data.eval_dataloader(self.test, evaluation_batch(self.network)):
             yield batch._replace(labels=batch.labels + first_label)
 
 

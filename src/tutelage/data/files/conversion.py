@@ -10,7 +10,8 @@ from tutelage.data.files.wide import is_wide_colour, read_colours, reduce_to_8_b
 
 ORIENTATION = 0x0112  # the EXIF tag
 PLAIN_MODES = ("L", "RGB")  # each of which becomes the other without fail
-STRIP_PIXELS = 1 << 22  # of a large image, converted at once
+PALETTE_MODES = ("P", "PA")
+STRIP_PIXELS = 1 << 20  # of a large image, converted at once
 
 # functions that turn pixels (H, W, ...) upright, by their EXIF orientation
 _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -35,7 +36,7 @@ def import_pillow() -> ModuleType:
 def to_pixels(image: Any, content: bytes, channels: int, background: Sequence[int], white: int | None) -> np.ndarray:
     """Return the pixels (H, W, channels) uint8 of an image that Pillow has opened; see ``decoding.read_pixels``."""
     is_colour = is_wide_colour(image)
-    image.load()
+    _load(image)
     opaque = _convert(reduce_to_8_bits(image, is_colour, content, white), channels, background)
     pixels = turn_upright(np.asarray(opaque), read_orientation(image))
     return pixels.reshape(*pixels.shape[:2], channels)
@@ -55,7 +56,7 @@ def to_shrunk_pixels(
         def read_strip(top: int, bottom: int) -> Any:
             return scale_colours(values[top:bottom], white)
     else:
-        image.load()
+        _load(image)
         width, height = image.size
 
         def read_strip(top: int, bottom: int) -> Any:
@@ -79,16 +80,24 @@ def average_pixels(pixels: np.ndarray, factor: int) -> np.ndarray:
     return averages.reshape(*averages.shape[:2], pixels.shape[2])
 
 
-def check_conversion(image: Any) -> None:
-    """Raise the error that the conversion of a loaded image would raise, such as one of a palette without colours.
+def check_pixels(image: Any) -> None:
+    """Raise the error that ``to_pixels`` would raise; the image is loaded then.
 
     Conversions fail for reasons that one pixel shows: the mode, the palette and what the header says of transparency.
     """
+    _load(image)
     if image.mode in PLAIN_MODES and not image.has_transparency_data:
         return
     pixel = image.crop((0, 0, 1, 1))
     for channels in (1, 3):
         _convert(reduce_to_8_bits(pixel, False, b"", None), channels, (0, 0, 0))
+
+
+def _load(image: Any) -> None:
+    """Decode an image; raise a ValueError if it has indices into a palette that is not there."""
+    image.load()
+    if image.mode in PALETTE_MODES and image.palette is None:
+        raise ValueError("its palette is missing")
 
 
 def read_orientation(image: Any) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from tutelage import __version__
 from tutelage.data.files.conversion import (
     average_pixels,
-    check_conversion,
+    check_pixels,
     import_pillow,
     read_orientation,
     to_pixels,
@@ -238,8 +238,7 @@ def check_image(content: bytes, max_pixels: int) -> Check:
             image.draft(None, (1, 1))
             is_held = is_colour or "progressive" in image.info  # 16 bits, or coefficients, beside the pixels
             with DECODED.hold(2 * PILLOW_BYTES * pixels if is_held else PILLOW_BYTES * math.prod(image.size)):
-                image.load()
-                check_conversion(image)
+                check_pixels(image)
                 return Check("", pixels, read_peak(image, is_colour, content))
     except BadImage as error:
         return Check(str(error))
