@@ -177,6 +177,15 @@ def test_other_settings_have_copies_of_their_own_and_a_folder_without_permission
         data.images[data.source.names.index("train/cat/large.png")]
 
 
+def test_a_folder_has_another_fingerprint_only_if_it_has_large_pictures(root, monkeypatch):
+    shrunk = make_data(root).fingerprint()
+    monkeypatch.setattr(large, "LARGE_PIXELS", 1_000_000)
+    whole = make_data(root).fingerprint()
+    assert whole != shrunk
+    monkeypatch.setattr(large, "VERSION", 2)
+    assert make_data(root).fingerprint() == whole
+
+
 @pytest.mark.parametrize("fit", ["pad", "stretch"])
 def test_a_large_picture_is_padded_or_stretched_from_its_copy(root, fit):
     data = make_data(root, fit=fit)

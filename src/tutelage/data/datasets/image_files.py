@@ -18,7 +18,7 @@ from tutelage.data.files.contents import content_ids
 from tutelage.data.files.decoding import FilePicture, open_picture
 from tutelage.data.files.folders import list_folder
 from tutelage.data.files.group_names import describe_groups, find_group_names, number_groups
-from tutelage.data.files.large import LARGE_PIXELS, StoredPicture, open_copy
+from tutelage.data.files.large import LARGE_PIXELS, StoredPicture, name_shrinking, open_copy
 from tutelage.data.files.listing import Listing, find_path
 from tutelage.data.files.names import ALL, FURTHER_TEST_PREFIX, LABELLED_PARTS, UNLABELLED, printable
 from tutelage.data.files.packing import PackedImages
@@ -181,7 +181,7 @@ def fingerprint(listing: Listing, config: DataConfig, on_progress: OnProgress = 
         UserError: as in ``image_files``.
     """
     listing, facts, _ = _scan(listing, config, on_progress)
-    files = listing.fingerprint(facts["content"].tolist())
+    files = name_shrinking(listing.fingerprint(facts["content"].tolist()), facts["pixels"])
     if (groups := find_group_names(listing, config)) is not None:
         files = digest([files, groups])
     pool = _index_pool(config, on_progress)

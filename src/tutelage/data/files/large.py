@@ -51,6 +51,14 @@ def shrink_large(picture: FilePicture, config: DataConfig) -> FilePicture | Stor
     return open_copy(hashlib.sha256(picture.content).digest(), lambda: picture, config)
 
 
+def name_shrinking(fingerprint: str, pixels: np.ndarray) -> str:
+    """Return the fingerprint of files with these numbers of pixels (N,): another one if large ones are among them.
+
+    Without it, runs would have the names of those of versions that did not shrink, or shrank in another way.
+    """
+    return digest([fingerprint, "shrunk", VERSION]) if (pixels > LARGE_PIXELS).any() else fingerprint
+
+
 def open_copy(
     content: bytes,
     open_picture: Callable[[], FilePicture],

@@ -20,7 +20,7 @@ from tutelage.data.source import DecodedImages, Images
 from tutelage.errors import UserError
 from tutelage.storage import TRAILER_LENGTH, digest, is_sound, remove_partials, write_checked, write_json
 
-PACK_VERSION = 1  # to be raised when the same files give other pixels, or when the layout of a pack changes
+PACK_VERSION = 2  # to be raised when the same files give other pixels, or when the layout of a pack changes
 PACK_FILE, CHECKED_FILE = "images", "checked.json"
 KEY_LENGTH = 32
 IMAGES_A_TASK = 16
