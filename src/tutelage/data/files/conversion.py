@@ -86,7 +86,7 @@ def check_pixels(image: Any) -> None:
     Conversions fail for reasons that one pixel shows: the mode, the palette and what the header says of transparency.
     """
     _load(image)
-    if image.mode in PLAIN_MODES and not image.has_transparency_data:
+    if image.mode in PLAIN_MODES and "transparency" not in image.info:
         return
     pixel = image.crop((0, 0, 1, 1))
     for channels in (1, 3):

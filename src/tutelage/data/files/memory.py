@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+UNCOUNTED = 1024
+
 
 class MemoryLimit:
     """A number of bytes that the threads of a process share; one that needs more waits until it would be alone.
@@ -24,7 +26,13 @@ class MemoryLimit:
 
     @contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Hold some bytes while the block runs, once they fit beside those of others; more than all fit alone."""
+        """Hold some bytes while the block runs, once they fit beside those of others; more than all fit alone.
+
+        Less than a part in ``UNCOUNTED`` of all is not counted.
+        """
+        if size * UNCOUNTED < self._size:
+            yield
+            return
         with self._changed:
             self._changed.wait_for(lambda: not self._held or self._held + size <= self._size)
             self._held += size
