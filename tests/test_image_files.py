@@ -167,6 +167,12 @@ def test_interlaced_files_are_read_whole():
     assert (read_grey(interlaced) == np.asarray(image)).all()
 
 
+def without_palette(content: bytes) -> bytes:
+    """Return a PNG without its PLTE chunk: length, name, colours, checksum."""
+    start = content.index(b"PLTE") - 4
+    return content[:start] + content[start + 12 + int.from_bytes(content[start : start + 4], "big") :]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -176,8 +182,9 @@ def test_interlaced_files_are_read_whole():
         (encode(random_image(), "JPEG").getvalue()[:-40], "truncated"),
         (encode(Image.new("F", (2, 2)), "TIFF").getvalue(), "pixels of 32 bits have no fixed range"),
         (encode(Image.new("L", (200, 200)), "PNG").getvalue(), r"200 x 200 .* set data.max_pixels=40000"),
+        (without_palette(encode(random_image("P"), "PNG").getvalue()), "its palette is missing"),
     ],
-    ids=["empty", "text", "cut png", "cut jpeg", "float", "bomb"],
+    ids=["empty", "text", "cut png", "cut jpeg", "float", "bomb", "no palette"],
 )
 def test_a_file_without_readable_pixels_is_an_error_that_says_why(content, message):
     with pytest.raises(BadImage, match=message):

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +16,13 @@ import torch
 from helpers.commands import command
 from helpers.forks import call_in_fork
 from helpers.runs import only_run, outcome, run
-from tutelage.data import LabelStore, read_labels, shard_files
+from tutelage.data import LabelStore, data_module, read_labels, shard_files
 from tutelage.errors import UserError
-from tutelage.models import load_classifier, tta_probabilities
+from tutelage.models import evaluation, load_classifier, tta_probabilities
 from tutelage.models.tta_views import shift_images
 from tutelage.runs import read_config
 from tutelage.runs.folder import RunFolder
+from tutelage.runs.label import fill_store, store_metadata
 from tutelage.runs.observer import Observer
 
 TINY = (
@@ -91,8 +93,6 @@ def test_probabilities_are_the_mean_over_different_views(views, count):
 
 
 def test_the_store_holds_the_teachers_probabilities_for_the_pool_without_augmentation(finished):
-    from tutelage.data import data_module
-
     folder = only_run(finished)
     data = data_module(read_config(RunFolder(folder)).data)
     teacher = load_classifier(folder / "stages/1-teacher/checkpoints/final.ckpt").eval()
@@ -221,8 +221,6 @@ def test_a_run_waits_for_a_shard_claimed_by_another_process_and_takes_it_over_if
 
 
 def test_progress_counts_each_image_once_also_those_labelled_by_others(copied_run):
-    from tutelage.data import data_module
-    from tutelage.runs.label import fill_store
 
     (copied_run / STAGE / "labels/00000.npy").unlink()
     (copied_run / STAGE / "labels/00002.npy").unlink()
@@ -296,3 +294,31 @@ def test_a_teacher_whose_logits_are_not_finite_is_an_error_of_one_line(outputs, 
 
     assert call_in_fork(work) == 2
     assert "final.ckpt: its logits for the pool are not finite; its weights are unusable" in capfd.readouterr().err
+
+
+def test_a_network_that_evaluates_fewer_images_at_once_gives_the_same_labels_and_the_store_says_so(
+    finished, tmp_path, monkeypatch
+):
+    folder = only_run(finished)
+    data = data_module(read_config(RunFolder(folder)).data)
+    network = load_classifier(folder / "stages/1-teacher/checkpoints/final.ckpt")
+    context = SimpleNamespace(
+        config=read_config(RunFolder(folder)),
+        device=torch.device("cpu"),
+        data=data,
+        train_stages=[SimpleNamespace(name="teacher")],
+        weights_file=lambda stage: folder / "teacher",
+        folder=RunFolder(folder),
+        record=SimpleNamespace(content={}),
+    )
+    stage = SimpleNamespace(teacher="teacher", tta_views="one")
+    probabilities = []
+    for layer_bytes, size in ((evaluation.LAYER_BYTES, None), (1 << 19, 64)):
+        monkeypatch.setattr(evaluation, "LAYER_BYTES", layer_bytes)
+        metadata = store_metadata(context, stage, network)
+        assert metadata.get("batch_size") == size
+        store = LabelStore(tmp_path / str(size), POOL, 10, metadata)
+        assert len(list(fill_store(store, network, data, context.device))) == -(-POOL // (size or 512))
+        assert store.complete
+        probabilities.append(read_labels(tmp_path / str(size))[np.arange(POOL)])
+    np.testing.assert_allclose(*probabilities, atol=1e-3)

@@ -31,7 +31,7 @@ from tutelage.augmentation import Pipeline
 from tutelage.config.compose import compose
 from tutelage.data import DataRuntime, StageData, Stream, data_module
 from tutelage.data.datasets.image_files import FileImages, image_files
-from tutelage.data.files import contents, decoding, packing
+from tutelage.data.files import contents, conversion, decoding, packing
 from tutelage.data.files.decoding import BadImage, open_picture, read_pixels
 from tutelage.data.files.folders import list_folder
 from tutelage.data.files.packing import pack_images
@@ -46,7 +46,7 @@ from tutelage.errors import UserError, complain
 from tutelage.models import ImageSpec, make_classifier
 from tutelage.randomness import Key
 from tutelage.runs.identity import run_identity
-from tutelage.storage import PARTIAL_PREFIX
+from tutelage.storage import PARTIAL_PREFIX, TRAILER_LENGTH
 
 SIDE = 16
 CROP = {"_target_": "tutelage.augmentation.RandomResizedCrop", "size": [SIDE, SIDE], "scale": [0.3, 1.0]}
@@ -323,14 +323,14 @@ def test_a_workers_memory_does_not_grow_with_the_dataset(tmp_path, kind):
 
 def rotated_jpeg(image: np.ndarray, orientation: int) -> bytes:
     exif = Image.Exif()
-    exif[decoding.ORIENTATION] = orientation
+    exif[conversion.ORIENTATION] = orientation
     return encode_jpeg(image, quality=90, exif=exif.tobytes())
 
 
 @pytest.mark.parametrize("size", [(50, 75), (33, 17), (8, 8), (1, 3)])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}], ids=str)
 def test_a_jpegs_pixels_are_pillows_to_the_bit(size, options, monkeypatch):
-    monkeypatch.delattr(decoding, "_decode_by_pillow")
+    monkeypatch.delattr(decoding, "to_pixels")
     image = draw_photograph(*size)
     contents = [
         encode_jpeg(image, quality=quality, subsampling=s, **options) for quality in (50, 95) for s in (0, 1, 2)
@@ -457,7 +457,7 @@ def test_random_crops_are_cut_from_the_whole_image_of_a_file_and_evaluation_sees
 @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
 def test_the_shape_of_a_picture_is_that_of_its_pixels(kind, orientation):
     exif, file = Image.Exif(), io.BytesIO()
-    exif[decoding.ORIENTATION] = orientation
+    exif[conversion.ORIENTATION] = orientation
     Image.fromarray(draw_photograph(20, 30)).save(file, kind, exif=exif)
     picture = open_picture(file, "x", 3, WHITE, LIMIT)
     sideways = orientation > 4 and kind not in {"BMP", "GIF"}  # these know no EXIF
@@ -468,7 +468,7 @@ def test_an_orientation_at_the_end_of_a_png_counts_and_the_rest_is_not_decoded_f
     from PIL import ImageFile
 
     exif, file = Image.Exif(), io.BytesIO()
-    exif[decoding.ORIENTATION] = 6
+    exif[conversion.ORIENTATION] = 6
     Image.fromarray(draw_photograph(20, 30)).save(file, "PNG", exif=exif)
     content = file.getvalue()
     start = content.index(b"eXIf") - 4
@@ -513,7 +513,10 @@ def root(tmp_path) -> str:
 
 def read_source(root: str, on_progress=lambda part, fraction: None, **changes):
     config = folder_config(root, **changes)
-    return image_files(list_folder(root), config, on_progress)
+    source = image_files(list_folder(root), config, on_progress)
+    if config.pack:
+        source.images.prepare(np.arange(len(source.images)), on_progress)
+    return source
 
 
 def find_pack(cache: Path) -> Path:
@@ -533,12 +536,11 @@ def forbid_reading(monkeypatch) -> None:
 def test_evaluation_images_from_a_pack_equal_those_from_the_files(cache, root, channels, fit):
     changes = {"channels": channels, "mean": [0.3] * channels, "std": [0.3] * channels, "fit": fit}
     files, pack = read_source(root, **changes), read_source(root, pack=True, **changes)
-    assert isinstance(pack.images, np.memmap)
-    assert pack.images.shape == (18, SIDE, SIDE, channels)
+    assert find_pack(cache).stat().st_size == 18 * SIDE * SIDE * channels + TRAILER_LENGTH
     assert all((pack.images[index] == files.images[index]).all() for index in range(18))
     for name in ("labels", "train", "val", "test"):
         assert (getattr(pack, name) == getattr(files, name)).all()
-    views = step_batches(WholeImages(pack.images), channels)[0]["labelled"].images
+    views = step_batches(pack.images, channels)[0]["labelled"].images
     views_of_a_copy = step_batches(WholeImages(np.array(pack.images)), channels)[0]["labelled"].images
     assert torch.equal(views, views_of_a_copy)  # crops are cut from the squares
 
@@ -678,7 +680,7 @@ def test_of_two_processes_one_packs_and_the_other_waits_for_it(cache, root, tmp_
     assert "another process is packing the 18 images" in parts
     assert not [part for part in parts if part.startswith("packing")]
     assert "another process is packing the 18 images; waiting for it" in capfd.readouterr().err
-    assert packed.shape == (18, SIDE, SIDE, 3)
+    assert np.array(packed).shape == (18, SIDE, SIDE, 3)
 
 
 def test_an_unreadable_file_ends_the_packing(cache, root, monkeypatch):
@@ -686,7 +688,7 @@ def test_an_unreadable_file_ends_the_packing(cache, root, monkeypatch):
     path = Path(root) / "train" / "dog" / "0.png"
     path.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"dog/0.png: cannot be read as an image"):
-        pack_images(source.images, [b"hash"], folder_config(root, pack=True))
+        pack_images(source.images, [b"hash"] * 18, folder_config(root, pack=True))
     assert not list(cache.glob(f"*/{packing.PACK_FILE}"))
 
 
@@ -756,9 +758,9 @@ def test_a_run_on_files_does_not_depend_on_workers_and_can_be_stopped_with_and_w
     overrides += ["schedule.epochs=null", "schedule.steps=9", "data.batch_size=4"]
 
     def use_small_batches() -> None:
-        from tutelage.data.loading import batches
+        from tutelage.models import evaluation
 
-        batches.EVALUATION_BATCH = 2  # so that validation has workers too
+        evaluation.EVALUATION_BATCH = 2  # so that validation has workers too
 
     def stop() -> None:
 

@@ -18,7 +18,7 @@ from tutelage.data.duplicates import describe_duplicates
 from tutelage.data.files.names import WITHOUT_DUPLICATES, abbreviate
 from tutelage.data.fingerprints import fingerprint
 from tutelage.data.loading.streams import Stream, StreamSampler
-from tutelage.data.pseudo_labels.labels import Labels, read_labels, read_metadata, shard_files
+from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH, Labels, read_labels, read_metadata, shard_files
 from tutelage.data.pseudo_labels.selection import Rules, Selection, Targets, select
 from tutelage.data.pseudo_labels.store import LabelStore
 from tutelage.data.pseudo_labels.summary import ROUND, TABLE, write_summary, write_table
@@ -71,6 +71,7 @@ __all__ = [
     "CIFAR10",
     "CIFAR100",
     "CLASSES",
+    "EVALUATION_BATCH",
     "LOGITS_FILE",
     "MNIST",
     "ROUND",

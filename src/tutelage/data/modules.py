@@ -39,7 +39,7 @@ from tutelage.data.loading.batches import (
 from tutelage.data.loading.loader import Loader, map_tensors
 from tutelage.data.loading.prefetch import PrefetchLoader
 from tutelage.data.loading.shared_memory import count_cores
-from tutelage.data.source import Images, Source, WholeImages, is_ready
+from tutelage.data.source import Images, PreparedImages, Source, as_images, is_ready
 from tutelage.data.splits import Splits, identify_test, split
 from tutelage.errors import UserError
 from tutelage.waiting import OnWait, WaitLines
@@ -120,8 +120,7 @@ class ImageDataModule(pl.LightningDataModule):
     @cached_property
     def images(self) -> Images:
         """The dataset's images."""
-        images = self.source.images
-        return WholeImages(images) if isinstance(images, np.ndarray) else images
+        return as_images(self.source.images)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -158,6 +157,18 @@ class ImageDataModule(pl.LightningDataModule):
     def begin_stage(self, stage_data: StageData) -> None:
         """Let ``train_dataloader`` return the batches of a stage from now on."""
         self._stage_data = stage_data
+        self._prepare_streams(stage_data)
+
+    def _prepare_streams(self, stage_data: StageData) -> None:
+        replaced = {name for name, logits in stage_data.cached.items() if logits.replaces_images}
+        self._prepare(*(stream.indices for stream in stage_data.streams if stream.name not in replaced))
+
+    def _prepare(self, *index_arrays: np.ndarray) -> None:
+        """Let the images at these indices be decoded once, in this process, if they are images that are prepared."""
+        images = self.images
+        if isinstance(images, PreparedImages) and images.preparable:
+            for indices in index_arrays:
+                images.prepare(self.splits.find_part(indices, images.preparable), self.runtime.on_progress)
 
     def train_dataloader(self) -> DataLoader[dict[str, StreamBatch | PendingMix]]:
         """Return the loader of the current stage's remaining batches."""
@@ -173,6 +184,7 @@ class ImageDataModule(pl.LightningDataModule):
     def train_batches(self, stage_data: StageData, steps: Sequence[int]) -> Iterator[dict[str, StreamBatch]]:
         """Yield the whole training batches of some steps, on the device and mixed, without a Trainer."""
         workers = min(self._count_workers(), len(steps))
+        self._prepare_streams(stage_data)
         for batch in self._train_loader(stage_data, workers, steps, WHOLE_BATCH):
             on_device = map_tensors(batch, lambda tensor: tensor.to(self.runtime.device, non_blocking=True))
             yield self.on_after_batch_transfer(on_device, 0)
@@ -197,11 +209,13 @@ class ImageDataModule(pl.LightningDataModule):
         if not len(self.splits.validation):
             return []
         own, counted = self.runtime.shard.split_indices(self.splits.validation)
-        return self.eval_dataloader(own, keep_workers=True, counted=counted)
+        batch_size = None if self._stage_data is None else self._stage_data.evaluation_batch
+        return self.eval_dataloader(own, batch_size, keep_workers=True, counted=counted)
 
     def eval_dataloader(
         self,
         indices: np.ndarray,
+        batch_size: int | None = None,
         keep_workers: bool = False,
         batches: Iterable[int] | None = None,
         counted: int | None = None,
@@ -212,11 +226,13 @@ class ImageDataModule(pl.LightningDataModule):
 
         Args:
             indices: (n,) of the images.
+            batch_size: images in a batch, ``EVALUATION_BATCH`` or fewer (see ``models.evaluation_batch``).
             keep_workers: workers stay from one pass to the next, as long as the loader exists.
             batches: the numbers of the batches to load; all where they are not given.
             counted: how many of the images count; the label of those behind them is unknown.
         """
-        dataset = EvalDataset(self.images, self.source.labels, indices, counted)
+        self._prepare(indices)
+        dataset = EvalDataset(self.images, self.source.labels, indices, counted, batch_size)
         workers = 0 if is_ready(self.images) or len(dataset) == 1 else min(self._count_workers(), len(dataset))
         return self._loader(dataset, workers, persistent_workers=keep_workers and workers > 0, sampler=batches)
 

@@ -1,10 +1,10 @@
 """A dataset before any split: its images, labels and published parts, in one index space."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -29,6 +29,24 @@ class Images(Protocol):
 
     def picture(self, index: int) -> "Picture | np.ndarray":
         """Return the image for a transform that takes any size: whole, if it is stored larger than evaluation size."""
+        ...
+
+
+@runtime_checkable
+class PreparedImages(Protocol):
+    """Images that one process decodes before all of them use them.
+
+    Attributes:
+        preparable: how many of the images, from the first on, may be prepared.
+    """
+
+    preparable: int
+
+    def prepare(self, indices: np.ndarray, on_progress: Callable[[str, float], None]) -> None:
+        """Prepare the images at ``indices`` (n,), ascending and all below ``preparable``, before workers are started.
+
+        An image that is not prepared is decoded whenever it is read. ``on_progress`` may raise to stop.
+        """
         ...
 
 
@@ -122,7 +140,11 @@ def convert_channels(images: np.ndarray, channels: int) -> np.ndarray:
     return np.repeat(images, channels, axis=-1)
 
 
-class WholeImages:
+class DecodedImages:
+    """Images that need no decoding: they are pixels in memory or memory-mapped, not files."""
+
+
+class WholeImages(DecodedImages):
     """An array of uint8 images (N, H, W, C) at evaluation size, in memory or memory-mapped."""
 
     def __init__(self, array: np.ndarray) -> None:
@@ -144,7 +166,7 @@ class WholeImages:
         return np.asarray(self._shared.array[indices])
 
 
-class ArrayImages:
+class ArrayImages(DecodedImages):
     """Several arrays of uint8 images (N, H, W, C) as one sequence; each image is resized when it is read.
 
     The arrays may be memory-mapped, and views with any order of axes: only the images that are used are read.
@@ -173,11 +195,12 @@ class ArrayImages:
 
 
 class JoinedImages:
-    """Several sequences of images as one."""
+    """Several sequences of images as one; only the first of them is ever prepared."""
 
     def __init__(self, parts: Sequence[Images]) -> None:
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts])
+        self.preparable = parts[0].preparable if isinstance(parts[0], PreparedImages) else 0
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -190,6 +213,11 @@ class JoinedImages:
         """Return the whole image as it is stored."""
         part, position = self._find(index)
         return part.picture(position)
+
+    def prepare(self, indices: np.ndarray, on_progress: Callable[[str, float], None]) -> None:
+        """Prepare images of the first sequence."""
+        if isinstance(self._parts[0], PreparedImages):
+            self._parts[0].prepare(indices, on_progress)
 
     def _find(self, index: int) -> tuple[Images, int]:
         """Return the sequence that has an image, and the image's position in it."""
@@ -214,9 +242,14 @@ class JoinedNames(Sequence[str]):
         return self._first[int(index)] if position < 0 else self._second[position]
 
 
+def as_images(images: Images | np.ndarray) -> Images:
+    """Return images, or an array (N, H, W, C) uint8 of them, as a sequence of images."""
+    return WholeImages(images) if isinstance(images, np.ndarray) else images
+
+
 def is_ready(images: Images) -> bool:
-    """Return whether images need no decoding: they are pixels in memory or memory-mapped, not files."""
-    return isinstance(images, WholeImages | ArrayImages)
+    """Return whether images need no decoding."""
+    return isinstance(images, DecodedImages)
 
 
 def stack_images(images: Images, indices: np.ndarray) -> np.ndarray:

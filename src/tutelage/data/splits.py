@@ -47,6 +47,26 @@ class Splits:
     notes: tuple[str, ...] = ()
     whole_test: np.ndarray = field(default_factory=empty_indices)
 
+    def find_part(self, indices: np.ndarray, count: int) -> np.ndarray:
+        """Return the indices, ascending, of the images that are shown together with those at ``indices``.
+
+        That is the smallest of these that has them all: labelled and validation images; these and the pool, which are
+        the same for every budget; the test sets and ``indices``. Only the first ``count`` images are looked at.
+        """
+
+        def mark(*arrays: np.ndarray) -> np.ndarray:
+            is_in = np.zeros(count, dtype=bool)
+            for array in arrays:
+                is_in[array[array < count]] = True
+            return is_in
+
+        wanted, labelled = mark(indices), mark(self.labelled, self.validation)
+        if not (wanted & ~labelled).any():
+            return np.flatnonzero(labelled) if wanted.any() else empty_indices()
+        training = labelled | mark(self.pool)
+        is_training = not (wanted & ~training).any()
+        return np.flatnonzero(training if is_training else wanted | mark(self.test, *self.further_tests.values()))
+
 
 def split(source: Source, config: DataConfig) -> Splits:
     """Return the splits of a source.

@@ -8,10 +8,11 @@ torchmetrics counts a class without images into the mean recall where it is pred
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
@@ -19,12 +20,14 @@ from torchmetrics.functional.classification import (
 )
 
 from tutelage.config import MONITORS
-from tutelage.data import EvalBatch
+from tutelage.data import EVALUATION_BATCH, EvalBatch
 from tutelage.models.base import ImageClassifier, ImageSpec
 from tutelage.models.heads import Heads
 
 TOP_K = 5
 CALIBRATION_BINS = 15  # Guo et al. 2017
+LAYER_BYTES = 1 << 30  # of the input and the output of a layer for a batch, at most
+FLOAT32_BYTES = 4  # of a value, whatever the precision: a batch's size does not depend on it
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,32 @@ class Predictions:
     def select(self, which: np.ndarray) -> "Predictions":
         """Return the predictions on some of the images, (N,) bool."""
         return Predictions(self.probabilities[which], self.labels[which], self.indices[which])
+
+
+def evaluation_batch(network: ImageClassifier) -> int:
+    """Return how many images a network evaluates at once: ``EVALUATION_BATCH``, or half of it, or a quarter, ...
+
+    It is as many as keep the input and the output of each layer below ``LAYER_BYTES``. That depends on the image size
+    and the architecture alone, never on free memory: rounding differs among batch sizes, and pseudo-labels are stored.
+    """
+    sizes = [0]
+
+    def measure(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        sizes.append(sum(value.numel() for value in (*inputs, output) if isinstance(value, Tensor)))
+
+    layers = [module for module in network.backbone.modules() if not any(module.children())]
+    hooks = [layer.register_forward_hook(measure) for layer in layers]
+    spec, was_training = network.spec, network.training
+    image = torch.zeros(1, spec.channels, spec.image_size, spec.image_size, dtype=torch.uint8, device=network.device)
+    try:
+        with torch.inference_mode():
+            network.eval().features(image)
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    image_bytes = FLOAT32_BYTES * max(2 * image.numel(), *sizes)
+    return max(1, min(EVALUATION_BATCH, 1 << (LAYER_BYTES // image_bytes).bit_length() - 1))
 
 
 def task_logits(network: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:

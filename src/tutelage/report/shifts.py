@@ -11,7 +11,7 @@ from tutelage.config import Shift
 from tutelage.data import ImageDataModule, data_module, fingerprint
 from tutelage.data.loading.workers import worker_deaths
 from tutelage.errors import UserError
-from tutelage.models import ImageClassifier, load_classifier, task_logits
+from tutelage.models import ImageClassifier, evaluation_batch, load_classifier, task_logits
 from tutelage.report.curves import Curve, read_curve, write_curve
 from tutelage.runs import RunFolder, train_entries, weights_files
 
@@ -92,7 +92,7 @@ def _measure_accuracies(network: ImageClassifier, data: ImageDataModule, shift: 
         data = data_module(data.config.model_copy(update={"image_size": size}))
     correct = np.zeros(len(strengths))
     with torch.inference_mode():
-        for batch in data.eval_dataloader(data.splits.test):
+        for batch in data.eval_dataloader(data.splits.test, evaluation_batch(network)):
             images, labels = batch.images.to(network.device), batch.labels.to(network.device)
             for i, strength in enumerate(strengths):
                 copies = shift_images(images, shift, strength)

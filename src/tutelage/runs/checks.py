@@ -4,7 +4,7 @@ import torch
 
 from tutelage.augmentation import Pipeline
 from tutelage.config import MONITORS, Config, NearestNeighboursConfig
-from tutelage.data import Source
+from tutelage.data import ImageDataModule
 from tutelage.errors import UserError
 from tutelage.models import freeze, load_first_task, load_pretrained, make_classifier, make_loss
 from tutelage.randomness import Key
@@ -41,7 +41,7 @@ def check_stages(context: RunContext) -> None:
     """
     _check_device(context)
     _check_monitor(context)
-    _check_augmentation(context.config, context.data.source)
+    _check_augmentation(context.config, context.data)
     for stage in context.train_stages:
         context.network_size(stage)  # builds the network
         if stage.grows_from is not None:
@@ -81,10 +81,10 @@ def _check_monitor(context: RunContext) -> None:
         )
 
 
-def _check_augmentation(config: Config, source: Source) -> None:
-    """Raise a UserError unless the pipeline can be built and takes the first image."""
-    augmentation = config.augmentation
-    Pipeline(augmentation.transforms, Key(0, "check"), augmentation.strong).check(source.images[0])
+def _check_augmentation(config: Config, data: ImageDataModule) -> None:
+    """Raise a UserError unless the pipeline can be built and takes the first labelled image."""
+    augmentation, image = config.augmentation, data.images[int(data.splits.labelled[0])]
+    Pipeline(augmentation.transforms, Key(0, "check"), augmentation.strong).check(image)
 
 
 def _check_growth(context: RunContext, stage: TrainStage) -> None:

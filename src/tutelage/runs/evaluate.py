@@ -1,13 +1,13 @@
 """The evaluation of a run's networks, and of teachers that it was given, once, after the last stage."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tutelage.data import WITHOUT_DUPLICATES, EvalBatch, ImageDataModule
+from tutelage.data import WITHOUT_DUPLICATES, ImageDataModule
 from tutelage.models import (
     ImageSpec,
     Predictions,
@@ -15,6 +15,7 @@ from tutelage.models import (
     compute_metrics,
     compute_task_metrics,
     compute_validation_metrics,
+    evaluation_batch,
     predict,
     predict_from_logits,
     read_architecture,
@@ -26,7 +27,7 @@ from tutelage.runs.teachers import TEACHERS_KEY, load_teacher, stages_of_given_t
 from tutelage.runs.weight_sources import find_network
 from tutelage.strategies import TrainStage
 
-Predict = Callable[[Iterable[EvalBatch]], Predictions]
+Predict = Callable[[np.ndarray], Predictions]  # from the indices of images
 
 
 def evaluate_networks(context: RunContext) -> None:
@@ -61,15 +62,20 @@ def _evaluate_stage(context: RunContext, stage: TrainStage, number: int) -> None
     entry = context.record.finished_entry(stage.name)
     network, data, started = context.load_network(stage.name), context.data_for(stage), time.monotonic()
     on_batch = context.on_images(count_test_images(context), work=number)
-    predict_batches = partial(predict, network, device=context.device, after_batch=on_batch)
-    predictions = predict_batches(data.eval_dataloader(context.data.splits.test))
+    batch_size = evaluation_batch(network)
+
+    def predict_images(indices: np.ndarray) -> Predictions:
+        return predict(network, data.eval_dataloader(indices, batch_size), context.device, on_batch)
+
+    predictions = predict_images(context.data.splits.test)
     entry["test_seconds"] = round(time.monotonic() - started, 3)
     write_predictions(context.stage_folder(stage).test_file, predictions, network.spec.classes, data.source)
     entry["result"] |= _test_metrics(context, predictions, network.spec, "test")
     if context.previous_run is not None and len(context.previous_run.test):
         images = context.previous_run.test_batches(first_label=len(context.data.source.classes))
-        entry["result"] |= compute_task_metrics(predict_batches(images), network.spec, "test")
-    entry["result"] |= _further_test_metrics(context, predict_batches, data, network.spec)
+        predictions = predict(network, images, context.device, on_batch)
+        entry["result"] |= compute_task_metrics(predictions, network.spec, "test")
+    entry["result"] |= _further_test_metrics(context, predict_images, network.spec)
     context.record.finish_stage(entry)
 
 
@@ -104,27 +110,27 @@ def _teacher_metrics(
 ) -> dict[str, float]:
     """Return a teacher's metrics on validation and, where that is the work ``number``, on the test sets."""
     spec, result = teacher.networks[0].spec, dict[str, float]()
-    predict_batches = partial(predict_from_logits, lambda images, labels: teacher(images), device=context.device)
+    batch_size = min(map(evaluation_batch, teacher.networks))
+
+    def predict_images(indices: np.ndarray, after_batch: Callable[[int], None] = context.after_batch) -> Predictions:
+        batches = data.eval_dataloader(indices, batch_size)
+        return predict_from_logits(lambda images, labels: teacher(images), batches, context.device, after_batch)
+
     if context.has_validation:
-        batches = data.eval_dataloader(data.splits.validation)
-        predictions = predict_batches(batches, after_batch=context.after_batch)
-        result |= compute_validation_metrics(predictions, teacher.classes)
+        result |= compute_validation_metrics(predict_images(data.splits.validation), teacher.classes)
     if number is not None:
         on_batch = context.on_images(count_test_images(context), work=number)
-        predict_test = partial(predict_batches, after_batch=on_batch)
-        predictions = predict_test(data.eval_dataloader(context.data.splits.test))
-        result |= _test_metrics(context, predictions, spec, "test")
-        result |= _further_test_metrics(context, predict_test, data, spec)
+        predict_test = partial(predict_images, after_batch=on_batch)
+        result |= _test_metrics(context, predict_test(context.data.splits.test), spec, "test")
+        result |= _further_test_metrics(context, predict_test, spec)
     return result
 
 
-def _further_test_metrics(
-    context: RunContext, predict_batches: Predict, data: ImageDataModule, spec: ImageSpec
-) -> dict[str, float]:
+def _further_test_metrics(context: RunContext, predict_images: Predict, spec: ImageSpec) -> dict[str, float]:
     """Return the metrics on the further test sets of the data."""
     metrics: dict[str, float] = {}
     for name, indices in context.data.splits.further_tests.items():
-        metrics |= _test_metrics(context, predict_batches(data.eval_dataloader(indices)), spec, f"test-{name}")
+        metrics |= _test_metrics(context, predict_images(indices), spec, f"test-{name}")
     return metrics
 
 

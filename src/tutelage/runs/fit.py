@@ -21,6 +21,7 @@ from tutelage.models import (
     OptimizationConfig,
     Teacher,
     compute_validation_metrics,
+    evaluation_batch,
     load_classifier,
     load_first_task,
     load_pretrained,
@@ -76,7 +77,8 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
         table.write()
     else:
         checkpoint = None  # Lightning reads the file again; two copies of a large network need not stay
-        data, stage_data = context.data_for(stage), context.stage_data(stage)
+        batch_size = evaluation_batch(module.classifier)
+        data, stage_data = context.data_for(stage), replace(context.stage_data(stage), evaluation_batch=batch_size)
         if teacher_spec is not None:
             cached = prepare_teacher(context, stage, teacher_spec, network, teacher)
             stage_data = replace(stage_data, cached=cached)
@@ -144,10 +146,12 @@ def memorise_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
         raise TypeError(f"{type(network).__name__} does not learn in one pass")
     folder = context.stage_folder(stage).checkpoints
     folder.mkdir(parents=True, exist_ok=True)
-    network.memorise(data.eval_dataloader(labelled), len(labelled), folder, context.on_images(len(labelled)))
+    batch_size = evaluation_batch(network)
+    batches = data.eval_dataloader(labelled, batch_size)
+    network.memorise(batches, len(labelled), folder, context.on_images(len(labelled)))
     result: dict[str, float] = {}
     if context.has_validation:
-        batches = data.eval_dataloader(validation)
+        batches = data.eval_dataloader(validation, batch_size)
         predictions = predict(network, batches, context.device, context.after_batch)
         result = compute_validation_metrics(predictions, data.source.classes)
     save_classifier(network, stage.model.arguments(), context.weights_file(stage))

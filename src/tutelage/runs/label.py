@@ -16,7 +16,7 @@ from torch import Tensor
 from tutelage.data import ImageDataModule, Labels, LabelStore, abbreviate, read_labels, write_summary, write_table
 from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH, SHARD
 from tutelage.errors import UserError
-from tutelage.models import ImageClassifier, tta_probabilities, weight_hash
+from tutelage.models import ImageClassifier, evaluation_batch, tta_probabilities, weight_hash
 from tutelage.runs.context import RunContext
 from tutelage.runs.folder import PSEUDO_LABEL
 from tutelage.runs.teachers import LOWER_PRECISION
@@ -98,6 +98,7 @@ def _previous_labels(context: RunContext, stage: PseudoLabelStage) -> Labels | N
 def store_metadata(context: RunContext, stage: PseudoLabelStage, teacher: ImageClassifier) -> dict[str, Any]:
     """Return what a stage's pseudo-labels depend on, and the path of its teacher below the run's folder."""
     lower = LOWER_PRECISION.get(context.config.trainer.precision) if context.device.type == "cuda" else None
+    batch_size = evaluation_batch(teacher)
     teacher_stage = next(other for other in context.train_stages if other.name == stage.teacher)
     return {
         "teacher": str(context.weights_file(teacher_stage).relative_to(context.folder.path)),
@@ -106,6 +107,7 @@ def store_metadata(context: RunContext, stage: PseudoLabelStage, teacher: ImageC
         "views": stage.tta_views,
         "device": context.device.type,
         "precision": FLOAT32 if lower is None else str(lower).removeprefix("torch."),
+        **({} if batch_size == EVALUATION_BATCH else {"batch_size": batch_size}),
     }
 
 
@@ -127,8 +129,9 @@ class _ClaimedBatches:
         requested: numbers of the batches that the loader has taken and that are not computed yet.
     """
 
-    def __init__(self, store: LabelStore) -> None:
+    def __init__(self, store: LabelStore, batch_size: int) -> None:
         self._store = store
+        self._batch_size = batch_size
         self.claims: dict[int, ExitStack] = {}
         self.requested: deque[int] = deque()
 
@@ -140,7 +143,7 @@ class _ClaimedBatches:
                 continue
             self.claims[shard] = claim
             first, last = self._store.bounds(shard)
-            for number in range(first // EVALUATION_BATCH, -(-last // EVALUATION_BATCH)):
+            for number in range(first // self._batch_size, -(-last // self._batch_size)):
                 self.requested.append(number)
                 yield number
 
@@ -174,7 +177,8 @@ def fill_store(
         UserError: a probability is not finite, or the disk is full.
     """
     network.eval().to(device)
-    claimed, rows, unwritten = _ClaimedBatches(store), [], 0
+    batch_size: int = store.metadata.get("batch_size", EVALUATION_BATCH)
+    claimed, rows, unwritten = _ClaimedBatches(store, batch_size), [], 0
     numbers = iter(claimed)
     first_number = next(numbers, None)
     if first_number is None:  # before a loader is made, and processes for it
@@ -182,12 +186,12 @@ def fill_store(
     pending: Pending = deque()
     with closing(claimed), ThreadPoolExecutor(1) as thread:
         try:
-            for batch in data.eval_dataloader(data.splits.pool, batches=chain([first_number], numbers)):
+            for batch in data.eval_dataloader(data.splits.pool, batch_size, batches=chain([first_number], numbers)):
                 number, unwritten = claimed.requested.popleft(), unwritten + len(batch.images)
                 rows.append(thread.submit(_to_rows, store, *_probabilities(store, network, batch.images, device)))
                 pending.append((rows[-1], None))
-                shard = number * EVALUATION_BATCH // store.shard
-                last = min(store.count, (number + 1) * EVALUATION_BATCH)
+                shard = number * batch_size // store.shard
+                last = min(store.count, (number + 1) * batch_size)
                 if last == store.bounds(shard)[1]:
                     pending.append((thread.submit(_write_shard, store, shard, rows), shard))
                     rows = []

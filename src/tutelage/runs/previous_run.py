@@ -8,7 +8,7 @@ import numpy as np
 from tutelage.config import Config
 from tutelage.data import DataRuntime, EvalBatch, ImageDataModule, data_module
 from tutelage.errors import UserError
-from tutelage.models import ImageClassifier, load_classifier
+from tutelage.models import ImageClassifier, evaluation_batch, load_classifier
 from tutelage.models.weights.sources import read_pretrained
 from tutelage.runs.weight_sources import find_run_data, find_weights
 
@@ -31,7 +31,9 @@ class PreviousRun:
 
     def test_batches(self, first_label: int) -> Iterator[EvalBatch]:
         """Yield its test images, with labels counted from ``first_label``."""
-        for batch in self.data.eval_dataloader(self.test) if self.data is not None else ():
+        if self.data is None:
+            return
+        for batch in self.data.eval_dataloader(self.test, evaluation_batch(self.network)):
             yield batch._replace(labels=batch.labels + first_label)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.data.datasets.download import OnProgress, Remote, cache_folder, fetch, ignore_progress
-from tutelage.data.source import Part, Source, from_parts
+from tutelage.data.source import LARGEST_IN_MEMORY, Part, Source, from_parts
 from tutelage.errors import UserError
 
 UNSIGNED_BYTES = 0x0800  # the data type in the magic number, to which the number of axes is added
@@ -78,24 +78,29 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     """Return the uint8 array with ``axes`` axes in the file ``path``.gz, or else in ``path``.
 
     Raises:
-        UserError: there is no such file, it is not an IDX file of such an array, or it is not whole.
+        UserError: there is no such file, it is not an IDX file of such an array, or it is not whole. No more of it is
+            read, or unpacked, than its header announces, and ``LARGEST_IN_MEMORY`` at most.
     """
     gzipped = path.with_name(f"{path.name}.gz")
     file = path if path.is_file() and not gzipped.is_file() else gzipped
     try:
-        content = file.read_bytes() if file == path else gzip.decompress(file.read_bytes())
-        magic, *shape = struct.unpack_from(f">{1 + axes}I", content)
+        with file.open("rb") if file == path else gzip.open(file) as content:
+            header = content.read(struct.calcsize(f">{1 + axes}I"))
+            magic, *shape = struct.unpack(f">{1 + axes}I", header)
+            size = math.prod(shape)
+            values = content.read(size + 1 if size <= LARGEST_IN_MEMORY else 0)
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise UserError(f"{file}: cannot be read ({error}); fetch the file again") from None
-    values = content[struct.calcsize(f">{1 + axes}I") :]
     if magic != UNSIGNED_BYTES + axes:
         raise UserError(
             f"{file}: cannot be read (it begins with {magic:08x}, but an IDX file of bytes with {axes} axes begins "
             f"with {UNSIGNED_BYTES + axes:08x}); fetch the file again"
         )
-    if len(values) != math.prod(shape):
+    if len(values) != size:
+        following = f"{len(values):,} follow" if len(values) < size else "more follow"
+        if size > LARGEST_IN_MEMORY:
+            following = f"{LARGEST_IN_MEMORY:,} are allowed"
         raise UserError(
-            f"{file}: cannot be read (its header announces {math.prod(shape):,} bytes, {len(values):,} follow); "
-            "fetch the file again"
+            f"{file}: cannot be read (its header announces {size:,} bytes, {following}); fetch the file again"
         )
     return np.frombuffer(values, dtype=np.uint8).reshape(shape)

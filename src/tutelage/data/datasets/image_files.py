@@ -4,7 +4,7 @@ torchvision.datasets.ImageFolder reads a folder too. Ours also reads tables, che
 knows an unlabelled part and pools of shards.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +18,10 @@ from tutelage.data.files.contents import content_ids
 from tutelage.data.files.decoding import FilePicture, open_picture
 from tutelage.data.files.folders import list_folder
 from tutelage.data.files.group_names import describe_groups, find_group_names, number_groups
+from tutelage.data.files.large import LARGE_PIXELS, StoredPicture, name_shrinking, open_copy
 from tutelage.data.files.listing import Listing, find_path
 from tutelage.data.files.names import ALL, FURTHER_TEST_PREFIX, LABELLED_PARTS, UNLABELLED, printable
-from tutelage.data.files.packing import pack_images
+from tutelage.data.files.packing import PackedImages
 from tutelage.data.files.scan import raise_for_unreadable, scan_listing
 from tutelage.data.files.tables import list_table
 from tutelage.data.files.unlabelled import add_unlabelled
@@ -30,7 +31,7 @@ from tutelage.data.loading.shared_memory import SharedTexts
 from tutelage.data.shards.images import ShardImages, ShardNames
 from tutelage.data.shards.index import Pool, index_shards
 from tutelage.data.shards.pools import find_shards, is_remote
-from tutelage.data.source import UNKNOWN, JoinedImages, JoinedNames, Source, WholeImages
+from tutelage.data.source import UNKNOWN, JoinedImages, JoinedNames, Source, as_images
 from tutelage.errors import UserError
 from tutelage.storage import digest
 
@@ -58,14 +59,24 @@ def _with_pool_files(listing: Listing, config: DataConfig) -> Listing:
 
 
 class FileImages:
-    """Image files, each read when it is used."""
+    """Image files, each read when it is used; of large ones a copy is made once (see ``files.large``)."""
 
-    def __init__(self, paths: Sequence[str], config: DataConfig) -> None:
+    def __init__(self, paths: Sequence[str], config: DataConfig, large: Mapping[int, bytes] | None = None) -> None:
+        """Take the files, the dataset's config, and the SHA-256 of the content of each large file, by its number."""
         self._paths = SharedTexts(paths)
         self._config = config
+        self._large = large or {}
+        self.preparable = len(paths) if large else 0
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def prepare(self, indices: np.ndarray, on_progress: OnProgress) -> None:
+        """Make the copies of the large ones among the files at ``indices`` (n,); others read them from then on."""
+        numbers = sorted(self._large.keys() & set(indices.tolist()))
+        for done, index in enumerate(numbers):
+            on_progress(f"shrinking {len(numbers):,} large images", done / len(numbers))
+            self._open_large(index, on_progress)
 
     def __getitem__(self, index: int) -> np.ndarray:
         return fit_image(self._open_picture(index).read(), self._config)
@@ -74,7 +85,13 @@ class FileImages:
         """Return the image of the file that crops are cut from, of any size, not decoded yet (see ``data.fit``)."""
         return fit_picture(self._open_picture(index), self._config)
 
-    def _open_picture(self, index: int) -> FilePicture:
+    def _open_picture(self, index: int) -> FilePicture | StoredPicture:
+        return self._open_large(index) if index in self._large else self._open_file(index)
+
+    def _open_large(self, index: int, on_progress: OnProgress = ignore_progress) -> StoredPicture:
+        return open_copy(self._large[index], lambda: self._open_file(index), self._config, on_progress)
+
+    def _open_file(self, index: int) -> FilePicture:
         config, path = self._config, self._paths[index]
         name = printable(path)
         return open_picture(Path(path), name, config.channels, config.background, config.max_pixels, config.white)
@@ -95,9 +112,11 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
     groups = find_group_names(listing, config)
     group_notes = () if groups is None else describe_groups(listing, groups, f"data.group={config.group}")
     indices = {part: np.flatnonzero(parts == part) for part in (ALL, *LABELLED_PARTS, UNLABELLED)}
-    files = FileImages([entry.path for entry in entries], config)
+    contents = facts["content"].tolist()
+    large = {number: contents[number] for number in np.flatnonzero(facts["pixels"] > LARGE_PIXELS).tolist()}
+    files = FileImages([entry.path for entry in entries], config, large)
     source = Source(
-        images=pack_images(files, facts["content"].tolist(), config, on_progress) if config.pack else files,
+        images=PackedImages(files, contents, config) if config.pack else files,
         labels=labels,
         classes=listing.classes,
         train=np.concatenate([indices["train"], indices[ALL]]),
@@ -146,7 +165,7 @@ def _append_shards(source: Source, pool: Pool, config: DataConfig) -> Source:
     in_shards, in_files = np.arange(first, end, dtype=dtype), source.unlabelled.astype(dtype)
     return replace(
         source,
-        images=JoinedImages([WholeImages(files) if isinstance(files, np.ndarray) else files, images]),
+        images=JoinedImages([as_images(files), images]),
         labels=labels,
         unlabelled=np.concatenate([in_files, in_shards]) if len(in_files) else in_shards,
         names=JoinedNames(source.names, ShardNames(pool)),
@@ -162,7 +181,7 @@ def fingerprint(listing: Listing, config: DataConfig, on_progress: OnProgress = 
         UserError: as in ``image_files``.
     """
     listing, facts, _ = _scan(listing, config, on_progress)
-    files = listing.fingerprint(facts["content"].tolist())
+    files = name_shrinking(listing.fingerprint(facts["content"].tolist()), facts["pixels"])
     if (groups := find_group_names(listing, config)) is not None:
         files = digest([files, groups])
     pool = _index_pool(config, on_progress)

@@ -5,22 +5,36 @@ decodes.
 """
 
 import io
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from tutelage import __version__
+from tutelage.data.files.conversion import (
+    average_pixels,
+    check_pixels,
+    import_pillow,
+    read_orientation,
+    to_pixels,
+    to_shrunk_pixels,
+    turn_upright,
+)
+from tutelage.data.files.memory import DECODED
 from tutelage.data.files.names import printable
-from tutelage.data.files.wide import is_wide_colour, read_peak, reduce_to_8_bits
+from tutelage.data.files.wide import is_wide_colour, read_peak
 from tutelage.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # without those that decode or run code when opened
-ORIENTATION = 0x0112  # the EXIF tag
 PNG_ORIENTATION_CHUNKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # chunks that may hold an orientation
 SIDEWAYS = range(5, 9)  # orientations that exchange height and width
+
+PILLOW_BYTES = 4  # of a pixel of a colour
+DECODED_BYTES = 2 * PILLOW_BYTES  # of a pixel: as Pillow has it, and as an array
+LARGEST_REDUCTION = 8  # of a JPEG's height and width while it is decoded
 
 # names of OpenCV's flags, by the factor by which the size is reduced
 GREY_FLAGS = {1: "IMREAD_GRAYSCALE", **{n: f"IMREAD_REDUCED_GRAYSCALE_{n}" for n in (2, 4, 8)}}
@@ -30,17 +44,6 @@ COLOUR_FLAGS = {1: "IMREAD_COLOR", **{n: f"IMREAD_REDUCED_COLOR_{n}" for n in (2
 MARKER, START_OF_SCAN, END_OF_IMAGE = 0xFF, b"\xff\xda", b"\xff\xd9"
 _IS_UNEXPECTED = np.ones(256, dtype=bool)
 _IS_UNEXPECTED[[0, *range(0xD0, 0xD8)]] = False
-
-# functions that turn pixels (H, W, ...) upright, by their EXIF orientation
-_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: np.fliplr,
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: np.flipud,
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: np.rot90,
-}
 
 
 class BadImage(Exception):  # noqa: N818 - names the file, not the error
@@ -110,6 +113,7 @@ class FilePicture:
     time, and decodes at a half, a quarter or an eighth of the size for less.
 
     Attributes:
+        content: of its file.
         shape: (H, W, C) of the whole image, upright.
     """
 
@@ -117,11 +121,11 @@ class FilePicture:
         self, content: bytes, header: Any, channels: int, background: Sequence[int], white: int | None, name: str
     ) -> None:
         """Take the content of a whole file, the image as Pillow opened it, and its name in messages."""
-        self._content = content
+        self.content = content
         self._background = background
         self._white = white
         self._name = name
-        self._orientation = _read_orientation(header) if _may_be_turned(header.format, content) else 1
+        self._orientation = read_orientation(header) if _may_be_turned(header.format, content) else 1
         self._is_grey = header.mode == "L" and channels == 1
         self._by_opencv = header.format == "JPEG" and header.mode in {"L", "RGB"} and _is_regular(content, header)
         width, height = header.size
@@ -143,16 +147,45 @@ class FilePicture:
         Raises:
             BadImage: the file is damaged.
         """
+        with self._hold_memory(reduce), _errors_as_bad_image(None):
+            pixels = self._decode_jpeg(reduce)
+            if pixels is not None:
+                return pixels
+            return to_pixels(self._open(), self.content, self.shape[-1], self._background, self._white)
+
+    def shrink(self, factor: int) -> np.ndarray:
+        """Return the pixels (h, w, C) uint8 at 1 / ``factor`` (a power of 2) of the size, rounded up: averages.
+
+        There is one copy of the whole image in memory; of a JPEG, one at a reduced size.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        reduce = min(factor, LARGEST_REDUCTION) if self._by_opencv else 1
+        with _bad_image_as_user_error(self._name), self._hold_memory(reduce), _errors_as_bad_image(None):
+            pixels = self._decode_jpeg(reduce)
+            if pixels is not None:
+                return average_pixels(pixels, factor // reduce)
+            pixels = to_shrunk_pixels(self._open(), self.content, self.shape[-1], self._background, self._white, factor)
+            return turn_upright(pixels, self._orientation)
+
+    def _hold_memory(self, reduce: int) -> AbstractContextManager[None]:
+        height, width, _ = self.shape
+        return DECODED.hold(DECODED_BYTES * height * width // reduce**2)
+
+    def _open(self) -> Any:
+        return import_pillow().open(io.BytesIO(self.content), formats=FORMATS)
+
+    def _decode_jpeg(self, reduce: int) -> np.ndarray | None:
+        """Return the pixels (h, w, C) of a JPEG at 1 / ``reduce`` of the size; None if OpenCV is not to decode it."""
+        pixels = _decode_by_opencv(self.content, self._is_grey, reduce) if self._by_opencv else None
+        if pixels is None:
+            return None
         channels = self.shape[-1]
-        with _errors_as_bad_image(None):
-            pixels = _decode_by_opencv(self._content, self._is_grey, reduce) if self._by_opencv else None
-            if pixels is None:
-                image = _import_pillow().open(io.BytesIO(self._content), formats=FORMATS)
-                return _decode_by_pillow(image, self._content, channels, self._background, self._white)
-            if channels == 1 and not self._is_grey:
-                pixels = np.asarray(_import_pillow().fromarray(pixels).convert("L"))
-            pixels = _turn_upright(pixels, self._orientation)
-            return pixels.reshape(*pixels.shape[:2], channels)
+        if channels == 1 and not self._is_grey:
+            pixels = np.asarray(import_pillow().fromarray(pixels).convert("L"))
+        pixels = turn_upright(pixels, self._orientation)
+        return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _open_file(
@@ -194,18 +227,6 @@ def _is_regular(content: bytes, header: Any) -> bool:
     return not _IS_UNEXPECTED[scan[1:-1][scan[:-2] == MARKER]].any()
 
 
-def _decode_by_pillow(
-    image: Any, content: bytes, channels: int, background: Sequence[int], white: int | None
-) -> np.ndarray:
-    """Return the pixels (H, W, channels) uint8 of an image that Pillow has opened."""
-    is_colour = is_wide_colour(image)
-    image.load()
-    opaque = _remove_transparency(reduce_to_8_bits(image, is_colour, content, white), background)
-    pixels = np.asarray(opaque.convert("L" if channels == 1 else "RGB"))
-    pixels = _turn_upright(pixels, _read_orientation(image))
-    return pixels.reshape(*pixels.shape[:2], channels)
-
-
 def check_image(content: bytes, max_pixels: int) -> Check:
     """Return whether an image file of this content can be decoded, and what that showed.
 
@@ -215,8 +236,10 @@ def check_image(content: bytes, max_pixels: int) -> Check:
         with _errors_as_bad_image(None), _open_header(io.BytesIO(content), max_pixels) as image:
             pixels, is_colour = image.width * image.height, is_wide_colour(image)
             image.draft(None, (1, 1))
-            image.load()
-            return Check("", pixels, read_peak(image, is_colour, content))
+            is_held = is_colour or "progressive" in image.info  # 16 bits, or coefficients, beside the pixels
+            with DECODED.hold(2 * PILLOW_BYTES * pixels if is_held else PILLOW_BYTES * math.prod(image.size)):
+                check_pixels(image)
+                return Check("", pixels, read_peak(image, is_colour, content))
     except BadImage as error:
         return Check(str(error))
 
@@ -228,7 +251,7 @@ def _read_from_start(file: IO[bytes]) -> bytes:
 
 def _open_header(file: Path | IO[bytes], max_pixels: int) -> Any:
     """Return an image as Pillow opens it, nothing decoded yet."""
-    image = _import_pillow().open(file, formats=FORMATS)
+    image = import_pillow().open(file, formats=FORMATS)
     width, height = image.size
     if width * height > max_pixels:
         raise BadImage(
@@ -268,23 +291,6 @@ def _errors_as_bad_image(file: Path | IO[bytes] | None) -> Iterator[None]:
         raise BadImage(reason or f"no image, or not one of {', '.join(FORMATS)}") from None
 
 
-def _import_pillow() -> ModuleType:
-    """Return PIL.Image without its size limit: ours is checked instead, before anything is decoded."""
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None
-    return Image
-
-
-def _read_orientation(image: Any) -> int:
-    """Return an image's EXIF orientation, 1 to 8; 1, upright, also if the EXIF block is damaged."""
-    try:
-        orientation = image.getexif().get(ORIENTATION)
-        return int(orientation) if orientation in _TURNS else 1
-    except Exception:
-        return 1
-
-
 def _may_be_turned(image_format: str, content: bytes) -> bool:
     """Return whether an image may need turning.
 
@@ -295,18 +301,10 @@ def _may_be_turned(image_format: str, content: bytes) -> bool:
     return image_format != "TIFF"
 
 
-def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return pixels (H, W, ...) turned upright, contiguous."""
-    turn = _TURNS.get(orientation)
-    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+def decoder_versions() -> list[str | int | None]:
+    """Return the versions of all that decides which pixels an image file gives."""
+    import cv2
+    import PIL
+    from PIL import features
 
-
-def _remove_transparency(image: Any, background: Sequence[int]) -> Any:
-    """Return the image as L or RGB, its transparent pixels laid over the background."""
-    if image.has_transparency_data:
-        foreground = image.convert("RGBA")
-        canvas = _import_pillow().new("RGBA", foreground.size, (*background, 255))
-        return _import_pillow().alpha_composite(canvas, foreground).convert("RGB")
-    if image.mode in {"L", "RGB"}:
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")
+    return [__version__, cv2.__version__, PIL.__version__, features.version("libjpeg_turbo")]

@@ -12,25 +12,69 @@ from typing import IO, Any
 
 import numpy as np
 
-from tutelage import __version__
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import OnProgress, cache_folder, format_size, ignore_progress, wait_for_lock
-from tutelage.data.loading.shared_memory import count_cores
-from tutelage.data.source import Images
+from tutelage.data.files.decoding import decoder_versions
+from tutelage.data.loading.shared_memory import SharedArray, count_cores
+from tutelage.data.source import DecodedImages, Images
 from tutelage.errors import UserError
 from tutelage.storage import TRAILER_LENGTH, digest, is_sound, remove_partials, write_checked, write_json
 
-PACK_VERSION = 1  # to be raised when the same files give other pixels, or when the layout of a pack changes
+PACK_VERSION = 2  # to be raised when the same files give other pixels, or when the layout of a pack changes
 PACK_FILE, CHECKED_FILE = "images", "checked.json"
 KEY_LENGTH = 32
 IMAGES_A_TASK = 16
 TASKS_AHEAD = 2  # for each thread: images decoded before their turn to be written
 
 
+class PackedImages(DecodedImages):
+    """Images of files, read from packs of those that were prepared; others are decoded when they are read."""
+
+    def __init__(self, files: Images, contents: Sequence[bytes], config: DataConfig) -> None:
+        """Take the images, for each the SHA-256 of its file's content, and the dataset's config."""
+        self._files = files
+        self._contents = contents
+        self._config = config
+        self._packs: list[SharedArray] = []
+        # (N, 2): of each image, the number of its pack, or -1, and its row there
+        self._places = SharedArray(np.full((len(files), 2), (-1, 0), dtype=np.int64))
+        self.preparable = len(files)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_contents"}  # to prepare, not to read
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        pack, row = self._places.array[index].tolist()
+        return self._files[index] if pack < 0 else np.array(self._packs[pack].array[row])  # a copy: packs are read only
+
+    def picture(self, index: int) -> np.ndarray:
+        """Return the image at evaluation size: nothing larger is stored."""
+        return self[index]
+
+    def prepare(self, indices: np.ndarray, on_progress: OnProgress) -> None:
+        """Pack the images at ``indices`` (n,), ascending, unless they are all packed.
+
+        Raises:
+            UserError: as in ``pack_images``.
+        """
+        if (self._places.array[indices, 0] >= 0).all():
+            return
+        pack = pack_images(self._files, self._contents, self._config, on_progress, indices)
+        self._places.array[indices] = np.stack([np.full(len(indices), len(self._packs)), np.arange(len(indices))], 1)
+        self._packs.append(SharedArray(pack))
+
+
 def pack_images(
-    images: Images, contents: Sequence[bytes], config: DataConfig, on_progress: OnProgress = ignore_progress
+    images: Images,
+    contents: Sequence[bytes],
+    config: DataConfig,
+    on_progress: OnProgress = ignore_progress,
+    indices: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return all images (N, S, S, C) uint8, memory-mapped; write the pack first if there is none.
+    """Return images (N, S, S, C) uint8, memory-mapped; write the pack first if there is none.
 
     The pack is in our cache, in a folder named by all that it depends on: the contents of the files in their order,
     ``data.image_size``, ``channels``, ``background``, ``fit`` and ``white``, the decoders and this version. It is
@@ -45,30 +89,24 @@ def pack_images(
         contents: for each image, the SHA-256 of its file's content.
         config: the dataset's config.
         on_progress: receives the progress; may raise to stop, which leaves no file.
+        indices: (N,) of the images that are packed; all where they are not given.
 
     Raises:
         UserError: an image cannot be decoded, or the pack cannot be written.
     """
-    shape = (len(images), config.image_size, config.image_size, config.channels)
-    settings = [_decoder_versions(), shape, config.background, config.fit, config.white]
-    folder = cache_folder("packs") / digest([*settings, *(content.hex() for content in contents)])[:KEY_LENGTH]
+    numbers = range(len(images)) if indices is None else indices.tolist()
+    shape = (len(numbers), config.image_size, config.image_size, config.channels)
+    settings = [[PACK_VERSION, *decoder_versions()], shape, config.background, config.fit, config.white]
+    folder = cache_folder("packs") / digest([*settings, *(contents[number].hex() for number in numbers)])[:KEY_LENGTH]
     file = folder / PACK_FILE
     if not _is_intact(file, math.prod(shape), on_progress):
-        wait_message = f"another process is packing the {len(images):,} images"
+        wait_message = f"another process is packing the {len(numbers):,} images"
         hint = "let XDG_CACHE_HOME name a folder that can, or set data.pack=false"
         with wait_for_lock(folder, PACK_FILE, wait_message, on_progress, hint):
             if not _is_intact(file, math.prod(shape), on_progress):
                 remove_partials(folder)
-                _write_pack(file, images, math.prod(shape), config, on_progress)
+                _write_pack(file, images, numbers, math.prod(shape), config, on_progress)
     return np.memmap(file, dtype=np.uint8, mode="r", shape=shape)
-
-
-def _decoder_versions() -> list[str | int | None]:
-    import cv2
-    import PIL
-    from PIL import features
-
-    return [PACK_VERSION, __version__, cv2.__version__, PIL.__version__, features.version("libjpeg_turbo")]
 
 
 def _is_intact(file: Path, size: int, on_progress: OnProgress) -> bool:
@@ -99,13 +137,15 @@ def _record_checked(file: Path) -> None:
         write_json(file.parent / CHECKED_FILE, _pack_state(file))
 
 
-def _write_pack(file: Path, images: Images, size: int, config: DataConfig, on_progress: OnProgress) -> None:
-    """Write the pack of all images."""
-    count = len(images)
+def _write_pack(
+    file: Path, images: Images, numbers: Sequence[int], size: int, config: DataConfig, on_progress: OnProgress
+) -> None:
+    """Write the pack of the images of some numbers."""
+    count = len(numbers)
     threads = count_cores() if config.num_workers == "auto" else config.num_workers or 1
 
-    def decode_images(numbers: range) -> np.ndarray:
-        return np.stack([images[number] for number in numbers])
+    def decode_images(rows: range) -> np.ndarray:
+        return np.stack([images[numbers[row]] for row in rows])
 
     def write_images(pack: IO[bytes]) -> None:
         done = 0

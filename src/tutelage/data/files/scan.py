@@ -13,6 +13,7 @@ from tutelage.data.datasets.download import OnProgress
 from tutelage.data.files.contents import FindCheck, Scope, read_contents
 from tutelage.data.files.decoding import Check, check_image
 from tutelage.data.files.listing import Entry, FileState, Listing, walk_files
+from tutelage.data.files.memory import CONTENTS
 from tutelage.data.files.names import printable
 from tutelage.data.files.threads import Tick
 from tutelage.errors import UserError
@@ -43,9 +44,10 @@ def _scan_entries(
     """Return the same as ``scan_listing``, of the files of one folder, table or list, which is at ``place``."""
 
     def examine(number: int, tick: Tick, find_check: FindCheck) -> tuple[bytes, Check]:
-        content = _read_file(entries[number].path)
-        tick(len(content))
-        return examine_image(content, find_check, max_pixels)
+        with CONTENTS.hold(entries[number].state.size):
+            content = _read_file(entries[number].path)
+            tick(len(content))
+            return examine_image(content, find_check, max_pixels)
 
     names = "\0".join([f"{entry.name}\0{entry.state.size}\0{entry.state.time}" for entry in entries])
     copy_key = hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()

@@ -36,7 +36,7 @@ def read_peak(image: Any, is_colour: bool, content: bytes) -> int:
         content: of its file.
     """
     if is_colour:
-        return int(_read_colours(image, content)[..., :COLOURS].max())
+        return int(read_colours(image, content)[..., :COLOURS].max())
     return int(np.asarray(image).max()) if _is_wide_grey(image) else 0
 
 
@@ -49,9 +49,7 @@ def reduce_to_8_bits(image: Any, is_colour: bool, content: bytes, white: int | N
     from PIL import Image
 
     if is_colour and white is not None:
-        values = _read_colours(image, content)
-        colours, alpha = _scale(values[..., :COLOURS], white), _scale(values[..., COLOURS:], LARGEST)
-        return Image.fromarray(np.concatenate([colours, alpha], axis=-1))
+        return scale_colours(read_colours(image, content), white)
     if not _is_wide_grey(image):
         return image
     values = np.asarray(image)
@@ -59,6 +57,30 @@ def reduce_to_8_bits(image: Any, is_colour: bool, content: bytes, white: int | N
     if "transparency" in image.info:
         grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
     return grey
+
+
+def read_colours(image: Any, content: bytes) -> np.ndarray:
+    """Return the values (H, W, 3) uint16 of an image, (H, W, 4) with its alpha last if it is transparent.
+
+    OpenCV turns TIFFs, and no other files, by their orientation, and so does Pillow when it loads them. Of a file that
+    OpenCV cannot decode, the upper 8 bits are known.
+    """
+    import cv2
+
+    values: np.ndarray | None = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is not None and values.dtype == np.uint16 and values.ndim == AXES:
+        order = cv2.COLOR_BGR2RGB if values.shape[-1] == COLOURS else cv2.COLOR_BGRA2RGBA
+        return cv2.cvtColor(values, order, dst=values)  # in place: there is one copy
+    colours = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return np.asarray(colours).astype(np.uint16) * EIGHT_TO_SIXTEEN_BITS
+
+
+def scale_colours(values: np.ndarray, white: int) -> Any:
+    """Return colours (H, W, 3 or 4) of 16 bits, with their alpha last, as an image of 8 bits; ``white`` becomes 255."""
+    from PIL import Image
+
+    colours, alpha = _scale(values[..., :COLOURS], white), _scale(values[..., COLOURS:], LARGEST)
+    return Image.fromarray(np.concatenate([colours, alpha], axis=-1))
 
 
 def describe_range(peak: int, white: int | None) -> tuple[str, ...]:
@@ -83,21 +105,6 @@ def describe_range(peak: int, white: int | None) -> tuple[str, ...]:
 
 def _is_wide_grey(image: Any) -> bool:
     return bool(image.mode.startswith("I"))
-
-
-def _read_colours(image: Any, content: bytes) -> np.ndarray:
-    """Return the values (H, W, 3) uint16 of a loaded image, (H, W, 4) with its alpha last if it is transparent.
-
-    OpenCV turns TIFFs, and no other files, by their orientation, and so does Pillow when it loads them. Of a file that
-    OpenCV cannot decode, the upper 8 bits are known.
-    """
-    import cv2
-
-    values: np.ndarray | None = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    if values is not None and values.dtype == np.uint16 and values.ndim == AXES:
-        return cv2.cvtColor(values, cv2.COLOR_BGR2RGB if values.shape[-1] == COLOURS else cv2.COLOR_BGRA2RGBA)
-    colours = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    return np.asarray(colours).astype(np.uint16) * EIGHT_TO_SIXTEEN_BITS
 
 
 def _scale(values: np.ndarray, white: int) -> np.ndarray:

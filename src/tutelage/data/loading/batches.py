@@ -70,6 +70,7 @@ class StageData:
         strong: further transforms of a second view.
         mix: how images of a batch are mixed.
         cached: cached logits or features, by stream.
+        evaluation_batch: validation images in a batch.
     """
 
     streams: Sequence[Stream]
@@ -79,6 +80,7 @@ class StageData:
     strong: Sequence[dict[str, Any]] = ()
     mix: MixConfig | None = None
     cached: Mapping[str, CachedLogits] = field(default_factory=dict)
+    evaluation_batch: int = EVALUATION_BATCH
 
 
 @dataclass(frozen=True)
@@ -266,20 +268,29 @@ class EvalDataset(Dataset[EvalBatch]):
         labels: (N,) of all images.
         indices: (n,) of the images to show.
         counted: how many of these count, from the first on; the label of the others is unknown.
+        batch_size: images in a batch; None for ``EVALUATION_BATCH``.
     """
 
-    def __init__(self, images: Images, labels: np.ndarray, indices: np.ndarray, counted: int | None = None) -> None:
+    def __init__(
+        self,
+        images: Images,
+        labels: np.ndarray,
+        indices: np.ndarray,
+        counted: int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
         self._images = images
         self._labels = SharedArray(labels)
         self._indices = SharedArray(indices)
         self._counted = len(indices) if counted is None else counted
+        self._batch_size = batch_size or EVALUATION_BATCH
 
     def __len__(self) -> int:
-        return math.ceil(len(self._indices.array) / EVALUATION_BATCH)
+        return math.ceil(len(self._indices.array) / self._batch_size)
 
     def __getitem__(self, batch: int) -> EvalBatch:
-        first = batch * EVALUATION_BATCH
-        indices = self._indices.array[first : first + EVALUATION_BATCH]
+        first = batch * self._batch_size
+        indices = self._indices.array[first : first + self._batch_size]
         images = stack_images(self._images, indices)
         labels = self._labels.array[indices].astype(np.int64)
         labels[max(0, self._counted - first) :] = UNKNOWN
