@@ -3,9 +3,10 @@
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 UNCOUNTED = 1024
+NOTHING = nullcontext()
 
 
 class MemoryLimit:
@@ -24,15 +25,15 @@ class MemoryLimit:
         self._changed = threading.Condition()
         self._held = 0
 
-    @contextmanager
-    def hold(self, size: int) -> Iterator[None]:
-        """Hold some bytes while the block runs, once they fit beside those of others; more than all fit alone.
+    def hold(self, size: int) -> AbstractContextManager[None]:
+        """Hold some bytes while a block runs, once they fit beside those of others; more than all fit alone.
 
-        Less than a part in ``UNCOUNTED`` of all is not counted.
+        Less than a part in ``UNCOUNTED`` of all is not counted: a scan asks for each of its small files.
         """
-        if size * UNCOUNTED < self._size:
-            yield
-            return
+        return NOTHING if size * UNCOUNTED < self._size else self._hold(size)
+
+    @contextmanager
+    def _hold(self, size: int) -> Iterator[None]:
         with self._changed:
             self._changed.wait_for(lambda: not self._held or self._held + size <= self._size)
             self._held += size
