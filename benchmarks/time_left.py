@@ -29,7 +29,7 @@ import tutelage.runs.runner  # noqa: F401 - loaded before any time is measured
 from lengths import length
 from tutelage.config import Config
 from tutelage.config.compose import compose
-from tutelage.data import fingerprint
+from tutelage.data import data_module, fingerprint
 from tutelage.models import make_classifier, save_classifier
 from tutelage.runs import RunFolder, run_identity
 from tutelage.runs.context import make_image_spec
@@ -112,7 +112,7 @@ class Recorder(Observer):
 def save_random_weights(overrides: Sequence[str], file: Path) -> None:
     """Write a network with random weights: what it knows does not change how long it takes."""
     config = compose([*COMMON, *overrides, steps(10)])
-    network = make_classifier(config.model.arguments(), make_image_spec(config.data, list("0123456789")))
+    network = make_classifier(config.model.arguments(), make_image_spec(config.data, data_module(config.data).classes))
     save_classifier(network, config.model.arguments(), file)
 
 

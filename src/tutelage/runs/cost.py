@@ -1,11 +1,13 @@
 """Expected durations of the parts of a run, from which the display computes the time left.
 
-The constants are rounded measurements of LeNet-5, a small VGG, ResNets and an MLP, on two threads of an EPYC and on
+The constants are rounded measurements of LeNet-5, a small VGG, ResNets and an MLP, on one thread of an EPYC and on
 small images. Only their ratios matter: how fast this machine is, the run itself measures (``terminal.time_left``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+
+import torch
 
 from tutelage.models import VIEW_COUNTS, ImageSpec
 from tutelage.runs.context import RunContext
@@ -38,7 +40,7 @@ class Speed:
         return size.flops / self.flops + size.elements / self.elements
 
 
-CPU = Speed(4e11, 2.5e9, 5e-6)
+CPU_THREAD = Speed(2e11, 1.25e9, 5e-6)
 CUDA = Speed(1e13, 2e11, 1e-5)  # of the order that data sheets give for float32; not measured
 
 
@@ -50,7 +52,7 @@ def stage_costs(context: RunContext) -> Sequence[Part]:
     of each given teacher.
     """
     parts, sizes = [], {stage.name: context.network_size(stage) for stage in context.train_stages}
-    speed, splits = CUDA if context.device.type == "cuda" else CPU, context.data.splits
+    speed, splits = _device_speed(context.device), context.data.splits
     for stage in context.stages:
         if isinstance(stage, PseudoLabelStage):
             images = VIEW_COUNTS[stage.tta_views] * len(splits.pool)
@@ -63,11 +65,17 @@ def stage_costs(context: RunContext) -> Sequence[Part]:
             parts += _training_parts(context, stage, sizes[stage.name], speed)
     if context.evaluates_test:
         images = count_test_images(context)
-        given = [stage.teacher for stage in stages_of_given_teachers(context) if stage.teacher]
-        forwards = [size.forward for size in sizes.values()]
-        forwards += [measure_forward(teacher_without_weights(context, spec), context.image_spec) for spec in given]
-        parts.append(Part(TEST_PART, [_prediction(context, forward, images, speed) for forward in forwards]))
+        networks = [_prediction(context, size.forward, images, speed) for size in sizes.values()]
+        parts.append(Part(TEST_PART, [*networks, *_given_teachers(context, images, speed)]))
     return parts
+
+
+def _device_speed(device: torch.device) -> Speed:
+    """Return the speed of a device: a GPU's, or that of the threads that torch uses on the CPU."""
+    if device.type == "cuda":
+        return CUDA
+    threads = torch.get_num_threads()
+    return replace(CPU_THREAD, flops=threads * CPU_THREAD.flops, elements=threads * CPU_THREAD.elements)
 
 
 def first_part(stage: Stage) -> str:
@@ -124,6 +132,15 @@ def _prediction(context: RunContext, forward: ForwardSize, images: int, speed: S
     """Return the work of reading images and predicting their classes."""
     seconds = speed.forward(forward) + READ_SECONDS + _count_values(context.image_spec) * READ_VALUE_SECONDS
     return Work(("prediction", str(forward)), images * seconds)
+
+
+def _given_teachers(context: RunContext, images: int, speed: Speed) -> Iterator[Work]:
+    """Yield the work of testing each teacher that the run was given; those of other classes are not tested."""
+    for stage in stages_of_given_teachers(context):
+        if stage.teacher is not None:
+            teacher = teacher_without_weights(context, stage.teacher)
+            count = images if teacher.classes == context.image_spec.classes else 0
+            yield _prediction(context, measure_forward(teacher, context.image_spec), count, speed)
 
 
 def _with_comparisons(size: NetworkSize, count: int, spec: ImageSpec) -> NetworkSize:
