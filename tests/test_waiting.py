@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -59,6 +60,16 @@ def test_batches_come_in_order_from_workers_that_share_them(monkeypatch):
     assert len(waits) > 1
 
 
+def test_workers_that_stay_may_be_slow_to_begin_another_pass(monkeypatch):
+    monkeypatch.setattr(loader, "POLL_SECONDS", 0.02)
+    batches = Loader(Batches(lambda: torch.empty(1)), 1, lambda what, seconds: None, persistent_workers=True)
+    assert len(list(batches)) == 4
+    (worker,) = batches._iterator._workers
+    os.kill(worker.pid, signal.SIGSTOP)
+    threading.Timer(0.1, os.kill, (worker.pid, signal.SIGCONT)).start()
+    assert len(list(batches)) == 4
+
+
 @pytest.mark.parametrize(
     "make",
     [lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: lambda: "a function cannot be sent"],
@@ -102,9 +113,10 @@ def test_a_signal_ends_the_wait_for_a_worker_that_is_stuck(monkeypatch):
             installed.check_waiting()
 
         started = time.monotonic()
-        with pytest.raises(Stopped):
+        with pytest.raises(Stopped) as caught:
             list(Loader(Batches(lambda: time.sleep(60)), 1, on_wait))
         assert 0.1 < time.monotonic() - started < 20
+        assert not caught.value.has_saved
 
 
 def test_a_long_wait_is_said_after_a_minute_and_then_ever_more_rarely():

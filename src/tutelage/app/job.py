@@ -167,7 +167,7 @@ def train_run(config: "Config", location: RunLocation, arguments: Sequence[str],
     def on_wait(what: str, seconds: float) -> None:
         lines(what, seconds)
         if (signals := installed_signals()) is not None:
-            signals.check()
+            signals.check_waiting()
 
     folder, fingerprint = location
     observer = create_display(config.callbacks.display) if group.is_rank0 else SilentObserver()
@@ -190,7 +190,8 @@ def train_run(config: "Config", location: RunLocation, arguments: Sequence[str],
             if group.is_rank0:
                 _finish_tracking(config, folder, context.tracking)
     except Stopped as stopped:
-        observer.say(f"{stopped}; saved. The same command goes on from here.")
+        outcome = "saved" if stopped.has_saved else "what it waited for did not come, and the last checkpoint is kept"
+        observer.say(f"{stopped}; {outcome}. The same command goes on from here.")
         return stopped.exit_code
     finally:
         observer.end()

@@ -96,13 +96,13 @@ def _training_parts(context: RunContext, stage: TrainStage, size: NetworkSize, s
         live = speed.forward(teacher)
         if not stage.teacher.live:
             seconds = count_logits(context, stage) * (live + _loading(context, stage))
-            parts.append(Part(caching_part(stage), [Work(("caching", str(teacher)), seconds)]))
+            parts.append(Part(caching_part(stage), [Work(("prediction", str(teacher)), seconds)]))
             live = 0.0
     work = [Work(("training", str(size)), steps * (_step(context, stage, size, speed) + stage.images_per_step * live))]
     if context.selects_best(stage):
         count = -(-steps // stage.epoch_steps)
         each = _prediction(context, size.forward, len(context.data.splits.validation), speed)
-        work.append(replace(each, seconds=count * (each.seconds + VALIDATION_SECONDS)))
+        work.append(Work(("validation", str(size.forward)), count * (each.seconds + VALIDATION_SECONDS)))
     return [*parts, Part(stage.name, work)]
 
 

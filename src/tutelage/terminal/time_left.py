@@ -1,5 +1,6 @@
 """The time that a run has left: what its work is expected to take, corrected by measurements. Needs no torch."""
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class TimeLeft:
         self._number = 0  # of the current part, from 1; 0 before the first
         self._done: dict[int, float] = {}  # fractions of the current part's work, by index; empty before any progress
         self._measured: dict[tuple[str, ...], _Measured] = {}  # by kind, and by each beginning of a kind
-        self._start = _Measured()
+        self._starts: list[float] = []  # seconds before the first progress of each part so far
 
     def begin(self, parts: Sequence[Part]) -> None:
         """Plan all parts of the run, or plan them anew; what is measured stays."""
@@ -66,7 +67,7 @@ class TimeLeft:
         now = self._clock()
         seconds, self._last_time = now - self._last_time, now
         if not self._done:
-            self._start.add(seconds, START_SECONDS)
+            self._starts.append(seconds)
         elif work in self._done:
             planned = self._parts[self._number - 1].work[work]
             expected = max(0.0, fraction - self._done[work]) * planned.seconds
@@ -89,7 +90,8 @@ class TimeLeft:
         everything = self._measured.get((), _Measured())
         if everything.seconds < MIN_MEASURED_SECONDS or everything.expected < TINY_SECONDS:
             return None
-        start = START_SECONDS * self._start.slowness(prior=1.0)
+        later_starts = self._starts[1:]  # the first includes what is done once: large pictures, packs, CUDA
+        start = statistics.median(later_starts) if later_starts else START_SECONDS
         left = start  # the run's end: its ledger and checksums
         for number, part in enumerate(self._parts[self._number - 1 :], self._number):
             done = self._done if number == self._number else {}

@@ -31,14 +31,19 @@ class Loader(DataLoader[Any]):
             options: torch's.
         """
         if workers:
-            options |= {"collate_fn": share_batch, "worker_init_fn": start_worker, "timeout": POLL_SECONDS}
+            options |= {"collate_fn": share_batch, "worker_init_fn": start_worker}
         super().__init__(dataset, batch_size=None, num_workers=workers, **options)
         self._on_wait = on_wait or WaitLines()
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if self._iterator is not None:
+            self._iterator._timeout = 0  # torch could not go on where workers that stay time out as a pass begins
         with shared_memory_errors():
-            batches = super().__iter__()
-        return self._wait_for_batches(batches) if self.num_workers else batches
+            batches: Any = super().__iter__()
+        if not self.num_workers:
+            return batches  # type: ignore[no-any-return]
+        batches._timeout = POLL_SECONDS
+        return self._wait_for_batches(batches)
 
     def _wait_for_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield batches as they come; they go on after torch's error of a time-out."""

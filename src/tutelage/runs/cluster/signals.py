@@ -16,16 +16,21 @@ from tutelage.runs.cluster.slurm import slurm_job
 SAVE = signal.SIGUSR1
 STOP = (signal.SIGTERM, signal.SIGINT)
 FROM_SLURM = (signal.SIGUSR1, signal.SIGTERM)
-PATIENCE_SECONDS = 10.0  # docker stop kills then
+PATIENCE_SECONDS = 5.0  # after 10, docker stop kills
 NO_REQUEST, SAVE_AND_CONTINUE = 0, 1  # requests; a larger one is the number of the signal that stops the run
 
 
 class Stopped(Exception):  # noqa: N818 - an order that was followed, not an error
-    """A signal stopped the run, which has saved its state."""
+    """A signal stopped the run.
 
-    def __init__(self, signum: int) -> None:
+    Attributes:
+        exit_code: 128 and the signal's number.
+        has_saved: whether nothing is lost; else what came after the last checkpoint is.
+    """
+
+    def __init__(self, signum: int, has_saved: bool = True) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.exit_code = BY_SIGNAL + signum
+        self.exit_code, self.has_saved = BY_SIGNAL + signum, has_saved
 
 
 class Signals:
@@ -62,7 +67,7 @@ class Signals:
         The step is then given up: a run goes on from its last checkpoint.
         """
         if time.monotonic() - self._requested_at >= PATIENCE_SECONDS and self._requested > SAVE_AND_CONTINUE:
-            raise Stopped(self._requested)
+            raise Stopped(self._requested, has_saved=False)
 
     def install(self) -> None:
         """Install the handlers."""
