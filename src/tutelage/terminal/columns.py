@@ -37,7 +37,7 @@ def list_metrics(record: Mapping[str, Any], wide: bool) -> list[Metric]:
 
 
 def _uneven_metrics(record: Mapping[str, Any], accuracy: Metric) -> list[Metric]:
-    """Return balanced accuracy and F1 on an accuracy's images where classes are uneven; else the one that selects weights.
+    """Return balanced accuracy and F1 on an accuracy's images where classes are uneven; else the one that selects.
 
     Runs of earlier versions have neither.
     """
