@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 from lengths import length
 from tutelage.config import Config
 from tutelage.config.compose import compose
-from tutelage.data import StageData, Stream
+from tutelage.data import EVALUATION_BATCH, StageData, Stream
 from tutelage.data.datasets.image_files import FileImages
 from tutelage.data.files.packing import pack_images
 from tutelage.data.loading.batches import EvalDataset, TrainDataset
@@ -99,7 +99,7 @@ def measure_rates(top: Path) -> dict[str, float]:
     sharded, tried_rate = write_shards(top, paths, config)
     stored: dict[str, Images] = {"JPEG files": files, **sharded, "their pack": squares}
     sides = {kind: make_train_dataset(images, config, ROUNDS * STEPS) for kind, images in stored.items()}
-    plain = EvalDataset(files, np.zeros(FILES, dtype=np.int64), np.arange(FILES))
+    plain = EvalDataset(files, np.zeros(FILES, dtype=np.int64), np.arange(FILES), EVALUATION_BATCH)
     seconds: dict[str, list[float]] = {kind: [] for kind in (*sides, EVALUATED)}
     for turn in range(1 + ROUNDS):
         for kind, side in sides.items():

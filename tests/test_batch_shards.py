@@ -76,7 +76,7 @@ def test_every_validation_image_counts_once_and_no_process_has_more_batches(coun
     assert len({len(shard_indices) for shard_indices, _ in shards}) == 1
     assert np.concatenate([shard_indices[:counted] for shard_indices, counted in shards]).tolist() == indices.tolist()
     images, labels = np.zeros((1000, 2, 2, 1), dtype=np.uint8), np.arange(1000) % 7
-    datasets = [EvalDataset(WholeImages(images), labels, shard_indices, counted) for shard_indices, counted in shards]
+    datasets = [EvalDataset(WholeImages(images), labels, own, 512, counted) for own, counted in shards]
     assert len({len(make_batches) for make_batches in datasets}) == 1
     all_labels = torch.cat(
         [make_batches[number].labels for make_batches in datasets for number in range(len(make_batches))]

@@ -5,6 +5,7 @@ import json
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,11 +45,12 @@ from tutelage.models import (
 )
 from tutelage.models.losses import split_divergence
 from tutelage.models.teacher import Regressor, adapt_images, layer_output
-from tutelage.runs import RunFolder, read_record, run_identity
+from tutelage.runs import RunFolder, evaluate, read_record, run_identity
 from tutelage.runs.callbacks import compute_means
 from tutelage.runs.checkpoints import WholeCheckpointIO
 from tutelage.runs.folder import weights_files
 from tutelage.runs.predictions import read_predictions
+from tutelage.runs.teachers import teacher_without_weights
 from tutelage.strategies import StageContext
 from tutelage.strategies.distillation import Decoupled, DistillationStrategy, Hints
 from tutelage.strategies.distillation.method import Distillation, HintTraining
@@ -478,7 +480,7 @@ def test_a_student_may_learn_from_another_runs_folder_or_weights_file(tmp_path, 
     first_student = {stage["name"]: stage for stage in read_record(RunFolder(teacher))["stages"]}["student"]
     assert [stage.get("teacher_sha256") for stage in record["stages"]] == [[first_student["weights_sha256"]], None]
     (measured,) = record["given_teachers"]
-    images = next(iter(data_module(compose(DISTILLATION).data).eval_dataloader(record_test_images(teacher))))
+    images = next(iter(data_module(compose(DISTILLATION).data).eval_dataloader(record_test_images(teacher), 512)))
     network = load_classifier(teacher / "stages/2-student/checkpoints/final.ckpt").eval()
     resized = functional.interpolate(images.images.float(), (20, 20), mode="bilinear", antialias=True)
     with torch.no_grad():
@@ -518,7 +520,7 @@ def test_a_given_teacher_is_measured_on_validation_alone_where_the_test_set_is_u
     (tested,) = record["given_teachers"]
     assert untested["result"].items() < tested["result"].items() and "test/f1" in tested["result"]
     config = compose([*DISTILLATION, *overrides]).data
-    batch = next(iter(data_module(config).eval_dataloader(data_module(config).splits.validation)))
+    batch = next(iter(data_module(config).eval_dataloader(data_module(config).splits.validation, 512)))
     with torch.no_grad():
         predicted = load_classifier(file).eval()(batch.images).argmax(dim=1)
     assert tested["result"]["val/f1"] == pytest.approx(f1_score(batch.labels, predicted, average="macro"), abs=1e-6)
@@ -555,6 +557,28 @@ def save_teacher(classes: int, folder: Path) -> Path:
     network = LeNet5(make_spec(classes=classes))
     save_classifier(network, {"_target_": "tutelage.models.LeNet5"}, folder / "teacher.ckpt")
     return folder / "teacher.ckpt"
+
+
+@pytest.mark.parametrize(("is_trained_anew", "reason"), [(False, "are missing or damaged"), (True, "have changed")])
+def test_a_given_teacher_whose_file_has_changed_since_it_taught_is_not_measured_and_the_run_ends(
+    tmp_path, is_trained_anew, reason
+):
+    file = save_teacher(10, tmp_path)
+    taught = weight_hash(load_classifier(file))
+    stage = SimpleNamespace(name="student", teacher=SimpleNamespace(networks=(file,)))
+    context = SimpleNamespace(
+        weightless_teachers={},
+        data_for=lambda stage: None,
+        image_spec=make_spec(classes=10),
+        record=SimpleNamespace(finished_entry=lambda name: {"teacher_sha256": [taught]}),
+    )
+    teacher_without_weights(context, stage.teacher)  # at the start of the run
+    file.unlink()
+    if is_trained_anew:
+        save_classifier(LeNet5(make_spec(classes=10)), {"_target_": "tutelage.models.LeNet5"}, file)
+    entry = evaluate._evaluate_teacher(context, stage)
+    assert entry["models"] == [{"_target_": "tutelage.models.LeNet5"}] and entry["result"] == {}
+    assert entry["reason"] == f"its weights {reason} since it taught"
 
 
 def test_a_student_of_a_teacher_with_other_classes_is_killed_and_ends_with_the_same_weights(tmp_path):

@@ -204,11 +204,11 @@ def test_only_images_that_are_shown_are_packed(root, monkeypatch):
     list(data.train_batches(make_stage(data), range(5)))
     labelled = np.union1d(data.splits.labelled, data.splits.validation)
     assert sorted(decoded) == labelled.tolist()
-    list(data.eval_dataloader(data.splits.validation))
+    list(data.eval_dataloader(data.splits.validation, 512))
     assert len(decoded) == len(labelled) == 8
-    list(data.eval_dataloader(data.splits.test))
+    list(data.eval_dataloader(data.splits.test, 512))
     assert sorted(decoded[8:]) == data.splits.test.tolist()
-    list(data.eval_dataloader(data.splits.pool))
+    list(data.eval_dataloader(data.splits.pool, 512))
     assert sorted(decoded[14:]) == sorted([*labelled, *data.splits.pool])  # a pack that is the same for every budget
     files = make_data(root)
     assert all((data.images[index] == files.images[index]).all() for index in range(len(files.images)))
@@ -245,6 +245,7 @@ def test_threads_together_stay_below_the_limit_and_one_that_needs_more_is_alone(
         ({"_target_": "tutelage.models.SmallVGG"}, 32, 512),
         ({"_target_": "tutelage.models.SmallVGG"}, 256, 64),
         ({"_target_": "tutelage.models.Perceptron"}, 1024, 32),
+        ({"_target_": "tutelage.models.SmallVGG"}, 16_384, 1),  # a layer is of more than 1 GiB: no forward is computed
     ],
 )
 def test_an_evaluation_batch_follows_from_the_image_size_and_the_network(model, side, size):

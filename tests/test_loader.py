@@ -154,7 +154,7 @@ def test_evaluation_gives_the_images_in_order_from_every_kind_of_storage():
     array, labels = random_pixels(EVALUATION_BATCH + 10), np.arange(EVALUATION_BATCH + 10)
     indices = np.random.default_rng(0).permutation(labels)[: EVALUATION_BATCH + 5]
     for images in (WholeImages(array), ArrayImages([array[:100], array[100:]], SIDE, 3)):
-        batches = EvalDataset(images, labels, indices)
+        batches = EvalDataset(images, labels, indices, EVALUATION_BATCH)
         assert len(batches) == 2
         eval_batches = [batches[0], batches[1]]
         assert (torch.cat([batch.indices for batch in eval_batches]).numpy() == indices).all()
@@ -230,7 +230,7 @@ def test_workers_receive_handles_and_not_copies_of_the_data(tmp_path):
         step_batches(WholeImages(map_file(tmp_path, array))),
         step_batches(ArrayImages([array], SIDE, 3)),
         step_batches(FileImages(paths, folder_config("/somewhere"))),
-        EvalDataset(WholeImages(array), np.arange(20_000), np.arange(20_000)),
+        EvalDataset(WholeImages(array), np.arange(20_000), np.arange(20_000), 512),
         long,
     ):
         assert len(ForkingPickler.dumps(thing)) < 10_000  # bytes
@@ -281,7 +281,7 @@ from tutelage.data.loading.batches import EvalDataset
 from tutelage.data.loading.workers import ignore_signals
 from tutelage.data.source import WholeImages
 
-batches = EvalDataset(WholeImages(np.zeros((4, 2, 2, 1), dtype=np.uint8)), np.zeros(4), np.arange(4))
+batches = EvalDataset(WholeImages(np.zeros((4, 2, 2, 1), dtype=np.uint8)), np.zeros(4), np.arange(4), 4)
 loader = DataLoader(batches, batch_size=None, num_workers=1, worker_init_fn=ignore_signals, persistent_workers=True)
 print(len(list(loader)), "batch", flush=True)
 """
@@ -740,17 +740,14 @@ def test_only_the_cores_that_the_process_may_use_are_counted():
     assert count_cores() <= len(os.sched_getaffinity(0))
 
 
-def test_evaluation_starts_no_workers_for_images_that_are_pixels_and_no_more_than_batches(root, cache, monkeypatch):
-    from tutelage.data.loading import batches
-
-    def loader(**changes) -> DataLoader:
+def test_evaluation_starts_no_workers_for_images_that_are_pixels_and_no_more_than_batches(root, cache):
+    def loader(batch_size: int, **changes) -> DataLoader:
         module = data_module(folder_config(root, num_workers=4, **changes))
-        return module.eval_dataloader(module.source.train)
+        return module.eval_dataloader(module.source.train, batch_size)
 
-    assert loader().num_workers == 0  # a single batch
-    monkeypatch.setattr(batches, "EVALUATION_BATCH", 4)
-    assert loader().num_workers == 3
-    assert loader(pack=True).num_workers == 0
+    assert loader(512).num_workers == 0  # a single batch
+    assert loader(4).num_workers == 3
+    assert loader(4, pack=True).num_workers == 0
 
 
 def test_a_run_on_files_does_not_depend_on_workers_and_can_be_stopped_with_and_without_a_pack(root, tmp_path):

@@ -366,7 +366,7 @@ def test_batches_do_not_depend_on_workers_or_on_a_resume():
 def test_batches_of_evaluation_are_never_mixed():
     module = data_module(compose(["data=digits"]).data)
     module.begin_stage(stage_data(CUTMIX))
-    (batch, *_) = module.eval_dataloader(np.arange(20))
+    (batch, *_) = module.eval_dataloader(np.arange(20), 20)
     assert isinstance(batch, EvalBatch)
     assert module.on_after_batch_transfer(batch, 0) is batch
 

@@ -225,8 +225,7 @@ def test_evaluation_reads_each_shard_once(tmp_path, monkeypatch):
     for file in (tmp_path / "cache" / "tutelage" / "shards").iterdir():
         file.unlink()
     log.unlink()
-    monkeypatch.setattr("tutelage.data.loading.batches.EVALUATION_BATCH", 4)
-    batches = EvalDataset(source.images, source.labels, source.unlabelled)
+    batches = EvalDataset(source.images, source.labels, source.unlabelled, batch_size=4)
     red_values = [int(value) for number in range(len(batches)) for value in batches[number].images[:, 0, 0, 0]]
     assert red_values == RED_VALUES
     assert log.read_text().split() == [f"{shard:03}.tar" for shard in range(SHARDS)]

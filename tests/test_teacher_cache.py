@@ -373,7 +373,7 @@ def test_a_lower_precision_is_used_if_it_gives_the_same_probabilities_and_predic
 
     data = SimpleNamespace(
         splits=SimpleNamespace(labelled=np.arange(3)),
-        eval_dataloader=lambda indices: [SimpleNamespace(images=torch.zeros(1, 1, 2, 2))],
+        eval_dataloader=lambda indices, batch_size: [SimpleNamespace(images=torch.zeros(1, 1, 2, 2))],
     )
     context = SimpleNamespace(data=data, device=torch.device("cpu"))
     assert teachers._is_precise(context, Predictions(), torch.float16) is precise

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -164,6 +165,7 @@ def test_weights_are_read_from_no_device_and_no_pipe(tmp_path):
     [
         (["seed=range(0,1000000000)"], "seed=.*: more than 10,000 values"),
         (["seed=shuffle(range(0,1000000000))"], "seed=.*: more than 10,000 values"),
+        (["seed=range(0,10,0)"], "seed=.*: a range needs a step other than 0"),
         (["seed=range(0,1000)", "optimizer.lr=range(0.1,100,0.1)"], "a sweep of 999,000 jobs"),
         (["hydra/sweeper=random", "evaluate_test=false", "hydra.sweeper.trials=1000000000"], "hydra.sweeper.trials="),
     ],
@@ -211,19 +213,27 @@ def test_with_a_containers_64_mb_of_shared_memory_a_run_ends_in_one_line_and_goe
     assert len(list(tmp_path.glob("*/*/run.json"))) == 1
 
 
-def test_batch_norm_with_a_single_value_of_each_channel_is_refused_in_one_line():
+@pytest.mark.parametrize(
+    ("shard", "joined", "parts"),
+    [
+        (BatchShard(accumulate=4), False, 4),
+        (BatchShard(processes=4), False, 4),
+        (BatchShard(processes=4), True, None),  # a joined norm sees the images of all processes
+        (BatchShard(accumulate=4), True, 4),
+    ],
+)
+def test_batch_norm_with_a_single_value_of_each_channel_is_refused_in_one_line(shard, joined, parts):
     model = SimpleNamespace(
         arguments=lambda: {"_target_": "tutelage.models.Timm", "name": "mobilenetv3_small_050"},
     )
     spec = ImageSpec(1, 32, ("a", "b"), (0.3,), (0.3,))
     context = SimpleNamespace(
-        data=SimpleNamespace(runtime=DataRuntime(shard=BatchShard(accumulate=4))),
-        config=SimpleNamespace(data=SimpleNamespace(batch_size=4)),
+        data=SimpleNamespace(runtime=DataRuntime(shard=shard)),
+        config=SimpleNamespace(data=SimpleNamespace(batch_size=4), trainer=SimpleNamespace(sync_batchnorm=joined)),
         stage_image_spec=lambda stage: spec,
     )
     stage = SimpleNamespace(one_pass=False, images_per_step=4, model=model, fine_tuning=FineTuning())
-    with pytest.raises(
-        UserError, match="data.batch_size=4 in 4 parts: batch norm of model mobilenetv3_small_050 needs"
-    ):
+    message = f"data.batch_size=4 in {parts} parts: batch norm of model mobilenetv3_small_050 needs"
+    with pytest.raises(UserError, match=message) if parts else nullcontext():
         checks._check_batch_norm(context, stage)
     checks._check_batch_norm(context, SimpleNamespace(**{**vars(stage), "images_per_step": 8}))

@@ -84,7 +84,7 @@ class RunTests:
             network = load_classifier(file).eval()
             stored = read_predictions(folders[name].test_file)
             with torch.no_grad():
-                batch = next(iter(data.eval_dataloader(stored.indices[:COMPARED])))
+                batch = next(iter(data.eval_dataloader(stored.indices[:COMPARED], COMPARED)))
                 probabilities = network(batch.images).softmax(dim=1).numpy()
                 np.testing.assert_allclose(probabilities, stored.probabilities[: len(probabilities)], atol=ROUNDING)
 

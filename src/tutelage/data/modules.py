@@ -39,6 +39,7 @@ from tutelage.data.loading.batches import (
 from tutelage.data.loading.loader import Loader, map_tensors
 from tutelage.data.loading.prefetch import PrefetchLoader
 from tutelage.data.loading.shared_memory import count_cores
+from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH
 from tutelage.data.source import Images, PreparedImages, Source, as_images, is_ready
 from tutelage.data.splits import Splits, identify_test, split
 from tutelage.errors import UserError
@@ -209,13 +210,13 @@ class ImageDataModule(pl.LightningDataModule):
         if not len(self.splits.validation):
             return []
         own, counted = self.runtime.shard.split_indices(self.splits.validation)
-        batch_size = None if self._stage_data is None else self._stage_data.evaluation_batch
+        batch_size = EVALUATION_BATCH if self._stage_data is None else self._stage_data.evaluation_batch
         return self.eval_dataloader(own, batch_size, keep_workers=True, counted=counted)
 
     def eval_dataloader(
         self,
         indices: np.ndarray,
-        batch_size: int | None = None,
+        batch_size: int,
         keep_workers: bool = False,
         batches: Iterable[int] | None = None,
         counted: int | None = None,
@@ -232,7 +233,7 @@ class ImageDataModule(pl.LightningDataModule):
             counted: how many of the images count; the label of those behind them is unknown.
         """
         self._prepare(indices)
-        dataset = EvalDataset(self.images, self.source.labels, indices, counted, batch_size)
+        dataset = EvalDataset(self.images, self.source.labels, indices, batch_size, counted)
         workers = 0 if is_ready(self.images) or len(dataset) == 1 else min(self._count_workers(), len(dataset))
         return self._loader(dataset, workers, persistent_workers=keep_workers and workers > 0, sampler=batches)
 

@@ -33,7 +33,6 @@ from tutelage.models.vgg import VGG
 from tutelage.models.weights.files import (
     load_classifier,
     make_classifier,
-    read_architecture,
     save_classifier,
     weight_hash,
 )
@@ -85,7 +84,6 @@ __all__ = [
     "middle_layer",
     "predict",
     "predict_from_logits",
-    "read_architecture",
     "save_classifier",
     "softened_divergence",
     "task_heads",

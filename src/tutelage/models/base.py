@@ -93,6 +93,7 @@ class ImageClassifier(pl.LightningModule):
     scale: Tensor
     class_weights: Tensor | None
     loss_function: LabelLoss
+    model_config: dict[str, Any]  # that it was built from; set by ``make_classifier``
 
     def __init__(self, spec: ImageSpec) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ while the probabilities are stored here anyway. Balanced accuracy and F1 are com
 torchmetrics counts a class without images into the mean recall where it is predicted, and its counts take C x C memory.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
@@ -48,6 +50,7 @@ def evaluation_batch(network: ImageClassifier) -> int:
 
     It is as many as keep the input and the output of each layer below ``LAYER_BYTES``. That depends on the image size
     and the architecture alone, never on free memory: rounding differs among batch sizes, and pseudo-labels are stored.
+    The layers are measured on tensors without values, so nothing is computed.
     """
     sizes = [0]
 
@@ -57,16 +60,16 @@ def evaluation_batch(network: ImageClassifier) -> int:
     layers = [module for module in network.backbone.modules() if not any(module.children())]
     hooks = [layer.register_forward_hook(measure) for layer in layers]
     spec, was_training = network.spec, network.training
-    image = torch.zeros(1, spec.channels, spec.image_size, spec.image_size, dtype=torch.uint8, device=network.device)
+    shape = (1, spec.channels, spec.image_size, spec.image_size)
     try:
-        with torch.inference_mode():
-            network.eval().features(image)
+        with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True):
+            network.eval().features(torch.empty(shape, dtype=torch.uint8, device=network.device))
     finally:
         network.train(was_training)
         for hook in hooks:
             hook.remove()
-    image_bytes = FLOAT32_BYTES * max(2 * image.numel(), *sizes)
-    return max(1, min(EVALUATION_BATCH, 1 << (LAYER_BYTES // image_bytes).bit_length() - 1))
+    image_bytes = FLOAT32_BYTES * max(2 * math.prod(shape), *sizes)
+    return min(EVALUATION_BATCH, 1 << max(1, LAYER_BYTES // image_bytes).bit_length() - 1)
 
 
 def task_logits(network: ImageClassifier, images: Tensor, labels: Tensor) -> Tensor:

@@ -101,9 +101,10 @@ def _check_growth(context: RunContext, stage: TrainStage) -> None:
 def _check_batch_norm(context: RunContext, stage: TrainStage) -> None:
     """Raise a UserError where batch norm has a single value of each channel, of which there is no variance.
 
-    That is so where a step, or an accumulated part of it, has one image that is one pixel wide at the norm.
+    That is so where a step, or a part of it that the norm sees, has one image that is one pixel wide at the norm.
     """
-    pieces = context.data.runtime.shard.pieces
+    shard, is_joined = context.data.runtime.shard, context.config.trainer.sync_batchnorm  # over the processes
+    pieces = shard.accumulate if is_joined else shard.pieces
     if stage.one_pass or stage.images_per_step > pieces:
         return
     spec, arguments = context.stage_image_spec(stage), stage.model.arguments()

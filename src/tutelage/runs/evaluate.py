@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.data import WITHOUT_DUPLICATES, ImageDataModule
+from tutelage.errors import UserError
 from tutelage.models import (
     ImageSpec,
     Predictions,
@@ -18,13 +19,12 @@ from tutelage.models import (
     evaluation_batch,
     predict,
     predict_from_logits,
-    read_architecture,
+    weight_hash,
 )
 from tutelage.runs.context import RunContext
 from tutelage.runs.integrity import list_files
 from tutelage.runs.predictions import write_predictions
-from tutelage.runs.teachers import TEACHERS_KEY, load_teacher, stages_of_given_teachers
-from tutelage.runs.weight_sources import find_network
+from tutelage.runs.teachers import load_teacher, stages_of_given_teachers, teacher_without_weights
 from tutelage.strategies import TrainStage
 
 Predict = Callable[[np.ndarray], Predictions]  # from the indices of images
@@ -82,7 +82,8 @@ def _evaluate_stage(context: RunContext, stage: TrainStage, number: int) -> None
 def _evaluate_teacher(context: RunContext, stage: TrainStage, number: int | None = None) -> dict[str, Any]:
     """Return the ledger's entry of the teacher that a stage was given: where it is from, and its metrics.
 
-    It sees images as it does while it teaches. Where its classes are not the run's, the entry has a reason instead.
+    It sees images as it does while it teaches. Where its classes are not the run's, or its weights are no longer those
+    that taught, the entry has a reason instead.
 
     Args:
         context: the run.
@@ -92,16 +93,23 @@ def _evaluate_teacher(context: RunContext, stage: TrainStage, number: int | None
     spec, data = stage.teacher, context.data_for(stage)
     if spec is None or isinstance(spec.networks, str):
         raise TypeError(f"stage {stage.name} was given no teacher")
-    teacher = load_teacher(context, spec)
-    names = [str(path) for path in spec.networks]
+    networks = teacher_without_weights(context, spec).networks  # as read at the start: the files may be gone since
     entry: dict[str, Any] = {
-        "names": names,
-        "models": [read_architecture(find_network(name, TEACHERS_KEY)) for name in names],
-        "parameters": sum(p.numel() for network in teacher.networks for p in network.parameters()),
+        "names": [str(path) for path in spec.networks],
+        "models": [network.model_config for network in networks],
+        "parameters": sum(p.numel() for network in networks for p in network.parameters()),
         "result": {},
     }
-    if teacher.classes != context.image_spec.classes:
-        return {**entry, "reason": f"its classes ({len(teacher.classes)}) differ from the run's, by name or order"}
+    classes = networks[0].spec.classes
+    if classes != context.image_spec.classes:
+        return {**entry, "reason": f"its classes ({len(classes)}) differ from the run's, by name or order"}
+    try:
+        teacher = load_teacher(context, spec)
+    except UserError:  # not at the start of the run, which read them
+        return {**entry, "reason": "its weights are missing or damaged since it taught"}
+    taught = context.record.finished_entry(stage.name)["teacher_sha256"]
+    if [weight_hash(network) for network in teacher.networks] != taught:
+        return {**entry, "reason": "its weights have changed since it taught"}
     return {**entry, "result": _teacher_metrics(context, teacher.to(context.device), data, number)}
 
 

@@ -124,7 +124,7 @@ def _is_precise(context: RunContext, teacher: Teacher, lower: torch.dtype) -> bo
     Some of the labelled images are compared.
     """
     labelled = context.data.splits.labelled[:CHECKED_IMAGES]
-    images = next(iter(context.data.eval_dataloader(labelled))).images.to(context.device)
+    images = next(iter(context.data.eval_dataloader(labelled, CHECKED_IMAGES))).images.to(context.device)
     expected = teacher(images).softmax(dim=1)
     teacher.autocast_dtype = lower
     probabilities = teacher(images).softmax(dim=1)

@@ -267,8 +267,8 @@ class EvalDataset(Dataset[EvalBatch]):
         images: the images that the indices point into.
         labels: (N,) of all images.
         indices: (n,) of the images to show.
+        batch_size: images in a batch.
         counted: how many of these count, from the first on; the label of the others is unknown.
-        batch_size: images in a batch; None for ``EVALUATION_BATCH``.
     """
 
     def __init__(
@@ -276,14 +276,14 @@ class EvalDataset(Dataset[EvalBatch]):
         images: Images,
         labels: np.ndarray,
         indices: np.ndarray,
+        batch_size: int,
         counted: int | None = None,
-        batch_size: int | None = None,
     ) -> None:
         self._images = images
         self._labels = SharedArray(labels)
         self._indices = SharedArray(indices)
         self._counted = len(indices) if counted is None else counted
-        self._batch_size = batch_size or EVALUATION_BATCH
+        self._batch_size = batch_size
 
     def __len__(self) -> int:
         return math.ceil(len(self._indices.array) / self._batch_size)

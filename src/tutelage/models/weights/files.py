@@ -33,6 +33,7 @@ def make_classifier(model: dict[str, Any], spec: ImageSpec) -> ImageClassifier:
             name = model.get("name", model["_target_"])
             raise UserError(f"model {name}: its head is no single linear layer; strategy=lwf needs another model")
         network.head = Heads(network.head.in_features, spec.tasks, len(spec.classes))
+    network.model_config = model
     return network
 
 
@@ -66,16 +67,6 @@ def load_classifier(path: Path) -> ImageClassifier:
     network.load_state_dict(content["state_dict"])
     network.attach(path.parent)
     return network
-
-
-def read_architecture(path: Path) -> dict[str, Any]:
-    """Return the ``model`` config of the network that ``save_classifier`` wrote.
-
-    Raises:
-        UserError: the file is missing or damaged, or holds no network.
-    """
-    model: dict[str, Any] = _read_content(path)["model"]
-    return model
 
 
 def _read_content(path: Path) -> dict[str, Any]:
