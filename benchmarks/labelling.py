@@ -26,8 +26,7 @@ import torch
 from lengths import length
 from overhead import synchronized_time
 from tutelage.config.compose import compose
-from tutelage.data import ImageDataModule, LabelStore, Source
-from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH
+from tutelage.data import EVALUATION_BATCH, ImageDataModule, LabelStore, Source
 from tutelage.data.source import IndexNames
 from tutelage.models import ImageClassifier, ImageSpec, make_classifier
 from tutelage.runs.label import fill_store

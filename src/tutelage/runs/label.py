@@ -13,8 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.data import ImageDataModule, Labels, LabelStore, abbreviate, read_labels, write_summary, write_table
-from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH, SHARD
+from tutelage.data import (
+    EVALUATION_BATCH,
+    ImageDataModule,
+    Labels,
+    LabelStore,
+    abbreviate,
+    read_labels,
+    write_summary,
+    write_table,
+)
+from tutelage.data.pseudo_labels.labels import SHARD
 from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, evaluation_batch, tta_probabilities, weight_hash
 from tutelage.runs.context import RunContext
