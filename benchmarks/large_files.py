@@ -85,7 +85,7 @@ def run(root: Path, top: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print every round and the medians; end with an error if a limit is passed."""
+    """Print every round, the most memory and the fastest epochs' ratio; end with an error if a limit is passed."""
     with tempfile.TemporaryDirectory() as name:
         top = Path(name)
         roots = {WITH: top / "images-with", WITHOUT: top / "images-without"}

@@ -31,6 +31,7 @@ from lengths import length
 from tutelage.config import Config
 from tutelage.config.compose import compose
 from tutelage.data import EVALUATION_BATCH, StageData, Stream
+from tutelage.data.datasets.download import ignore_progress
 from tutelage.data.datasets.image_files import FileImages
 from tutelage.data.files.packing import pack_images
 from tutelage.data.loading.batches import EvalDataset, TrainDataset
@@ -68,6 +69,13 @@ def write_jpegs(folder: Path, count: int, height: int, width: int) -> list[str]:
     return paths
 
 
+def pack_all(images: Images, config: Config) -> WholeImages:
+    """Return the pack of all images."""
+    numbers = np.arange(len(images))
+    contents = [number.to_bytes(4) for number in range(len(images))]
+    return WholeImages(pack_images(images, contents, config.data, numbers, ignore_progress))
+
+
 def make_train_dataset(images: Images, config: Config, steps: int, batch: int = BATCH) -> TrainDataset:
     """Return the training batches of all images."""
     stream = Stream("labelled", np.arange(len(images)), np.zeros(len(images), dtype=np.int64), batch)
@@ -95,7 +103,7 @@ def measure_rates(top: Path) -> dict[str, float]:
     config = compose(["data=imagenet", f"data.root={top}", "data.num_workers=1"])
     paths = write_jpegs(top, FILES, HEIGHT, WIDTH)
     files = FileImages(paths, config.data)
-    squares = WholeImages(pack_images(files, [number.to_bytes(4) for number in range(FILES)], config.data))
+    squares = pack_all(files, config)
     sharded, tried_rate = write_shards(top, paths, config)
     stored: dict[str, Images] = {"JPEG files": files, **sharded, "their pack": squares}
     sides = {kind: make_train_dataset(images, config, ROUNDS * STEPS) for kind, images in stored.items()}
@@ -162,7 +170,7 @@ def main() -> None:
             return FileImages([f"{long_folder}{number % len(paths)}.jpg" for number in range(count)], config.data)
 
         def pack(count: int) -> Images:
-            return WholeImages(pack_images(arrays(count), [number.to_bytes(4) for number in range(count)], config.data))
+            return pack_all(arrays(count), config)
 
         growth_by_kind = {make.__name__: measure_growth(make, config) for make in (arrays, files, pack)}
         for kind, bytes_more in growth_by_kind.items():

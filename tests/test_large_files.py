@@ -4,9 +4,11 @@ import gzip
 import resource
 import struct
 import threading
+import time
 import tracemalloc
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,9 +20,10 @@ from helpers.forks import call_in_fork
 from helpers.images import smooth_image, write_images
 from tutelage.data import EVALUATION_BATCH, DataRuntime, StageData, Stream, data_module
 from tutelage.data.datasets import image_files as image_files_module
+from tutelage.data.datasets.download import ignore_progress
 from tutelage.data.datasets.idx import read_idx
 from tutelage.data.datasets.image_files import FileImages
-from tutelage.data.files import conversion, large
+from tutelage.data.files import conversion, large, packing
 from tutelage.data.files.decoding import FilePicture, open_picture
 from tutelage.data.files.memory import MemoryLimit
 from tutelage.data.source import is_ready
@@ -169,12 +172,63 @@ def test_a_large_picture_is_decoded_once_for_all_epochs_runs_and_processes(root,
 def test_other_settings_have_copies_of_their_own_and_a_folder_without_permission_is_named(root, monkeypatch):
     for number, changes in enumerate([{}, {"background": [0, 0, 0]}, {"channels": 1, "mean": [0.5], "std": [0.5]}], 1):
         data = make_data(root, **changes)
-        data.images.prepare(np.arange(len(data.images)), lambda part, fraction: None)
+        data.images.prepare(np.arange(len(data.images)), ignore_progress)
         assert len(list_copies(root)) == 2 * number
 
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/no")
     with pytest.raises(UserError, match="cannot be written .*XDG_CACHE_HOME"):
-        data.images[data.source.names.index("train/cat/large.png")]
+        data.images.prepare(np.arange(len(data.images)), ignore_progress)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "removed"])
+def test_a_damaged_copy_is_not_read_and_is_made_again(root, damage):
+    data = make_data(root)
+    index, everything = data.source.names.index("test/cat/large.png"), np.arange(len(data.images))
+    shrunk = data.images[index]
+    assert not list_copies(root)  # only prepare() stores
+    data.images.prepare(everything, ignore_progress)
+    contents = {file: file.read_bytes() for file in list_copies(root)}
+    for file, content in contents.items():
+        file.unlink() if damage == "removed" else file.write_bytes(content[:-9] if damage == "cut" else b"")
+    assert (data.images[index] == shrunk).all()
+    data.images.prepare(everything, ignore_progress)
+    assert {file: file.read_bytes() for file in list_copies(root)} == contents
+    assert (data.images[index] == shrunk).all()
+
+
+def test_the_space_for_copies_is_looked_at_and_said_before_they_are_made(root, monkeypatch, capsys):
+    data = make_data(root)
+    everything, disk_usage = np.arange(len(data.images)), large.shutil.disk_usage
+    monkeypatch.setattr(large.shutil, "disk_usage", lambda path: SimpleNamespace(free=30_000))
+    with pytest.raises(UserError, match=r"\(2 need 35.3 kB, 30.0 kB are free\): make room"):
+        data.images.prepare(everything, ignore_progress)
+    monkeypatch.setattr(large.shutil, "disk_usage", disk_usage)
+    for _ in range(2):
+        data.images.prepare(everything, ignore_progress)
+    assert capsys.readouterr().err.count("shrinking 2 large pictures into 35.3 kB in ") == 1
+    assert sum(np.load(file).nbytes for file in list_copies(root)) == 76 * 76 * 3 + 80 * 75 * 3 == 35_328
+
+
+def test_a_pack_of_large_pictures_is_stopped_within_a_task_and_stores_no_copies(root, monkeypatch):
+    data, decoded, is_stopping = make_data(root, pack=True, num_workers=1), [], threading.Event()
+    read = FileImages.__getitem__
+
+    def read_slowly(self, index):
+        decoded.append(index)
+        is_stopping.wait(20)
+        time.sleep(0.05)  # the main thread stops the others meanwhile
+        return read(self, index)
+
+    def stop(part, fraction):
+        is_stopping.set()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FileImages, "__getitem__", read_slowly)
+        data.images.prepare(np.arange(len(data.images)), stop)
+    assert len(decoded) < packing.IMAGES_A_TASK
+    data.images.prepare(np.arange(len(data.images)), ignore_progress)
+    assert not list_copies(root)
 
 
 def test_a_folder_has_another_fingerprint_only_if_it_has_large_pictures(root, monkeypatch):

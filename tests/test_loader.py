@@ -30,6 +30,7 @@ from helpers.traps import send_signal
 from tutelage.augmentation import Pipeline
 from tutelage.config.compose import compose
 from tutelage.data import DataRuntime, StageData, Stream, data_module
+from tutelage.data.datasets.download import ignore_progress
 from tutelage.data.datasets.image_files import FileImages, image_files
 from tutelage.data.files import contents, conversion, decoding, packing
 from tutelage.data.files.decoding import BadImage, open_picture, read_pixels
@@ -688,7 +689,7 @@ def test_an_unreadable_file_ends_the_packing(cache, root, monkeypatch):
     path = Path(root) / "train" / "dog" / "0.png"
     path.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"dog/0.png: cannot be read as an image"):
-        pack_images(source.images, [b"hash"] * 18, folder_config(root, pack=True))
+        pack_images(source.images, [b"hash"] * 18, folder_config(root, pack=True), np.arange(18), ignore_progress)
     assert not list(cache.glob(f"*/{packing.PACK_FILE}"))
 
 

@@ -164,8 +164,8 @@ def test_weights_are_read_from_no_device_and_no_pipe(tmp_path):
     ("words", "message"),
     [
         (["seed=range(0,1000000000)"], "seed=.*: more than 10,000 values"),
+        (["seed=range(0,10,0)"], "seed=.*: a range with a step of 0"),
         (["seed=shuffle(range(0,1000000000))"], "seed=.*: more than 10,000 values"),
-        (["seed=range(0,10,0)"], "seed=.*: a range needs a step other than 0"),
         (["seed=range(0,1000)", "optimizer.lr=range(0.1,100,0.1)"], "a sweep of 999,000 jobs"),
         (["hydra/sweeper=random", "evaluate_test=false", "hydra.sweeper.trials=1000000000"], "hydra.sweeper.trials="),
     ],

@@ -133,7 +133,7 @@ def _make_dimension(parsed: Any, typed: str) -> Dimension:
         integer = isinstance(low, int) and isinstance(high, int)
         return Dimension(key, typed, bounds=(low, high), integer=integer, log=LOG in tags)
     if parsed.is_range_sweep() and not value.step:
-        raise UserError(f"{typed}: a range needs a step other than 0")
+        raise UserError(f"{typed}: a range with a step of 0 has no end; give another step")
     is_long = parsed.is_range_sweep() and abs(value.stop - value.start) > MAX_VALUES * abs(value.step)
     values = () if is_long else tuple(itertools.islice(parsed.sweep_string_iterator(), MAX_VALUES + 1))
     if is_long or len(values) > MAX_VALUES:

@@ -15,7 +15,6 @@ from tutelage.data.datasets.download import MAX_REASON_LENGTH, OnProgress, ignor
 from tutelage.data.duplicates import find_duplicates
 from tutelage.data.files.contents import FindCheck, Scope, content_ids, read_contents
 from tutelage.data.files.decoding import Check, FilePicture, open_picture
-from tutelage.data.files.large import name_shrinking, shrink_large
 from tutelage.data.files.listing import FileState, find_path
 from tutelage.data.files.names import LABELLED_PARTS, UNLABELLED, abbreviate, find_part, printable, sort_classes
 from tutelage.data.files.scan import examine_image, raise_for_unreadable
@@ -47,11 +46,11 @@ class EncodedImages:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return fit_image(shrink_large(self._open_picture(index), self._config).read(), self._config)
+        return fit_image(self._open_picture(index).read(), self._config)
 
     def picture(self, index: int) -> "Picture":
         """Return the image that crops are cut from, not decoded yet (see ``data.fit``)."""
-        return fit_picture(shrink_large(self._open_picture(index), self._config), self._config)
+        return fit_picture(self._open_picture(index), self._config)
 
     def _open_picture(self, index: int) -> FilePicture:
         config, name = self._config, f"{_setting(self._config)}: image {index}"
@@ -179,7 +178,7 @@ def content_fingerprint(config: DataConfig, on_progress: OnProgress = ignore_pro
         part: [[contents[index].hex(), labels[index]] for index in indices.tolist()]
         for part, indices in data.indices.items()
     }
-    return name_shrinking(digest([data.classes, splits]), data.facts["pixels"])
+    return digest([data.classes, splits])
 
 
 def _read_dataset(config: DataConfig, on_progress: OnProgress) -> _Dataset:

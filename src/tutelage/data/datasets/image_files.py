@@ -18,7 +18,14 @@ from tutelage.data.files.contents import content_ids
 from tutelage.data.files.decoding import FilePicture, open_picture
 from tutelage.data.files.folders import list_folder
 from tutelage.data.files.group_names import describe_groups, find_group_names, number_groups
-from tutelage.data.files.large import LARGE_PIXELS, StoredPicture, name_shrinking, open_copy
+from tutelage.data.files.large import (
+    LARGE_PIXELS,
+    StoredPicture,
+    fingerprint_with_shrinking,
+    open_copy,
+    shrink_picture,
+    write_copies,
+)
 from tutelage.data.files.listing import Listing, find_path
 from tutelage.data.files.names import ALL, FURTHER_TEST_PREFIX, LABELLED_PARTS, UNLABELLED, printable
 from tutelage.data.files.packing import PackedImages
@@ -59,7 +66,7 @@ def _with_pool_files(listing: Listing, config: DataConfig) -> Listing:
 
 
 class FileImages:
-    """Image files, each read when it is used; of large ones a copy is made once (see ``files.large``)."""
+    """Image files, each read when it is used; large ones from smaller copies (see ``files.large``)."""
 
     def __init__(self, paths: Sequence[str], config: DataConfig, large: Mapping[int, bytes] | None = None) -> None:
         """Take the files, the dataset's config, and the SHA-256 of the content of each large file, by its number."""
@@ -72,11 +79,14 @@ class FileImages:
         return len(self._paths)
 
     def prepare(self, indices: np.ndarray, on_progress: OnProgress) -> None:
-        """Make the copies of the large ones among the files at ``indices`` (n,); others read them from then on."""
+        """Store copies of the large ones among the files at ``indices`` (n,), which all processes read from then on.
+
+        Raises:
+            UserError: as in ``write_copies``.
+        """
         numbers = sorted(self._large.keys() & set(indices.tolist()))
-        for done, index in enumerate(numbers):
-            on_progress(f"shrinking {len(numbers):,} large images", done / len(numbers))
-            self._open_large(index, on_progress)
+        paths = {self._large[number]: self._paths[number] for number in numbers}
+        write_copies(paths, self._open_file, self._config, on_progress)
 
     def __getitem__(self, index: int) -> np.ndarray:
         return fit_image(self._open_picture(index).read(), self._config)
@@ -86,14 +96,13 @@ class FileImages:
         return fit_picture(self._open_picture(index), self._config)
 
     def _open_picture(self, index: int) -> FilePicture | StoredPicture:
-        return self._open_large(index) if index in self._large else self._open_file(index)
+        path, content = self._paths[index], self._large.get(index)
+        if content is None:
+            return self._open_file(path)
+        return open_copy(content, self._config) or shrink_picture(self._open_file(path), self._config)
 
-    def _open_large(self, index: int, on_progress: OnProgress = ignore_progress) -> StoredPicture:
-        return open_copy(self._large[index], lambda: self._open_file(index), self._config, on_progress)
-
-    def _open_file(self, index: int) -> FilePicture:
-        config, path = self._config, self._paths[index]
-        name = printable(path)
+    def _open_file(self, path: str) -> FilePicture:
+        config, name = self._config, printable(path)
         return open_picture(Path(path), name, config.channels, config.background, config.max_pixels, config.white)
 
 
@@ -181,7 +190,7 @@ def fingerprint(listing: Listing, config: DataConfig, on_progress: OnProgress = 
         UserError: as in ``image_files``.
     """
     listing, facts, _ = _scan(listing, config, on_progress)
-    files = name_shrinking(listing.fingerprint(facts["content"].tolist()), facts["pixels"])
+    files = fingerprint_with_shrinking(listing.fingerprint(facts["content"].tolist()), facts["pixels"])
     if (groups := find_group_names(listing, config)) is not None:
         files = digest([files, groups])
     pool = _index_pool(config, on_progress)

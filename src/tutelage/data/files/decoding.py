@@ -106,6 +106,18 @@ def open_picture(
         return _open_file(file, name, channels, background, max_pixels, white)
 
 
+def read_size(file: Path, max_pixels: int) -> tuple[int, int]:
+    """Return the width and height of an image file as it is stored, of which only the header is read.
+
+    Raises:
+        UserError: it is not an image, is too large, or cannot be opened.
+    """
+    name = printable(str(file))
+    with _bad_image_as_user_error(name), _errors_as_bad_image(file), _open_header(file, max_pixels) as image:
+        width, height = image.size
+        return width, height
+
+
 class FilePicture:
     """An image file that is decoded when its pixels are read.
 
@@ -113,7 +125,6 @@ class FilePicture:
     time, and decodes at a half, a quarter or an eighth of the size for less.
 
     Attributes:
-        content: of its file.
         shape: (H, W, C) of the whole image, upright.
     """
 
@@ -121,7 +132,7 @@ class FilePicture:
         self, content: bytes, header: Any, channels: int, background: Sequence[int], white: int | None, name: str
     ) -> None:
         """Take the content of a whole file, the image as Pillow opened it, and its name in messages."""
-        self.content = content
+        self._content = content
         self._background = background
         self._white = white
         self._name = name
@@ -151,7 +162,7 @@ class FilePicture:
             pixels = self._decode_jpeg(reduce)
             if pixels is not None:
                 return pixels
-            return to_pixels(self._open(), self.content, self.shape[-1], self._background, self._white)
+            return to_pixels(self._open(), self._content, self.shape[-1], self._background, self._white)
 
     def shrink(self, factor: int) -> np.ndarray:
         """Return the pixels (h, w, C) uint8 at 1 / ``factor`` (a power of 2) of the size, rounded up: averages.
@@ -166,7 +177,9 @@ class FilePicture:
             pixels = self._decode_jpeg(reduce)
             if pixels is not None:
                 return average_pixels(pixels, factor // reduce)
-            pixels = to_shrunk_pixels(self._open(), self.content, self.shape[-1], self._background, self._white, factor)
+            pixels = to_shrunk_pixels(
+                self._open(), self._content, self.shape[-1], self._background, self._white, factor
+            )
             return turn_upright(pixels, self._orientation)
 
     def _hold_memory(self, reduce: int) -> AbstractContextManager[None]:
@@ -174,11 +187,11 @@ class FilePicture:
         return DECODED.hold(DECODED_BYTES * height * width // reduce**2)
 
     def _open(self) -> Any:
-        return import_pillow().open(io.BytesIO(self.content), formats=FORMATS)
+        return import_pillow().open(io.BytesIO(self._content), formats=FORMATS)
 
     def _decode_jpeg(self, reduce: int) -> np.ndarray | None:
         """Return the pixels (h, w, C) of a JPEG at 1 / ``reduce`` of the size; None if OpenCV is not to decode it."""
-        pixels = _decode_by_opencv(self.content, self._is_grey, reduce) if self._by_opencv else None
+        pixels = _decode_by_opencv(self._content, self._is_grey, reduce) if self._by_opencv else None
         if pixels is None:
             return None
         channels = self.shape[-1]

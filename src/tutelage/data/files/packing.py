@@ -5,15 +5,17 @@ import math
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
+from threading import Event
 from typing import IO, Any
 
 import numpy as np
 
 from tutelage.config import DataConfig
-from tutelage.data.datasets.download import OnProgress, cache_folder, format_size, ignore_progress, wait_for_lock
+from tutelage.data.datasets.download import OnProgress, cache_folder, format_size, wait_for_lock
 from tutelage.data.files.decoding import decoder_versions
 from tutelage.data.loading.shared_memory import SharedArray, count_cores
 from tutelage.data.source import DecodedImages, Images
@@ -25,6 +27,7 @@ PACK_FILE, CHECKED_FILE = "images", "checked.json"
 KEY_LENGTH = 32
 IMAGES_A_TASK = 16
 TASKS_AHEAD = 2  # for each thread: images decoded before their turn to be written
+SECONDS_BETWEEN_REPORTS = 0.2
 
 
 class PackedImages(DecodedImages):
@@ -62,17 +65,14 @@ class PackedImages(DecodedImages):
         """
         if (self._places.array[indices, 0] >= 0).all():
             return
-        pack = pack_images(self._files, self._contents, self._config, on_progress, indices)
-        self._places.array[indices] = np.stack([np.full(len(indices), len(self._packs)), np.arange(len(indices))], 1)
-        self._packs.append(SharedArray(pack))
+        pack = pack_images(self._files, self._contents, self._config, indices, on_progress)
+        places = self._places.array.copy()  # workers may have the old one
+        places[indices] = np.stack([np.full(len(indices), len(self._packs)), np.arange(len(indices))], 1)
+        self._packs, self._places = [*self._packs, SharedArray(pack)], SharedArray(places)
 
 
 def pack_images(
-    images: Images,
-    contents: Sequence[bytes],
-    config: DataConfig,
-    on_progress: OnProgress = ignore_progress,
-    indices: np.ndarray | None = None,
+    images: Images, contents: Sequence[bytes], config: DataConfig, indices: np.ndarray, on_progress: OnProgress
 ) -> np.ndarray:
     """Return images (N, S, S, C) uint8, memory-mapped; write the pack first if there is none.
 
@@ -88,13 +88,13 @@ def pack_images(
         images: the images.
         contents: for each image, the SHA-256 of its file's content.
         config: the dataset's config.
+        indices: (N,) of the images that are packed.
         on_progress: receives the progress; may raise to stop, which leaves no file.
-        indices: (N,) of the images that are packed; all where they are not given.
 
     Raises:
         UserError: an image cannot be decoded, or the pack cannot be written.
     """
-    numbers = range(len(images)) if indices is None else indices.tolist()
+    numbers = indices.tolist()
     shape = (len(numbers), config.image_size, config.image_size, config.channels)
     settings = [[PACK_VERSION, *decoder_versions()], shape, config.background, config.fit, config.white]
     folder = cache_folder("packs") / digest([*settings, *(contents[number].hex() for number in numbers)])[:KEY_LENGTH]
@@ -143,17 +143,18 @@ def _write_pack(
     """Write the pack of the images of some numbers."""
     count = len(numbers)
     threads = count_cores() if config.num_workers == "auto" else config.num_workers or 1
+    done = 0
 
-    def decode_images(rows: range) -> np.ndarray:
-        return np.stack([images[numbers[row]] for row in rows])
+    def report() -> None:
+        on_progress(f"packing {count:,} images", done / count)
 
     def write_images(pack: IO[bytes]) -> None:
-        done = 0
+        nonlocal done
         tasks = [range(start, min(start + IMAGES_A_TASK, count)) for start in range(0, count, IMAGES_A_TASK)]
-        for decoded in _map_in_order(decode_images, tasks, threads):
+        for decoded in _map_in_order(lambda row: images[numbers[row]], tasks, threads, report):
             pack.write(decoded.data)
             done += len(decoded)
-            on_progress(f"packing {count:,} images", done / count)
+            report()
 
     try:
         free = shutil.disk_usage(file.parent).free
@@ -173,16 +174,30 @@ def _storage_error(file: Path, count: int, size: int, reason: str) -> UserError:
 
 
 def _map_in_order(
-    function: Callable[[range], np.ndarray], tasks: Sequence[range], threads: int
+    function: Callable[[int], np.ndarray], tasks: Sequence[range], threads: int, on_wait: Callable[[], None]
 ) -> Iterator[np.ndarray]:
-    """Yield the results of ``function`` for all tasks, in their order; threads run it: decoders release the GIL."""
-    executor, pending = ThreadPoolExecutor(threads), deque[Future[Any]]()
+    """Yield the stacked results of ``function`` for each task, in order; threads run it: decoders release the GIL.
+
+    ``on_wait`` is called here while threads work; if it raises, each thread ends after its current image.
+    """
+    executor, pending, is_stopped = ThreadPoolExecutor(threads), deque[Future[np.ndarray]](), Event()
+
+    def run(task: range) -> np.ndarray:
+        return np.stack(list(takewhile(lambda _: not is_stopped.is_set(), map(function, task))))
+
+    def take_first() -> np.ndarray:
+        future = pending.popleft()
+        while not wait([future], SECONDS_BETWEEN_REPORTS).done:
+            on_wait()
+        return future.result()
+
     try:
         for task in tasks:
-            pending.append(executor.submit(function, task))
+            pending.append(executor.submit(run, task))
             if len(pending) > TASKS_AHEAD * threads:
-                yield pending.popleft().result()
+                yield take_first()
         while pending:
-            yield pending.popleft().result()
+            yield take_first()
     finally:
+        is_stopped.set()
         executor.shutdown(cancel_futures=True)

@@ -10,7 +10,6 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.files.decoding import FilePicture, open_picture
-from tutelage.data.files.large import shrink_large
 from tutelage.data.fitting import fit_image, fit_picture
 from tutelage.data.shards.cache import is_read_in_place, open_shard, require_unchanged
 from tutelage.data.shards.index import Pool, image_name
@@ -64,7 +63,7 @@ class ShardImages(_PoolIndex):
         self._config = config
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return fit_image(shrink_large(self._open_picture(index), self._config).read(), self._config)
+        return fit_image(self._open_picture(index).read(), self._config)
 
     def picture(self, index: int) -> "Picture":
         """Return the image that crops are cut from, not decoded yet (see ``data.fit``).
@@ -72,7 +71,7 @@ class ShardImages(_PoolIndex):
         Raises:
             UserError: the shard cannot be read any more, or has changed.
         """
-        return fit_picture(shrink_large(self._open_picture(index), self._config), self._config)
+        return fit_picture(self._open_picture(index), self._config)
 
     def _open_picture(self, index: int) -> FilePicture:
         """Return the whole image as it is stored, not decoded yet.
