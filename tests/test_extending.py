@@ -86,6 +86,7 @@ def check_example(folder: Path, printed: list[str]) -> None:
         assert re.search(rf"^  {file.stem} +\S", listed, re.MULTILINE), "its line in --help"
 
 
+@pytest.mark.slow
 def test_the_strategy_of_the_page_has_all_that_ours_have(tmp_path):
     write_files(tmp_path, "A strategy")
     first, other = type_commands("A strategy", tmp_path)

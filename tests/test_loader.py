@@ -247,6 +247,7 @@ def test_a_view_of_a_mapped_file_is_sent_as_a_view_of_that_file(tmp_path):
         assert (again.array == view).all()
 
 
+@pytest.mark.slow
 def test_a_spawned_worker_gives_the_same_batches(tmp_path):
     array = random_pixels(40)
     config = folder_config(write_folder(tmp_path / "data", {"train": 4, "test": 1}))
@@ -294,7 +295,7 @@ def test_a_worker_that_still_runs_does_not_keep_its_parent_from_ending():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-@pytest.mark.parametrize("kind", ["arrays", "files"])
+@pytest.mark.parametrize("kind", ["arrays", pytest.param("files", marks=pytest.mark.slow)])
 def test_a_workers_memory_does_not_grow_with_the_dataset(tmp_path, kind):
     (tmp_path / "0.jpg").write_bytes(encode_jpeg(draw_photograph(SIDE, SIDE)))
     path, large, batch = f"{tmp_path}/{'./' * 300}0.jp", 16_000, 64

@@ -387,6 +387,7 @@ MIXED = (
 )
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_mixes_ends_with_the_same_weights_and_tables(outputs):
     assert run(outputs / "a", *MIXED) == 0
     for stage, step in (("teacher", 2), ("student-1", 1), ("student-1", 5)):

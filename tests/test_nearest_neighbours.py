@@ -192,6 +192,7 @@ def measure_peak_growth(side: int, k: int) -> int:
     return (getrusage(RUSAGE_SELF).ru_maxrss - peak_before) * 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("side", "k"), [(160, 5), (28, 600)])
 def test_memory_stays_bounded_for_large_images_and_many_neighbours(side, k):
     assert call_in_fork(lambda: measure_peak_growth(side, k) > 400e6) == 0
