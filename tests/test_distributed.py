@@ -182,6 +182,7 @@ def check_sharded(rank: int) -> None:
     callbacks.StepRandomness.on_train_batch_start = check
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_saved_whole_and_two_processes_or_one_resume(outputs, undisturbed, tmp_path):
     """Weights decay and biases do not; this must hold for each shard, too."""
 

@@ -40,7 +40,13 @@ def callback_allowed():
         yield
 
 
-@pytest.fixture(scope="module", params=[NOISY_STUDENT, VALIDATED], ids=["no validation", "validation"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(NOISY_STUDENT, marks=pytest.mark.slow, id="no validation"),
+        pytest.param(VALIDATED, id="validation"),
+    ],
+)
 def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     outputs = tmp_path_factory.mktemp("undisturbed")
     assert run(outputs, *request.param) == 0
