@@ -17,8 +17,6 @@ from tutelage.terminal.time_left import TimeLeft
 
 REDRAW_SECONDS = 0.2
 LINE_SECONDS = 15.0  # between two lines if stderr is no terminal
-
-
 VALUES = {"epoch", "validated", "images", "loss", "accuracy"}  # what a progress line can show
 
 
@@ -86,7 +84,9 @@ class Display(Observer):
         self._time_left.progress(fraction, work)
         now = time.monotonic()
         min_seconds = REDRAW_SECONDS if self._console.is_terminal else LINE_SECONDS
-        if fraction < 1 and now - self._last_draw < min_seconds:
+        kind, *later = [each.kind[0] for each in self._parts[self._part_number - 1].work[work:]]
+        is_end = fraction >= 1 and kind not in later  # one network of several is tested: that ends nothing
+        if not is_end and now - self._last_draw < min_seconds:
             return
         self._last_draw = now
         self._draw(values)
