@@ -122,7 +122,8 @@ def _announce(folder: Path, paths: Sequence[str], config: DataConfig) -> None:
     needed, free = format_size(size), shutil.disk_usage(folder).free
     if free < size:
         raise _storage_error(folder, f"{len(paths):,} need {needed}, {format_size(free)} are free")
-    print(f"shrinking {len(paths):,} large pictures into {needed} in {folder}", file=sys.stderr, flush=True)
+    pictures = "1 large picture" if len(paths) == 1 else f"{len(paths):,} large pictures"
+    print(f"shrinking {pictures} into {needed} in {folder}", file=sys.stderr, flush=True)
 
 
 def _storage_error(place: Path, reason: str) -> UserError:
