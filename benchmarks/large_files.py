@@ -27,7 +27,7 @@ from PIL import Image
 from lengths import length
 
 LARGE, SIDE = length(6, 1), length(13_000, 5_800)
-SMALL, SMALL_SIDE, CLASSES = length(600, 60), 64, 2
+SMALL, SMALL_SIDE, CLASSES = length(3_000, 60), 64, 2
 ROUNDS, SAMPLE_SECONDS, GB = length(3, 1), 0.1, 1e9
 MOST_BYTES, MOST_RATIO = 2.5 * GB, length(1.1, 3.0)
 WITH, WITHOUT = "with", "without"
