@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_calibration_error,
@@ -25,6 +24,7 @@ from tutelage.config import MONITORS
 from tutelage.data import EVALUATION_BATCH, EvalBatch
 from tutelage.models.base import ImageClassifier, ImageSpec
 from tutelage.models.heads import Heads
+from tutelage.models.weights.files import make_classifier
 
 TOP_K = 5
 CALIBRATION_BINS = 15  # Guo et al. 2017
@@ -50,24 +50,23 @@ def evaluation_batch(network: ImageClassifier) -> int:
 
     It is as many as keep the input and the output of each layer below ``LAYER_BYTES``. That depends on the image size
     and the architecture alone, never on free memory: rounding differs among batch sizes, and pseudo-labels are stored.
-    The layers are measured on tensors without values, so nothing is computed.
+    The layers are measured on the meta device, so nothing is computed.
+
+    Args:
+        network: one that ``make_classifier`` has made.
     """
-    sizes = [0]
+    spec, sizes = network.spec, [0]
 
     def measure(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         sizes.append(sum(value.numel() for value in (*inputs, output) if isinstance(value, Tensor)))
 
-    layers = [module for module in network.backbone.modules() if not any(module.children())]
-    hooks = [layer.register_forward_hook(measure) for layer in layers]
-    spec, was_training = network.spec, network.training
     shape = (1, spec.channels, spec.image_size, spec.image_size)
-    try:
-        with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True):
-            network.eval().features(torch.empty(shape, dtype=torch.uint8, device=network.device))
-    finally:
-        network.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.inference_mode():
+        same = make_classifier(network.model_config, spec).eval()
+        for module in same.backbone.modules():
+            if not any(module.children()):
+                module.register_forward_hook(measure)
+        same.features(torch.empty(shape, dtype=torch.uint8))
     image_bytes = FLOAT32_BYTES * max(2 * math.prod(shape), *sizes)
     return min(EVALUATION_BATCH, 1 << max(1, LAYER_BYTES // image_bytes).bit_length() - 1)
 
