@@ -164,14 +164,10 @@ def train_run(config: "Config", location: RunLocation, arguments: Sequence[str],
     from tutelage.terminal.display import create_display
     from tutelage.waiting import WaitLines
 
-    def on_wait(what: str, seconds: float) -> None:
-        lines(what, seconds)
-        if (signals := installed_signals()) is not None:
-            signals.check_waiting()
-
     folder, fingerprint = location
     observer = create_display(config.callbacks.display) if group.is_rank0 else SilentObserver()
-    lines = WaitLines(observer.say)
+    signals = installed_signals()
+    on_wait = WaitLines(observer.say) if signals is None else signals.make_on_wait(observer.say)
     lock = hold_lock(folder.lock_file, f"run {folder.path}", lock_patience(), on_wait)
     try:
         with lock if group.is_rank0 else nullcontext():

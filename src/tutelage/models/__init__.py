@@ -30,12 +30,7 @@ from tutelage.models.timm import Timm
 from tutelage.models.torchvision import Torchvision
 from tutelage.models.tta_views import TTA_VIEWS, VIEW_COUNTS, tta_probabilities
 from tutelage.models.vgg import VGG
-from tutelage.models.weights.files import (
-    load_classifier,
-    make_classifier,
-    save_classifier,
-    weight_hash,
-)
+from tutelage.models.weights.files import load_classifier, make_classifier, save_classifier, weight_hash
 from tutelage.models.weights.load_pretrained import load_pretrained
 
 __all__ = [

@@ -26,7 +26,6 @@ from tutelage.runs.label import data_key, fill_store
 from tutelage.runs.observer import Observer, Part, Work
 from tutelage.runs.torch_setup import set_up_torch
 from tutelage.storage import is_sound
-from tutelage.waiting import WaitLines
 
 
 def help_to_label(path: Path, locations: Mapping[str, str], observer: Observer) -> int:
@@ -64,11 +63,7 @@ def help_to_label(path: Path, locations: Mapping[str, str], observer: Observer) 
             observer.reading(what, fraction)
             signals.check()
 
-        def on_wait(what: str, seconds: float) -> None:
-            lines(what, seconds)
-            signals.check_waiting()
-
-        lines = WaitLines(observer.say)
+        on_wait = signals.make_on_wait(observer.say)
         data = data_module(config.data, DataRuntime(device=device, on_progress=on_progress, on_wait=on_wait))
         _check_same_data(config, data, record, stores)
         observer.begin([Part(name, [Work((name,), len(store.missing))]) for name, store in stores.items()])

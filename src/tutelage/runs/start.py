@@ -97,12 +97,8 @@ def _make_context(
         observer.reading(what, fraction)
         context.check_signals()
 
-    def on_wait(what: str, seconds: float) -> None:
-        lines(what, seconds)
-        signals.check_waiting()
-
-    lines = WaitLines(observer.say)
-    group.on_wait = lines
+    group.on_wait = WaitLines(observer.say)
+    on_wait = signals.make_on_wait(observer.say)
     device, neighbours = choose_device(config, group.world.local_rank), group.world.local_size
     data = data_module(config.data, DataRuntime(device, batch_shard(config, group), on_progress, neighbours, on_wait))
     evaluates_test = config.evaluate_test or record.was_tested

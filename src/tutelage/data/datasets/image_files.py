@@ -84,7 +84,7 @@ class FileImages:
         Raises:
             UserError: as in ``write_copies``.
         """
-        numbers = sorted(self._large.keys() & set(indices.tolist()))
+        numbers = np.intersect1d(list(self._large), indices).tolist()
         paths = {self._large[number]: self._paths[number] for number in numbers}
         write_copies(paths, self._open_file, self._config, on_progress)
 

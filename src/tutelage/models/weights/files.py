@@ -62,15 +62,6 @@ def load_classifier(path: Path) -> ImageClassifier:
     Raises:
         UserError: the file is missing or damaged, or holds no network.
     """
-    content = _read_content(path)
-    network = make_classifier(content["model"], ImageSpec.from_dict(content["spec"]))
-    network.load_state_dict(content["state_dict"])
-    network.attach(path.parent)
-    return network
-
-
-def _read_content(path: Path) -> dict[str, Any]:
-    """Return what ``save_classifier`` wrote."""
     if not is_sound(path):
         raise UserError(f"{path}: missing or damaged (its checksum differs); the run's command makes it again")
     try:
@@ -79,7 +70,10 @@ def _read_content(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read as weights ({type(error).__name__})") from None
     if not (isinstance(content, dict) and {"state_dict", "model", "spec"} <= set(content)):
         raise UserError(f"{path}: holds no network alone; name the run's folder, or its best.ckpt or final.ckpt")
-    return content
+    network = make_classifier(content["model"], ImageSpec.from_dict(content["spec"]))
+    network.load_state_dict(content["state_dict"])
+    network.attach(path.parent)
+    return network
 
 
 def weight_hash(network: torch.nn.Module) -> str:

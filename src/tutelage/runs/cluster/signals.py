@@ -6,12 +6,13 @@ each step.
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from tutelage.errors import BY_SIGNAL
 from tutelage.runs.cluster.slurm import slurm_job
+from tutelage.waiting import OnWait, WaitLines
 
 SAVE = signal.SIGUSR1
 STOP = (signal.SIGTERM, signal.SIGINT)
@@ -68,6 +69,16 @@ class Signals:
         """
         if time.monotonic() - self._requested_at >= PATIENCE_SECONDS and self._requested > SAVE_AND_CONTINUE:
             raise Stopped(self._requested, has_saved=False)
+
+    def make_on_wait(self, say: Callable[[str], None]) -> OnWait:
+        """Return an ``OnWait`` that says what a long wait is for, and calls ``check_waiting``."""
+        lines = WaitLines(say)
+
+        def on_wait(what: str, seconds: float) -> None:
+            lines(what, seconds)
+            self.check_waiting()
+
+        return on_wait
 
     def install(self) -> None:
         """Install the handlers."""

@@ -5,7 +5,7 @@ the teacher (Romero et al. 2015, "FitNets"); the divergence in two parts (Zhao e
 Distillation").
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -75,7 +75,7 @@ class Distillation(StudentWithTeacher):
         """Return the loss, its parts, how much student and teacher agree, and the accuracy of both."""
         images, alpha = batch[self._stream], self._config.alpha
         logits, student_logits, teacher_logits = self.logits(images)
-        loss_label = self._mean_over_labelled(self.student.label_loss, logits, images.targets)
+        loss_label = self._label_loss(logits, images.targets)
         loss_teacher = self._teacher_loss(student_logits, teacher_logits, images.targets)
         parts = {
             "loss": alpha * loss_label + (1 - alpha) * loss_teacher,
@@ -96,18 +96,19 @@ class Distillation(StudentWithTeacher):
         correct = (logits.argmax(dim=1) == targets) & labelled
         return {name: correct.sum().float(), f"{name}{COUNT}": labelled.sum().float()}
 
-    def _mean_over_labelled(self, mean: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor) -> Tensor:
-        """Return this batch's estimate of a ``mean`` over the labelled images, of logits (B, C).
+    def _label_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return this batch's estimate of the mean label loss over the labelled images, of logits (B, C).
 
-        A batch has more or fewer labelled images, or none: their sum, divided by the number that a batch has on
-        average, is right over a pass.
+        A batch has more or fewer labelled images, or none: the sum of their losses, divided by the number that a batch
+        has on average, is right over a pass.
         """
         if self._labelled_fraction == 1:
-            return mean(logits, targets)
+            return self.student.label_loss(logits, targets)
         labelled = targets != UNKNOWN
         if not labelled.any():
             return 0 * logits.sum()
-        return mean(logits[labelled], targets[labelled]) * labelled.sum() / (self._labelled_fraction * len(logits))
+        mean = self.student.label_loss(logits[labelled], targets[labelled])
+        return mean * labelled.sum() / (self._labelled_fraction * len(logits))
 
     def _teacher_loss(self, student_logits: Tensor, teacher_logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss against the teacher's logits; of mixed labels the one with the larger weight is true."""
