@@ -125,7 +125,7 @@ class NearestNeighboursConfig(ArchitectureConfig):
     def _check_frozen_layers(self) -> Self:
         if self.frozen_layers or (self.backbone is not None and self.backbone.frozen_layers):
             raise ValueError(
-                "model.frozen_layers: nearest neighbours train no layer, nor does a backbone of theirs; leave it at 0"
+                "model.frozen_layers: nearest neighbours train no layer, nor one of their backbone's; leave it at 0"
             )
         return self
 

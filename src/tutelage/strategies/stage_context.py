@@ -85,10 +85,10 @@ class StageContext:
         return stage_length(self.config, fraction, *((stream.length, stream.batch_size) for stream in streams))
 
     def fine_tuning(self, model: ArchitectureConfig, starts_from: str | None = None) -> FineTuning:
-        """Return which layers of a network learn, and how fast: as the config says, where it starts from trained weights.
+        """Return which layers of a network learn, and how fast: as the config says, if it starts from trained weights.
 
-        Random weights (``starts_from=SCRATCH``, or neither a stage nor ``init_from`` to start from) learn as a whole and
-        at one rate: a layer that learns more slowly, or not at all, keeps what it has learned before.
+        A layer that learns more slowly, or not at all, keeps what it has learned before. Random weights have learned
+        nothing (``starts_from=SCRATCH``, or neither a stage nor ``init_from`` to start from): they learn at one rate.
 
         Args:
             model: the architecture.
