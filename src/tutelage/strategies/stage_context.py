@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.config import Config
+from tutelage.config import ArchitectureConfig, Config
 from tutelage.data import UNKNOWN, Source, Splits, Stream
 from tutelage.errors import UserError
-from tutelage.strategies.stages import NO_RESULTS, Results, TrainStage
+from tutelage.models import FineTuning
+from tutelage.strategies.stages import NO_RESULTS, SCRATCH, Results, TrainStage
 
 MAX_EPOCHS = 100  # rows of metrics.csv of a stage whose passes are shorter than a hundredth of it
 CONTROL_NOTE = "Control: the same network and augmentation on the labels alone, for as many steps."
@@ -83,8 +84,33 @@ class StageContext:
         """Return the length of a stage on some streams, a fraction of the schedule (see ``stage_length``)."""
         return stage_length(self.config, fraction, *((stream.length, stream.batch_size) for stream in streams))
 
-    def supervised_stage(self, name: str, length: Length, *streams: Stream, **changes: Any) -> TrainStage:
-        """Return plain supervised training of the config's network; ``changes`` set further fields of the stage."""
+    def fine_tuning(self, model: ArchitectureConfig, starts_from: str | None = None) -> FineTuning:
+        """Return which layers of a network learn, and how fast: as the config says, if it starts from trained weights.
+
+        A layer that learns more slowly, or not at all, keeps what it has learned before. Random weights have learned
+        nothing (``starts_from=SCRATCH``, or neither a stage nor ``init_from`` to start from): they learn at one rate.
+
+        Args:
+            model: the architecture.
+            starts_from: as in ``TrainStage``.
+        """
+        if starts_from == SCRATCH or (starts_from is None and self.config.init_from is None):
+            return FineTuning()
+        optimizer = self.config.optimizer
+        return FineTuning(model.frozen_layers, optimizer.backbone_lr_scale, optimizer.layer_decay)
+
+    def supervised_stage(
+        self, name: str, length: Length, *streams: Stream, fine_tuning: FineTuning | None = None, **changes: Any
+    ) -> TrainStage:
+        """Return plain supervised training of the config's network.
+
+        Args:
+            name: of the stage.
+            length: its steps.
+            streams: what it trains on.
+            fine_tuning: which layers learn, and how fast; None for what the config says (see ``fine_tuning``).
+            changes: further fields of the stage.
+        """
         stage = TrainStage(
             name=name,
             model=self.config.model,
@@ -94,7 +120,8 @@ class StageContext:
             streams=lambda selections: streams,
             module=lambda network: network,
         )
-        return replace(stage, **changes)
+        stage = replace(stage, **changes)
+        return replace(stage, fine_tuning=fine_tuning or self.fine_tuning(stage.model, stage.starts_from))
 
     def control(self, length: Length, note: str = CONTROL_NOTE, **changes: Any) -> TrainStage:
         """Return the stage that a method is compared with: supervised training on the labelled images."""
