@@ -101,9 +101,10 @@ class SchedulerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """How long a stage trains: epochs or optimizer steps."""
+    """How long a stage trains: epochs, of few images too so many optimizer steps, or a number of steps."""
 
     epochs: Annotated[float, Field(gt=0)] | None = None
+    min_steps: Annotated[int, Field(ge=0)] = 0
     steps: Positive | None = None
 
     @model_validator(mode="after")
@@ -112,6 +113,8 @@ class ScheduleConfig(Section):
             raise ValueError(
                 "set exactly one of schedule.epochs and schedule.steps, the other one to null (schedule.epochs=null)"
             )
+        if self.steps is not None and self.min_steps:
+            raise ValueError("schedule.min_steps is for schedule.epochs; with schedule.steps set it to 0")
         return self
 
 

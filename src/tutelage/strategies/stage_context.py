@@ -30,13 +30,14 @@ def stage_length(config: Config, fraction: float, *sizes: tuple[int, int]) -> Le
     An epoch is a pass over the stream that takes longest, or a hundredth of the stage where a pass is shorter.
 
     Args:
-        config: has ``schedule.epochs`` or ``schedule.steps``.
+        config: has ``schedule.epochs``, whose steps are ``schedule.min_steps`` or more, or ``schedule.steps``.
         fraction: the stage's fraction of the schedule.
         sizes: (images of a pass, batch size) of each stream.
     """
     pass_steps = max(-(-images // batch_size) for images, batch_size in sizes)
-    steps = config.schedule.steps
-    total = max(1, round(fraction * (steps if steps is not None else (config.schedule.epochs or 1) * pass_steps)))
+    schedule = config.schedule
+    whole = schedule.steps or max((schedule.epochs or 1) * pass_steps, schedule.min_steps)
+    total = max(1, round(fraction * whole))
     return Length(total, min(total, max(pass_steps, -(-total // MAX_EPOCHS))))
 
 
