@@ -23,12 +23,12 @@ from helpers.networks import count_parameters, make_spec
 from tutelage.config import OptimizerConfig, SchedulerConfig
 from tutelage.config.compose import compose
 from tutelage.config.options import list_options
+from tutelage.data import Predictions
 from tutelage.errors import UserError
 from tutelage.models import (
     MLP,
     LeNet5,
     OptimizationConfig,
-    Predictions,
     ResNet,
     Timm,
     compute_confusion_matrix,

@@ -6,9 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tutelage.data import Source
+from tutelage.data import Predictions, Source
 from tutelage.data.source import IndexNames, empty_indices
-from tutelage.models import Predictions
 from tutelage.report.pictures import file_line, shorten_path
 from tutelage.runs.predictions import read_predictions, write_predictions
 

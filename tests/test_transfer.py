@@ -158,7 +158,7 @@ def test_weight_decay_does_not_change_frozen_layers():
 
 
 def test_too_many_frozen_layers_are_an_error_of_one_line():
-    with pytest.raises(UserError, match="strategy.frozen_layers=5: this network's backbone has 4 layers"):
+    with pytest.raises(UserError, match="model.frozen_layers=5: this network's backbone has 4 layers"):
         freeze(LeNet5(make_spec(1)).backbone, FineTuning(frozen_layers=5))
 
 
@@ -268,10 +268,10 @@ def test_a_run_with_more_frozen_layers_than_there_are_writes_nothing(outputs, pr
     overrides = (
         *SMALL,
         "strategy=transfer_finetune",
-        "strategy.frozen_layers=99",
+        "model.frozen_layers=99",
         f"init_from={pretrained}",
         "debug=tiny",
     )
     assert run(outputs, *overrides) != 0
-    assert "strategy.frozen_layers=99: this network's backbone has" in capfd.readouterr().err
+    assert "stage finetuned: model.frozen_layers=99: this network's backbone has" in capfd.readouterr().err
     assert not list(outputs.rglob("run.json"))

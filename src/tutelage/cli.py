@@ -20,6 +20,7 @@ HELP = """tutelage trains image classifiers from few labels.
   tutelage report RUN...       write the report of finished runs again
   tutelage evaluate RUN [shift=translate,crop,rotate,brightness]
                                accuracy on test images that are shifted, cropped, rotated, made darker
+  tutelage evaluate RUN RUN... accuracy of several runs as one: the mean of their answers
   tutelage explain --summary RUN|OVERRIDES
                                a network's layers: receptive field, multiply-adds, parameters
 """
@@ -51,7 +52,7 @@ def main() -> None:
         "runs": _list_runs,
         "label": _label_pool,
         "report": _rewrite_reports,
-        "evaluate": _evaluate_shifts,
+        "evaluate": _evaluate_runs,
         "explain": _print_layers,
     }
     if not arguments or (arguments[0] != "train" and {"-h", "--help"} & set(arguments)):
@@ -202,6 +203,31 @@ def _rewrite_reports(arguments: Sequence[str]) -> None:
 
         write_report(folder)
         print(f"report: {folder.report / 'index.html'}")
+
+
+def _evaluate_runs(arguments: Sequence[str]) -> None:
+    """Print the test accuracy of several runs as one, or that of one run under shifts."""
+    runs = [argument for argument in arguments if "=" not in argument or Path(argument).is_dir()]
+    if len(runs) > 1 and len(runs) == len(arguments):
+        _evaluate_ensemble(runs)
+    else:
+        _evaluate_shifts(arguments)
+
+
+def _evaluate_ensemble(names: Sequence[str]) -> None:
+    """Print the test accuracy of finished runs, and that of the mean of their probabilities."""
+    from tutelage.report.ensembles import combine_runs
+    from tutelage.runs import open_tested_run
+    from tutelage.terminal.intervals import CONFIDENCE_LEVEL, format_accuracy
+
+    runs = [open_tested_run(name) for name in names]
+    ensemble = combine_runs(runs)
+    whole = "all as one"
+    width = max(len(whole), *(len(folder.path.name) for folder, _ in runs))
+    for (folder, _), accuracy in zip(runs, ensemble.accuracies, strict=True):
+        print(f"{folder.path.name:<{width}}  {100 * accuracy:.1f} %")
+    print(f"{whole:<{width}}  {format_accuracy(ensemble.interval)}")
+    print(f"Test: {ensemble.images:,} images; in brackets Wilson's {CONFIDENCE_LEVEL:.0%} interval over these images.")
 
 
 def _evaluate_shifts(arguments: Sequence[str]) -> None:

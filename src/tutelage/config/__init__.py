@@ -5,6 +5,7 @@ from tutelage.config.losses import OWN_LOSSES, PLAIN_CROSS_ENTROPY, CrossEntropy
 from tutelage.config.models import (
     OWN_MODELS,
     AlexNetConfig,
+    ArchitectureConfig,
     LeNet5Config,
     MLPConfig,
     ModelConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "SHIFTS",
     "SWEEPERS",
     "AlexNetConfig",
+    "ArchitectureConfig",
     "AugmentationConfig",
     "CallbacksConfig",
     "Config",

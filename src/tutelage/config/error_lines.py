@@ -2,11 +2,12 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from tutelage.config import OWN_LOSSES, OWN_MODELS, Section
+from tutelage.config import OWN_LOSSES, OWN_MODELS, Config, Section
 from tutelage.config.options import list_options
 from tutelage.config.path_values import PATH_KEYS
 
@@ -28,7 +29,8 @@ def describe_validation_error(error: ValidationError, prefix: str = "") -> str:
     message = problem["msg"].removeprefix("Value error, ")
     count = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{count}{suggest_nearest(str(problem['loc'][-1]), _list_schema_keys())} {HELP_HINT}"
+        hint = _suggest_group(key) or suggest_nearest(str(problem["loc"][-1]), _list_schema_keys())
+        return f"unknown key {key!r}{count}{hint} {HELP_HINT}"
     if isinstance(problem["input"], dict | list) or not key:
         names_its_key = not key or message.startswith(f"{key.split('.')[0]}.")
         return (message if names_its_key else f"{key}: {message}") + count
@@ -102,10 +104,29 @@ def _describe_unknown_key(
         name = key.partition("@")[0]  # without the package that it would go to
         return f"unknown key {name!r} in a config file{suggest_nearest(name, groups)} {HELP_HINT}"
     keys = list(list_keys([override for override in overrides if override != typed]))
-    if key in keys and key.startswith("strategy."):  # its class has it, its file does not
+    if key in keys and key.startswith(("strategy.", "model.")):  # its class has it, its file does not
         return f"{typed!r}: {key} is in no file of the config; type +{typed}, or add it to the option's YAML"
     names = [*groups, *keys]
-    return f"unknown key {key!r} in {typed!r}{suggest_nearest(key, names)} {HELP_HINT}"
+    return f"unknown key {key!r} in {typed!r}{_suggest_group(key) or suggest_nearest(key, names)} {HELP_HINT}"
+
+
+def _suggest_group(key: str) -> str:
+    """Return the middle of an error line on a key that one other group of the config has; empty where none has it."""
+    group, _, name = key.partition(".")
+    found = [
+        other
+        for other, field in Config.model_fields.items()
+        if any(name in section.model_fields for section in _list_sections(field.annotation))
+    ]
+    return f": did you mean '{found[0]}.{name}'?" if len(found) == 1 and found != [group] else ""
+
+
+def _list_sections(annotation: Any) -> Iterator[type[Section]]:
+    """Yield the sections that a field's type names, each alternative of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _list_sections(part)
 
 
 def _list_schema_keys() -> list[str]:

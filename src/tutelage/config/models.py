@@ -1,21 +1,36 @@
 """The schema of ``conf/model/``."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from tutelage.config.section import PartOf, Positive, Targeted
 
 Width = Annotated[float, Field(gt=0, le=64)]  # multiplies the channels of every layer
 
 
-class PerceptronConfig(Targeted):
+class ArchitectureConfig(Targeted):
+    """What every model has: the class of its network, and how many of its layers keep the weights they start with.
+
+    Attributes:
+        frozen_layers: the number of the backbone's lowest layers that do not learn in a stage that starts from trained
+            weights. It is a key of the framework's, not an argument of the class.
+    """
+
+    frozen_layers: Annotated[int, Field(ge=0)] = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """Return ``_target_`` and the arguments of its class, as plain containers."""
+        return self.model_dump(exclude={"frozen_layers"})
+
+
+class PerceptronConfig(ArchitectureConfig):
     """One fully connected layer on all pixels of an image."""
 
     target: Literal["tutelage.models.Perceptron"] = Field(alias="_target_")
 
 
-class MLPConfig(Targeted):
+class MLPConfig(ArchitectureConfig):
     """Fully connected layers."""
 
     target: Literal["tutelage.models.MLP"] = Field(alias="_target_")
@@ -24,7 +39,7 @@ class MLPConfig(Targeted):
     dropout: PartOf = 0.0
 
 
-class LeNet5Config(Targeted):
+class LeNet5Config(ArchitectureConfig):
     """LeNet-5; ``width`` multiplies the channels of every layer."""
 
     smallest: ClassVar = 12  # pixels; two convolutions and poolings leave nothing of a smaller image
@@ -33,7 +48,7 @@ class LeNet5Config(Targeted):
     dropout: PartOf = 0.0
 
 
-class AlexNetConfig(Targeted):
+class AlexNetConfig(ArchitectureConfig):
     """AlexNet, its convolutions in two groups as in the paper."""
 
     smallest: ClassVar = 67  # pixels; the first convolution and three poolings leave nothing of a smaller image
@@ -44,7 +59,7 @@ class AlexNetConfig(Targeted):
     dropout: PartOf = 0.5
 
 
-class VGGConfig(Targeted):
+class VGGConfig(ArchitectureConfig):
     """VGG of 11, 13, 16 or 19 layers."""
 
     smallest: ClassVar = 32  # pixels; halved five times
@@ -56,7 +71,7 @@ class VGGConfig(Targeted):
     dropout: PartOf = 0.5
 
 
-class SmallVGGConfig(Targeted):
+class SmallVGGConfig(ArchitectureConfig):
     """A VGG for small images: three blocks of two convolutions."""
 
     smallest: ClassVar = 8  # pixels; halved three times
@@ -65,7 +80,7 @@ class SmallVGGConfig(Targeted):
     dropout: PartOf = 0.0
 
 
-class ResNetConfig(Targeted):
+class ResNetConfig(ArchitectureConfig):
     """A residual network with a stem for small images."""
 
     target: Literal["tutelage.models.ResNet"] = Field(alias="_target_")
@@ -75,7 +90,7 @@ class ResNetConfig(Targeted):
     stochastic_depth: PartOf = 0.0
 
 
-class TimmConfig(Targeted):
+class TimmConfig(ArchitectureConfig):
     """An architecture of timm, by its name in timm."""
 
     target: Literal["tutelage.models.Timm"] = Field(alias="_target_")
@@ -84,7 +99,7 @@ class TimmConfig(Targeted):
     stochastic_depth: PartOf = 0.0
 
 
-class TorchvisionConfig(Targeted):
+class TorchvisionConfig(ArchitectureConfig):
     """A classifier of torchvision, by its name in torchvision."""
 
     target: Literal["tutelage.models.Torchvision"] = Field(alias="_target_")
@@ -92,7 +107,7 @@ class TorchvisionConfig(Targeted):
     dropout: PartOf = 0.0
 
 
-class NearestNeighboursConfig(Targeted):
+class NearestNeighboursConfig(ArchitectureConfig):
     """k nearest neighbours among the labelled images, by pixels or by the features of a backbone."""
 
     target: Literal["tutelage.models.NearestNeighbours"] = Field(alias="_target_")
@@ -106,9 +121,17 @@ class NearestNeighboursConfig(Targeted):
             raise ValueError(f"a model is composed into a key by +model@model.backbone={value}")
         return value
 
+    @model_validator(mode="after")
+    def _check_frozen_layers(self) -> Self:
+        if self.frozen_layers or (self.backbone is not None and self.backbone.frozen_layers):
+            raise ValueError(
+                "model.frozen_layers: nearest neighbours train no layer, nor one of their backbone's; leave it at 0"
+            )
+        return self
 
-class OtherModelConfig(Targeted):
-    """A user's own architecture; its arguments are checked when it is built."""
+
+class OtherModelConfig(ArchitectureConfig):
+    """A user's own architecture; its arguments, ``frozen_layers`` not among them, are checked when it is built."""
 
     model_config = ConfigDict(extra="allow")
 

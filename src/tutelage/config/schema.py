@@ -9,6 +9,7 @@ from tutelage.config.data import DataConfig
 from tutelage.config.losses import PLAIN_CROSS_ENTROPY, LossConfig
 from tutelage.config.models import ModelConfig, NearestNeighboursConfig
 from tutelage.config.section import (
+    INIT_FROM_FORMS,
     Fraction,
     PartOf,
     PathText,
@@ -58,7 +59,13 @@ class AugmentationConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """The optimizer and its settings."""
+    """The optimizer and its settings.
+
+    Attributes:
+        backbone_lr_scale: the learning rate of the backbone's highest layer as a fraction of ``lr``, in every stage
+            that starts from trained weights.
+        layer_decay: the learning rate of each layer of the backbone as a fraction of the one above it, in these stages.
+    """
 
     name: Literal["sgd", "adam", "adamw"]
     lr: Annotated[float, Field(gt=0)]
@@ -67,6 +74,8 @@ class OptimizerConfig(Section):
     nesterov: bool = False
     ema_decay: PartOf = 0.0
     clip_norm: Annotated[float, Field(ge=0)] | None = None
+    backbone_lr_scale: Fraction = 1.0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @field_validator("clip_norm")
     @classmethod
@@ -92,9 +101,10 @@ class SchedulerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """How long a stage trains: epochs or optimizer steps."""
+    """How long a stage trains: epochs, of few images too so many optimizer steps, or a number of steps."""
 
     epochs: Annotated[float, Field(gt=0)] | None = None
+    min_steps: Annotated[int, Field(ge=0)] = 0
     steps: Positive | None = None
 
     @model_validator(mode="after")
@@ -103,6 +113,8 @@ class ScheduleConfig(Section):
             raise ValueError(
                 "set exactly one of schedule.epochs and schedule.steps, the other one to null (schedule.epochs=null)"
             )
+        if self.steps is not None and self.min_steps:
+            raise ValueError("schedule.min_steps is for schedule.epochs; with schedule.steps set it to 0")
         return self
 
 
@@ -247,6 +259,23 @@ class Config(Section):
         strategy = self.strategy
         with failures_as_user_errors(type(strategy), f"strategy={strategy.name}: check()", expected=(ValueError,)):
             strategy.check(self)
+        return self
+
+    @model_validator(mode="after")
+    def _check_initial_weights(self) -> Self:
+        """Check that layers that are to learn more slowly than the head, or not at all, start from trained weights."""
+        if self.init_from is not None:
+            return self
+        for key, value, neutral in (
+            ("optimizer.backbone_lr_scale", self.optimizer.backbone_lr_scale, 1),
+            ("optimizer.layer_decay", self.optimizer.layer_decay, 1),
+            ("model.frozen_layers", self.model.frozen_layers, 0),
+        ):
+            if value != neutral:
+                raise ValueError(
+                    f"{key}={value} is for trained weights, and random ones learn at one rate: give {INIT_FROM_FORMS}, "
+                    f"or {key}={neutral}"
+                )
         return self
 
     def check_image_size(self, model: Targeted, prefix: str = "") -> None:

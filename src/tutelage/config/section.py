@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 FOLDER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")  # what a strategy and its stages are called: folders bear it
+INIT_FROM_FORMS = "init_from=RUN, FILE, timm:NAME, torchvision:NAME or package:PACKAGE/FILE"  # for error lines
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PartOf = Annotated[float, Field(ge=0, lt=1)]  # a fraction that is never the whole, such as a dropout rate
 Positive = Annotated[int, Field(ge=1)]

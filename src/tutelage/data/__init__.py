@@ -18,6 +18,7 @@ from tutelage.data.duplicates import describe_duplicates
 from tutelage.data.files.names import WITHOUT_DUPLICATES, abbreviate
 from tutelage.data.fingerprints import fingerprint
 from tutelage.data.loading.streams import Stream, StreamSampler
+from tutelage.data.predictions import Predictions
 from tutelage.data.pseudo_labels.labels import EVALUATION_BATCH, Labels, read_labels, read_metadata, shard_files
 from tutelage.data.pseudo_labels.selection import Rules, Selection, Targets, select
 from tutelage.data.pseudo_labels.store import LabelStore
@@ -95,6 +96,7 @@ __all__ = [
     "LabelStore",
     "Labels",
     "Part",
+    "Predictions",
     "Rules",
     "Selection",
     "Source",

@@ -3,7 +3,6 @@
 from tutelage.models.alexnet import AlexNet
 from tutelage.models.base import COUNT, ImageClassifier, ImageSpec, accuracy
 from tutelage.models.evaluation import (
-    Predictions,
     compute_confusion_matrix,
     compute_metrics,
     compute_task_metrics,
@@ -52,7 +51,6 @@ __all__ = [
     "NearestNeighbours",
     "OptimizationConfig",
     "Perceptron",
-    "Predictions",
     "Regressor",
     "ResNet",
     "SmallVGG",

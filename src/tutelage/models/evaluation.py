@@ -21,7 +21,7 @@ from torchmetrics.functional.classification import (
 )
 
 from tutelage.config import MONITORS
-from tutelage.data import EVALUATION_BATCH, EvalBatch
+from tutelage.data import EVALUATION_BATCH, EvalBatch, Predictions
 from tutelage.models.base import ImageClassifier, ImageSpec
 from tutelage.models.heads import Heads
 from tutelage.models.weights.files import make_classifier
@@ -30,19 +30,6 @@ TOP_K = 5
 CALIBRATION_BINS = 15  # Guo et al. 2017
 LAYER_BYTES = 1 << 30  # of the input and the output of a layer for a batch, at most
 FLOAT32_BYTES = 4  # of a value, whatever the precision: a batch's size does not depend on it
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """A network's predictions: probabilities (N, C) float32, labels (N,) int64, indices (N,) int64 into the source."""
-
-    probabilities: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
-
-    def select(self, which: np.ndarray) -> "Predictions":
-        """Return the predictions on some of the images, (N,) bool."""
-        return Predictions(self.probabilities[which], self.labels[which], self.indices[which])
 
 
 def evaluation_batch(network: ImageClassifier) -> int:

@@ -65,8 +65,8 @@ def freeze(backbone: nn.Module, fine_tuning: FineTuning) -> None:
         count = len(set(layers.values()))
         if fine_tuning.frozen_layers > count:
             raise UserError(
-                f"strategy.frozen_layers={fine_tuning.frozen_layers}: this network's backbone has {count} layers; "
-                f"strategy=transfer_frozen freezes all of them"
+                f"model.frozen_layers={fine_tuning.frozen_layers}: this network's backbone has {count} layers; "
+                f"give {count} or fewer"
             )
         for name, parameter in backbone.named_parameters():
             if layers[name] < fine_tuning.frozen_layers:
@@ -94,7 +94,7 @@ def lr_scales(network: nn.Module, fine_tuning: FineTuning) -> dict[str, float]:
     if fine_tuning.layer_decay == 1:
         return scales | {name: fine_tuning.backbone_lr_scale for name in scales if name.startswith(BACKBONE)}
     layers = layer_of_parameters(network.get_submodule(BACKBONE.rstrip(".")))
-    highest = max(layers.values())
+    highest = max(layers.values(), default=0)
     scale_of_layer = {
         layer: fine_tuning.backbone_lr_scale * fine_tuning.layer_decay ** (highest - layer) for layer in layers.values()
     }

@@ -12,6 +12,7 @@ import numpy as np
 from tutelage.config import SHIFTS, SweeperConfig
 from tutelage.report import label_efficiency, page, pictures, searches
 from tutelage.report.curves import read_curve
+from tutelage.report.ensembles import describe_ensembles
 from tutelage.report.folds import (
     BY_IMAGES_NOTE,
     FOLDS_CHOSEN_NOTE,
@@ -110,6 +111,7 @@ def report_sweep(outcomes: Sequence[Outcome], command: str, search: SweeperConfi
         print()
         second_table.print()
     gains = [*compare_with_references(keys, jobs), *_describe_method_gains(keys, jobs)]
+    gains += describe_ensembles(keys, jobs) if search is None else []
     for line in [*gains, *search_notes, *fold_notes]:
         print(line)
     folder = jobs[0].folder.path.parent / f"sweep-{digest(command)[:HASH_LENGTH]}"

@@ -44,6 +44,7 @@ def check_stages(context: RunContext) -> None:
     _check_augmentation(context.config, context.data)
     for stage in context.train_stages:
         context.network_size(stage)  # builds the network
+        _check_frozen_layers(context, stage)
         if stage.grows_from is not None:
             _check_growth(context, stage)
         _check_batch_norm(context, stage)
@@ -98,6 +99,20 @@ def _check_growth(context: RunContext, stage: TrainStage) -> None:
         )
 
 
+def _check_frozen_layers(context: RunContext, stage: TrainStage) -> None:
+    """Raise a UserError where more layers of a stage's network are to be frozen than it has."""
+    if not stage.fine_tuning.frozen_layers:
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        network = make_classifier(stage.model.arguments(), context.stage_image_spec(stage))
+    try:
+        freeze(network.backbone, stage.fine_tuning)
+    except UserError as error:
+        if stage.fine_tuning.frozen_layers != stage.model.frozen_layers:
+            raise UserError(f"strategy.finetune.{str(error).removeprefix('model.')}") from None
+        raise UserError(f"stage {stage.name}: {error}") from None
+
+
 def _check_batch_norm(context: RunContext, stage: TrainStage) -> None:
     """Raise a UserError where batch norm has a single value of each channel, of which there is no variance.
 
@@ -145,10 +160,6 @@ def _check_finetuning(context: RunContext, stage: TrainStage) -> None:
             f"strategy.finetune.image_size={stage.image_size}: the weights of model {name} depend on the size of the "
             "image; take a network that pools over the whole of it, such as model=resnet, or null"
         )
-    try:
-        freeze(networks[-1].backbone, stage.fine_tuning)
-    except UserError as error:
-        raise UserError(f"strategy.finetune.{str(error).removeprefix('strategy.')}") from None
 
 
 def _check_initial_weights(context: RunContext) -> None:
@@ -158,7 +169,6 @@ def _check_initial_weights(context: RunContext) -> None:
     for stage in context.train_stages:
         with torch.device("meta"):
             network = make_classifier(stage.model.arguments(), context.image_spec)
-        freeze(network.backbone, stage.fine_tuning)
         if stage.starts_from is None and previous is not None:
             notes.add(load_first_task(network, previous.network))
         elif stage.starts_from is None:

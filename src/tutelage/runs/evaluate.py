@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.data import WITHOUT_DUPLICATES, ImageDataModule
+from tutelage.data import WITHOUT_DUPLICATES, ImageDataModule, Predictions
 from tutelage.errors import UserError
 from tutelage.models import (
     ImageSpec,
-    Predictions,
     Teacher,
     compute_metrics,
     compute_task_metrics,

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data import UNKNOWN, Source
-from tutelage.models import Predictions
+from tutelage.data import UNKNOWN, Predictions, Source
 from tutelage.storage import write_whole
 
 CLASSES = b"classes"  # the key in the table's metadata: a JSON list of names, in the order of the probabilities
@@ -42,6 +41,14 @@ def write_predictions(file: Path, predictions: Predictions, classes: tuple[str, 
     columns["probabilities"] = pa.FixedSizeListArray.from_arrays(probabilities.ravel(), len(classes))
     table = pa.table(columns).replace_schema_metadata({CLASSES: json.dumps(classes)})
     write_whole(file, lambda out: pq.write_table(table, out, use_dictionary=["truth", "predicted"]))
+
+
+def read_classes(file: Path) -> list[str]:
+    """Return the names of the classes in the order of the probabilities that ``write_predictions`` has written."""
+    import pyarrow.parquet as pq
+
+    classes: list[str] = json.loads(pq.read_schema(file).metadata[CLASSES])
+    return classes
 
 
 def read_predictions(file: Path) -> Predictions:

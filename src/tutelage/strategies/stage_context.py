@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.config import Config
+from tutelage.config import ArchitectureConfig, Config
 from tutelage.data import UNKNOWN, Source, Splits, Stream
 from tutelage.errors import UserError
-from tutelage.strategies.stages import NO_RESULTS, Results, TrainStage
+from tutelage.models import FineTuning
+from tutelage.strategies.stages import NO_RESULTS, SCRATCH, Results, TrainStage
 
 MAX_EPOCHS = 100  # rows of metrics.csv of a stage whose passes are shorter than a hundredth of it
 CONTROL_NOTE = "Control: the same network and augmentation on the labels alone, for as many steps."
@@ -29,13 +30,14 @@ def stage_length(config: Config, fraction: float, *sizes: tuple[int, int]) -> Le
     An epoch is a pass over the stream that takes longest, or a hundredth of the stage where a pass is shorter.
 
     Args:
-        config: has ``schedule.epochs`` or ``schedule.steps``.
+        config: has ``schedule.epochs``, whose steps are ``schedule.min_steps`` or more, or ``schedule.steps``.
         fraction: the stage's fraction of the schedule.
         sizes: (images of a pass, batch size) of each stream.
     """
     pass_steps = max(-(-images // batch_size) for images, batch_size in sizes)
-    steps = config.schedule.steps
-    total = max(1, round(fraction * (steps if steps is not None else (config.schedule.epochs or 1) * pass_steps)))
+    schedule = config.schedule
+    whole = schedule.steps or max((schedule.epochs or 1) * pass_steps, schedule.min_steps)
+    total = max(1, round(fraction * whole))
     return Length(total, min(total, max(pass_steps, -(-total // MAX_EPOCHS))))
 
 
@@ -83,8 +85,33 @@ class StageContext:
         """Return the length of a stage on some streams, a fraction of the schedule (see ``stage_length``)."""
         return stage_length(self.config, fraction, *((stream.length, stream.batch_size) for stream in streams))
 
-    def supervised_stage(self, name: str, length: Length, *streams: Stream, **changes: Any) -> TrainStage:
-        """Return plain supervised training of the config's network; ``changes`` set further fields of the stage."""
+    def fine_tuning(self, model: ArchitectureConfig, starts_from: str | None = None) -> FineTuning:
+        """Return which layers of a network learn, and how fast: as the config says, if it starts from trained weights.
+
+        A layer that learns more slowly, or not at all, keeps what it has learned before. Random weights have learned
+        nothing (``starts_from=SCRATCH``, or neither a stage nor ``init_from`` to start from): they learn at one rate.
+
+        Args:
+            model: the architecture.
+            starts_from: as in ``TrainStage``.
+        """
+        if starts_from == SCRATCH or (starts_from is None and self.config.init_from is None):
+            return FineTuning()
+        optimizer = self.config.optimizer
+        return FineTuning(model.frozen_layers, optimizer.backbone_lr_scale, optimizer.layer_decay)
+
+    def supervised_stage(
+        self, name: str, length: Length, *streams: Stream, fine_tuning: FineTuning | None = None, **changes: Any
+    ) -> TrainStage:
+        """Return plain supervised training of the config's network.
+
+        Args:
+            name: of the stage.
+            length: its steps.
+            streams: what it trains on.
+            fine_tuning: which layers learn, and how fast; None for what the config says (see ``fine_tuning``).
+            changes: further fields of the stage.
+        """
         stage = TrainStage(
             name=name,
             model=self.config.model,
@@ -94,7 +121,8 @@ class StageContext:
             streams=lambda selections: streams,
             module=lambda network: network,
         )
-        return replace(stage, **changes)
+        stage = replace(stage, **changes)
+        return replace(stage, fine_tuning=fine_tuning or self.fine_tuning(stage.model, stage.starts_from))
 
     def control(self, length: Length, note: str = CONTROL_NOTE, **changes: Any) -> TrainStage:
         """Return the stage that a method is compared with: supervised training on the labelled images."""

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from pytorch_lightning import LightningModule
 
-from tutelage.config import Targeted
+from tutelage.config import ArchitectureConfig
 from tutelage.config.section import FOLDER_NAME
 from tutelage.data import Labels, Selection, Stream
 from tutelage.errors import UserError
@@ -69,7 +69,7 @@ class TrainStage:
     """
 
     name: str
-    model: Targeted
+    model: ArchitectureConfig
     steps: int
     epoch_steps: int
     images_per_step: int

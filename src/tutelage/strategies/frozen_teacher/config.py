@@ -63,6 +63,11 @@ class FrozenTeacherStrategy(Strategy):
                     "model@strategy.teacher=small_vgg"
                 )
             config.check_image_size(self.teacher, "strategy.teacher: ")
+            if self.teacher.frozen_layers:
+                raise ValueError(
+                    f"strategy.teacher.frozen_layers={self.teacher.frozen_layers}: this teacher starts from random "
+                    "weights, all of which learn: set it to 0"
+                )
         check_one_view(self.name, config.augmentation)
 
     def identity(self, config: "Config") -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tutelage.strategies.lwf.config import LwFStrategy
 from tutelage.strategies.stage_context import Length, StageContext
 from tutelage.strategies.stages import Stage, TeacherSpec, TrainStage
 
-WHOLE_NETWORK, HEAD_ALONE = FineTuning(), FineTuning(frozen_layers=None)
+HEAD_ALONE = FineTuning(frozen_layers=None)
 COMPARISON_NOTES = {
     "finetuning": "finetuning: the new task's images alone teach backbone and new head, after as long a warm-up.",
     "feature_extraction": "feature_extraction: only the new head learns, for as many steps, warm-up included.",
@@ -156,7 +156,7 @@ class _TaskStages(StageContext):
         length: Length,
         new: Sequence[int],
         starts_from: str | None,
-        fine_tuning: FineTuning = WHOLE_NETWORK,
+        fine_tuning: FineTuning | None = None,
         recorded: str = "",
         comparison: str = "",
     ) -> TrainStage:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tutelage.config import Section, Strategy, Targeted
-from tutelage.config.section import PartOf, Positive, Ratio, Temperature
+from tutelage.config import ArchitectureConfig, Section, Strategy
+from tutelage.config.section import INIT_FROM_FORMS, PartOf, Positive, Ratio, Temperature
 
 if TYPE_CHECKING:
     from tutelage.config import Config
@@ -30,7 +30,7 @@ class FinetuneConfig(Section):
         image_size: the side of these images in pixels; None for ``data.image_size``.
         length: the number of epochs or steps as a ratio to the schedule's.
         lr_scale: the learning rate as a fraction of ``optimizer.lr``.
-        frozen_layers: the number of the lowest layers that are not trained.
+        frozen_layers: the number of the lowest layers that are not trained, where ``model.frozen_layers`` is not more.
     """
 
     image_size: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -111,6 +111,12 @@ class NoisyStudentStrategy(Strategy):
                 "strategy.start=teacher: a student starts from its teacher's weights, whose shapes its own must have: "
                 "change only dropout and stochastic_depth in strategy.students, or set strategy.start=scratch"
             )
+        frozen = next((student.frozen_layers for student in students if student.frozen_layers), 0)
+        if frozen and self.start == "scratch" and config.init_from is None:
+            raise ValueError(
+                f"strategy.students: model.frozen_layers={frozen} is for a student that starts from trained weights: "
+                f"give {INIT_FROM_FORMS}, or strategy.start=teacher"
+            )
         if self.until == "validation" and config.data.validation == "none":
             raise ValueError(
                 "strategy.until=validation needs validation images: set data.validation=inside or outside:N"
@@ -127,9 +133,9 @@ class NoisyStudentStrategy(Strategy):
                 "as many pixels or more, or null"
             )
 
-    def student_model(self, student: StudentConfig, config: "Config") -> Targeted:
+    def student_model(self, student: StudentConfig, config: "Config") -> ArchitectureConfig:
         """Return a student's model: ``model`` with the student's changes, validated as any model is."""
-        return type(config.model).model_validate({**config.model.arguments(), **student.model})
+        return type(config.model).model_validate({**config.model.model_dump(), **student.model})
 
     def identity(self, config: "Config") -> dict[str, Any]:
         """Return the keys that are not at their default and have an effect, with the students written out."""
@@ -153,6 +159,6 @@ class NoisyStudentStrategy(Strategy):
         return stages(self, context)
 
 
-def _list_shape_arguments(model: Targeted) -> dict[str, Any]:
+def _list_shape_arguments(model: ArchitectureConfig) -> dict[str, Any]:
     """Return the arguments of a model that determine the shapes of its weights."""
     return {name: value for name, value in model.arguments().items() if name not in NOISE_ARGUMENTS}

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tutelage.data import Rules, Selection, Stream, StreamBatch, select
 from tutelage.errors import UserError
-from tutelage.models import FineTuning, ImageClassifier, Teacher, accuracy, cross_entropy
+from tutelage.models import ImageClassifier, Teacher, accuracy, cross_entropy
 from tutelage.strategies.learner import StudentModule
 from tutelage.strategies.noisy_student.config import FinetuneConfig, NoisyStudentStrategy
 from tutelage.strategies.stage_context import Length, StageContext, stage_length
@@ -179,6 +179,8 @@ class _RoundStages(StageContext):
         are larger in a random crop than in the whole image, and the network is fine-tuned at the size that objects have
         at test time.
         """
+        tuning = self.fine_tuning(student.model, student.name)
+        frozen_layers = max(finetune.frozen_layers, student.model.frozen_layers)
         return self.supervised_stage(
             "finetune",
             self.length(finetune.length, self.labelled),
@@ -188,7 +190,7 @@ class _RoundStages(StageContext):
             image_size=finetune.image_size,
             augmented=False,
             lr_scale=finetune.lr_scale,
-            fine_tuning=FineTuning(frozen_layers=finetune.frozen_layers),
+            fine_tuning=replace(tuning, frozen_layers=frozen_layers),
         )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from tutelage.config import Strategy
-from tutelage.config.section import Fraction
+from tutelage.config.section import INIT_FROM_FORMS
 
 if TYPE_CHECKING:
     from tutelage.config import Config
@@ -26,14 +26,24 @@ class TransferStrategy(Strategy):
             ValueError: there are none.
         """
         if config.init_from is None:
-            raise ValueError(
-                f"strategy={self.name} starts from trained weights: give init_from=RUN, FILE, timm:NAME, "
-                "torchvision:NAME or package:PACKAGE/FILE"
-            )
+            raise ValueError(f"strategy={self.name} starts from trained weights: give {INIT_FROM_FORMS}")
 
 
 class TransferFrozenStrategy(TransferStrategy):
     """A new head on a frozen backbone."""
+
+    def check(self, config: "Config") -> None:
+        """Check that there are trained weights to start from, and that nothing is said of how the backbone learns.
+
+        Raises:
+            ValueError: there are none, or something is said.
+        """
+        super().check(config)
+        if (config.optimizer.backbone_lr_scale, config.optimizer.layer_decay, config.model.frozen_layers) != (1, 1, 0):
+            raise ValueError(
+                f"strategy={self.name} trains no layer of the backbone: set optimizer.backbone_lr_scale=1 "
+                "optimizer.layer_decay=1 model.frozen_layers=0, or choose strategy=transfer_finetune"
+            )
 
     def stages(self, context: "StageContext") -> "Sequence[Stage]":
         """Return the stages (see ``method.frozen_stages``)."""
@@ -43,11 +53,7 @@ class TransferFrozenStrategy(TransferStrategy):
 
 
 class TransferFinetuneStrategy(TransferStrategy):
-    """Training of the whole network, with smaller learning rates for its lower layers than for its head."""
-
-    backbone_lr_scale: Fraction = 1.0
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    frozen_layers: Annotated[int, Field(ge=0)] = 0
+    """Training of the whole network; ``optimizer`` and ``model`` say which layers learn, and how fast."""
 
     def stages(self, context: "StageContext") -> "Sequence[Stage]":
         """Return the stages (see ``method.finetune_stages``)."""

@@ -63,14 +63,14 @@ def frozen_stages(strategy: TransferFrozenStrategy, context: StageContext) -> Se
 
 def finetune_stages(strategy: TransferFinetuneStrategy, context: StageContext) -> Sequence[Stage]:
     """Return fine-tuning of the whole network, slower in its lower layers, and the control."""
-    finetuned = fine_tune(strategy, context, "finetuned", 1.0)
+    finetuned = fine_tune(context, "finetuned", 1.0)
     return with_control(context, strategy.control, finetuned)
 
 
 def gradual_stages(strategy: TransferGradualStrategy, context: StageContext) -> Sequence[Stage]:
     """Return training of the head, then fine-tuning of the whole network, and the control."""
     head = train_head(context, "head", strategy.head_length)
-    whole = fine_tune(strategy, context, "whole", 1 - strategy.head_length, starts_from=head.name)
+    whole = fine_tune(context, "whole", 1 - strategy.head_length, starts_from=head.name)
     return with_control(context, strategy.control, head, whole)
 
 
@@ -83,17 +83,10 @@ def train_head(context: StageContext, name: str, fraction: float) -> TrainStage:
     return replace(head, module=HeadOnCachedFeatures, teacher=TeacherSpec(labelled.name, features=True))
 
 
-def fine_tune(
-    strategy: TransferFinetuneStrategy,
-    context: StageContext,
-    name: str,
-    fraction: float,
-    starts_from: str | None = None,
-) -> TrainStage:
+def fine_tune(context: StageContext, name: str, fraction: float, starts_from: str | None = None) -> TrainStage:
     """Return the stage that trains the layers that the config does not freeze, each at its own learning rate."""
-    fine_tuning = FineTuning(strategy.frozen_layers, strategy.backbone_lr_scale, strategy.layer_decay)
     length = context.length(fraction, context.labelled)
-    return context.supervised_stage(name, length, context.labelled, fine_tuning=fine_tuning, starts_from=starts_from)
+    return context.supervised_stage(name, length, context.labelled, starts_from=starts_from)
 
 
 def with_control(context: StageContext, control: bool, *stages: TrainStage) -> Sequence[Stage]:
