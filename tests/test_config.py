@@ -94,7 +94,10 @@ CONFIG_ERRORS = [
         ["+data.group=p1"],
         "data.group=p1 goes with data=image_folder, imagenet, table, not with tutelage.data.Digits: set it to null",
     ),
-    (["data=image_folder", "data.group='p[0-9'"], "data.group=p[0-9: no regular expression (unterminated"),
+    (
+        ["data=image_folder", "recipe=none", "data.group='p[0-9'"],
+        "data.group=p[0-9: no regular expression (unterminated",
+    ),
     (["data.folds=5"], "data.folds=5 and data.fold=null: give both, as in -m data.folds=5 'data.fold=range(5)'"),
     (["data.fold=1"], "data.folds=null and data.fold=1: give both"),
     (["data.folds=5", "data.fold=5"], "data.fold=5: with data.folds=5, folds are numbered from 0 to 4"),
@@ -276,7 +279,7 @@ DIGITS_NAME = "digits-lenet5-noisy_student-s0-2b70be563c"
 
 
 def test_the_folders_fingerprint_is_part_of_a_run():
-    config = compose(["data=image_folder", "data.root=x"])
+    config = compose(["data=image_folder", "recipe=none", "data.root=x"])
     assert run_path(config, "aaa") != run_path(config, "bbb")
 
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 HELP = """tutelage trains image classifiers from few labels.
 
   tutelage train [OVERRIDES]   train a run, resume it, or print its result   (tutelage train --help)
+  tutelage recipe [OVERRIDES] [--save NAME]
+                               the settings that fit your pictures, each with its reason; or as an experiment to edit
   tutelage preview [OVERRIDES] a picture of what the network will see: views, operations, mixed pairs
   tutelage runs [DIR]          list the runs below outputs/
   tutelage label RUN [data.root=DIR] [data.unlabelled=POOL]
@@ -48,6 +50,7 @@ def main() -> None:
         sys.exit(complain(error))
     commands: dict[str, Callable[[Sequence[str]], None]] = {
         "train": _execute_training,
+        "recipe": _show_recipe,
         "preview": _preview_config,
         "runs": _list_runs,
         "label": _label_pool,
@@ -84,16 +87,35 @@ def _execute_training(arguments: Sequence[str]) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "tutelage.train", *arguments])  # noqa: S606 - our own module
 
 
+def _show_recipe(arguments: Sequence[str]) -> None:
+    """Print what a command's recipe is, each key with its reason; or write it as an experiment file."""
+    from tutelage.app.recipe_file import show_recipe
+    from tutelage.config.compose import split_config_dirs
+
+    others, name = [], None
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, _, value = argument.partition("=")
+        if flag == "--save":
+            name = value or next(remaining, "")
+        else:
+            others.append(argument)
+    print(*show_recipe(*split_config_dirs(others), name), sep="\n")
+
+
 def _preview_config(arguments: Sequence[str]) -> None:
     """Draw the images that a network gets from a config, open the picture where there is a screen, print its path."""
     from tutelage.config.compose import compose, split_config_dirs
     from tutelage.sweeps.overrides import find_first_job
     from tutelage.terminal.display import create_display
+    from tutelage.terminal.recipe import describe_recipe
 
     arguments = [argument for argument in arguments if argument not in {"-m", "--multirun"}]
     overrides, config_dirs = split_config_dirs(arguments)
     overrides, job_line = find_first_job(overrides, config_dirs)
     config = compose(overrides, config_dirs)
+    for line in describe_recipe(config):
+        print(line)
     observer = create_display(config.callbacks.display and sys.stderr.isatty())
     observer.loading()
     try:

@@ -55,6 +55,7 @@ def run_job(
     from tutelage.runs import is_complete
     from tutelage.runs.cluster.process_checks import check_batches, count_processes
     from tutelage.runs.cluster.slurm import leave_to_slurm
+    from tutelage.terminal.recipe import describe_recipe
     from tutelage.world import read_world
 
     world = read_world()
@@ -65,6 +66,8 @@ def run_job(
     if not is_complete(location.folder, config):
         processes = count_processes(config.trainer, world)
         check_batches(config, processes)
+        for line in [] if one_line else describe_recipe(config):
+            print(line, file=sys.stderr)
         if processes > 1:
             from tutelage.app.launch import launch_processes
 

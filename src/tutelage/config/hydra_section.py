@@ -7,15 +7,30 @@ A config that somebody sent may set any of them.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tutelage.config.allowed_folder import list_flag_packages
 from tutelage.config.path_values import quote_paths
+from tutelage.config.recipe import (
+    AUTO,
+    CHOOSER,
+    FILES_OPTION,
+    GROUP,
+    NONE,
+    PROBLEM,
+    RecipeChooser,
+    RecipeRequest,
+    fill_found,
+    keep_needed,
+    override_key,
+)
 from tutelage.config.targets import ALLOW_FLAG, list_allowed_packages, resolve
 from tutelage.errors import UserError
 
@@ -41,20 +56,88 @@ class CheckedConfigLoader(ConfigLoaderImpl):
     """
 
     def load_configuration(
-        self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
+        self, config_name: str | None, overrides: list[str], run_mode: RunMode, *args: Any, **kwargs: Any
     ) -> DictConfig:
-        """Return the composed config.
+        """Return the composed config, with the settings of its recipe.
 
         Raises:
             UserError: its section ``hydra`` would run what is not allowed.
         """
+        if recipe := self._find_recipe(config_name, overrides, run_mode):
+            return self._load_with_recipe(recipe, config_name, overrides, run_mode, *args, **kwargs)
+        return self._load_checked(config_name, overrides, run_mode, *args, **kwargs)
+
+    def _load_checked(self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> DictConfig:
+        """Return the config that Hydra composes, without any recipe."""
         config = super().load_configuration(config_name, overrides, *args, **kwargs)
         check_hydra_section(config, overrides)
+        _let_typed_length_win(config, overrides)
+        return config
+
+    def _find_recipe(self, config_name: str | None, overrides: list[str], run_mode: RunMode) -> str | None:
+        """Return the option of ``recipe`` that is asked for; None for one that changes nothing."""
+        defaults = self.compute_defaults_list(config_name, overrides, run_mode)
+        name = defaults.overrides.known_choices.get(GROUP)
+        if name == AUTO and all(default.config_path != FILES_OPTION for default in defaults.defaults):
+            return None
+        return None if name in {None, NONE} else str(name)
+
+    def _load_with_recipe(
+        self, name: str, config_name: str | None, overrides: list[str], run_mode: RunMode, *args: Any, **kwargs: Any
+    ) -> DictConfig:
+        """Return the config with the settings of a recipe; where the data cannot be looked at, with the reason.
+
+        A sweep's own config, of which each job makes another one, gets no settings.
+        """
+        others = [override for override in overrides if override_key(override) != GROUP]
+        needed = [*keep_needed(others), f"{GROUP}={NONE}"]
+        config = self._load_checked(config_name, needed, run_mode, *args, **kwargs)
+        if run_mode is RunMode.RUN:
+            chosen = self.compute_defaults_list(config_name, needed, run_mode).overrides.override_choices
+            request = _make_request(name, config, chosen, others)
+            try:
+                choice = resolve(CHOOSER, RecipeChooser, GROUP)().choose(request)
+            except UserError as error:
+                with open_dict(config):
+                    config[GROUP] = {PROBLEM: str(error)}
+            else:
+                whole = [*others, f"{GROUP}={choice.record.name}", *choice.overrides]
+                config = self._load_checked(config_name, whole, run_mode, *args, **kwargs)
+                fill_found(config, choice.found)
+                choices = config.hydra.runtime.choices
+                options = {group: str(option) for group, option in choices.items() if not group.startswith("hydra")}
+                with open_dict(config):
+                    config[GROUP] = choice.record.model_dump() | {"options": options}
+        task = [override for override in overrides if not override_key(override).startswith(("hydra.", "hydra/"))]
+        config.hydra.overrides.task = quote_paths(task)
         return config
 
     def _parse_overrides_and_create_caching_repo(self, config_name: str | None, overrides: list[str]) -> Any:
         _check_search_path(overrides)
         return super()._parse_overrides_and_create_caching_repo(config_name, quote_paths(overrides))
+
+
+def _let_typed_length_win(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Clear ``schedule.epochs`` where only ``schedule.steps`` is typed, and the other way round."""
+    typed = {override_key(override) for override in overrides}
+    for key, other in (("epochs", "steps"), ("steps", "epochs")):
+        is_typed = f"schedule.{key}" in typed and f"schedule.{other}" not in typed
+        if is_typed and OmegaConf.select(config, f"schedule.{key}") is not None:
+            config.schedule[other] = None
+
+
+def _make_request(name: str, config: DictConfig, chosen: Mapping[str, Any], overrides: Sequence[str]) -> RecipeRequest:
+    """Return what a recipe is chosen by; the arguments are as in ``RecipeRequest``, and the overrides as typed."""
+    names: list[Any] = [name for name in config if name != "hydra"]
+    sections: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, names), resolve=True)
+    sources = config.hydra.runtime.config_sources
+    return RecipeRequest(
+        name,
+        sections,
+        {group: option for group, option in chosen.items() if group != GROUP},
+        frozenset(map(override_key, overrides)),
+        [Path(source.path) for source in sources if source.schema == "file"],
+    )
 
 
 def check_hydra_section(config: DictConfig, overrides: Sequence[str]) -> None:

@@ -115,16 +115,14 @@ def _file_state(path: str) -> tuple[str, int]:
 
 
 @dataclass(frozen=True)
-class _Dataset:
-    """A dataset as its splits have it: images, labels (N,), classes, and what the scan found.
+class Rows:
+    """A dataset as its splits have it.
 
     Attributes:
         images: of all splits.
         labels: (N,) int64.
         classes: the names of the classes.
-        indices: of the images of each split that can be decoded.
-        facts: (N,) of ``FACTS``.
-        left_out: indices of the images that cannot be decoded.
+        indices: of the images of each split; once they are scanned, of those that can be decoded.
         notes: on splits that are not read.
     """
 
@@ -132,9 +130,20 @@ class _Dataset:
     labels: np.ndarray
     classes: tuple[str, ...]
     indices: dict[str, np.ndarray]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Dataset(Rows):
+    """A dataset that has been scanned.
+
+    Attributes:
+        facts: (N,) of ``FACTS``.
+        left_out: indices of the images that cannot be decoded.
+    """
+
     facts: np.ndarray
     left_out: np.ndarray
-    notes: tuple[str, ...]
 
 
 def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) -> Source:
@@ -181,11 +190,11 @@ def content_fingerprint(config: DataConfig, on_progress: OnProgress = ignore_pro
     return digest([data.classes, splits])
 
 
-def _read_dataset(config: DataConfig, on_progress: OnProgress) -> _Dataset:
-    """Return a dataset whose images are hashed and checked.
+def read_rows(config: DataConfig) -> Rows:
+    """Return a dataset as its splits have it; no image is read.
 
     Raises:
-        UserError: it cannot be read; or an image cannot be decoded and ``data.on_bad_image`` is stop.
+        UserError: the library or the dataset is missing, or has no column of images or of labels.
     """
     setting = _setting(config)
     splits, notes = _load_splits(config)
@@ -201,6 +210,17 @@ def _read_dataset(config: DataConfig, on_progress: OnProgress) -> _Dataset:
         indices[part] = np.arange(start, start + len(split))
         start += len(split)
     images = EncodedImages(list(splits.values()), image_column, config)
+    return Rows(images, np.concatenate(label_arrays), classes, indices, notes)
+
+
+def _read_dataset(config: DataConfig, on_progress: OnProgress) -> _Dataset:
+    """Return a dataset whose images are hashed and checked.
+
+    Raises:
+        UserError: it cannot be read; or an image cannot be decoded and ``data.on_bad_image`` is stop.
+    """
+    rows = read_rows(config)
+    images, count = rows.images, len(rows.images)
 
     def examine(number: int, tick: Tick, find_check: FindCheck) -> tuple[bytes, Check]:
         tick(1)
@@ -210,10 +230,10 @@ def _read_dataset(config: DataConfig, on_progress: OnProgress) -> _Dataset:
     scope = Scope(f"rows\0{config.root}", keys, changed, np.ones(len(keys), np.int64), config.max_pixels, message)
     facts, reasons = read_contents(scope, examine, on_progress)
     if config.on_bad_image == "stop":
-        raise_for_unreadable(reasons, [f"image {index}" for index in range(start)], setting)
+        raise_for_unreadable(reasons, [f"image {index}" for index in range(count)], _setting(config))
     left_out = np.array(sorted(reasons), dtype=np.int64)
-    readable = {part: np.setdiff1d(part_indices, left_out) for part, part_indices in indices.items()}
-    return _Dataset(images, np.concatenate(label_arrays), classes, readable, facts, left_out, notes)
+    readable = {part: np.setdiff1d(indices, left_out) for part, indices in rows.indices.items()}
+    return _Dataset(rows.images, rows.labels, rows.classes, readable, rows.notes, facts, left_out)
 
 
 def _read_split_labels(split: Any, column: str, label_of_class: Mapping[str, int]) -> np.ndarray:
