@@ -21,6 +21,7 @@ SMALL_SIDE = 48  # pixels: the longer side of small images
 SMALLEST, LARGEST, SIZE_STEP = 16, 64, 4  # pixels: image sizes of networks of random weights
 PHOTOGRAPHS_SHARE = 0.5  # from this share of JPEGs on, pictures are photographs
 MIRRORED = 0.5  # probability
+YOURS = "as you have chosen"  # the reason of what is typed or in an experiment
 OVERRIDE_ITEM = re.compile(r"override /(\w+)")
 COMMENT = re.compile(r"\s#\s*(.*)")
 
@@ -52,21 +53,26 @@ class PictureRecipes(RecipeChooser):
             UserError: the data cannot be listed, or none of its pictures can be read.
         """
         nothing = RecipeChoice(Recipe(name=NONE, found="", reasons={}))
-        if request.config["data"].get("root") is None:
-            return nothing  # the schema or the dataset says what is missing
         try:
             data = DataConfig.model_validate(request.config["data"])
         except ValidationError:
             return nothing  # the schema says what is wrong
-        look = look_at_data(data)
-        name, why = _pick(request, look) if request.name == AUTO else (request.name, "as you have chosen")
+        look = None if data.root is None else look_at_data(data)
+        if request.name != AUTO:
+            name, why = request.name, YOURS
+        elif look is None:
+            return nothing
+        else:
+            name, why = _pick(request, look)
         file = read_recipe(name, request.folders)
         if file is None:
             return RecipeChoice(Recipe(name=name, found="", reasons={}))  # Hydra says which options there are
-        overrides, group_reasons = _choose_groups(request, file, look)
+        has_pool = look.has_pool if look else bool(data.labels_per_class or data.labels or data.unlabelled)
+        overrides, group_reasons = _choose_groups(request, file, has_pool)
         yours = [key for key in (*file.groups, *file.values) if key in {*request.chosen, *request.typed}]
-        reasons = {GROUP: why, **file.reasons, **group_reasons, **dict.fromkeys(yours, "as you have chosen")}
-        return RecipeChoice(Recipe(name=name, found=describe_look(look), reasons=reasons), overrides, _find(look))
+        reasons = {GROUP: why, **file.reasons, **group_reasons, **dict.fromkeys(yours, YOURS)}
+        line = describe_look(look) if look else "a dataset whose form is known"
+        return RecipeChoice(Recipe(name=name, found=line, reasons=reasons), overrides, _find(look, data))
 
 
 def _pick(request: RecipeRequest, look: DataLook) -> tuple[str, str]:
@@ -83,13 +89,13 @@ def _pick(request: RecipeRequest, look: DataLook) -> tuple[str, str]:
     return PHOTOS_SMALL, f"the pictures are {look.side} pixels large, and above {SMALL_SIDE} trained weights help"
 
 
-def _choose_groups(request: RecipeRequest, file: RecipeFile, look: DataLook) -> tuple[list[str], dict[str, str]]:
+def _choose_groups(request: RecipeRequest, file: RecipeFile, has_pool: bool) -> tuple[list[str], dict[str, str]]:
     """Return the options of groups that depend on the data or on what else is chosen, and why each."""
     overrides, reasons = [], {}
     strategy = str(request.config["strategy"].get("_target_"))
     learns_in_steps = request.chosen.get("model") != NEAREST_NEIGHBOURS
     option = file.parameters.get("pool_strategy")
-    if option and "strategy" not in request.chosen and look.has_pool and learns_in_steps:
+    if option and "strategy" not in request.chosen and has_pool and learns_in_steps:
         overrides.append(f"strategy={option}")
         reasons["strategy"] = file.reasons[f"{GROUP}.pool_strategy"]
         strategy = _read_strategy_target(option, request.folders)
@@ -107,8 +113,10 @@ def _read_strategy_target(option: str, folders: Sequence[Path]) -> str:
     return str(content.get("strategy", content).get("_target_"))
 
 
-def _find(look: DataLook) -> dict[str, Any]:
+def _find(look: DataLook | None, data: DataConfig) -> dict[str, Any]:
     """Return what ``${found.KEY}`` stands for in a recipe."""
+    if look is None:
+        return {"small_size": data.image_size, "channels": data.channels, "mirror": data.mirror}
     rounded = -(-look.side // SIZE_STEP) * SIZE_STEP
     return {
         "small_size": min(max(rounded, SMALLEST), LARGEST),

@@ -159,8 +159,11 @@ def validate_config(composed: Any) -> Config:
     if not isinstance(plain, dict):
         raise UserError(f"the config is a {type(plain).__name__}, not a mapping of keys; {HELP_HINT}")
     plain.pop("hydra", None)
-    if problem := (plain.get("recipe") or {}).get(PROBLEM):
-        raise UserError(problem)
+    recipe = plain.pop("recipe", None) or {}  # empty where no recipe changes anything
+    if PROBLEM in recipe:
+        raise UserError(recipe[PROBLEM])
+    if recipe:
+        plain["recipe"] = recipe
     for section in SECTIONS:
         if not isinstance(plain.get(section), dict):
             raise UserError(f"{section}={plain.get(section)}: choose an option; {HELP_HINT}")

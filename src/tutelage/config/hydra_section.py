@@ -6,11 +6,12 @@ A config that somebody sent may set any of them.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -21,13 +22,13 @@ from tutelage.config.path_values import quote_paths
 from tutelage.config.recipe import (
     AUTO,
     CHOOSER,
-    FILES_OPTION,
     GROUP,
     NONE,
     PROBLEM,
     RecipeChooser,
     RecipeRequest,
     fill_found,
+    find_recipe,
     keep_needed,
     override_key,
 )
@@ -60,56 +61,59 @@ class CheckedConfigLoader(ConfigLoaderImpl):
     ) -> DictConfig:
         """Return the composed config, with the settings of its recipe.
 
+        A sweep's own config, of which each job makes another one, gets no settings.
+
         Raises:
             UserError: its section ``hydra`` would run what is not allowed.
         """
-        if recipe := self._find_recipe(config_name, overrides, run_mode):
-            return self._load_with_recipe(recipe, config_name, overrides, run_mode, *args, **kwargs)
-        return self._load_checked(config_name, overrides, run_mode, *args, **kwargs)
 
-    def _load_checked(self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> DictConfig:
-        """Return the config that Hydra composes, without any recipe."""
-        config = super().load_configuration(config_name, overrides, *args, **kwargs)
-        check_hydra_section(config, overrides)
-        _let_typed_length_win(config, overrides)
-        return config
+        def load(words: list[str]) -> DictConfig:
+            config = super(CheckedConfigLoader, self).load_configuration(config_name, words, run_mode, *args, **kwargs)
+            check_hydra_section(config, words)
+            _let_typed_length_win(config, words)
+            return config
 
-    def _find_recipe(self, config_name: str | None, overrides: list[str], run_mode: RunMode) -> str | None:
-        """Return the option of ``recipe`` that is asked for; None for one that changes nothing."""
-        defaults = self.compute_defaults_list(config_name, overrides, run_mode)
-        name = defaults.overrides.known_choices.get(GROUP)
-        if name == AUTO and all(default.config_path != FILES_OPTION for default in defaults.defaults):
-            return None
-        return None if name in {None, NONE} else str(name)
-
-    def _load_with_recipe(
-        self, name: str, config_name: str | None, overrides: list[str], run_mode: RunMode, *args: Any, **kwargs: Any
-    ) -> DictConfig:
-        """Return the config with the settings of a recipe; where the data cannot be looked at, with the reason.
-
-        A sweep's own config, of which each job makes another one, gets no settings.
-        """
-        others = [override for override in overrides if override_key(override) != GROUP]
-        needed = [*keep_needed(others), f"{GROUP}={NONE}"]
-        config = self._load_checked(config_name, needed, run_mode, *args, **kwargs)
+        try:
+            config = load(overrides)
+        except HydraException:  # perhaps a key of a network that only a recipe chooses
+            config = load(keep_needed(overrides))
+            if find_recipe(config) is None:
+                raise
+        name = find_recipe(config)
+        if name is None:
+            return config
         if run_mode is RunMode.RUN:
-            chosen = self.compute_defaults_list(config_name, needed, run_mode).overrides.override_choices
-            request = _make_request(name, config, chosen, others)
-            try:
-                choice = resolve(CHOOSER, RecipeChooser, GROUP)().choose(request)
-            except UserError as error:
-                with open_dict(config):
-                    config[GROUP] = {PROBLEM: str(error)}
-            else:
-                whole = [*others, f"{GROUP}={choice.record.name}", *choice.overrides]
-                config = self._load_checked(config_name, whole, run_mode, *args, **kwargs)
-                fill_found(config, choice.found)
-                choices = config.hydra.runtime.choices
-                options = {group: str(option) for group, option in choices.items() if not group.startswith("hydra")}
-                with open_dict(config):
-                    config[GROUP] = choice.record.model_dump() | {"options": options}
+            config = self._load_with_recipe(name, config, config_name, overrides, load)
         task = [override for override in overrides if not override_key(override).startswith(("hydra.", "hydra/"))]
         config.hydra.overrides.task = quote_paths(task)
+        return config
+
+    def _load_with_recipe(
+        self,
+        name: str,
+        config: DictConfig,
+        config_name: str | None,
+        overrides: list[str],
+        load: Callable[[list[str]], DictConfig],
+    ) -> DictConfig:
+        """Return the config with the settings of a recipe; where the data cannot be looked at, with the reason."""
+        others = [override for override in overrides if override_key(override) != GROUP]
+        needed = [*keep_needed(others), f"{GROUP}={NONE}"]
+        config = config if name == AUTO else load(needed)
+        chosen = self.compute_defaults_list(config_name, needed, RunMode.RUN).overrides.override_choices
+        request = _make_request(name, config, chosen, others)
+        try:
+            choice = resolve(CHOOSER, RecipeChooser, GROUP)().choose(request)
+        except UserError as error:
+            with open_dict(config):
+                config[GROUP] = {PROBLEM: str(error)}
+            return config
+        config = load([*others, f"{GROUP}={choice.record.name}", *choice.overrides])
+        fill_found(config, choice.found)
+        choices = config.hydra.runtime.choices
+        options = {group: str(option) for group, option in choices.items() if not group.startswith("hydra")}
+        with open_dict(config):
+            config[GROUP] = choice.record.model_dump() | {"options": options}
         return config
 
     def _parse_overrides_and_create_caching_repo(self, config_name: str | None, overrides: list[str]) -> Any:

@@ -17,7 +17,7 @@ from tutelage.config.section import Section
 
 GROUP = "recipe"
 NONE, AUTO = "none", "auto"  # the options that change nothing, and what fits the data
-FILES_OPTION = "data/image_folder"  # the config that the options of data with people's own pictures begin with
+OWN_PICTURES = frozenset({"tutelage.data.ImageFolder", "tutelage.data.Table", "tutelage.data.HuggingFace"})
 CHOOSER = "tutelage.app.recipes.PictureRecipes"  # by name: it looks at data, and is of a higher floor
 PROBLEM = "problem"  # key of the section ``recipe`` where the data could not be looked at
 FOUND = re.compile(r"\$\{found\.(\w+)\}")
@@ -91,6 +91,14 @@ class RecipeChooser(ABC):
 def override_key(override: str) -> str:
     """Return the key or the group of an override as it is typed."""
     return override.lstrip("+~").partition("=")[0]
+
+
+def find_recipe(config: Any) -> str | None:
+    """Return the option of ``recipe`` that a composed config asks for; None if it changes nothing."""
+    name = config.hydra.runtime.choices.get(GROUP)
+    data: Any = config.get("data")
+    is_own = isinstance(data, Mapping) and data.get("_target_") in OWN_PICTURES
+    return None if name in {None, NONE} or (name == AUTO and not is_own) else str(name)
 
 
 def keep_needed(overrides: Sequence[str]) -> list[str]:

@@ -67,8 +67,10 @@ class DataLook:
         return self.pool is None or self.pool > 0
 
 
-def look_at_data(config: DataConfig) -> DataLook:
-    """Return what a dataset looks like; torch is not imported.
+def look_at_data(config: DataConfig) -> DataLook | None:
+    """Return what a dataset of people's own pictures looks like; None for one of which the config says all.
+
+    Torch is not imported.
 
     Raises:
         UserError: the files cannot be listed, or none of those that were tried is an image.
@@ -78,10 +80,7 @@ def look_at_data(config: DataConfig) -> DataLook:
         return _look_at_files(LISTINGS[name](config), config)
     if config.is_ours and name == "HuggingFace":
         return _look_at_rows(config)
-    raise UserError(
-        f"recipe=auto looks at image_folder, table and huggingface, not at {config.target}: "
-        "choose a recipe by name (recipe=small_images), or recipe=none"
-    )
+    return None
 
 
 def _look_at_files(listing: Listing, config: DataConfig) -> DataLook:
@@ -124,12 +123,13 @@ def _describe(
     sides = [max(header.width, header.height) for header in headers]
     shapes = [max(header.width, header.height) / min(header.width, header.height) for header in headers]
     formats = Counter(header.format for header in headers)
-    available = counts if test else counts - np.maximum(1, counts // TEST_FRACTION)
-    labels = _count_labels(available, config)
+    total = int(counts.sum())
+    total -= 0 if test else max(1, total // TEST_FRACTION)
+    labels = _count_labels(counts if test else counts - counts // TEST_FRACTION, total, config)
     return DataLook(
         classes=len(counts),
         labels=labels,
-        pool=None if pool is None else pool + int(available.sum()) - labels,
+        pool=None if pool is None else pool + total - labels,
         test=test,
         side=round(median(sides)),
         sides=(min(sides), max(sides)),
@@ -140,9 +140,8 @@ def _describe(
     )
 
 
-def _count_labels(available: np.ndarray, config: DataConfig) -> int:
-    """Return how many images keep their labels, of the available ones of each class (C,)."""
-    total = int(available.sum())
+def _count_labels(available: np.ndarray, total: int, config: DataConfig) -> int:
+    """Return how many images keep their labels, of about so many of each class (C,), ``total`` in all."""
     if config.labels_per_class is not None:
         return int(np.minimum(available, config.labels_per_class).sum())
     if config.labels_share is not None:
