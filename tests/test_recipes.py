@@ -24,7 +24,9 @@ RECIPES = [name for name in list_options()["recipe"] if name not in {"auto", "no
 DATA = {"image_size": 64, "channels": 3, "mean": [0.5], "std": [0.5], "batch_size": 64}
 
 
-def write_pictures(folder: Path, size: tuple[int, int], mode: str = "RGB", suffix: str = ".png", count: int = 3) -> Path:
+def write_pictures(
+    folder: Path, size: tuple[int, int], mode: str = "RGB", suffix: str = ".png", count: int = 3
+) -> Path:
     for label in ("cat", "dog"):
         (folder / label).mkdir(parents=True, exist_ok=True)
         for number in range(count):
@@ -53,7 +55,7 @@ def options(root: Path, *overrides: str) -> dict[str, str]:
 def test_a_look_counts_pictures_and_reads_their_headers(tmp_path):
     write_pictures(tmp_path / "train", (30, 20), "L", count=8)
     write_pictures(tmp_path / "test", (900, 900))
-    write_images(tmp_path / "unlabelled", 5, (10, 40))
+    write_images(tmp_path / "unlabelled", 5, size=(10, 40))
     (tmp_path / "train" / "cat" / "broken.png").write_bytes(b"no picture")
     look = look_at_data(
         DataConfig.model_validate(DATA | {"_target_": "tutelage.data.ImageFolder", "root": str(tmp_path), "labels": 6})
@@ -69,3 +71,133 @@ def test_a_look_is_at_most_at_so_many_files_and_at_both_ends(count):
     chosen = _spread(np.arange(count))
     assert len(set(chosen)) == len(chosen) == min(count, MAX_HEADERS)
     assert {chosen[0], chosen[-1]} == {0, count - 1} if count > 1 else chosen == [0]
+
+
+def test_the_recipe_follows_from_the_pictures(small, photos):
+    config = compose_for(small)
+    assert (config.recipe.name, config.recipe.options["model"]) == ("small_images", "small_vgg")
+    assert (config.data.image_size, config.data.channels, config.data.mean) == (28, 1, [0.5])
+    assert (config.data.mirror, config.init_from) == (0, None)
+    config = compose_for(photos)
+    assert (config.recipe.name, config.recipe.options["model"]) == ("photos_small", "efficientnet_lite0")
+    assert (config.data.channels, config.data.mirror) == (3, 0.5)
+    assert config.init_from.startswith("package:")
+
+
+@pytest.mark.parametrize("data", ["digits", "imagenet"])
+def test_other_data_has_no_recipe(data, small):
+    words = [f"data={data}", *([f"data.root={small}"] if data == "imagenet" else [])]
+    assert compose([*QUIET, *words]).recipe is None
+    assert compose([*QUIET, *words]) == compose([*QUIET, *words, "recipe=none"])
+
+
+def test_a_pool_is_learned_from_by_a_strategy_of_two_views(small):
+    assert options(small)["strategy"] == "supervised"
+    with_pool = options(small, "data.labels_per_class=2")
+    assert (with_pool["strategy"], with_pool["augmentation"]) == ("fixmatch", "weak_strong")
+    typed = options(small, "data.labels_per_class=2", "strategy=pseudo_label")
+    assert (typed["strategy"], typed["augmentation"]) == ("pseudo_label", options(small)["augmentation"])
+    assert options(small, "strategy=mean_teacher", "data.labels=4")["augmentation"] == "weak_strong"
+    assert options(small, "data.labels=4", "augmentation=affine")["augmentation"] == "affine"
+    assert options(small, "data.labels=4", "model=nearest_neighbours")["strategy"] == "supervised"
+
+
+def test_what_is_typed_wins_and_its_keys_may_be_those_of_the_recipes_network(small, photos):
+    config = compose_for(small, "model.dropout=0.3", "data.image_size=20", "optimizer.lr=0.5", "schedule.steps=7")
+    assert (config.model.dropout, config.data.image_size, config.optimizer.lr) == (0.3, 20, 0.5)
+    assert (config.schedule.steps, config.schedule.epochs, config.schedule.min_steps) == (7, None, 0)
+    config = compose_for(small, "data.channels=3")
+    assert config.data.mean == [0.5] * 3
+    for words in (["model=resnet"], ["init_from=null"]):
+        config = compose_for(photos, *words)
+        assert (config.recipe.name, config.init_from, config.data.image_size) == ("small_images", None, 64)
+    config = compose_for(photos, "model=timm", "init_from=timm:resnet18.a1_in1k")
+    assert (config.recipe.name, config.model.name) == ("photos_small", "resnet18")
+
+
+def test_an_experiment_wins_over_the_recipe(small, tmp_path):
+    (tmp_path / "experiment").mkdir()
+    lines = ["# @package _global_", "defaults:", "  - override /data: image_folder", "  - override /model: resnet"]
+    lines += ["  - override /strategy: supervised", f"data: {{root: {small}}}", "optimizer: {lr: 0.125}"]
+    (tmp_path / "experiment" / "mine.yaml").write_text("\n".join(lines))
+    config = compose(["experiment=mine", "data.labels=4"], [str(tmp_path)])
+    assert (config.recipe.options["model"], config.recipe.options["strategy"]) == ("resnet", "supervised")
+    assert (config.optimizer.lr, config.data.image_size) == (0.125, 28)
+
+
+def test_a_recipe_of_ones_own_is_chosen_by_name(small, tmp_path):
+    (tmp_path / "recipe").mkdir()
+    text = "# @package _global_\noptimizer:\n  lr: 0.25 # as I like\ndata:\n  image_size: ${found.small_size}\n"
+    (tmp_path / "recipe" / "mine.yaml").write_text(text)
+    words = ["data=image_folder", f"data.root={small}", "recipe=mine"]
+    config = compose(words, [str(tmp_path)])
+    assert (config.optimizer.lr, config.data.image_size) == (0.25, 28)
+    assert ["optimizer.lr", "0.25", "as I like"] in [
+        line.split(maxsplit=2) for line in show_recipe(words, [str(tmp_path)], None)
+    ]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_key_of_a_recipe_has_a_reason_and_goes_with_any_data(name):
+    file = read_recipe(name, [conf_dir()])
+    assert not [key for key in (*file.groups, *file.values) if not file.reasons.get(key)]
+    assert compose(["data=digits", f"recipe={name}"]).recipe.name == name
+
+
+def test_the_same_keys_typed_are_the_same_run(small):
+    config = compose_for(small, "data.labels=4")
+    typed = {key: value for key, value in config.recipe.options.items() if key in {"model", "augmentation", "strategy"}}
+    keys = ("data.image_size", "data.channels", "data.mean", "data.std", "data.mirror", "data.batch_size")
+    words = [f"{group}={option}" for group, option in typed.items()]
+    words += [f"{key}={str(getattr(config.data, key[5:])).replace(' ', '')}" for key in keys]
+    file = read_recipe("small_images", [conf_dir()])
+    words += [f"{key}={value}" for key, value in file.values.items() if not key.startswith("data.")]
+    by_hand = compose_for(small, "recipe=none", "data.labels=4", *words)
+    assert by_hand.recipe is None
+    assert run_identity(by_hand, "f") == run_identity(config, "f")
+
+
+def test_each_job_of_a_sweep_has_its_own_recipe(small, photos):
+    words = ["data=image_folder", f"data.root={small},{photos}", "data.labels=4,null", "model.dropout=0.1"]
+    configs, _ = compose_sweep_values(words)
+    chosen = [(config.recipe.name, config.recipe.options["strategy"]) for config in configs]
+    assert chosen[0] == ("small_images", "fixmatch")
+    assert ("small_images", "supervised") in chosen
+    assert "photos_small" in dict(chosen)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["data.labels=4", "seed=3", "optimizer=sgd"], ["strategy=noisy_student", "strategy.confidence=0.25"]],
+)
+def test_a_saved_recipe_is_the_same_config(words, small, tmp_path):
+    words = ["data=image_folder", f"data.root={small}", *words]
+    show_recipe(words, [str(tmp_path)], "mine")
+    saved, direct = compose(["experiment=mine"], [str(tmp_path)]), compose(words)
+    assert saved.recipe is None
+    assert saved.model_copy(update={"name": "runs"}) == direct.model_copy(update={"recipe": None})
+    with pytest.raises(UserError, match=r"mine.yaml: exists; choose another name"):
+        show_recipe(words, [str(tmp_path)], "mine")
+
+
+@pytest.mark.parametrize(
+    ("words", "save", "message"),
+    [
+        (["data=digits"], None, "no recipe here: recipes are for data=image_folder"),
+        (["data=image_folder", "data.root=nowhere"], None, "data.root=nowhere: no such folder"),
+        (["data=image_folder", "data.root={small}", "++seed=3"], "x", "seed=3: --save writes"),
+        (["data=image_folder", "data.root={small}", "debug=tiny"], "x", "debug=tiny: --save writes"),
+        (["data=image_folder", "data.root={small}"], "a/b", "--save a/b: give the experiment's name"),
+    ],
+)
+def test_what_has_no_recipe_is_one_line(words, save, message, small, tmp_path):
+    with pytest.raises(UserError, match=message):
+        show_recipe([word.format(small=small) for word in words], [str(tmp_path)], save)
+
+
+def test_six_lines_say_what_was_found_and_chosen(small):
+    lines = describe_recipe(compose_for(small, "data.labels=4"))
+    assert len(lines) == 6
+    assert lines[0].split(maxsplit=1)[1].startswith("2 classes, 4 labelled pictures to learn from; 12 pictures without")
+    assert "model=small_vgg, which begins with random weights" in lines[3]
+    assert "strategy=fixmatch" in lines[4]

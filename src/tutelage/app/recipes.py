@@ -15,7 +15,7 @@ from tutelage.config.recipe import AUTO, GROUP, NONE, Recipe, RecipeChoice, Reci
 from tutelage.config.targets import resolve
 from tutelage.data.look import DataLook, look_at_data
 
-SMALL_IMAGES, PHOTOS_SMALL, PHOTOS = "small_images", "photos_small", "photos"
+SMALL_IMAGES, PHOTOS_SMALL = "small_images", "photos_small"
 NEAREST_NEIGHBOURS = "nearest_neighbours"  # the model that takes no strategy but supervised
 SMALL_SIDE = 48  # pixels: the longer side of small images
 SMALLEST, LARGEST, SIZE_STEP = 16, 64, 4  # pixels: image sizes of networks of random weights
@@ -80,7 +80,7 @@ def _pick(request: RecipeRequest, look: DataLook) -> tuple[str, str]:
     has_weights = request.config.get("init_from") is not None
     if "model" in request.chosen:
         if has_weights:
-            return PHOTOS, "the network that you have chosen starts from trained weights"
+            return PHOTOS_SMALL, "the network that you have chosen starts from trained weights"
         return SMALL_IMAGES, "the network that you have chosen starts from random weights"
     if "init_from" in request.typed and not has_weights:
         return SMALL_IMAGES, "you have chosen random weights"
