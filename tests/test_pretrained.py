@@ -12,6 +12,7 @@ from torch import nn
 
 from helpers.runs import only_run, run
 from tutelage.config.compose import compose
+from tutelage.config.options import list_options
 from tutelage.errors import UserError
 from tutelage.models import (
     MLP,
@@ -26,7 +27,7 @@ from tutelage.models import (
     weight_hash,
 )
 from tutelage.models.weights import sources
-from tutelage.models.weights.published import find_torchvision_weights
+from tutelage.models.weights.published import find_timm_config, find_torchvision_weights
 from tutelage.runs.weight_sources import find_weights, weights_identity
 
 TINY = "resnet10t"
@@ -92,6 +93,40 @@ def test_a_torchvision_tag_gives_torchvisions_logits_and_normalisation(published
     transforms = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
     expected = published["torchvision:resnet18/IMAGENET1K_V1"](normalise(images, transforms.mean, transforms.std))
     torch.testing.assert_close(network(images), expected)
+
+
+TAG_IN_SUMMARY = re.compile(r"init_from=(timm:[\w.]+)[,:]")
+WITH_TAG = {name: found[1] for name, line in list_options()["model"].items() if (found := TAG_IN_SUMMARY.search(line))}
+
+
+@pytest.mark.parametrize("option", sorted(WITH_TAG))
+def test_the_weights_that_a_models_file_names_are_of_its_architecture(option):
+    config = find_timm_config(WITH_TAG[option])
+    assert config.architecture == compose([f"model={option}"]).model.arguments()["name"]
+    assert config.license == "apache-2.0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "size", "note"),
+    [
+        ("convnext_tiny", 64, ""),
+        ("vit_small_dinov2", 56, "position embeddings are resampled from 37x37 to 4x4 patches"),
+    ],
+)
+def test_the_weights_that_a_models_file_names_fit_it_at_other_sizes(option, size, note, published):
+    arguments = compose([f"model={option}", "model.dropout=0.1", "model.stochastic_depth=0.1"]).model.arguments()
+    network = make_classifier(arguments, make_spec(size=size)).eval()
+    message = load_pretrained(network, WITH_TAG[option])
+    assert "mean [0.485, 0.456, 0.406]" in message and note in message
+    images = random_images(3, size)
+    original = published[WITH_TAG[option]]
+    if hasattr(original, "set_input_size"):
+        original.set_input_size(img_size=(size, size))
+    expected = original.forward_head(
+        original.forward_features(normalise(images, network.spec.mean, network.spec.std)), pre_logits=True
+    )
+    torch.testing.assert_close(network.features(images), expected)
 
 
 def test_torchvisions_default_weights_are_taken_where_none_are_named():
