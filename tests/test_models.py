@@ -258,12 +258,21 @@ SMALL = {
     "torchvision": ["model.name=squeezenet1_1"],
     "alexnet": ["data.image_size=67", "model.width=0.125"],
     "vgg": ["data.image_size=32", "model.width=0.125"],
+    "convnext_tiny": ["data.image_size=32", "model.name=test_convnext"],
+    "vit_small_dinov2": ["data.image_size=32", "model.name=test_vit"],
 }
+OF_TIMM = {"convnext_tiny", "vit_small_dinov2"}  # networks of timm, tested as model=timm is
 WITHOUT_STEPS = {"nearest_neighbours"}  # learns in one pass; tests of its own
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("option", sorted(set(list_options()["model"]) - WITHOUT_STEPS))
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(option, marks=pytest.mark.slow if option in OF_TIMM else ())
+        for option in sorted(set(list_options()["model"]) - WITHOUT_STEPS)
+    ],
+)
 def test_every_architecture_trains_and_resumes(option, device, outputs):
     """A new YAML file in conf/model is tested without a change here: trained, saved and resumed."""
     import signal

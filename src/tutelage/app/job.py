@@ -129,13 +129,16 @@ def locate_run(config: "Config") -> RunLocation:
     """Return the folder of a config's run, and the fingerprint of its data.
 
     Raises:
-        UserError: the data is not there, or its folder holds the runs.
+        UserError: the data or the initial weights are not there, or the data's folder holds the runs.
     """
     from tutelage.data import fingerprint
     from tutelage.runs import RunFolder, run_path
+    from tutelage.runs.weight_sources import find_weights
     from tutelage.terminal.display import create_display
 
     _check_outputs_lie_elsewhere(config)
+    if config.init_from is not None:
+        find_weights(config.init_from, "init_from")  # before the data is looked through, which may take long
     observer = create_display(config.callbacks.display)
     try:
         data_fingerprint = fingerprint(config.data, observer.reading)

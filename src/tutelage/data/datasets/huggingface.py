@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +176,27 @@ def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) 
     )
 
 
+def fetch_hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) -> Path | None:
+    """Return the folder of a dataset of the hub in the library's cache; it is downloaded if the cache lacks it.
+
+    Returns:
+        None where ``data.root`` is a folder of ``save_to_disk``, of which nothing is downloaded.
+
+    Raises:
+        UserError: the library or the dataset is missing.
+    """
+    if config.root is not None and find_path(config.root, _setting(config)).is_dir():
+        return None
+    began = time.time()
+    splits, _ = _load_splits(config)
+    files = [Path(file["filename"]) for split in splits.values() for file in split.cache_files]
+    if not files:
+        raise UserError(f"{_setting(config)}: the library keeps no file of it in its cache; save it by save_to_disk")
+    if max(file.stat().st_mtime for file in files) >= began:
+        on_progress(f"fetching {printable(config.root or '')}", 1.0)
+    return files[0].parent
+
+
 def content_fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -> str:
     """Return a digest of the images' contents and labels, split by split; the library's own may be random or stale.
 
@@ -261,6 +283,7 @@ def _load_splits(config: DataConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
         raise UserError("data=huggingface needs data.root=FOLDER (of save_to_disk) or the dataset's NAME on the hub")
     try:
         import datasets
+        from huggingface_hub.utils.logging import set_verbosity_error
     except ImportError:
         raise UserError("data=huggingface needs the library 'datasets': pip install 'tutelage[huggingface]'") from None
     setting = _setting(config)
@@ -268,9 +291,17 @@ def _load_splits(config: DataConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
     if folder.is_dir():
         datasets.disable_progress_bars()
     if not folder.exists():
+        set_verbosity_error()  # the hub's client would print two lines for each of its tries
         print(f"data=huggingface: asking the hub for {printable(config.root)}", file=sys.stderr, flush=True)
     try:
         dataset = datasets.load_from_disk(str(folder)) if folder.is_dir() else datasets.load_dataset(config.root)
+    except ConnectionError as error:
+        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
+        raise UserError(
+            f"{setting}: is no folder, and the hub cannot be asked for it ({printable(reason)}); run 'tutelage fetch' "
+            "with the same settings on a machine with network, which brings it to the cache, or name a folder of "
+            "save_to_disk"
+        ) from None
     except Exception as error:  # raised by the library, the network or the file system
         reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
         message = "is no folder of save_to_disk" if folder.exists() else "is no folder, and the hub has no such dataset"
