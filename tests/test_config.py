@@ -76,7 +76,7 @@ CONFIG_ERRORS = [
     (["+model.depth=2"], "unknown key 'model.depth'"),
     (
         ["model=lenet6"],
-        "did you mean 'lenet5'? Allowed: alexnet, convnext_tiny, efficientnet_lite0, lenet5, mlp, nearest_neighbours, perceptron, resnet, small_vgg, ",
+        "did you mean 'lenet5'? Allowed: alexnet, convnext_tiny, efficientnet_lite0, lenet5, mlp, nearest_neighbours, ",
     ),
     (["experiment=nothing"], "experiment=nothing: no such option"),
     (["model.width=-2"], "model.width=-2: input should be greater than 0"),

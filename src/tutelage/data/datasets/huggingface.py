@@ -291,7 +291,7 @@ def _load_splits(config: DataConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
     if folder.is_dir():
         datasets.disable_progress_bars()
     if not folder.exists():
-        set_verbosity_error()  # the hub's client would print two lines for each of its tries
+        set_verbosity_error()  # type: ignore[no-untyped-call]  # the hub's client would print two lines for each of its tries
         print(f"data=huggingface: asking the hub for {printable(config.root)}", file=sys.stderr, flush=True)
     try:
         dataset = datasets.load_from_disk(str(folder)) if folder.is_dir() else datasets.load_dataset(config.root)
