@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import save
 
 from helpers.forks import fork
@@ -146,6 +148,8 @@ def test_torchvisions_files_are_checked_against_the_digest_in_their_names(hub, m
     hub.requests.clear()
     assert fetch_weights("torchvision:resnet18") == find_cached("torchvision:resnet18")
     assert hub.requests == []
+    with pytest.raises(UserError, match=r"resnet18-\w{8}\.pth cannot be read \(.*\); remove it to fetch it again"):
+        read_pretrained("torchvision:resnet18")  # its bytes are no weights
 
 
 def test_each_thing_has_a_line_on_what_it_is_how_large_and_where(hub, network, monkeypatch, tmp_path):
@@ -164,6 +168,33 @@ def test_each_thing_has_a_line_on_what_it_is_how_large_and_where(hub, network, m
         "data: Digits: nothing to fetch",
     ]
     assert second == [line.replace("fetched:", "already there:") for line in first]
+
+
+def test_a_dataset_of_the_hub_is_fetched_once_and_one_on_the_disk_not_at_all(monkeypatch, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    cache = tmp_path / "cache"
+
+    def load_dataset(name):
+        if not cache.exists():
+            features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+            columns = {"image": [Image.new("L", (8, 8))] * 2, "label": [0, 1]}
+            datasets.DatasetDict(train=datasets.Dataset.from_dict(columns, features)).save_to_disk(cache)
+        return datasets.load_from_disk(str(cache))
+
+    def unreachable(name):
+        raise ConnectionError(f"Couldn't reach {name}")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    on_the_hub, on_the_disk = (
+        compose(["data=huggingface", f"data.root={root}", "data.image_size=28"]) for root in ("some/things", cache)
+    )
+    (first,), (second,) = (list(fetch_files([on_the_hub], Observer())) for _ in range(2))
+    assert re.fullmatch(rf"data: HuggingFace data.root=some/things: [\d.]+ kB, fetched: {cache}/train", first)
+    assert second == first.replace("fetched:", "already there:")
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    assert list(fetch_files([on_the_disk], Observer())) == [f"data: HuggingFace data.root={cache}: nothing to fetch"]
+    with pytest.raises(UserError, match=r"the hub cannot be asked for it .* run 'tutelage fetch' with the same"):
+        list(fetch_files([on_the_hub], Observer()))
 
 
 def test_the_command_fetches_for_every_value_of_a_sweep_and_says_what_needs_no_fetching(monkeypatch, capsys, tmp_path):

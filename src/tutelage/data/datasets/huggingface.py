@@ -271,7 +271,7 @@ def _load_splits(config: DataConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
     if folder.is_dir():
         datasets.disable_progress_bars()
     if not folder.exists():
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the hub's client would print two lines for each of its tries
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns twice for each of its tries
         print(f"data=huggingface: asking the hub for {printable(config.root)}", file=sys.stderr, flush=True)
     try:
         dataset = datasets.load_from_disk(str(folder)) if folder.is_dir() else datasets.load_dataset(config.root)
