@@ -20,6 +20,7 @@ from safetensors.torch import save
 from helpers.forks import fork
 from tutelage import cli
 from tutelage.app.fetch import fetch_files
+from tutelage.app.job import locate_run
 from tutelage.config.compose import compose
 from tutelage.data.datasets.download import Remote
 from tutelage.errors import UserError
@@ -204,6 +205,14 @@ def test_the_command_fetches_for_every_value_of_a_sweep_and_says_what_needs_no_f
     cli.main()
     expected = [f"data: ImageFolder data.root={tmp_path / name}: nothing to fetch" for name in "ab"]
     assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_initial_weights_that_are_missing_are_named_before_the_data_is_looked_through(tmp_path):
+    overrides = ["data=image_folder", f"data.root={tmp_path / 'none'}", "data.image_size=28"]
+    with pytest.raises(UserError, match=r"init_from=package:nowhere/w\.pth: no package nowhere is installed here"):
+        locate_run(compose([*overrides, "init_from=package:nowhere/w.pth"]))
+    with pytest.raises(UserError, match="data.root"):
+        locate_run(compose(overrides))
 
 
 @pytest.mark.slow
