@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -13,11 +14,13 @@ import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from PIL import Image
 from safetensors.torch import save
 
 from helpers.forks import fork
 from tutelage import cli
 from tutelage.app.fetch import fetch_files
+from tutelage.app.job import locate_run
 from tutelage.config.compose import compose
 from tutelage.data.datasets.download import Remote
 from tutelage.errors import UserError
@@ -146,6 +149,8 @@ def test_torchvisions_files_are_checked_against_the_digest_in_their_names(hub, m
     hub.requests.clear()
     assert fetch_weights("torchvision:resnet18") == find_cached("torchvision:resnet18")
     assert hub.requests == []
+    with pytest.raises(UserError, match=r"resnet18-\w{8}\.pth cannot be read \(.*\); remove it to fetch it again"):
+        read_pretrained("torchvision:resnet18")  # its bytes are no weights
 
 
 def test_each_thing_has_a_line_on_what_it_is_how_large_and_where(hub, network, monkeypatch, tmp_path):
@@ -166,6 +171,33 @@ def test_each_thing_has_a_line_on_what_it_is_how_large_and_where(hub, network, m
     assert second == [line.replace("fetched:", "already there:") for line in first]
 
 
+def test_a_dataset_of_the_hub_is_fetched_once_and_one_on_the_disk_not_at_all(monkeypatch, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    cache = tmp_path / "cache"
+
+    def load_dataset(name):
+        if not cache.exists():
+            features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+            columns = {"image": [Image.new("L", (8, 8))] * 2, "label": [0, 1]}
+            datasets.DatasetDict(train=datasets.Dataset.from_dict(columns, features)).save_to_disk(cache)
+        return datasets.load_from_disk(str(cache))
+
+    def unreachable(name):
+        raise ConnectionError(f"Couldn't reach {name}")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    on_the_hub, on_the_disk = (
+        compose(["data=huggingface", f"data.root={root}", "data.image_size=28"]) for root in ("some/things", cache)
+    )
+    (first,), (second,) = (list(fetch_files([on_the_hub], Observer())) for _ in range(2))
+    assert re.fullmatch(rf"data: HuggingFace data.root=some/things: [\d.]+ kB, fetched: {cache}/train", first)
+    assert second == first.replace("fetched:", "already there:")
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    assert list(fetch_files([on_the_disk], Observer())) == [f"data: HuggingFace data.root={cache}: nothing to fetch"]
+    with pytest.raises(UserError, match=r"the hub cannot be asked for it .* run 'tutelage fetch' with the same"):
+        list(fetch_files([on_the_hub], Observer()))
+
+
 def test_the_command_fetches_for_every_value_of_a_sweep_and_says_what_needs_no_fetching(monkeypatch, capsys, tmp_path):
     (tmp_path / "a").mkdir()
     arguments = ["-m", f"data.root={tmp_path / 'a'},{tmp_path / 'b'}", "data=image_folder", "data.image_size=28"]
@@ -173,6 +205,14 @@ def test_the_command_fetches_for_every_value_of_a_sweep_and_says_what_needs_no_f
     cli.main()
     expected = [f"data: ImageFolder data.root={tmp_path / name}: nothing to fetch" for name in "ab"]
     assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_initial_weights_that_are_missing_are_named_before_the_data_is_looked_through(tmp_path):
+    overrides = ["data=image_folder", f"data.root={tmp_path / 'none'}", "data.image_size=28"]
+    with pytest.raises(UserError, match=r"init_from=package:nowhere/w\.pth: no package nowhere is installed here"):
+        locate_run(compose([*overrides, "init_from=package:nowhere/w.pth"]))
+    with pytest.raises(UserError, match="data.root"):
+        locate_run(compose(overrides))
 
 
 @pytest.mark.slow

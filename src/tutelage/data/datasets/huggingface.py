@@ -1,6 +1,7 @@
 """Datasets of Hugging Face's ``datasets`` library (the extra ``tutelage[huggingface]``)."""
 
 import io
+import logging
 import os
 import sys
 import time
@@ -283,7 +284,6 @@ def _load_splits(config: DataConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
         raise UserError("data=huggingface needs data.root=FOLDER (of save_to_disk) or the dataset's NAME on the hub")
     try:
         import datasets
-        from huggingface_hub.utils.logging import set_verbosity_error
     except ImportError:
         raise UserError("data=huggingface needs the library 'datasets': pip install 'tutelage[huggingface]'") from None
     setting = _setting(config)
@@ -291,7 +291,7 @@ def _load_splits(config: DataConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
     if folder.is_dir():
         datasets.disable_progress_bars()
     if not folder.exists():
-        set_verbosity_error()  # type: ignore[no-untyped-call]  # the hub's client would print two lines for each of its tries
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns twice for each of its tries
         print(f"data=huggingface: asking the hub for {printable(config.root)}", file=sys.stderr, flush=True)
     try:
         dataset = datasets.load_from_disk(str(folder)) if folder.is_dir() else datasets.load_dataset(config.root)
