@@ -32,6 +32,8 @@ STEPS = length((25, 50, 100, 200, 400, 800, 1600), (2, 4))
 LABELS = length((1, 5, 10, 100), (5,))  # of each class
 SEEDS = length((1, 2, 3), (1,))
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's dataset-fashion-mnist
+EMOJI_LABELS = (5, 10)
+EMOJI_STEPS = 200  # a step takes 16 times as long as one of Fashion-MNIST
 EMOJI_PACKAGES = Path("~/.cache/tutelage/emoji").expanduser()
 EMOJI_SCRIPT = Path(__file__).parent.parent / "conf" / "experiment" / "oquab2014_emoji.py"
 COMMON = ("logger=csv", "callbacks=quiet", "trainer=cpu", "trainer.threads=1", "schedule.epochs=null")
@@ -58,8 +60,8 @@ def list_cases(top: Path) -> Iterator[Case]:
         subprocess.run([sys.executable, EMOJI_SCRIPT, EMOJI_PACKAGES, folder], check=True)
         overrides = ["experiment=oquab2014_transfer", "hydra.mode=RUN", "hydra.sweeper.params=null"]
         overrides += ["strategy.control=false", f"data.root={folder}"]
-        steps = [count for count in STEPS if count <= length(400, 2)]  # 16 times as dear as a step of Fashion-MNIST
-        yield Case("emoji", overrides, [count for count in LABELS if count <= 10], steps, SEEDS[:2])
+        steps = [count for count in STEPS if count <= EMOJI_STEPS]
+        yield Case("emoji", overrides, [count for count in LABELS if count in EMOJI_LABELS], steps, SEEDS[:2])
 
 
 def measure(overrides: Sequence[str], top: Path) -> float:
