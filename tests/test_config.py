@@ -133,7 +133,10 @@ CONFIG_ERRORS = [
         ["strategy=transfer_frozen"],
         "strategy=transfer_frozen starts from trained weights: give init_from=RUN, FILE, timm:NAME",
     ),
-    (["model=resnet", "model.frozen_statistics=true"], "model.frozen_statistics=true is for trained weights"),
+    (
+        ["strategy=transfer_frozen", "init_from=x", "optimizer.layer_decay=0.5"],
+        "strategy=transfer_frozen trains no layer of the backbone: set optimizer.backbone_lr_scale=1 optimizer.layer_",
+    ),
     (["optimizer.layer_decay=0"], "optimizer.layer_decay=0: input should be greater than 0"),
     (["strategy=transfer_finetune", "strategy.layer_decay=0.5"], "did you mean 'optimizer.layer_decay'?"),
     (["strategy=transfer_gradual", "strategy.backbone_lr_scale=1"], "did you mean 'optimizer.backbone_lr_scale'?"),

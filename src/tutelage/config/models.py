@@ -10,23 +10,18 @@ Width = Annotated[float, Field(gt=0, le=64)]  # multiplies the channels of every
 
 
 class ArchitectureConfig(Targeted):
-    """What every model has: the class of its network, and what of it stays as it starts.
+    """What every model has: the class of its network, and how many of its layers keep the weights they start with.
 
     Attributes:
         frozen_layers: the number of the backbone's lowest layers that do not learn in a stage that starts from trained
-            weights.
-        frozen_statistics: whether batch norms keep their statistics in such a stage, and normalise by them. With few
-            images of another kind in a batch, the batch's own statistics are a poor estimate.
-
-    Both are keys of the framework's, not arguments of the class.
+            weights. It is a key of the framework's, not an argument of the class.
     """
 
     frozen_layers: Annotated[int, Field(ge=0)] = 0
-    frozen_statistics: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """Return ``_target_`` and the arguments of its class, as plain containers."""
-        return self.model_dump(exclude={"frozen_layers", "frozen_statistics"})
+        return self.model_dump(exclude={"frozen_layers"})
 
 
 class PerceptronConfig(ArchitectureConfig):

@@ -276,7 +276,6 @@ class Config(Section):
             ("optimizer.backbone_lr_scale", self.optimizer.backbone_lr_scale, 1),
             ("optimizer.layer_decay", self.optimizer.layer_decay, 1),
             ("model.frozen_layers", self.model.frozen_layers, 0),
-            ("model.frozen_statistics", str(self.model.frozen_statistics).lower(), "false"),
         ):
             if value != neutral:
                 raise ValueError(

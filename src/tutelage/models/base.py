@@ -19,7 +19,7 @@ from tutelage.data import EvalBatch, StreamBatch
 from tutelage.errors import UserError
 from tutelage.models.label_loss import CrossEntropy, LabelLoss, make_loss
 from tutelage.models.optimization import OptimizationConfig, lr_factor, make_optimizer
-from tutelage.models.parameter_groups import batch_norms, freeze, frozen_modules
+from tutelage.models.parameter_groups import freeze, frozen_modules
 
 PIXEL_MAX = 255.0
 COUNT = ":count"  # ends the name of the number of images that a sum in a step's outputs is over
@@ -141,13 +141,10 @@ class ImageClassifier(pl.LightningModule):
         self.train(self.training)  # puts frozen modules into eval mode: Lightning leaves the modes as they are
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training mode, but keep frozen modules, and batch norms of frozen statistics, in eval mode."""
+        """Switch to training mode, but keep frozen modules in eval mode."""
         super().train(mode)
         for module in frozen_modules(self) if mode else ():
             module.eval()
-        if mode and self.optimization is not None and self.optimization.fine_tuning.frozen_statistics:
-            for norm in batch_norms(self.backbone):
-                norm.eval()
         return self
 
     def attach(self, folder: Path) -> None:

@@ -20,13 +20,11 @@ class FineTuning:
 
     Attributes:
         frozen_layers: number of the lowest layers of the backbone that are frozen; None for the whole backbone.
-        frozen_statistics: whether batch norms keep the statistics that the network starts with, in training too.
         backbone_lr_scale: the learning rate of the backbone's highest layer as a fraction of the head's.
         layer_decay: the learning rate of each layer of the backbone as a fraction of the one above it.
     """
 
     frozen_layers: int | None = 0
-    frozen_statistics: bool = False
     backbone_lr_scale: float = 1.0
     layer_decay: float = 1.0
 
@@ -84,11 +82,6 @@ def frozen_modules(network: nn.Module) -> Iterator[nn.Module]:
         learns = [parameter.requires_grad for parameter in module.parameters()]
         if learns and not any(learns):
             yield module
-
-
-def batch_norms(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules that normalise by the statistics of a batch, or by their running averages."""
-    return (module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))  # noqa: SLF001
 
 
 def lr_scales(network: nn.Module, fine_tuning: FineTuning) -> dict[str, float]:

@@ -98,9 +98,7 @@ class StageContext:
         if starts_from == SCRATCH or (starts_from is None and self.config.init_from is None):
             return FineTuning()
         optimizer = self.config.optimizer
-        return FineTuning(
-            model.frozen_layers, model.frozen_statistics, optimizer.backbone_lr_scale, optimizer.layer_decay
-        )
+        return FineTuning(model.frozen_layers, optimizer.backbone_lr_scale, optimizer.layer_decay)
 
     def supervised_stage(
         self, name: str, length: Length, *streams: Stream, fine_tuning: FineTuning | None = None, **changes: Any

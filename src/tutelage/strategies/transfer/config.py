@@ -30,7 +30,20 @@ class TransferStrategy(Strategy):
 
 
 class TransferFrozenStrategy(TransferStrategy):
-    """A new head on a frozen backbone; what ``optimizer`` and ``model`` say of the backbone's layers has no effect."""
+    """A new head on a frozen backbone."""
+
+    def check(self, config: "Config") -> None:
+        """Check that there are trained weights to start from, and that nothing is said of how the backbone learns.
+
+        Raises:
+            ValueError: there are none, or something is said.
+        """
+        super().check(config)
+        if (config.optimizer.backbone_lr_scale, config.optimizer.layer_decay, config.model.frozen_layers) != (1, 1, 0):
+            raise ValueError(
+                f"strategy={self.name} trains no layer of the backbone: set optimizer.backbone_lr_scale=1 "
+                "optimizer.layer_decay=1 model.frozen_layers=0, or choose strategy=transfer_finetune"
+            )
 
     def stages(self, context: "StageContext") -> "Sequence[Stage]":
         """Return the stages (see ``method.frozen_stages``)."""
