@@ -75,7 +75,7 @@ def test_a_look_is_at_most_at_so_many_files_and_at_both_ends(count):
 
 def test_the_recipe_follows_from_the_pictures(small, photos):
     config = compose_for(small)
-    assert (config.recipe.name, config.recipe.options["model"]) == ("small_images", "small_vgg")
+    assert (config.recipe.name, config.recipe.options["model"]) == ("small_images", "tiny_vgg")
     assert (config.data.image_size, config.data.channels, config.data.mean) == (28, 1, [0.5])
     assert (config.data.mirror, config.init_from) == (0, None)
     config = compose_for(photos)
@@ -91,14 +91,16 @@ def test_other_data_has_no_recipe(data, small):
     assert compose([*QUIET, *words]) == compose([*QUIET, *words, "recipe=none"])
 
 
-def test_a_pool_is_learned_from_by_a_strategy_of_two_views(small):
-    assert options(small)["strategy"] == "supervised"
-    with_pool = options(small, "data.labels_per_class=2")
-    assert (with_pool["strategy"], with_pool["augmentation"]) == ("fixmatch", "weak_strong")
-    typed = options(small, "data.labels_per_class=2", "strategy=pseudo_label")
-    assert (typed["strategy"], typed["augmentation"]) == ("pseudo_label", options(small)["augmentation"])
-    assert options(small, "strategy=mean_teacher", "data.labels=4")["augmentation"] == "weak_strong"
-    assert options(small, "data.labels=4", "augmentation=affine")["augmentation"] == "affine"
+def test_a_strategy_gets_the_views_keys_and_rates_that_it_needs(small, photos):
+    assert options(small)["augmentation"] == "randaugment"
+    assert options(small, "data.labels=4", "strategy=mean_teacher")["augmentation"] == "weak_strong"
+    assert options(small, "data.labels=4", "strategy=fixmatch", "augmentation=affine")["augmentation"] == "affine"
+    assert compose_for(photos).strategy.control is False
+    frozen = compose_for(photos, "strategy=transfer_frozen", "strategy.control=true")
+    assert (frozen.recipe.name, frozen.strategy.control) == ("photos_small", True)
+    for strategy in ("supervised", "fixmatch"):
+        config = compose_for(photos, f"strategy={strategy}", "data.labels=4")
+        assert (config.recipe.name, config.optimizer.backbone_lr_scale) == ("fine_tuning", 0.1)
     assert options(small, "data.labels=4", "model=nearest_neighbours")["strategy"] == "supervised"
 
 
@@ -112,7 +114,7 @@ def test_what_is_typed_wins_and_its_keys_may_be_those_of_the_recipes_network(sma
         config = compose_for(photos, *words)
         assert (config.recipe.name, config.init_from, config.data.image_size) == ("small_images", None, 64)
     config = compose_for(photos, "model=timm", "init_from=timm:resnet18.a1_in1k")
-    assert (config.recipe.name, config.model.name) == ("photos_small", "resnet18")
+    assert (config.recipe.name, config.model.name) == ("fine_tuning", "resnet18")
 
 
 def test_an_experiment_wins_over_the_recipe(small, tmp_path):
@@ -127,7 +129,7 @@ def test_an_experiment_wins_over_the_recipe(small, tmp_path):
 
 def test_a_recipe_of_ones_own_is_chosen_by_name(small, tmp_path):
     (tmp_path / "recipe").mkdir()
-    text = "# @package _global_\noptimizer:\n  lr: 0.25 # as I like\ndata:\n  image_size: ${found.small_size}\n"
+    text = "# @package _global_\noptimizer:\n  lr: 0.25 # as I like\ndata:\n  image_size: ${found.image_size}\n"
     (tmp_path / "recipe" / "mine.yaml").write_text(text)
     words = ["data=image_folder", f"data.root={small}", "recipe=mine"]
     config = compose(words, [str(tmp_path)])
@@ -160,10 +162,7 @@ def test_the_same_keys_typed_are_the_same_run(small):
 def test_each_job_of_a_sweep_has_its_own_recipe(small, photos):
     words = ["data=image_folder", f"data.root={small},{photos}", "data.labels=4,null", "model.dropout=0.1"]
     configs, _ = compose_sweep_values(words)
-    chosen = [(config.recipe.name, config.recipe.options["strategy"]) for config in configs]
-    assert chosen[0] == ("small_images", "fixmatch")
-    assert ("small_images", "supervised") in chosen
-    assert "photos_small" in dict(chosen)
+    assert [config.recipe.name for config in configs] == ["small_images", "photos_small", "small_images"]
 
 
 @pytest.mark.parametrize(
@@ -199,5 +198,5 @@ def test_six_lines_say_what_was_found_and_chosen(small):
     lines = describe_recipe(compose_for(small, "data.labels=4"))
     assert len(lines) == 6
     assert lines[0].split(maxsplit=1)[1].startswith("2 classes, 4 labelled pictures to learn from; 12 pictures without")
-    assert "model=small_vgg, which begins with random weights" in lines[3]
-    assert "strategy=fixmatch" in lines[4]
+    assert "model=tiny_vgg, which begins with random weights" in lines[3]
+    assert "strategy=supervised; 30 epochs, and 3,000 steps at least, of 32" in lines[4]

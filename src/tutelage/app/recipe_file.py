@@ -41,7 +41,7 @@ def show_recipe(overrides: Sequence[str], config_dirs: Sequence[str], save: str 
             "or chosen by name, such as recipe=small_images"
         )
     options, values = config.recipe.options, dict(flatten(config.model_dump(mode="json")))
-    keys = _list_keys(config.recipe, config_dirs)
+    keys = [key for key in _list_keys(config.recipe, config_dirs) if key in options or key in values]
     if save is None:
         rows = [(key, _as_yaml(options.get(key, values.get(key))), config.recipe.reasons.get(key, "")) for key in keys]
         return [*describe_recipe(config)[:-1], "", *align(rows)]
@@ -67,7 +67,7 @@ def show_recipe(overrides: Sequence[str], config_dirs: Sequence[str], save: str 
 def _list_keys(recipe: Recipe, config_dirs: Sequence[str]) -> list[str]:
     """Return the groups and keys that a recipe's file sets, groups first; and those that were chosen for the data."""
     file = read_recipe(recipe.name, [conf_dir(), *map(Path, config_dirs)])
-    groups = [] if file is None else file.groups
+    groups = [] if file is None else list(file.groups)
     chosen = [group for group in SHOWN_GROUPS if group in recipe.reasons and group not in groups]
     return [*groups, *chosen, *([] if file is None else file.values)]
 

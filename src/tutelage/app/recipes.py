@@ -15,10 +15,10 @@ from tutelage.config.recipe import AUTO, GROUP, NONE, Recipe, RecipeChoice, Reci
 from tutelage.config.targets import resolve
 from tutelage.data.look import DataLook, look_at_data
 
-SMALL_IMAGES, PHOTOS_SMALL = "small_images", "photos_small"
-NEAREST_NEIGHBOURS = "nearest_neighbours"  # the model that takes no strategy but supervised
+SMALL_IMAGES, PHOTOS_SMALL, FINE_TUNING = "small_images", "photos_small", "fine_tuning"
+HEAD_ALONE = "transfer_frozen"  # the strategy of photos_small
 SMALL_SIDE = 48  # pixels: the longer side of small images
-SMALLEST, LARGEST, SIZE_STEP = 16, 64, 4  # pixels: image sizes of networks of random weights
+SMALLEST, LARGEST, SIZE_STEP = 28, 64, 4  # pixels: image sizes of networks of random weights
 PHOTOGRAPHS_SHARE = 0.5  # from this share of JPEGs on, pictures are photographs
 MIRRORED = 0.5  # probability
 YOURS = "as you have chosen"  # the reason of what is typed or in an experiment
@@ -31,13 +31,13 @@ class RecipeFile:
     """An option of ``conf/recipe``.
 
     Attributes:
-        groups: in which it chooses an option.
+        groups: the options of groups that it chooses.
         values: what it sets, by dotted key.
         reasons: the comment behind a key or a group, by key.
         parameters: its own section ``recipe``.
     """
 
-    groups: Sequence[str]
+    groups: Mapping[str, str]
     values: Mapping[str, Any]
     reasons: Mapping[str, str]
     parameters: Mapping[str, str]
@@ -67,8 +67,7 @@ class PictureRecipes(RecipeChooser):
         file = read_recipe(name, request.folders)
         if file is None:
             return RecipeChoice(Recipe(name=name, found="", reasons={}))  # Hydra says which options there are
-        has_pool = look.has_pool if look else bool(data.labels_per_class or data.labels or data.unlabelled)
-        overrides, group_reasons = _choose_groups(request, file, has_pool)
+        overrides, group_reasons = _choose_groups(request, file)
         yours = [key for key in (*file.groups, *file.values) if key in {*request.chosen, *request.typed}]
         reasons = {GROUP: why, **file.reasons, **group_reasons, **dict.fromkeys(yours, YOURS)}
         line = describe_look(look) if look else "a dataset whose form is known"
@@ -78,33 +77,37 @@ class PictureRecipes(RecipeChooser):
 def _pick(request: RecipeRequest, look: DataLook) -> tuple[str, str]:
     """Return the recipe that fits, and why."""
     has_weights = request.config.get("init_from") is not None
-    if "model" in request.chosen:
-        if has_weights:
-            return PHOTOS_SMALL, "the network that you have chosen starts from trained weights"
-        return SMALL_IMAGES, "the network that you have chosen starts from random weights"
+    if "model" in request.chosen and not has_weights:
+        return SMALL_IMAGES, "the network that you have chosen learns from random weights"
     if "init_from" in request.typed and not has_weights:
         return SMALL_IMAGES, "you have chosen random weights"
+    if "model" in request.chosen:
+        return FINE_TUNING, "the network that you have chosen has trained weights"
     if look.side <= SMALL_SIDE:
-        return SMALL_IMAGES, f"the pictures are {look.side} pixels large, and up to {SMALL_SIDE} are small"
-    return PHOTOS_SMALL, f"the pictures are {look.side} pixels large, and above {SMALL_SIDE} trained weights help"
+        return SMALL_IMAGES, f"the pictures are small: {look.side} pixels, and small are those up to {SMALL_SIDE}"
+    if request.chosen.get("strategy", HEAD_ALONE) != HEAD_ALONE:
+        return FINE_TUNING, "the strategy that you have chosen trains the whole network"
+    return PHOTOS_SMALL, f"the pictures are large enough for trained weights: {look.side} pixels, above {SMALL_SIDE}"
 
 
-def _choose_groups(request: RecipeRequest, file: RecipeFile, has_pool: bool) -> tuple[list[str], dict[str, str]]:
-    """Return the options of groups that depend on the data or on what else is chosen, and why each."""
+def _choose_groups(request: RecipeRequest, file: RecipeFile) -> tuple[list[str], dict[str, str]]:
+    """Return overrides that depend on what else is chosen, and why each: views for a strategy, keys that it lacks."""
     overrides, reasons = [], {}
-    strategy = str(request.config["strategy"].get("_target_"))
-    learns_in_steps = request.chosen.get("model") != NEAREST_NEIGHBOURS
-    option = file.parameters.get("pool_strategy")
-    if option and "strategy" not in request.chosen and has_pool and learns_in_steps:
-        overrides.append(f"strategy={option}")
-        reasons["strategy"] = file.reasons[f"{GROUP}.pool_strategy"]
-        strategy = _read_strategy_target(option, request.folders)
-    option = file.parameters.get("two_views")
-    strategy_class: Any = resolve(strategy, Strategy, "strategy._target_")
-    if option and "augmentation" not in request.chosen and strategy_class.takes_two_views:
-        overrides.append(f"augmentation={option}")
+    target = str(request.config["strategy"].get("_target_"))
+    if "strategy" in file.groups and "strategy" not in request.chosen:
+        target = _read_strategy_target(file.groups["strategy"], request.folders)
+    strategy: Any = resolve(target, Strategy, "strategy._target_")
+    two_views = file.parameters.get("two_views")
+    if two_views and strategy.takes_two_views and "augmentation" not in request.chosen:
+        overrides.append(f"augmentation={two_views}")
         reasons["augmentation"] = file.reasons[f"{GROUP}.two_views"]
+    overrides += [f"~{key}" for key in file.values if key.startswith("strategy.") and not _has_key(strategy, key)]
     return overrides, reasons
+
+
+def _has_key(strategy: type[Strategy], key: str) -> bool:
+    """Return whether a strategy has a key, such as ``strategy.control``."""
+    return key.partition(".")[2] in strategy.model_fields
 
 
 def _read_strategy_target(option: str, folders: Sequence[Path]) -> str:
@@ -116,10 +119,10 @@ def _read_strategy_target(option: str, folders: Sequence[Path]) -> str:
 def _find(look: DataLook | None, data: DataConfig) -> dict[str, Any]:
     """Return what ``${found.KEY}`` stands for in a recipe."""
     if look is None:
-        return {"small_size": data.image_size, "channels": data.channels, "mirror": data.mirror}
+        return {"image_size": data.image_size, "channels": data.channels, "mirror": data.mirror}
     rounded = -(-look.side // SIZE_STEP) * SIZE_STEP
     return {
-        "small_size": min(max(rounded, SMALLEST), LARGEST),
+        "image_size": min(max(rounded, SMALLEST), LARGEST),
         "channels": 1 if look.is_grey else RGB,
         "mirror": MIRRORED if look.photographs >= PHOTOGRAPHS_SHARE and not look.is_grey else 0.0,
     }
@@ -141,15 +144,25 @@ def describe_look(look: DataLook) -> str:
 
 
 def read_recipe(name: str, folders: Sequence[Path]) -> RecipeFile | None:
-    """Return an option of ``recipe``; None if no folder has it."""
+    """Return an option of ``recipe``, with what the options that it begins with set; None if no folder has it."""
     option = read_option(GROUP, name, folders)
     if option is None:
         return None
     content, reasons = option
-    items = [str(key) for item in content.pop("defaults", []) if isinstance(item, dict) for key in item]
-    groups = [match[1] for item in items if (match := OVERRIDE_ITEM.fullmatch(item))]
-    parameters = content.pop(GROUP, {})
-    return RecipeFile(groups, dict(flatten(content)), reasons, parameters)
+    groups: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    parameters: dict[str, str] = {}
+    for item in content.pop("defaults", []):
+        base = read_recipe(item, folders) if isinstance(item, str) else None
+        if base is not None:
+            groups |= base.groups
+            values |= base.values
+            parameters |= base.parameters
+            reasons = {**base.reasons, **reasons}
+        elif isinstance(item, dict):
+            groups |= {match[1]: str(item[key]) for key in item if (match := OVERRIDE_ITEM.fullmatch(str(key)))}
+    parameters |= content.pop(GROUP, {})
+    return RecipeFile(groups, values | dict(flatten(content)), reasons, parameters)
 
 
 def read_option(group: str, name: str, folders: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]] | None:

@@ -14,7 +14,7 @@ def describe_recipe(config: Config) -> list[str]:
     data, options, schedule = config.data, recipe.options, config.schedule
     colours = "grey" if data.channels == 1 else "in colour"
     mirrored = ", mirrored" if data.mirror else ""
-    weights = "random weights" if config.init_from is None else f"the weights {config.init_from}"
+    weights = "random weights" if config.init_from is None else f"the weights {config.init_from.rpartition('/')[2]}"
     steps = f"{schedule.steps:,} steps" if schedule.steps else f"{schedule.epochs:g} epochs"
     at_least = f", and {schedule.min_steps:,} steps at least," if schedule.min_steps else ""
     rows = [
