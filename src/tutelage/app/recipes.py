@@ -1,5 +1,6 @@
 """Recipes: the settings that fit the pictures are chosen, explained, and written as an experiment file."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from tutelage.data.look import DataLook, look_at_data
 SMALL_IMAGES, PHOTOS_SMALL, FINE_TUNING = "small_images", "photos_small", "fine_tuning"
 HEAD_ALONE = "transfer_frozen"  # the strategy of photos_small
 SMALL_SIDE = 48  # pixels: the longer side of small images
-SMALLEST, LARGEST, SIZE_STEP = 28, 64, 4  # pixels: image sizes of networks of random weights
+SMALLEST, LARGEST, SIZE_STEP = 16, 64, 4  # pixels: image sizes of networks of random weights
 PHOTOGRAPHS_SHARE = 0.5  # from this share of JPEGs on, pictures are photographs
 MIRRORED = 0.5  # probability
 YOURS = "as you have chosen"  # the reason of what is typed or in an experiment
+DATA = "data"  # the group whose keys a recipe sets, whatever its option
+MISSING = object()
 OVERRIDE_ITEM = re.compile(r"override /(\w+)")
 COMMENT = re.compile(r"\s#\s*(.*)")
 
@@ -68,7 +71,9 @@ class PictureRecipes(RecipeChooser):
         if file is None:
             return RecipeChoice(Recipe(name=name, found="", reasons={}))  # Hydra says which options there are
         overrides, group_reasons = _choose_groups(request, file)
-        yours = [key for key in (*file.groups, *file.values) if key in {*request.chosen, *request.typed}]
+        overrides += _keep_out(request, file)
+        given = {*request.chosen, *request.typed}
+        yours = [key for key in (*file.groups, *file.values) if key in given or key.partition(".")[0] in given - {DATA}]
         reasons = {GROUP: why, **file.reasons, **group_reasons, **dict.fromkeys(yours, YOURS)}
         line = describe_look(look) if look else "a dataset whose form is known"
         return RecipeChoice(Recipe(name=name, found=line, reasons=reasons), overrides, _find(look, data))
@@ -91,7 +96,7 @@ def _pick(request: RecipeRequest, look: DataLook) -> tuple[str, str]:
 
 
 def _choose_groups(request: RecipeRequest, file: RecipeFile) -> tuple[list[str], dict[str, str]]:
-    """Return overrides that depend on what else is chosen, and why each: views for a strategy, keys that it lacks."""
+    """Return options of groups that depend on what else is chosen, and why each."""
     overrides, reasons = [], {}
     target = str(request.config["strategy"].get("_target_"))
     if "strategy" in file.groups and "strategy" not in request.chosen:
@@ -101,13 +106,18 @@ def _choose_groups(request: RecipeRequest, file: RecipeFile) -> tuple[list[str],
     if two_views and strategy.takes_two_views and "augmentation" not in request.chosen:
         overrides.append(f"augmentation={two_views}")
         reasons["augmentation"] = file.reasons[f"{GROUP}.two_views"]
-    overrides += [f"~{key}" for key in file.values if key.startswith("strategy.") and not _has_key(strategy, key)]
     return overrides, reasons
 
 
-def _has_key(strategy: type[Strategy], key: str) -> bool:
-    """Return whether a strategy has a key, such as ``strategy.control``."""
-    return key.partition(".")[2] in strategy.model_fields
+def _keep_out(request: RecipeRequest, file: RecipeFile) -> list[str]:
+    """Return overrides that undo what a recipe sets in groups whose option somebody has chosen."""
+    undone = []
+    for key in file.values:
+        group, _, name = key.partition(".")
+        if group in request.chosen and group != DATA and key not in request.typed:
+            plain = request.config[group].get(name, MISSING)
+            undone.append(f"~{key}" if plain is MISSING else f"{key}={json.dumps(plain)}")
+    return undone
 
 
 def _read_strategy_target(option: str, folders: Sequence[Path]) -> str:

@@ -122,8 +122,13 @@ class CheckedConfigLoader(ConfigLoaderImpl):
 
 
 def _let_typed_length_win(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Clear ``schedule.epochs`` where only ``schedule.steps`` is typed, and the other way round."""
+    """Clear ``schedule.epochs`` where only ``schedule.steps`` is typed, and the other way round.
+
+    Epochs that are typed are as many as they say: they need not last ``min_steps``.
+    """
     typed = {override_key(override) for override in overrides}
+    if "schedule.epochs" in typed and "schedule.min_steps" not in typed and "schedule" in config:
+        config.schedule.min_steps = 0
     for key, other in (("epochs", "steps"), ("steps", "epochs")):
         is_typed = f"schedule.{key}" in typed and f"schedule.{other}" not in typed
         if is_typed and OmegaConf.select(config, f"schedule.{key}") is not None:
