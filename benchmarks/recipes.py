@@ -2,9 +2,10 @@
 
     python benchmarks/recipes.py [FOLDER]
 
-Writes three image folders into FOLDER (~/.cache/tutelage/recipes), then trains each with 2, 10 and 100 labels a class
-(emoji: all, 23 a class on average, where the others have 100) and 3 seeds by ``tutelage train data=image_folder data.root=...``, and prints a table: test accuracy, its standard
-deviation over the seeds, and the seconds of a run. Runs lie in outputs/; what is finished is not trained again.
+Writes three image folders into FOLDER (~/.cache/tutelage/recipes), then trains each by ``tutelage train
+data=image_folder data.root=...`` with 2, 10 and 100 labels a class (emoji, which has 23 a class: all) and 3 seeds.
+Prints a table: test accuracy, its standard deviation over the seeds, and the seconds of a run. Runs lie in outputs/;
+what is finished is not trained again.
 
 - digits: scikit-learn's, 8 x 8 pixels, one folder a class; a fifth is tested, what has no label is the pool.
 - fashion: Fashion-MNIST, 100 training images a class, a pool of 10,000, 10,000 test images.

@@ -187,7 +187,8 @@ def test_a_dataset_of_the_hub_is_fetched_once_and_one_on_the_disk_not_at_all(mon
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     on_the_hub, on_the_disk = (
-        compose(["data=huggingface", f"data.root={root}", "data.image_size=28"]) for root in ("some/things", cache)
+        compose(["data=huggingface", "recipe=none", f"data.root={root}", "data.image_size=28"])
+        for root in ("some/things", cache)
     )
     (first,), (second,) = (list(fetch_files([on_the_hub], Observer())) for _ in range(2))
     assert re.fullmatch(rf"data: HuggingFace data.root=some/things: [\d.]+ kB, fetched: {cache}/train", first)
@@ -200,7 +201,13 @@ def test_a_dataset_of_the_hub_is_fetched_once_and_one_on_the_disk_not_at_all(mon
 
 def test_the_command_fetches_for_every_value_of_a_sweep_and_says_what_needs_no_fetching(monkeypatch, capsys, tmp_path):
     (tmp_path / "a").mkdir()
-    arguments = ["-m", f"data.root={tmp_path / 'a'},{tmp_path / 'b'}", "data=image_folder", "data.image_size=28"]
+    arguments = [
+        "-m",
+        f"data.root={tmp_path / 'a'},{tmp_path / 'b'}",
+        "data=image_folder",
+        "recipe=none",
+        "data.image_size=28",
+    ]
     monkeypatch.setattr(sys, "argv", ["tutelage", "fetch", *arguments])
     cli.main()
     expected = [f"data: ImageFolder data.root={tmp_path / name}: nothing to fetch" for name in "ab"]
@@ -208,7 +215,7 @@ def test_the_command_fetches_for_every_value_of_a_sweep_and_says_what_needs_no_f
 
 
 def test_initial_weights_that_are_missing_are_named_before_the_data_is_looked_through(tmp_path):
-    overrides = ["data=image_folder", f"data.root={tmp_path / 'none'}", "data.image_size=28"]
+    overrides = ["data=image_folder", "recipe=none", f"data.root={tmp_path / 'none'}", "data.image_size=28"]
     with pytest.raises(UserError, match=r"init_from=package:nowhere/w\.pth: no package nowhere is installed here"):
         locate_run(compose([*overrides, "init_from=package:nowhere/w.pth"]))
     with pytest.raises(UserError, match="data.root"):
