@@ -400,5 +400,5 @@ def test_features_of_further_layers_are_means_over_places_and_each_depth_has_uni
         torch.testing.assert_close(network.features(images), expected)
         torch.testing.assert_close(copy.deepcopy(network).features(images), expected)
     assert network(images).shape == (2, 2)
-    with pytest.raises(UserError, match=r"no layer 'blocks.9'; its last ones are .*blocks.6"):
+    with pytest.raises(UserError, match=r"no layer 'blocks.9'; its last blocks are .*blocks.6"):
         make_classifier(arguments | {"feature_layers": ["blocks.9"]}, network.spec)

@@ -1,5 +1,6 @@
 """Any architecture of timm."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from tutelage.errors import UserError
 from tutelage.models.base import ImageClassifier, ImageSpec
 
 FEATURE_MAP, TOKENS = 4, 3  # number of dimensions of a layer's output
-MAX_NAMED_LAYERS = 8  # in a message
+BLOCK, MAX_NAMED_LAYERS = re.compile(r"\w+\.\d+"), 8  # layers that a message names, and how many
 
 
 class WithFeatureLayers(nn.Module):
@@ -83,9 +84,9 @@ class Timm(ImageClassifier):
         """
         names = [layer for layer, _ in network.named_modules()]
         if missing := [layer for layer in layers if layer not in names[1:]]:
-            blocks = [layer for layer in names[1:] if layer.count(".") <= 1][-MAX_NAMED_LAYERS:]
+            blocks = [layer for layer in names if BLOCK.fullmatch(layer)][-MAX_NAMED_LAYERS:]
             raise UserError(
-                f"model.feature_layers: {name} has no layer {missing[0]!r}; its last ones are {', '.join(blocks)}"
+                f"model.feature_layers: {name} has no layer {missing[0]!r}; its last blocks are {', '.join(blocks)}"
             )
         return WithFeatureLayers(network, layers)
 
