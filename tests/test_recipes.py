@@ -98,18 +98,21 @@ def test_a_strategy_gets_the_views_keys_and_rates_that_it_needs(small, photos):
     assert compose_for(photos).strategy.control is False
     frozen = compose_for(photos, "strategy=transfer_frozen", "strategy.control=true")
     assert (frozen.recipe.name, frozen.strategy.control) == ("photos_small", True)
-    for strategy in ("supervised", "fixmatch"):
-        config = compose_for(photos, f"strategy={strategy}", "data.labels=4")
+    for root, strategy in ((photos, "supervised"), (photos, "fixmatch"), (small, "transfer_finetune")):
+        config = compose_for(root, f"strategy={strategy}", "data.labels=4")
         assert (config.recipe.name, config.optimizer.backbone_lr_scale) == ("fine_tuning", 0.1)
-    assert options(small, "data.labels=4", "model=nearest_neighbours")["strategy"] == "supervised"
+    neighbours = compose_for(small, "model=nearest_neighbours")
+    assert describe_recipe(neighbours)[4].endswith("strategy=supervised; one pass")
 
 
 def test_what_is_typed_wins_and_its_keys_may_be_those_of_the_recipes_network(small, photos):
     config = compose_for(small, "model.dropout=0.3", "data.image_size=20", "optimizer.lr=0.5", "schedule.steps=7")
     assert (config.model.dropout, config.data.image_size, config.optimizer.lr) == (0.3, 20, 0.5)
     assert (config.schedule.steps, config.schedule.epochs, config.schedule.min_steps) == (7, None, 0)
-    config = compose_for(small, "data.channels=3")
-    assert config.data.mean == [0.5] * 3
+    assert config.recipe.reasons["schedule.epochs"] == config.recipe.reasons["optimizer.lr"] == "as you have chosen"
+    assert config.recipe.reasons["data.mean"] != "as you have chosen"
+    for channels in (1, 3):
+        assert compose_for(small, f"data.channels={channels}").data.mean == [0.5] * channels
     for words in (["model=resnet"], ["init_from=null"]):
         config = compose_for(photos, *words)
         assert (config.recipe.name, config.init_from, config.data.image_size) == ("small_images", None, 64)
@@ -165,18 +168,85 @@ def test_each_job_of_a_sweep_has_its_own_recipe(small, photos):
     assert [config.recipe.name for config in configs] == ["small_images", "photos_small", "small_images"]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [[], ["data.labels=4", "seed=3", "optimizer=sgd"], ["strategy=noisy_student", "strategy.confidence=0.25"]],
+SAVED = (
+    [],
+    ["data.labels=4", "seed=3", "optimizer=sgd", "model.dropout=0.25"],
+    ["name=mine", "strategy=noisy_student", "strategy.confidence=0.25"],
+    *([f"recipe={name}"] for name in RECIPES),
 )
-def test_a_saved_recipe_is_the_same_config(words, small, tmp_path):
-    words = ["data=image_folder", f"data.root={small}", *words]
-    show_recipe(words, [str(tmp_path)], "mine")
-    saved, direct = compose(["experiment=mine"], [str(tmp_path)]), compose(words)
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"), [*(("small", words) for words in SAVED[:3]), *(("photos", w) for w in SAVED)]
+)
+def test_a_saved_recipe_is_the_same_config(folder, words, request, tmp_path):
+    words = ["data=image_folder", f"data.root={request.getfixturevalue(folder)}", *words]
+    show_recipe(words, [str(tmp_path)], "saved")
+    saved, direct = compose(["experiment=saved"], [str(tmp_path)]), compose(words)
     assert saved.recipe is None
-    assert saved.model_copy(update={"name": "runs"}) == direct.model_copy(update={"recipe": None})
-    with pytest.raises(UserError, match=r"mine.yaml: exists; choose another name"):
-        show_recipe(words, [str(tmp_path)], "mine")
+    assert saved.model_copy(update={"name": direct.name}) == direct.model_copy(update={"recipe": None})
+
+
+def test_a_saved_recipe_takes_the_name_of_no_experiment(small, tmp_path):
+    words = ["data=image_folder", f"data.root={small}"]
+    show_recipe(words, [str(tmp_path)], "mine")
+    for name in ("mine", "cubuk2020"):
+        with pytest.raises(UserError, match=f"--save {name}: there is an experiment of this name"):
+            show_recipe(words, [str(tmp_path)], name)
+
+
+def test_an_option_of_data_of_ones_own_wins_over_the_recipe(photos, tmp_path):
+    (tmp_path / "data").mkdir()
+    text = f"defaults:\n  - image_folder\nroot: {photos}\nimage_size: 96\nmirror: 0.0\n"
+    (tmp_path / "data" / "mine.yaml").write_text(text)
+    config = compose(["data=mine"], [str(tmp_path)])
+    assert (config.recipe.name, config.data.image_size, config.data.mirror) == ("photos_small", 96, 0)
+    assert (config.data.batch_size, config.recipe.reasons["data.image_size"]) == (64, "as you have chosen")
+
+
+def test_options_that_the_recipe_would_choose_change_nothing(photos):
+    plain = compose_for(photos)
+    words = ("model=efficientnet_lite0", "strategy=transfer_frozen", "optimizer=sgd", "augmentation=none")
+    for word in words:
+        assert compose_for(photos, word).model_copy(update={"recipe": plain.recipe}) == plain, word
+
+
+def test_an_augmentation_that_draws_trains_the_whole_network(photos):
+    assert compose_for(photos, "augmentation=rotate90").recipe.name == "fine_tuning"
+    drawings = compose_for(photos, "augmentation=rotate90", "data.mirror=0")
+    assert "mirrored" not in describe_recipe(drawings)[2]
+    assert "mirrored" in describe_recipe(compose_for(photos, "augmentation=rotate90"))[2]
+    assert "mirrored" not in describe_recipe(compose_for(photos))[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["recipe=photos_small", "strategy=fixmatch"], "recipe=photos_small trains a head alone .* strategy=fixmatch"),
+        (
+            ["recipe=photos", "model=resnet"],
+            "recipe=photos trains a head alone .* with model=resnet: choose recipe=fine",
+        ),
+        (["recipe=[photos,small_images]"], "recipe takes the name of one option"),
+    ],
+)
+def test_what_does_not_go_with_a_recipe_is_one_line(words, message, photos):
+    with pytest.raises(UserError, match=message):
+        compose_for(photos, *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optimizer:\n  lr: 0.25\n", "recipe=mine: its file must begin with '# @package _global_'"),
+        ("# @package _global_\ndata:\n  image_size: ${found.size}\n", "found.size}: what is found are image_size, ch"),
+    ],
+)
+def test_a_mistake_in_a_recipe_of_ones_own_is_one_line(text, message, small, tmp_path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        compose(["data=image_folder", f"data.root={small}", "recipe=mine"], [str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -185,6 +255,11 @@ def test_a_saved_recipe_is_the_same_config(words, small, tmp_path):
         (["data=digits"], None, "no recipe here: recipes are for data=image_folder"),
         (["data=image_folder", "data.root=nowhere"], None, "data.root=nowhere: no such folder"),
         (["data=image_folder", "data.root={small}", "++seed=3"], "x", "seed=3: --save writes"),
+        (
+            ["data=image_folder", "data.root={small}", "model={{dropout: 0.3}}"],
+            "x",
+            "model={dropout: 0.3}: --save writes",
+        ),
         (["data=image_folder", "data.root={small}", "debug=tiny"], "x", "debug=tiny: --save writes"),
         (["data=image_folder", "data.root={small}"], "a/b", "--save a/b: give the experiment's name"),
     ],
@@ -197,6 +272,10 @@ def test_what_has_no_recipe_is_one_line(words, save, message, small, tmp_path):
 def test_six_lines_say_what_was_found_and_chosen(small):
     lines = describe_recipe(compose_for(small, "data.labels=4"))
     assert len(lines) == 6
-    assert lines[0].split(maxsplit=1)[1].startswith("2 classes, 4 labelled pictures to learn from; 12 pictures without")
+    assert (
+        lines[0]
+        .split(maxsplit=1)[1]
+        .startswith("2 classes, about 4 labelled pictures to learn from; 12 pictures without")
+    )
     assert "model=tiny_vgg, which begins with random weights" in lines[3]
     assert "strategy=supervised; 30 epochs, and 3,000 steps at least, of 32" in lines[4]

@@ -100,7 +100,7 @@ def _show_recipe(arguments: Sequence[str]) -> None:
         flag, _, value = argument.partition("=")
         if flag == "--save":
             name = value or next(remaining, "")
-        else:
+        elif flag not in {"-m", "--multirun"}:
             others.append(argument)
     print(*show_recipe(*split_config_dirs(others), name), sep="\n")
 

@@ -55,7 +55,6 @@ def run_job(
     from tutelage.runs import is_complete
     from tutelage.runs.cluster.process_checks import check_batches, count_processes
     from tutelage.runs.cluster.slurm import leave_to_slurm
-    from tutelage.terminal.recipe import describe_recipe
     from tutelage.world import read_world
 
     world = read_world()
@@ -66,8 +65,8 @@ def run_job(
     if not is_complete(location.folder, config):
         processes = count_processes(config.trainer, world)
         check_batches(config, processes)
-        for line in [] if one_line else describe_recipe(config):
-            print(line, file=sys.stderr)
+        if not one_line:
+            _print_recipe(config)
         if processes > 1:
             from tutelage.app.launch import launch_processes
 
@@ -106,6 +105,8 @@ def _run_in_group(
             path, fingerprint = group.broadcast_from_rank0(locate)
             folder = RunFolder(Path(path))
             if not group.broadcast_from_rank0(lambda: is_complete(folder, config)):
+                if group.is_rank0 and not one_line and not is_launched():
+                    _print_recipe(config)
                 code = train_run(config, RunLocation(folder, fingerprint), arguments, group)
     except UserError:
         if group.is_rank0:
@@ -118,6 +119,14 @@ def _run_in_group(
     if not code and group.is_rank0 and not is_launched():
         _show_result(config, folder, one_line)
     return code
+
+
+def _print_recipe(config: "Config") -> None:
+    """Print what the recipe has chosen, if there is one."""
+    from tutelage.terminal.recipe import describe_recipe
+
+    for line in describe_recipe(config):
+        print(line, file=sys.stderr)
 
 
 def is_launched() -> bool:

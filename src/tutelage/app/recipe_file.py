@@ -9,7 +9,7 @@ import yaml
 
 from tutelage.app.recipes import flatten, read_recipe
 from tutelage.config.compose import compose
-from tutelage.config.options import conf_dir
+from tutelage.config.options import conf_dir, list_options
 from tutelage.config.recipe import GROUP, NONE, Recipe, override_key
 from tutelage.config.section import FOLDER_NAME
 from tutelage.errors import UserError
@@ -34,21 +34,25 @@ def show_recipe(overrides: Sequence[str], config_dirs: Sequence[str], save: str 
     """
     if save is not None and not FOLDER_NAME.fullmatch(save):
         raise UserError(f"--save {save}: give the experiment's name, of letters, digits, '-' and '_'")
+    if save in list_options(config_dirs)["experiment"]:
+        raise UserError(f"--save {save}: there is an experiment of this name; choose another name, or remove its file")
     config = compose(overrides, config_dirs)
     if config.recipe is None or config.recipe.name == NONE:
         raise UserError(
             "no recipe here: recipes are for data=image_folder, table and huggingface with data.root=..., "
             "or chosen by name, such as recipe=small_images"
         )
-    options, values = config.recipe.options, dict(flatten(config.model_dump(mode="json")))
+    options, values = config.recipe.options, dict(flatten(config.model_dump(mode="json", exclude={GROUP})))
     keys = [key for key in _list_keys(config.recipe, config_dirs) if key in options or key in values]
     if save is None:
         rows = [(key, _as_yaml(options.get(key, values.get(key))), config.recipe.reasons.get(key, "")) for key in keys]
         return [*describe_recipe(config)[:-1], "", *align(rows)]
     typed = _typed_keys(overrides)
-    groups = [*SHOWN_GROUPS, *(key for key in typed if key in options and key not in (*SHOWN_GROUPS, GROUP))]
-    saved = [key for key in dict.fromkeys([*keys, *typed]) if key in values and key not in groups]
-    command = shlex.join(["tutelage", "recipe", *overrides, "--save", save])
+    groups = [key for key in dict.fromkeys([*SHOWN_GROUPS, *keys, *typed]) if key in options and key != GROUP]
+    inside = [key for key in values if any(f"{key}.".startswith(f"{name}.") for name in typed if name not in groups)]
+    saved = [key for key in dict.fromkeys([*keys, *inside]) if key in values and key not in {*groups, "name"}]
+    folders = [f"--config-dir={folder}" for folder in config_dirs]
+    command = shlex.join(["tutelage", "recipe", *overrides, *folders, "--save", save])
     lines = [
         "# @package _global_",
         f"# {save}: {config.recipe.name} for {values['data.root'] or values['data._target_']}",
@@ -80,7 +84,7 @@ def _typed_keys(overrides: Sequence[str]) -> list[str]:
     """
     for override in overrides:
         key = override_key(override)
-        if override.startswith(("+", "~")) or key in NOT_SAVED:
+        if override.startswith(("+", "~")) or key in NOT_SAVED or "={" in override:
             raise UserError(f"{override}: --save writes a file with GROUP=OPTION and KEY=VALUE only; leave it out")
     return [key for key in map(override_key, overrides) if not key.startswith("hydra")]
 
@@ -121,12 +125,10 @@ def _write_experiment(name: str, text: str, config_dirs: Sequence[str]) -> list[
     """Write an experiment file, and return the line that says how to run it.
 
     Raises:
-        UserError: it is there already, or cannot be written.
+        UserError: it cannot be written.
     """
     folder = Path(config_dirs[0] if config_dirs else "conf")
     file = folder / "experiment" / f"{name}.yaml"
-    if file.exists():
-        raise UserError(f"{file}: exists; choose another name, or remove it")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, text)

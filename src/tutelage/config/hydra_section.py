@@ -27,6 +27,7 @@ from tutelage.config.recipe import (
     PROBLEM,
     RecipeChooser,
     RecipeRequest,
+    check_one_recipe,
     fill_found,
     find_recipe,
     keep_needed,
@@ -73,6 +74,8 @@ class CheckedConfigLoader(ConfigLoaderImpl):
             _let_typed_length_win(config, words)
             return config
 
+        if run_mode is RunMode.RUN:
+            check_one_recipe(overrides)
         try:
             config = load(overrides)
         except HydraException:  # perhaps a key of a network that only a recipe chooses
@@ -110,10 +113,8 @@ class CheckedConfigLoader(ConfigLoaderImpl):
             return config
         config = load([*others, f"{GROUP}={choice.record.name}", *choice.overrides])
         fill_found(config, choice.found)
-        choices = config.hydra.runtime.choices
-        options = {group: str(option) for group, option in choices.items() if not group.startswith("hydra")}
         with open_dict(config):
-            config[GROUP] = choice.record.model_dump() | {"options": options}
+            config[GROUP] = choice.describe(config)
         return config
 
     def _parse_overrides_and_create_caching_repo(self, config_name: str | None, overrides: list[str]) -> Any:

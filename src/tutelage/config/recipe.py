@@ -14,12 +14,15 @@ from typing import Any
 from pydantic import Field
 
 from tutelage.config.section import Section
+from tutelage.errors import UserError
 
 GROUP = "recipe"
 NONE, AUTO = "none", "auto"  # the options that change nothing, and what fits the data
 OWN_PICTURES = frozenset({"tutelage.data.ImageFolder", "tutelage.data.Table", "tutelage.data.HuggingFace"})
 CHOOSER = "tutelage.app.recipes.PictureRecipes"  # by name: it looks at data, and is of a higher floor
+YOURS = "as you have chosen"  # the reason of what is typed or in an experiment
 PROBLEM = "problem"  # key of the section ``recipe`` where the data could not be looked at
+OPTION = re.compile(r"[A-Za-z0-9_-]+")
 FOUND = re.compile(r"\$\{found\.(\w+)\}")
 # Sections that a look at the data needs, or Hydra itself. Other typed keys may be those of a network that only the
 # recipe chooses.
@@ -27,7 +30,7 @@ NEEDED_SECTIONS = ("data.", "paths.", "hydra.")
 
 
 class Recipe(Section):
-    """What a config got from a recipe, for the screen and the report; it is no part of a run's identity.
+    """What a config got from a recipe, for the screen; it is no part of a run's identity.
 
     Attributes:
         name: of the option.
@@ -67,13 +70,34 @@ class RecipeChoice:
 
     Attributes:
         record: for the config.
-        overrides: options of groups beside that of ``recipe``, such as ``strategy=fixmatch``.
+        overrides: what goes with the option of ``recipe``, such as ``augmentation=weak_strong``.
         found: what ``${found.KEY}`` stands for.
+        options: the options of groups that the recipe has chosen.
+        values: what it sets, by dotted key.
     """
 
     record: Recipe
     overrides: Sequence[str] = ()
     found: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe(self, config: Any) -> dict[str, Any]:
+        """Return the record for a composed config, in which ``${found.KEY}`` is filled in.
+
+        Keys and groups that are not as the recipe has them are the user's.
+        """
+        from omegaconf import OmegaConf
+
+        chosen = config.hydra.runtime.choices
+        options = {group: str(option) for group, option in chosen.items() if not group.startswith("hydra")}
+        yours = [group for group, option in self.options.items() if options.get(group) != option]
+        for key, value in self.values.items():
+            match = FOUND.fullmatch(str(value))
+            if OmegaConf.select(config, key) != (self.found.get(match[1]) if match else value):
+                yours.append(key)
+        reasons = {**self.record.reasons, **dict.fromkeys(yours, YOURS)}
+        return self.record.model_dump() | {"options": options, "reasons": reasons}
 
 
 class RecipeChooser(ABC):
@@ -91,6 +115,14 @@ class RecipeChooser(ABC):
 def override_key(override: str) -> str:
     """Return the key or the group of an override as it is typed."""
     return override.lstrip("+~").partition("=")[0]
+
+
+def check_one_recipe(overrides: Sequence[str]) -> None:
+    """Raise a UserError unless typed options of ``recipe`` are a name each."""
+    for override in overrides:
+        name = override.partition("=")[2]
+        if override_key(override) == GROUP and not override.startswith("~") and not OPTION.fullmatch(name):
+            raise UserError(f"recipe={name}: recipe takes the name of one option")
 
 
 def find_recipe(config: Any) -> str | None:
@@ -112,7 +144,11 @@ def keep_needed(overrides: Sequence[str]) -> list[str]:
 
 
 def fill_found(node: Any, found: Mapping[str, Any]) -> None:
-    """Put what was found in place of ``${found.KEY}`` in a composed config, and in all below it."""
+    """Put what was found in place of ``${found.KEY}`` in a composed config, and in all below it.
+
+    Raises:
+        UserError: there is no such thing to be found.
+    """
     from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(node, resolve=False)
@@ -122,7 +158,9 @@ def fill_found(node: Any, found: Mapping[str, Any]) -> None:
             continue
         if OmegaConf.is_interpolation(node, name):
             match = FOUND.fullmatch(str(plain[name]))
-            if match and match[1] in found:
+            if match and match[1] not in found:
+                raise UserError(f"${{found.{match[1]}}}: what is found are {', '.join(found)}")
+            if match:
                 node[name] = found[match[1]]
         elif OmegaConf.is_config(value := node[name]):
             fill_found(value, found)

@@ -39,7 +39,6 @@ class DataLook:
         test: images of the data's own test set; 0 if a part of the others will be tested on.
         side: the median of the longer sides, in pixels.
         sides: the smallest and the largest longer side.
-        shape: the median of the longer side as a multiple of the shorter one.
         is_grey: whether no picture has colours.
         photographs: share of the pictures that are JPEGs.
         formats: the names of the formats, the most frequent one first.
@@ -51,15 +50,9 @@ class DataLook:
     test: int
     side: int
     sides: tuple[int, int]
-    shape: float
     is_grey: bool
     photographs: float
     formats: tuple[str, ...]
-
-    @property
-    def labels_per_class(self) -> float:
-        """The mean number of labelled images of a class."""
-        return self.labels / self.classes
 
     @property
     def has_pool(self) -> bool:
@@ -121,9 +114,8 @@ def _describe(
     if not headers:
         raise UserError(f"{setting}: none of its pictures can be read")
     sides = [max(header.width, header.height) for header in headers]
-    shapes = [max(header.width, header.height) / min(header.width, header.height) for header in headers]
     formats = Counter(header.format for header in headers)
-    total = int(counts.sum())
+    total = int(counts.sum()) if config.limit is None else min(int(counts.sum()), config.limit)
     total -= 0 if test else max(1, total // TEST_FRACTION)
     labels = _count_labels(counts if test else counts - counts // TEST_FRACTION, total, config)
     return DataLook(
@@ -133,7 +125,6 @@ def _describe(
         test=test,
         side=round(median(sides)),
         sides=(min(sides), max(sides)),
-        shape=median(shapes),
         is_grey=all(header.is_grey for header in headers),
         photographs=formats[PHOTOGRAPHS] / len(headers),
         formats=tuple(name for name, _ in formats.most_common()),

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tutelage.config import Config
+from tutelage.config import Config, NearestNeighboursConfig
 from tutelage.config.recipe import GROUP, NONE
 
 
@@ -13,20 +13,22 @@ def describe_recipe(config: Config) -> list[str]:
         return []
     data, options, schedule = config.data, recipe.options, config.schedule
     colours = "grey" if data.channels == 1 else "in colour"
-    mirrored = ", mirrored" if data.mirror else ""
+    flips = any(str(transform["_target_"]).endswith("HorizontalFlip") for transform in config.augmentation.transforms)
+    mirrored = ", mirrored" if data.mirror and flips else ""
     weights = "random weights" if config.init_from is None else f"the weights {config.init_from.rpartition('/')[2]}"
     steps = f"{schedule.steps:,} steps" if schedule.steps else f"{schedule.epochs:g} epochs"
     at_least = f", and {schedule.min_steps:,} steps at least," if schedule.min_steps else ""
+    length = (
+        "one pass"
+        if isinstance(config.model, NearestNeighboursConfig)
+        else f"{steps}{at_least} of {data.batch_size} labelled pictures, learning rate {config.optimizer.lr:g}"
+    )
     rows = [
         ("found", recipe.found),
         ("recipe", f"{recipe.name}: {recipe.reasons[GROUP]}"),
         ("pictures", f"{data.image_size} pixels, {colours}{mirrored}; augmentation={options['augmentation']}"),
         ("network", f"model={options['model']}, which begins with {weights}"),
-        (
-            "training",
-            f"strategy={options['strategy']}; {steps}{at_least} of {data.batch_size} labelled pictures, "
-            f"learning rate {config.optimizer.lr:g}",
-        ),
+        ("training", f"strategy={options['strategy']}; {length}"),
         (
             "otherwise",
             "type any key, or recipe=none; 'tutelage recipe' instead of 'train' gives the reason of each key",

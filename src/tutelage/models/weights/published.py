@@ -113,8 +113,8 @@ def unavailable(source: str, error: Exception) -> UserError:
     return UserError(
         f"init_from={source}: cannot be had ({type(error).__name__}: {reason}); run 'tutelage fetch' with the same "
         "settings on a machine with network, which brings it to the cache; or take other weights, such as those that "
-        f"are installed with tutelage: model=timm model.name=tf_efficientnet_lite0 init_from={INSTALLED}; or none: "
-        "init_from=null"
+        f"are installed with tutelage: recipe=photos_small, or model=efficientnet_lite0 init_from={INSTALLED}; "
+        "or none: init_from=null"
     )
 
 
