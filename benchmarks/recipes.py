@@ -33,7 +33,9 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tute
 FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else CACHE / "recipes"
 PACKAGES = CACHE / "emoji"
 SEEDS = length((1, 2, 3), (1,))
-BUDGETS = length({"digits": (2, 10, 100), "fashion": (2, 10, 100), "emoji": (2, 10, None)}, {"digits": (10,)})
+BUDGETS: dict[str, tuple[int | None, ...]] = length(
+    {"digits": (2, 10, 100), "fashion": (2, 10, 100), "emoji": (2, 10, None)}, {"digits": (10,)}
+)
 LABELLED, POOL = 100, 10_000  # Fashion-MNIST: training images of a class, images without labels
 PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)  # C of the logistic regression; the best of them on the test set
 
