@@ -53,7 +53,7 @@ bench: $(STAMP) ## speed against others and against plain loops
 	@set -e; for name in $(BENCHES); do $(BIN)/python benchmarks/$$name.py; done
 
 bench-short: $(STAMP) ## the same in short, to see that it runs
-	@set -e; for name in $(BENCHES) gpu; do \
+	@set -e; for name in $(BENCHES) gpu min_steps recipes; do \
 	  echo "-- $$name"; BENCH=short $(BIN)/python benchmarks/$$name.py; done
 
 bench-gpu: $(STAMP) ## a GPU: speed, exact resume, self-training, two processes; BIN=FOLDER takes another Python than .venv's

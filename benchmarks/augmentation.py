@@ -206,7 +206,7 @@ def make_jpeg_row(folder: Path) -> Row:
     for number, array in enumerate(draw_photographs(stored, 32)):
         paths.append(folder / f"{number}.jpg")
         Image.fromarray(array).save(paths[-1], quality=90)
-    config = compose(["data=image_folder", f"data.image_size={side}", f"data.root={folder}"]).data
+    config = compose(["data=image_folder", "recipe=none", f"data.image_size={side}", f"data.root={folder}"]).data
     files = FileImages([str(path) for path in paths], config)
     timm_transform, torchvision_transform = (
         make_timm_transform(side, False, True),

@@ -31,7 +31,14 @@ SMALL, SMALL_SIDE, CLASSES = length(3_000, 60), 64, 2
 ROUNDS, SAMPLE_SECONDS, GB = length(3, 1), 0.1, 1e9
 MOST_BYTES, MOST_RATIO = 2.5 * GB, length(1.1, 3.0)
 WITH, WITHOUT = "with", "without"
-OVERRIDES = ["data=image_folder", "data.batch_size=32", "model=lenet5", "augmentation=basic", "schedule.epochs=2"]
+OVERRIDES = [
+    "data=image_folder",
+    "recipe=none",
+    "data.batch_size=32",
+    "model=lenet5",
+    "augmentation=basic",
+    "schedule.epochs=2",
+]
 OVERRIDES += ["trainer=cpu", "data.num_workers=auto", "logger=csv", "callbacks=quiet"]
 
 

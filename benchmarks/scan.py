@@ -59,7 +59,7 @@ def scan(top: Path) -> float:
     from tutelage.config.compose import compose
     from tutelage.data.datasets.image_files import LISTINGS, fingerprint, image_files
 
-    config = compose(["data=image_folder", f"data.root={top}"]).data
+    config = compose(["data=image_folder", "recipe=none", f"data.root={top}"]).data
     started = time.perf_counter()
     listing = LISTINGS["ImageFolder"](config)
     fingerprint(listing, config)

@@ -76,7 +76,7 @@ CONFIG_ERRORS = [
     (["+model.depth=2"], "unknown key 'model.depth'"),
     (
         ["model=lenet6"],
-        "did you mean 'lenet5'? Allowed: alexnet, lenet5, mlp, nearest_neighbours, perceptron, resnet, small_vgg, ",
+        "did you mean 'lenet5'? Allowed: alexnet, convnext_tiny, efficientnet_lite0, lenet5, mlp, nearest_neighbours, ",
     ),
     (["experiment=nothing"], "experiment=nothing: no such option"),
     (["model.width=-2"], "model.width=-2: input should be greater than 0"),
@@ -94,7 +94,10 @@ CONFIG_ERRORS = [
         ["+data.group=p1"],
         "data.group=p1 goes with data=image_folder, imagenet, table, not with tutelage.data.Digits: set it to null",
     ),
-    (["data=image_folder", "data.group='p[0-9'"], "data.group=p[0-9: no regular expression (unterminated"),
+    (
+        ["data=image_folder", "recipe=none", "data.group='p[0-9'"],
+        "data.group=p[0-9: no regular expression (unterminated",
+    ),
     (["data.folds=5"], "data.folds=5 and data.fold=null: give both, as in -m data.folds=5 'data.fold=range(5)'"),
     (["data.fold=1"], "data.folds=null and data.fold=1: give both"),
     (["data.folds=5", "data.fold=5"], "data.fold=5: with data.folds=5, folds are numbered from 0 to 4"),
@@ -102,8 +105,8 @@ CONFIG_ERRORS = [
     (["data.labels=10%", "data.labels_per_class=2"], "data.labels and data.labels_per_class exclude each other"),
     (["data.validation=some"], "data.validation=some: allowed are auto, none, inside and outside:N"),
     (["data.validation=outside:0"], "data.validation=outside:0: allowed are"),
-    (["data.channels=3"], "data.mean and data.std need one value for each of the 3 channels"),
-    (["schedule.steps=3"], "set exactly one of schedule.epochs and schedule.steps"),
+    (["data.mean=[0.4,0.5]"], "data.mean and data.std need one value, or one for each of the 1 channels"),
+    (["schedule.steps=3", "schedule.epochs=2"], "set exactly one of schedule.epochs and schedule.steps"),
     (["schedule.epochs=0"], "schedule.epochs=0: input should be greater than 0"),
     (["optimizer.momentum=0.9"], "unknown key 'optimizer.momentum'"),
     (["optimizer=sgd", "optimizer.momentum=0"], "optimizer.nesterov needs optimizer.momentum above 0"),
@@ -276,7 +279,7 @@ DIGITS_NAME = "digits-lenet5-noisy_student-s0-2b70be563c"
 
 
 def test_the_folders_fingerprint_is_part_of_a_run():
-    config = compose(["data=image_folder", "data.root=x"])
+    config = compose(["data=image_folder", "recipe=none", "data.root=x"])
     assert run_path(config, "aaa") != run_path(config, "bbb")
 
 

@@ -278,7 +278,7 @@ def test_a_run_has_its_test_score_also_without_the_images_that_it_learned_from(t
     root = write_files(tmp_path / "data", FILES | DUPLICATES)
     shape = ("data.image_size=8", "data.batch_size=4", "schedule.epochs=null", "schedule.steps=2")
     network = ("model=perceptron", "augmentation=none", "callbacks.report=false")
-    assert run(outputs, "data=image_folder", f"data.root={root}", *shape, *network) == 0
+    assert run(outputs, "data=image_folder", "recipe=none", f"data.root={root}", *shape, *network) == 0
     folder = only_run(outputs)
     record = json.loads((folder / "run.json").read_text())
     result = record["result"]

@@ -147,7 +147,13 @@ def test_variants_share_a_concept(code, concept):
 
 
 def test_a_run_is_tested_on_the_other_vendors_drawings_too(outputs, tmp_path):
-    words = ("data=image_folder", f"data.root={write_pictures(tmp_path)}", "model=perceptron", "schedule.steps=3")
+    words = (
+        "data=image_folder",
+        "recipe=none",
+        f"data.root={write_pictures(tmp_path)}",
+        "model=perceptron",
+        "schedule.steps=3",
+    )
     assert run(outputs, *words, "schedule.epochs=null") == 0
     record = json.loads((only_run(outputs) / "run.json").read_text())
     assert {"test/accuracy", f"test-{emoji.OTHER}/accuracy"} <= set(record["result"])
@@ -158,7 +164,7 @@ def test_the_real_packages_make_twenty_classes(tmp_path):
         pytest.skip(f"needs npm install --prefix {EMOJI} emoji-datasource-google emoji-datasource-twitter")
     emoji.write_folder(EMOJI, tmp_path / "pictures")
     check_pictures(tmp_path / "pictures")
-    words = ["data=image_folder", f"data.root={tmp_path / 'pictures'}", "data.labels_per_class=10"]
+    words = ["data=image_folder", "recipe=none", f"data.root={tmp_path / 'pictures'}", "data.labels_per_class=10"]
     source = data_module(compose(words).data).source
     assert (len(source.classes), len(source.train), len(source.test)) == (20, 460, 216)
     assert {"animal-mammal", "food-fruit", "transport-ground"} <= set(source.classes)

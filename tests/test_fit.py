@@ -114,4 +114,4 @@ def test_grey_pictures_are_padded_with_the_grey_that_pillow_makes_of_the_backgro
 def test_pictures_of_a_dataset_that_is_square_are_fitted_by_nothing():
     with pytest.raises(UserError, match="data.fit"):
         compose(["data=digits", "+data.fit=pad"])
-    assert compose(["data=huggingface", "data.root=x", "data.fit=pad"]).data.fit == "pad"
+    assert compose(["data=huggingface", "recipe=none", "data.root=x", "data.fit=pad"]).data.fit == "pad"

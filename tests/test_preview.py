@@ -102,7 +102,13 @@ def test_the_views_are_those_of_training(outputs, overrides):
 
 def test_views_of_files_are_crops_of_all_of_them_as_in_training(outputs, tmp_path):
     write_photographs(tmp_path / "photos", 6)
-    files = ("data=image_folder", f"data.root={tmp_path / 'photos'}", "augmentation=crop", "data.limit=null")
+    files = (
+        "data=image_folder",
+        "recipe=none",
+        f"data.root={tmp_path / 'photos'}",
+        "augmentation=crop",
+        "data.limit=null",
+    )
     scene = build_tiny_scene(*files)
     indices = scene.stream.indices[:4]
     training_images = {image.tobytes() for images, _ in record_training_batches(outputs, *files) for image in images}
@@ -242,7 +248,7 @@ def test_of_a_sweep_the_first_run_is_shown_and_named():
     [
         (["data.colour=1"], "unknown key 'data.colour' in 'data.colour=1'"),
         (["foo"], "'foo' is not KEY=VALUE"),
-        (["data=image_folder", "data.root=nowhere"], "nowhere"),
+        (["data=image_folder", "recipe=none", "data.root=nowhere"], "nowhere"),
         (["augmentation=none", "augmentation.transforms=[{_target_: albumentations.CenterCrop, height: 8, width: 8}]"],
          "an image (28, 28, 1) came out as (8, 8, 1)"),
         (["paths.outputs=/dev/null"], "/dev/null/previews"),
@@ -298,7 +304,9 @@ def test_a_program_that_cannot_be_started_is_no_error(tmp_path, monkeypatch):
 
 def test_files_of_different_sizes_are_shown_in_colour(tmp_path):
     write_photographs(tmp_path / "photos", 3)
-    config = compose(["data=image_folder", f"data.root={tmp_path / 'photos'}", f"paths.outputs={tmp_path}"])
+    config = compose(
+        ["data=image_folder", "recipe=none", f"data.root={tmp_path / 'photos'}", f"paths.outputs={tmp_path}"]
+    )
     file, lines = write_preview(config, "run 1 of 2: seed=0")
     assert lines[0].endswith("in colour, 2 classes; stage supervised, seed 0; run 1 of 2: seed=0")
     assert file.name.startswith("imagefolder-photos-randomresizedcrop-horizontalflip-")

@@ -247,7 +247,13 @@ def test_an_image_folder_with_names_of_any_bytes_trains_to_the_end(outputs, tmp_
         write_images(tmp_path / "images" / "test" / label, 2)
         write_images(tmp_path / "images" / "test-[b] $x$" / label, 1)
     write_images(tmp_path / "images" / "unlabelled" / os.fsdecode(b"\xe9\n"), 5)
-    overrides = ["data=image_folder", f"data.root={tmp_path / 'images'}", "strategy=noisy_student", "debug=tiny"]
+    overrides = [
+        "data=image_folder",
+        "recipe=none",
+        f"data.root={tmp_path / 'images'}",
+        "strategy=noisy_student",
+        "debug=tiny",
+    ]
     assert run(outputs, *overrides, "data.image_size=16", "callbacks.report=true") == 0
     folder = only_run(outputs)
     assert (folder / "report" / "pseudo_labels.png").exists()

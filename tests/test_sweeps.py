@@ -600,6 +600,7 @@ def test_a_studys_trials_on_other_data_do_not_count(outputs, tmp_path):
     pytest.importorskip("optuna")
     words = [
         "data=image_folder",
+        "recipe=none",
         "data.image_size=28",
         "data.validation=inside",
         "debug=tiny",

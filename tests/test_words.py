@@ -135,6 +135,7 @@ def test_a_run_gets_the_paths_that_were_typed():
     config = compose(
         [
             "data=image_folder",
+            "recipe=none",
             "data.root=my [photos] #1 = Jürgen's",
             "data.unlabelled=s3://b/{000..012}.tar",
             "init_from=2024",
@@ -145,7 +146,7 @@ def test_a_run_gets_the_paths_that_were_typed():
 
 
 def test_a_run_stores_its_paths_as_they_are(tmp_path):
-    config, folder = compose(["data=image_folder", "data.root=\\${x"]), RunFolder(tmp_path)
+    config, folder = compose(["data=image_folder", "recipe=none", "data.root=\\${x"]), RunFolder(tmp_path)
     for root in (
         config.data.root,
         "2024",

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 HELP = """tutelage trains image classifiers from few labels.
 
   tutelage train [OVERRIDES]   train a run, resume it, or print its result   (tutelage train --help)
+  tutelage recipe [OVERRIDES] [--save NAME]
+                               the settings that fit your pictures, each with its reason; or as an experiment to edit
+  tutelage fetch [OVERRIDES]   bring the weights and the dataset of a config to the cache, for machines without network
   tutelage preview [OVERRIDES] a picture of what the network will see: views, operations, mixed pairs
   tutelage runs [DIR]          list the runs below outputs/
   tutelage label RUN [data.root=DIR] [data.unlabelled=POOL]
@@ -48,6 +51,8 @@ def main() -> None:
         sys.exit(complain(error))
     commands: dict[str, Callable[[Sequence[str]], None]] = {
         "train": _execute_training,
+        "recipe": _show_recipe,
+        "fetch": _fetch_files,
         "preview": _preview_config,
         "runs": _list_runs,
         "label": _label_pool,
@@ -84,16 +89,59 @@ def _execute_training(arguments: Sequence[str]) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "tutelage.train", *arguments])  # noqa: S606 - our own module
 
 
+def _show_recipe(arguments: Sequence[str]) -> None:
+    """Print what a command's recipe is, each key with its reason; or write it as an experiment file."""
+    from tutelage.app.recipe_file import show_recipe
+    from tutelage.config.compose import split_config_dirs
+
+    others, name = [], None
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, _, value = argument.partition("=")
+        if flag == "--save":
+            name = value or next(remaining, "")
+        elif flag not in {"-m", "--multirun"}:
+            others.append(argument)
+    print(*show_recipe(*split_config_dirs(others), name), sep="\n")
+
+
+def _fetch_files(arguments: Sequence[str]) -> None:
+    """Bring the weights and datasets of a config, or of a sweep's configs, to this machine; print a line on each."""
+    from tutelage.config.compose import split_config_dirs
+    from tutelage.sweeps.overrides import compose_sweep_values, find_config_sweep
+    from tutelage.terminal.display import create_display
+
+    overrides, config_dirs = split_config_dirs([each for each in arguments if each not in {"-m", "--multirun"}])
+    swept = find_config_sweep(overrides, config_dirs) or []
+    configs, _ = compose_sweep_values([*overrides, *swept], config_dirs)
+    from tutelage.app.fetch import fetch_files
+
+    observer = create_display(sys.stderr.isatty())
+    try:
+        for line in fetch_files(configs, observer):
+            observer.end()
+            print(line, flush=True)
+    except KeyboardInterrupt:
+        observer.end()
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        observer.end()
+
+
 def _preview_config(arguments: Sequence[str]) -> None:
     """Draw the images that a network gets from a config, open the picture where there is a screen, print its path."""
     from tutelage.config.compose import compose, split_config_dirs
     from tutelage.sweeps.overrides import find_first_job
     from tutelage.terminal.display import create_display
+    from tutelage.terminal.recipe import describe_recipe
 
     arguments = [argument for argument in arguments if argument not in {"-m", "--multirun"}]
     overrides, config_dirs = split_config_dirs(arguments)
     overrides, job_line = find_first_job(overrides, config_dirs)
     config = compose(overrides, config_dirs)
+    for line in describe_recipe(config):
+        print(line)
     observer = create_display(config.callbacks.display and sys.stderr.isatty())
     observer.loading()
     try:

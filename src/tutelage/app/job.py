@@ -65,6 +65,8 @@ def run_job(
     if not is_complete(location.folder, config):
         processes = count_processes(config.trainer, world)
         check_batches(config, processes)
+        if not one_line:
+            _print_recipe(config)
         if processes > 1:
             from tutelage.app.launch import launch_processes
 
@@ -103,6 +105,8 @@ def _run_in_group(
             path, fingerprint = group.broadcast_from_rank0(locate)
             folder = RunFolder(Path(path))
             if not group.broadcast_from_rank0(lambda: is_complete(folder, config)):
+                if group.is_rank0 and not one_line and not is_launched():
+                    _print_recipe(config)
                 code = train_run(config, RunLocation(folder, fingerprint), arguments, group)
     except UserError:
         if group.is_rank0:
@@ -117,6 +121,14 @@ def _run_in_group(
     return code
 
 
+def _print_recipe(config: "Config") -> None:
+    """Print what the recipe has chosen, if there is one."""
+    from tutelage.terminal.recipe import describe_recipe
+
+    for line in describe_recipe(config):
+        print(line, file=sys.stderr)
+
+
 def is_launched() -> bool:
     """Return whether ``app.launch`` has started this process; the process that started it shows the result."""
     return LAUNCHED in os.environ
@@ -126,13 +138,16 @@ def locate_run(config: "Config") -> RunLocation:
     """Return the folder of a config's run, and the fingerprint of its data.
 
     Raises:
-        UserError: the data is not there, or its folder holds the runs.
+        UserError: the data or the initial weights are not there, or the data's folder holds the runs.
     """
     from tutelage.data import fingerprint
     from tutelage.runs import RunFolder, run_path
+    from tutelage.runs.weight_sources import find_weights
     from tutelage.terminal.display import create_display
 
     _check_outputs_lie_elsewhere(config)
+    if config.init_from is not None:
+        find_weights(config.init_from, "init_from")  # before the data is looked through, which may take long
     observer = create_display(config.callbacks.display)
     try:
         data_fingerprint = fingerprint(config.data, observer.reading)

@@ -13,6 +13,7 @@ from tutelage.config import AugmentationConfig, Config
 from tutelage.config.error_lines import HELP_HINT, describe_hydra_error, describe_validation_error, suggest_nearest
 from tutelage.config.options import conf_dir
 from tutelage.config.path_values import quote
+from tutelage.config.recipe import PROBLEM
 from tutelage.errors import UserError
 
 if TYPE_CHECKING:
@@ -158,6 +159,11 @@ def validate_config(composed: Any) -> Config:
     if not isinstance(plain, dict):
         raise UserError(f"the config is a {type(plain).__name__}, not a mapping of keys; {HELP_HINT}")
     plain.pop("hydra", None)
+    recipe = plain.pop("recipe", None) or {}  # empty where no recipe changes anything
+    if PROBLEM in recipe:
+        raise UserError(recipe[PROBLEM])
+    if recipe:
+        plain["recipe"] = recipe
     for section in SECTIONS:
         if not isinstance(plain.get(section), dict):
             raise UserError(f"{section}={plain.get(section)}: choose an option; {HELP_HINT}")

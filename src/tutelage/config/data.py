@@ -89,6 +89,15 @@ class DataConfig(Section):
             return value
         raise ValueError("allowed are auto, none, inside and outside:N (N images beside the label budget)")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _repeat_single_value(cls, values: Any) -> Any:
+        """Let a single mean or deviation hold for all channels."""
+        if not isinstance(values, dict) or values.get("channels") != RGB:
+            return values
+        single = [key for key in ("mean", "std") if isinstance(values.get(key), list) and len(values[key]) == 1]
+        return values | {key: RGB * values[key] for key in single}
+
     @property
     def is_ours(self) -> bool:
         """Whether the class that reads it is one of Tutelage's."""
@@ -105,7 +114,9 @@ class DataConfig(Section):
             raise ValueError("data.labels and data.labels_per_class exclude each other: set one of them to null")
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             grey = ", such as data.mean=[0.449] data.std=[0.226]" if self.channels == 1 else ""
-            raise ValueError(f"data.mean and data.std need one value for each of the {self.channels} channels{grey}")
+            raise ValueError(
+                f"data.mean and data.std need one value, or one for each of the {self.channels} channels{grey}"
+            )
         if len(self.background) != RGB:
             raise ValueError("data.background needs three values, red, green and blue, such as [255,255,255]")
         return self

@@ -91,12 +91,17 @@ class ResNetConfig(ArchitectureConfig):
 
 
 class TimmConfig(ArchitectureConfig):
-    """An architecture of timm, by its name in timm."""
+    """An architecture of timm, by its name in timm.
+
+    Attributes:
+        feature_layers: the names of layers whose outputs are features too, beside the highest ones.
+    """
 
     target: Literal["tutelage.models.Timm"] = Field(alias="_target_")
     name: str
     dropout: PartOf = 0.0
     stochastic_depth: PartOf = 0.0
+    feature_layers: list[str] = Field(default_factory=list)
 
 
 class TorchvisionConfig(ArchitectureConfig):

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from tutelage.config.data import DataConfig
 from tutelage.config.losses import PLAIN_CROSS_ENTROPY, LossConfig
 from tutelage.config.models import ModelConfig, NearestNeighboursConfig
+from tutelage.config.recipe import Recipe
 from tutelage.config.section import (
     INIT_FROM_FORMS,
     Fraction,
@@ -101,7 +102,7 @@ class SchedulerConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """How long a stage trains: epochs, of few images too so many optimizer steps, or a number of steps."""
+    """How long a stage trains: epochs, and so many optimizer steps at least; or a number of steps."""
 
     epochs: Annotated[float, Field(gt=0)] | None = None
     min_steps: Annotated[int, Field(ge=0)] = 0
@@ -113,9 +114,13 @@ class ScheduleConfig(Section):
             raise ValueError(
                 "set exactly one of schedule.epochs and schedule.steps, the other one to null (schedule.epochs=null)"
             )
-        if self.steps is not None and self.min_steps:
-            raise ValueError("schedule.min_steps is for schedule.epochs; with schedule.steps set it to 0")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ignore_min_steps(cls, values: Any) -> Any:
+        """Leave ``min_steps`` out where ``steps`` is set: it is for epochs, and both ways to say so are one run."""
+        return values | {"min_steps": 0} if isinstance(values, dict) and values.get("steps") else values
 
 
 class TrainerConfig(Section):
@@ -220,6 +225,7 @@ class Config(Section):
     trainer: TrainerConfig
     logger: dict[str, dict[str, Any]]  # in addition to metrics.csv, which is always written
     callbacks: CallbacksConfig
+    recipe: Recipe | None = None
 
     @field_validator("logger")
     @classmethod

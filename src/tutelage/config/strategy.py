@@ -23,10 +23,12 @@ class Strategy(Targeted):
         name: the strategy's name in messages and run folders; by default that of the class in snake case, without
             "Strategy".
         takes_one_pass: whether ``model`` may be a network that learns in one pass, without an optimizer.
+        takes_two_views: whether it compares a weak and a strong view of an image (``augmentation.strong``).
     """
 
     name: ClassVar[str]
     takes_one_pass: ClassVar[bool] = False
+    takes_two_views: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Set the name, where the class does not."""

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -13,15 +14,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from tutelage.config import DataConfig
 from tutelage.config.targets import failures_as_user_errors, resolve
-from tutelage.data.datasets.cifar import cifar10, cifar100
+from tutelage.data.datasets.cifar import cifar10, cifar100, fetch_cifar10, fetch_cifar100
 from tutelage.data.datasets.digits import digits
 from tutelage.data.datasets.download import OnProgress, ignore_progress
-from tutelage.data.datasets.fashion_mnist import fashion_mnist
-from tutelage.data.datasets.huggingface import content_fingerprint, hugging_face
+from tutelage.data.datasets.fashion_mnist import fashion_mnist, fetch_fashion_mnist
+from tutelage.data.datasets.huggingface import content_fingerprint, fetch_hugging_face, hugging_face
 from tutelage.data.datasets.image_files import LISTINGS, fingerprint, image_files
-from tutelage.data.datasets.mnist import mnist
-from tutelage.data.datasets.stl10 import stl10
-from tutelage.data.datasets.svhn import svhn
+from tutelage.data.datasets.mnist import fetch_mnist, mnist
+from tutelage.data.datasets.stl10 import fetch_stl10, stl10
+from tutelage.data.datasets.svhn import fetch_svhn, svhn
 from tutelage.data.duplicates import find_leaked, refuse_duplicates
 from tutelage.data.fingerprints import default_fingerprint
 from tutelage.data.loading.batches import (
@@ -95,6 +96,17 @@ class ImageDataModule(pl.LightningDataModule):
             UserError: the data is not there, or nothing says where it is.
         """
         return default_fingerprint(self.config, self.runtime.on_progress)
+
+    def fetch(self) -> Path | None:
+        """Bring the files of a public dataset to this machine where they are missing, and return where they lie.
+
+        The runtime's ``on_progress`` hears of a download. None where nothing is downloaded: a class that does not
+        define it reads what lies at ``data.root``.
+
+        Raises:
+            UserError: they cannot be downloaded.
+        """
+        return None
 
     @cached_property
     def source(self) -> Source:
@@ -267,6 +279,10 @@ class Digits(ImageDataModule):
 class MNIST(ImageDataModule):
     """MNIST: 60,000 training and 10,000 test images of handwritten digits."""
 
+    def fetch(self) -> Path | None:
+        """Return the folder of the files, downloaded where they are missing."""
+        return fetch_mnist(self.config.root, self.runtime.on_progress)
+
     def read(self) -> Source:
         """Return MNIST at the config's size."""
         return mnist(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
@@ -274,6 +290,10 @@ class MNIST(ImageDataModule):
 
 class FashionMNIST(ImageDataModule):
     """Fashion-MNIST: 60,000 training and 10,000 test images of clothes."""
+
+    def fetch(self) -> Path | None:
+        """Return the folder of the files, downloaded where they are missing."""
+        return fetch_fashion_mnist(self.config.root, self.runtime.on_progress)
 
     def read(self) -> Source:
         """Return Fashion-MNIST at the config's size."""
@@ -283,6 +303,10 @@ class FashionMNIST(ImageDataModule):
 class CIFAR10(ImageDataModule):
     """CIFAR-10: 50,000 training and 10,000 test photographs of 10 classes."""
 
+    def fetch(self) -> Path | None:
+        """Return the folder of the files, downloaded where they are missing."""
+        return fetch_cifar10(self.config.root, self.runtime.on_progress)
+
     def read(self) -> Source:
         """Return CIFAR-10 at the config's size."""
         return cifar10(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
@@ -290,6 +314,10 @@ class CIFAR10(ImageDataModule):
 
 class CIFAR100(ImageDataModule):
     """CIFAR-100: 50,000 training and 10,000 test photographs of 100 classes."""
+
+    def fetch(self) -> Path | None:
+        """Return the folder of the files, downloaded where they are missing."""
+        return fetch_cifar100(self.config.root, self.runtime.on_progress)
 
     def read(self) -> Source:
         """Return CIFAR-100 at the config's size."""
@@ -299,6 +327,10 @@ class CIFAR100(ImageDataModule):
 class SVHN(ImageDataModule):
     """SVHN: 73,257 training and 26,032 test photographs of house numbers."""
 
+    def fetch(self) -> Path | None:
+        """Return the folder of the files, downloaded where they are missing."""
+        return fetch_svhn(self.config.root, self.runtime.on_progress)
+
     def read(self) -> Source:
         """Return SVHN at the config's size."""
         return svhn(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
@@ -306,6 +338,10 @@ class SVHN(ImageDataModule):
 
 class STL10(ImageDataModule):
     """STL-10: 5,000 training, 8,000 test and 100,000 unlabelled photographs."""
+
+    def fetch(self) -> Path | None:
+        """Return the folder of the files, downloaded where they are missing."""
+        return fetch_stl10(self.config.root, self.runtime.on_progress)
 
     def read(self) -> Source:
         """Return STL-10 at the config's size."""
@@ -345,6 +381,10 @@ class Table(ImageFolder):
 
 class HuggingFace(ImageDataModule):
     """A dataset of Hugging Face's ``datasets``: saved on disk, or by its name there."""
+
+    def fetch(self) -> Path | None:
+        """Return the folder of the files, downloaded where they are missing."""
+        return fetch_hugging_face(self.config, self.runtime.on_progress)
 
     def read(self) -> Source:
         """Return the dataset's images at the config's size."""

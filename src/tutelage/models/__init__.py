@@ -31,6 +31,7 @@ from tutelage.models.tta_views import TTA_VIEWS, VIEW_COUNTS, tta_probabilities
 from tutelage.models.vgg import VGG
 from tutelage.models.weights.files import load_classifier, make_classifier, save_classifier, weight_hash
 from tutelage.models.weights.load_pretrained import load_pretrained
+from tutelage.models.weights.published import fetch_weights, find_cached
 
 __all__ = [
     "BANK_FILES",
@@ -66,6 +67,8 @@ __all__ = [
     "cross_entropy",
     "decoupled_divergence",
     "evaluation_batch",
+    "fetch_weights",
+    "find_cached",
     "freeze",
     "hint_loss",
     "layer_output",

@@ -1,5 +1,6 @@
 """A training stage: build its network, module, data and Trainer, and fit until its last step."""
 
+import math
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+from tutelage.config import Config
 from tutelage.config.targets import CODE_ERRORS, describe_failure, failures_as_user_errors, find_file, is_foreign
 from tutelage.data import UNKNOWN, class_weights
 from tutelage.data.loading.workers import worker_deaths
@@ -40,6 +42,8 @@ from tutelage.runs.teachers import load_teacher, prepare_teacher
 from tutelage.runs.trainer import make_trainer
 from tutelage.runs.weight_sources import find_weights
 from tutelage.strategies import SCRATCH, TrainStage
+
+FEW_STEPS = 100  # optimizer steps of a stage, below which there is a warning
 
 
 def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
@@ -76,6 +80,8 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
         table.load_state_dict(state)
         table.write()
     else:
+        if warning := few_steps_warning(config, stage):
+            context.observer.say(warning)
         checkpoint = None  # Lightning reads the file again; two copies of a large network need not stay
         batch_size = evaluation_batch(module.classifier)
         data, stage_data = context.data_for(stage), replace(context.stage_data(stage), evaluation_batch=batch_size)
@@ -96,6 +102,20 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
         name: value for name, value in (table.best or last_row).items() if "/" in name and not name.startswith(LOGGED)
     }
     return group.broadcast_from_rank0(lambda: _ledger_entry(context, stage, last_row["seconds"], result, teacher))
+
+
+def few_steps_warning(config: Config, stage: TrainStage) -> str:
+    """Return a warning where a stage has few optimizer steps: which settings give it more; else an empty text."""
+    if stage.steps >= FEW_STEPS or config.debug is not None:
+        return ""
+    schedule = config.schedule
+    whole = schedule.steps or max((schedule.epochs or 1) * stage.epoch_steps, schedule.min_steps)
+    needed = math.ceil(whole * FEW_STEPS / stage.steps)  # a stage may be a fraction of the schedule
+    more_epochs = f"schedule.min_steps={needed} or schedule.epochs={math.ceil(needed / stage.epoch_steps)}"
+    return (
+        f"warning: stage {stage.name} has {stage.steps} optimizer step{'' if stage.steps == 1 else 's'}, which is few; "
+        f"{f'schedule.steps={needed}' if schedule.steps else more_epochs} gives it {FEW_STEPS} or more"
+    )
 
 
 def _make_module(context: RunContext, stage: TrainStage, *networks: torch.nn.Module) -> Any:

@@ -13,6 +13,7 @@ from tutelage.config import Config
 from tutelage.config.foreign_code import list_code_packages
 from tutelage.data import DataRuntime, ImageDataModule, abbreviate, absolute_pool, data_module, describe_duplicates
 from tutelage.data.loading.workers import worker_deaths
+from tutelage.models import fetch_weights
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.runs.checks import check_before_data, check_stages
 from tutelage.runs.cluster.crash_guard import new_session
@@ -24,7 +25,7 @@ from tutelage.runs.folder import Record, RunFolder, write_config
 from tutelage.runs.observer import Observer
 from tutelage.runs.torch_setup import available_threads, lightning_silenced, set_up_torch
 from tutelage.runs.trackers import FAILED, KILLED
-from tutelage.runs.weight_sources import TEST_IDENTITY, check_tested_by_sources
+from tutelage.runs.weight_sources import TEST_IDENTITY, check_tested_by_sources, find_weights
 from tutelage.storage import remove_partials
 from tutelage.waiting import WaitLines
 
@@ -65,6 +66,7 @@ def started_run(
         group.check_signals = context.check_signals
         check_before_data(config)
         context.tracking.check()
+        group.first_on_each_node(partial(_fetch_initial_weights, config))
         group.first_on_each_node(lambda: (context.data.source, context.previous_run))
         context.follow_results()
         check_stages(context)
@@ -86,6 +88,13 @@ def started_run(
             record.fail(f"{type(error).__name__}: {error}")
             context.tracking.end(FAILED)
             raise
+
+
+def _fetch_initial_weights(config: Config) -> None:
+    """Bring the weights that ``init_from`` names by a tag to the cache, before data is read."""
+    source = None if config.init_from is None else find_weights(config.init_from, "init_from")
+    if isinstance(source, str):
+        fetch_weights(source)
 
 
 def _make_context(

@@ -82,7 +82,10 @@ def _find_package_file(name: str, key: str) -> Path:
     spec = find_spec(package)
     locations = list(spec.submodule_search_locations or ()) if spec else []
     if not locations:
-        raise UserError(f"{key}={name}: no package {package} is installed here; pip install it, or name a file")
+        raise UserError(
+            f"{key}={name}: no package {package} is installed here; pip install {package.replace('_', '-')}, or name a "
+            "file, or null"
+        )
     file = next((path for location in locations if (path := Path(location, inside)).is_file()), None)
     if file is None:
         raise UserError(f"{key}={name}: {locations[0]} has no file {inside}")

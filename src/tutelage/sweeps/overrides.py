@@ -11,6 +11,7 @@ from tutelage.errors import UserError
 from tutelage.sweeps.space import Dimension, check_job_count, parse_dimensions
 from tutelage.waiting import WaitLines
 
+WITHOUT_RECIPE = "recipe=none"  # where only the section hydra is asked for, no data is looked at
 SWEEP_GROUPS = ("experiment=", "sweep=")  # groups whose options may be sweeps
 
 
@@ -30,7 +31,7 @@ def find_config_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ())
     modes = {override.partition("=")[2] for override in overrides if override.startswith("hydra.mode=")}
     if not chosen or "RUN" in modes:
         return None
-    hydra = compose_with_hydra(chosen, config_dirs, include_hydra=True).hydra
+    hydra = compose_with_hydra([*chosen, WITHOUT_RECIPE], config_dirs, include_hydra=True).hydra
     if str(hydra.mode).rpartition(".")[2] != "MULTIRUN":
         return None
     typed_keys = {override.lstrip("+~").split("=")[0] for override in overrides}
@@ -75,7 +76,8 @@ def add_default_sweeper(overrides: Sequence[str], config_dirs: Sequence[str] = (
     if any(override.startswith("hydra/sweeper=") for override in overrides):
         return list(overrides)
     chosen = [override for override in overrides if may_be_sweep(override) and "," not in override]
-    sweeper = compose_with_hydra(chosen, config_dirs, include_hydra=True).hydra.runtime.choices["hydra/sweeper"]
+    words = [*chosen, WITHOUT_RECIPE]
+    sweeper = compose_with_hydra(words, config_dirs, include_hydra=True).hydra.runtime.choices["hydra/sweeper"]
     return [*overrides, "hydra/sweeper=grid"] if sweeper == "basic" else list(overrides)
 
 

@@ -31,6 +31,15 @@ SIDE, COLOURS = 32, 3
 PIXEL_BYTES = COLOURS * SIDE * SIDE
 
 
+def fetch_cifar10(root: str | None, on_progress: OnProgress = ignore_progress) -> Path:
+    """Return the folder of CIFAR-10's files, at ``root`` or in our cache, into which they are downloaded and unpacked.
+
+    Raises:
+        UserError: they are not there, or cannot be downloaded or unpacked.
+    """
+    return fetch_and_unpack(CIFAR10, root, on_progress)
+
+
 def cifar10(root: str | None, image_size: int, channels: int, on_progress: OnProgress = ignore_progress) -> Source:
     """Return CIFAR-10 (Krizhevsky 2009) from ``root``, or from our cache; download it if the cache lacks it.
 
@@ -43,10 +52,19 @@ def cifar10(root: str | None, image_size: int, channels: int, on_progress: OnPro
     Raises:
         UserError: the dataset is not there, cannot be downloaded, or is damaged.
     """
-    folder = fetch_and_unpack(CIFAR10, root, on_progress)
+    folder = fetch_cifar10(root, on_progress)
     train = _read_part([folder / f"data_batch_{number}.bin" for number in range(1, 6)], label_bytes=1)
     test = _read_part([folder / "test_batch.bin"], label_bytes=1)
     return from_parts(folder, train, test, read_class_names(folder / "batches.meta.txt"), image_size, channels)
+
+
+def fetch_cifar100(root: str | None, on_progress: OnProgress = ignore_progress) -> Path:
+    """Return the folder of CIFAR-100's files, at ``root`` or in our cache, into which they are downloaded and unpacked.
+
+    Raises:
+        UserError: they are not there, or cannot be downloaded or unpacked.
+    """
+    return fetch_and_unpack(CIFAR100, root, on_progress)
 
 
 def cifar100(root: str | None, image_size: int, channels: int, on_progress: OnProgress = ignore_progress) -> Source:
@@ -55,7 +73,7 @@ def cifar100(root: str | None, image_size: int, channels: int, on_progress: OnPr
     Raises:
         UserError: the dataset is not there, cannot be downloaded, or is damaged.
     """
-    folder = fetch_and_unpack(CIFAR100, root, on_progress)
+    folder = fetch_cifar100(root, on_progress)
     train, test = (_read_part([folder / f"{part}.bin"], label_bytes=2) for part in ("train", "test"))
     return from_parts(folder, train, test, read_class_names(folder / "fine_label_names.txt"), image_size, channels)
 

@@ -23,6 +23,20 @@ FASHION_MNIST = IdxDataset(
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
+def fetch_fashion_mnist(root: str | None, on_progress: OnProgress = ignore_progress) -> Path:
+    """Return the folder of the files: ``root``, else Debian's package, else our cache, into which they are downloaded.
+
+    Raises:
+        UserError: they are not there, or cannot be downloaded.
+    """
+    if root is None and DEBIAN_FOLDER.is_dir():
+        root = str(DEBIAN_FOLDER)
+    try:
+        return fetch_idx_files(FASHION_MNIST, root, on_progress)
+    except UserError as error:
+        raise UserError(f"{error}; or apt-get install dataset-fashion-mnist") from None
+
+
 def fashion_mnist(
     root: str | None, image_size: int, channels: int, on_progress: OnProgress = ignore_progress
 ) -> Source:
@@ -33,10 +47,5 @@ def fashion_mnist(
     Raises:
         UserError: the dataset is not there, cannot be downloaded, or is damaged.
     """
-    if root is None and DEBIAN_FOLDER.is_dir():
-        root = str(DEBIAN_FOLDER)
-    try:
-        folder = fetch_idx_files(FASHION_MNIST, root, on_progress)
-    except UserError as error:
-        raise UserError(f"{error}; or apt-get install dataset-fashion-mnist") from None
+    folder = fetch_fashion_mnist(root, on_progress)
     return read_idx_source(folder, FASHION_MNIST.classes, image_size, channels)

@@ -1,8 +1,10 @@
 """Datasets of Hugging Face's ``datasets`` library (the extra ``tutelage[huggingface]``)."""
 
 import io
+import logging
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,16 +117,14 @@ def _file_state(path: str) -> tuple[str, int]:
 
 
 @dataclass(frozen=True)
-class _Dataset:
-    """A dataset as its splits have it: images, labels (N,), classes, and what the scan found.
+class Rows:
+    """A dataset as its splits have it.
 
     Attributes:
         images: of all splits.
         labels: (N,) int64.
         classes: the names of the classes.
-        indices: of the images of each split that can be decoded.
-        facts: (N,) of ``FACTS``.
-        left_out: indices of the images that cannot be decoded.
+        indices: of the images of each split; once they are scanned, of those that can be decoded.
         notes: on splits that are not read.
     """
 
@@ -132,9 +132,20 @@ class _Dataset:
     labels: np.ndarray
     classes: tuple[str, ...]
     indices: dict[str, np.ndarray]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Dataset(Rows):
+    """A dataset that has been scanned.
+
+    Attributes:
+        facts: (N,) of ``FACTS``.
+        left_out: indices of the images that cannot be decoded.
+    """
+
     facts: np.ndarray
     left_out: np.ndarray
-    notes: tuple[str, ...]
 
 
 def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) -> Source:
@@ -166,6 +177,27 @@ def hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) 
     )
 
 
+def fetch_hugging_face(config: DataConfig, on_progress: OnProgress = ignore_progress) -> Path | None:
+    """Return the folder of a dataset of the hub in the library's cache; it is downloaded if the cache lacks it.
+
+    Returns:
+        None where ``data.root`` is a folder of ``save_to_disk``, of which nothing is downloaded.
+
+    Raises:
+        UserError: the library or the dataset is missing.
+    """
+    if config.root is not None and find_path(config.root, _setting(config)).is_dir():
+        return None
+    began = time.time()
+    splits, _ = _load_splits(config)
+    files = [Path(file["filename"]) for split in splits.values() for file in split.cache_files]
+    if not files:
+        raise UserError(f"{_setting(config)}: the library keeps no file of it in its cache; save it by save_to_disk")
+    if max(file.stat().st_mtime for file in files) >= began:
+        on_progress(f"fetching {printable(config.root or '')}", 1.0)
+    return files[0].parent
+
+
 def content_fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -> str:
     """Return a digest of the images' contents and labels, split by split; the library's own may be random or stale.
 
@@ -181,11 +213,11 @@ def content_fingerprint(config: DataConfig, on_progress: OnProgress = ignore_pro
     return digest([data.classes, splits])
 
 
-def _read_dataset(config: DataConfig, on_progress: OnProgress) -> _Dataset:
-    """Return a dataset whose images are hashed and checked.
+def read_rows(config: DataConfig) -> Rows:
+    """Return a dataset as its splits have it; no image is read.
 
     Raises:
-        UserError: it cannot be read; or an image cannot be decoded and ``data.on_bad_image`` is stop.
+        UserError: the library or the dataset is missing, or has no column of images or of labels.
     """
     setting = _setting(config)
     splits, notes = _load_splits(config)
@@ -201,6 +233,17 @@ def _read_dataset(config: DataConfig, on_progress: OnProgress) -> _Dataset:
         indices[part] = np.arange(start, start + len(split))
         start += len(split)
     images = EncodedImages(list(splits.values()), image_column, config)
+    return Rows(images, np.concatenate(label_arrays), classes, indices, notes)
+
+
+def _read_dataset(config: DataConfig, on_progress: OnProgress) -> _Dataset:
+    """Return a dataset whose images are hashed and checked.
+
+    Raises:
+        UserError: it cannot be read; or an image cannot be decoded and ``data.on_bad_image`` is stop.
+    """
+    rows = read_rows(config)
+    images, count = rows.images, len(rows.images)
 
     def examine(number: int, tick: Tick, find_check: FindCheck) -> tuple[bytes, Check]:
         tick(1)
@@ -210,10 +253,10 @@ def _read_dataset(config: DataConfig, on_progress: OnProgress) -> _Dataset:
     scope = Scope(f"rows\0{config.root}", keys, changed, np.ones(len(keys), np.int64), config.max_pixels, message)
     facts, reasons = read_contents(scope, examine, on_progress)
     if config.on_bad_image == "stop":
-        raise_for_unreadable(reasons, [f"image {index}" for index in range(start)], setting)
+        raise_for_unreadable(reasons, [f"image {index}" for index in range(count)], _setting(config))
     left_out = np.array(sorted(reasons), dtype=np.int64)
-    readable = {part: np.setdiff1d(part_indices, left_out) for part, part_indices in indices.items()}
-    return _Dataset(images, np.concatenate(label_arrays), classes, readable, facts, left_out, notes)
+    readable = {part: np.setdiff1d(indices, left_out) for part, indices in rows.indices.items()}
+    return _Dataset(rows.images, rows.labels, rows.classes, readable, rows.notes, facts, left_out)
 
 
 def _read_split_labels(split: Any, column: str, label_of_class: Mapping[str, int]) -> np.ndarray:
@@ -248,9 +291,17 @@ def _load_splits(config: DataConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
     if folder.is_dir():
         datasets.disable_progress_bars()
     if not folder.exists():
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns twice for each of its tries
         print(f"data=huggingface: asking the hub for {printable(config.root)}", file=sys.stderr, flush=True)
     try:
         dataset = datasets.load_from_disk(str(folder)) if folder.is_dir() else datasets.load_dataset(config.root)
+    except ConnectionError as error:
+        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
+        raise UserError(
+            f"{setting}: is no folder, and the hub cannot be asked for it ({printable(reason)}); run 'tutelage fetch' "
+            "with the same settings on a machine with network, which brings it to the cache, or name a folder of "
+            "save_to_disk"
+        ) from None
     except Exception as error:  # raised by the library, the network or the file system
         reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
         message = "is no folder of save_to_disk" if folder.exists() else "is no folder, and the hub has no such dataset"

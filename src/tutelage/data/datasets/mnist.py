@@ -1,5 +1,7 @@
 """MNIST (LeCun et al. 1998)."""
 
+from pathlib import Path
+
 from tutelage.data.datasets.download import OnProgress, Remote, ignore_progress
 from tutelage.data.datasets.idx import IdxDataset, fetch_idx_files, read_idx_source
 from tutelage.data.source import Source
@@ -19,10 +21,19 @@ MNIST = IdxDataset(
 )
 
 
+def fetch_mnist(root: str | None, on_progress: OnProgress = ignore_progress) -> Path:
+    """Return the folder of MNIST's files: ``root``, or our cache, into which they are downloaded.
+
+    Raises:
+        UserError: they are not there, or cannot be downloaded.
+    """
+    return fetch_idx_files(MNIST, root, on_progress)
+
+
 def mnist(root: str | None, image_size: int, channels: int, on_progress: OnProgress = ignore_progress) -> Source:
     """Return MNIST (LeCun et al. 1998) from ``root``, or from our cache; download it if the cache lacks it.
 
     Raises:
         UserError: the dataset is not there, cannot be downloaded, or is damaged.
     """
-    return read_idx_source(fetch_idx_files(MNIST, root, on_progress), MNIST.classes, image_size, channels)
+    return read_idx_source(fetch_mnist(root, on_progress), MNIST.classes, image_size, channels)

@@ -20,6 +20,15 @@ SIDE, COLOURS = 96, 3
 IMAGE_BYTES = COLOURS * SIDE * SIDE
 
 
+def fetch_stl10(root: str | None, on_progress: OnProgress = ignore_progress) -> Path:
+    """Return the folder of STL-10's files, at ``root`` or in our cache, into which they are downloaded and unpacked.
+
+    Raises:
+        UserError: they are not there, or cannot be downloaded or unpacked.
+    """
+    return fetch_and_unpack(STL10, root, on_progress)
+
+
 def stl10(root: str | None, image_size: int, channels: int, on_progress: OnProgress = ignore_progress) -> Source:
     """Return STL-10 (Coates et al. 2011); each of its images is read from the disk when it is used.
 
@@ -33,7 +42,7 @@ def stl10(root: str | None, image_size: int, channels: int, on_progress: OnProgr
     Raises:
         UserError: the dataset is not there, cannot be downloaded, or is damaged.
     """
-    folder = fetch_and_unpack(STL10, root, on_progress)
+    folder = fetch_stl10(root, on_progress)
     train, test = (
         Part(_map_images(folder / f"{part}_X.bin"), _read_labels(folder / f"{part}_y.bin"))
         for part in ("train", "test")

@@ -18,6 +18,24 @@ LABEL_OF_ZERO = 10  # MATLAB counts from 1
 AXES = 4
 
 
+def fetch_svhn(root: str | None, on_progress: OnProgress = ignore_progress) -> Path:
+    """Return the folder of SVHN's files: ``root``, or our cache, into which they are downloaded.
+
+    Raises:
+        UserError: they are not there, or cannot be downloaded.
+    """
+    if root is None:
+        folder = cache_folder("svhn")
+        for remote in FILES:
+            fetch(remote, folder, "SVHN", on_progress)
+        return folder
+    folder = Path(root).expanduser()
+    for remote in FILES:
+        if not (folder / remote.name).is_file():
+            raise UserError(f"data.root={root}: no SVHN there (looked for {remote.name})")
+    return folder
+
+
 def svhn(root: str | None, image_size: int, channels: int, on_progress: OnProgress = ignore_progress) -> Source:
     """Return SVHN (Netzer et al. 2011), format 2, without the 531,131 extra images.
 
@@ -30,15 +48,7 @@ def svhn(root: str | None, image_size: int, channels: int, on_progress: OnProgre
     Raises:
         UserError: the dataset is not there, cannot be downloaded, or is damaged.
     """
-    if root is None:
-        folder = cache_folder("svhn")
-        for remote in FILES:
-            fetch(remote, folder, "SVHN", on_progress)
-    else:
-        folder = Path(root).expanduser()
-        for remote in FILES:
-            if not (folder / remote.name).is_file():
-                raise UserError(f"data.root={root}: no SVHN there (looked for {remote.name})")
+    folder = fetch_svhn(root, on_progress)
     train, test = (_read_matlab_file(folder / remote.name) for remote in FILES)
     return from_parts(folder, train, test, CLASSES, image_size, channels)
 

@@ -29,6 +29,7 @@ from tutelage.data.files.wide import is_wide_colour, read_peak
 from tutelage.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")  # without those that decode or run code when opened
+GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 PNG_ORIENTATION_CHUNKS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # chunks that may hold an orientation
 SIDEWAYS = range(5, 9)  # orientations that exchange height and width
 
@@ -62,6 +63,22 @@ class Check(NamedTuple):
     reason: str
     pixels: int = 0
     peak: int = 0
+
+
+class Header(NamedTuple):
+    """What the header of an image file says.
+
+    Attributes:
+        width: in pixels, as it is stored.
+        height: likewise.
+        is_grey: whether it has no colours; a palette counts as colours.
+        format: Pillow's name of it, such as JPEG.
+    """
+
+    width: int
+    height: int
+    is_grey: bool
+    format: str
 
 
 def read_pixels(
@@ -106,16 +123,16 @@ def open_picture(
         return _open_file(file, name, channels, background, max_pixels, white)
 
 
-def read_size(file: Path, max_pixels: int) -> tuple[int, int]:
-    """Return the width and height of an image file as it is stored, of which only the header is read.
+def read_header(file: Path | IO[bytes], name: str, max_pixels: int) -> Header:
+    """Return what the header of an image file says; nothing else of it is read.
 
     Raises:
-        UserError: it is not an image, is too large, or cannot be opened.
+        UserError: it is not an image, is too large, or cannot be opened; the message calls it by ``name``.
     """
-    name = printable(str(file))
-    with _bad_image_as_user_error(name), _errors_as_bad_image(file), _open_header(file, max_pixels) as image:
+    path = file if isinstance(file, Path) else None
+    with _bad_image_as_user_error(name), _errors_as_bad_image(path), _open_header(file, max_pixels) as image:
         width, height = image.size
-        return width, height
+        return Header(width, height, image.mode in GREY_MODES, str(image.format))
 
 
 class FilePicture:

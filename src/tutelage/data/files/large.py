@@ -13,7 +13,8 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import OnProgress, cache_folder, format_size, wait_for_lock
-from tutelage.data.files.decoding import FilePicture, decoder_versions, read_size
+from tutelage.data.files.decoding import FilePicture, decoder_versions, read_header
+from tutelage.data.files.names import printable
 from tutelage.errors import UserError
 from tutelage.storage import digest, remove_partials, write_whole
 
@@ -116,7 +117,7 @@ def _announce(folder: Path, paths: Sequence[str], config: DataConfig) -> None:
     """Say how large the copies of files will be; raise a UserError where they do not fit."""
     size = 0
     for path in paths:
-        width, height = read_size(Path(path), config.max_pixels)
+        width, height, *_ = read_header(Path(path), printable(path), config.max_pixels)
         factor = _find_factor(height, width, config)
         size += -(-height // factor) * -(-width // factor) * config.channels
     needed, free = format_size(size), shutil.disk_usage(folder).free

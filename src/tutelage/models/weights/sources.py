@@ -4,7 +4,7 @@ Beside timm's and torchvision's own loading: the tensors come with what is known
 were trained on, and a failed download ends in one line.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,16 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import UserError
+from tutelage.models.weights.published import (
+    MAX_REASON_LENGTH,
+    TIMM,
+    TORCHVISION,
+    fetch_weights,
+    find_torchvision_weights,
+)
 
 COUNTERS = "num_batches_tracked"  # of batch norm; older files lack them
 SAFETENSORS = ".safetensors"
-TIMM, TORCHVISION = "timm:", "torchvision:"
 
 
 @dataclass(frozen=True)
@@ -52,55 +58,32 @@ def read_pretrained(source: Path | str) -> Pretrained:
     Raises:
         UserError: there are none, or they cannot be read.
     """
-    if isinstance(source, str) and source.startswith(TIMM):
-        return _call_library(source, lambda: _read_timm(source))
-    if isinstance(source, str) and source.startswith(TORCHVISION):
-        return _call_library(source, lambda: _read_torchvision(source))
+    if isinstance(source, str) and source.startswith((TIMM, TORCHVISION)):
+        file = fetch_weights(source)
+        try:
+            return _read_timm(source, file) if source.startswith(TIMM) else _read_torchvision(source, file)
+        except Exception as error:  # of a library
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_REASON_LENGTH]}"
+            raise UserError(
+                f"init_from={source}: {file} cannot be read ({reason}); remove it to fetch it again"
+            ) from None
     return _read_file(Path(source))
 
 
-def _call_library(source: str, read: Callable[[], Pretrained]) -> Pretrained:
-    """Return what ``read`` gets from a library; an error of the library or the download becomes one line."""
-    try:
-        with torch.random.fork_rng(devices=[]):  # building a network draws weights
-            return read()
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"init_from={source}: cannot be had ({type(error).__name__}: {reason}); "
-            "without a network, give a file of the weights"
-        ) from None
-
-
-def _read_timm(source: str) -> Pretrained:
+def _read_timm(source: str, file: Path) -> Pretrained:
+    """Read timm's weights by way of timm's network, which renames tensors of other codes."""
     import timm
 
-    name = source.removeprefix(TIMM)
-    architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):
-        raise UserError(f"init_from={source}: timm has no such architecture; timm.list_pretrained() lists its tags")
-    network = timm.create_model(name, pretrained=True)
+    origin = {"file": str(file), "custom_load": False}  # files of others' formats come converted from the hub
+    with torch.random.fork_rng(devices=[]):  # building a network draws weights
+        network = timm.create_model(source.removeprefix(TIMM), pretrained=True, pretrained_cfg_overlay=origin)
     config: Any = network.pretrained_cfg
     return Pretrained(source, _drop_counters(network.state_dict()), tuple(config["mean"]), tuple(config["std"]))
 
 
-def _read_torchvision(source: str) -> Pretrained:
-    from torchvision import models
-
-    name, _, version = source.removeprefix(TORCHVISION).partition("/")
-    if name not in models.list_models(module=models):
-        raise UserError(
-            f"init_from={source}: torchvision has no such classifier; torchvision.models.list_models() lists them"
-        )
-    versions = models.get_model_weights(name)
-    names = list(versions.__members__)
-    if version and version not in names:
-        raise UserError(f"init_from={source}: {name} has the weights {', '.join(names)}; or leave out /{version}")
-    weights = versions[version or "DEFAULT"]
-    preset = weights.transforms()
-    tensors = _drop_counters(weights.get_state_dict(progress=False))
+def _read_torchvision(source: str, file: Path) -> Pretrained:
+    preset = find_torchvision_weights(source).transforms()
+    tensors = _drop_counters(torch.load(file, map_location="cpu", weights_only=True))
     return Pretrained(source, tensors, tuple(preset.mean), tuple(preset.std))
 
 

@@ -23,6 +23,7 @@ class FixMatchStrategy(Strategy):
     """
 
     name: ClassVar = "fixmatch"
+    takes_two_views: ClassVar = True
     unlabelled_ratio: Ratio = 1.0
     threshold: PartOf
     weight: Weight

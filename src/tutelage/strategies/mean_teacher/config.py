@@ -1,7 +1,7 @@
 """The config of mean teacher."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from tutelage.config import Strategy
 from tutelage.config.section import Fraction, PartOf, Ratio, Weight
@@ -22,6 +22,7 @@ class MeanTeacherStrategy(Strategy):
         decay: the decay of the average, alpha.
     """
 
+    takes_two_views: ClassVar = True
     unlabelled_ratio: Ratio = 1.0
     weight: Weight
     ramp_up: Fraction
