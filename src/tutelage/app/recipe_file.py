@@ -18,6 +18,7 @@ from tutelage.terminal.recipe import align, describe_recipe
 
 SHOWN_GROUPS = ("data", "model", "augmentation", "strategy")
 NOT_SAVED = ("experiment", "sweep", "debug")  # groups that a saved experiment does not take in
+MAX_LENGTH = 40  # characters of a path in the table
 HEADER_END = "# Edit it: what is here is what the run has."
 
 
@@ -45,7 +46,8 @@ def show_recipe(overrides: Sequence[str], config_dirs: Sequence[str], save: str 
     options, values = config.recipe.options, dict(flatten(config.model_dump(mode="json", exclude={GROUP})))
     keys = [key for key in _list_keys(config.recipe, config_dirs) if key in options or key in values]
     if save is None:
-        rows = [(key, _as_yaml(options.get(key, values.get(key))), config.recipe.reasons.get(key, "")) for key in keys]
+        shown = {key: _shorten(_as_yaml(options.get(key, values.get(key)))) for key in keys}
+        rows = [(key, value, config.recipe.reasons.get(key, "")) for key, value in shown.items()]
         return [*describe_recipe(config)[:-1], "", *align(rows)]
     typed = _typed_keys(overrides)
     groups = [key for key in dict.fromkeys([*SHOWN_GROUPS, *keys, *typed]) if key in options and key != GROUP]
@@ -115,6 +117,11 @@ def _as_yaml(value: Any) -> str:
     """Return a value in one line of YAML, without references."""
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
     return text.removesuffix("\n").removesuffix("\n...").replace("${", "\\${")
+
+
+def _shorten(text: str) -> str:
+    """Return a long path without the folders that it begins with."""
+    return f".../{text.rpartition('/')[2]}" if len(text) > MAX_LENGTH and "/" in text else text
 
 
 def _comment(recipe: Recipe, key: str) -> str:
