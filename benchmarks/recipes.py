@@ -128,7 +128,7 @@ def regress(name: str, budget: int | None) -> list[float]:
 
 
 def compute_features(config: Any, module: Any) -> np.ndarray:
-    """Return the features (N, D) float32 of all images of a dataset, by the network that a run begins with."""
+    """Return the features (N, D) float32 of all images: the highest ones of the network that a run begins with."""
     import torch
 
     from tutelage.models import ImageSpec, load_pretrained, make_classifier
@@ -136,7 +136,7 @@ def compute_features(config: Any, module: Any) -> np.ndarray:
 
     data = config.data
     spec = ImageSpec(data.channels, data.image_size, module.source.classes, tuple(data.mean), tuple(data.std))
-    network = make_classifier(config.model.arguments(), spec).eval()
+    network = make_classifier(config.model.arguments() | {"feature_layers": []}, spec).eval()
     load_pretrained(network, find_weights(config.init_from, "init_from"))
     with torch.inference_mode():
         batches = module.eval_dataloader(np.arange(len(module.source.labels)), 64)
