@@ -366,7 +366,7 @@ def test_a_run_is_gone_from_memory_before_the_next_one_of_a_sweep(outputs):
         import gc
 
         import tutelage.app.sweep
-        from tutelage.data.modules import Digits
+        from tutelage.data.named_datasets import Digits
 
         original = tutelage.app.sweep.run_job
 

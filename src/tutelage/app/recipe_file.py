@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from tutelage.app.recipes import flatten, read_recipe
+from tutelage.app.recipes import flatten
 from tutelage.config.compose import compose
 from tutelage.config.options import conf_dir, list_options
 from tutelage.config.recipe import GROUP, NONE, Recipe, override_key
@@ -44,10 +44,10 @@ def show_recipe(overrides: Sequence[str], config_dirs: Sequence[str], save: str 
             "or chosen by name, such as recipe=small_images"
         )
     options, values = config.recipe.options, dict(flatten(config.model_dump(mode="json", exclude={GROUP})))
-    keys = [key for key in _list_keys(config.recipe, config_dirs) if key in options or key in values]
+    keys = [key for key in config.recipe.reasons if key != GROUP and (key in options or key in values)]
     if save is None:
         shown = {key: _shorten(_as_yaml(options.get(key, values.get(key)))) for key in keys}
-        rows = [(key, value, config.recipe.reasons.get(key, "")) for key, value in shown.items()]
+        rows = [(key, value, config.recipe.reasons[key]) for key, value in shown.items()]
         return [*describe_recipe(config)[:-1], "", *align(rows)]
     typed = _typed_keys(overrides)
     groups = [key for key in dict.fromkeys([*SHOWN_GROUPS, *keys, *typed]) if key in options and key != GROUP]
@@ -68,14 +68,6 @@ def show_recipe(overrides: Sequence[str], config_dirs: Sequence[str], save: str 
         *_nest({key: values[key] for key in saved}, config.recipe),
     ]
     return _write_experiment(save, "\n".join(lines) + "\n", config_dirs)
-
-
-def _list_keys(recipe: Recipe, config_dirs: Sequence[str]) -> list[str]:
-    """Return the groups and keys that a recipe's file sets, groups first; and those that were chosen for the data."""
-    file = read_recipe(recipe.name, [conf_dir(), *map(Path, config_dirs)])
-    groups = [] if file is None else list(file.groups)
-    chosen = [group for group in SHOWN_GROUPS if group in recipe.reasons and group not in groups]
-    return [*groups, *chosen, *([] if file is None else file.values)]
 
 
 def _typed_keys(overrides: Sequence[str]) -> list[str]:
@@ -125,7 +117,7 @@ def _shorten(text: str) -> str:
 
 
 def _comment(recipe: Recipe, key: str) -> str:
-    return f" # {recipe.reasons[key]}" if key in recipe.reasons else ""
+    return f" # {recipe.reasons[key]}" if recipe.reasons.get(key) else ""
 
 
 def _write_experiment(name: str, text: str, config_dirs: Sequence[str]) -> list[str]:

@@ -110,11 +110,11 @@ def hydra_initialized() -> "Iterator[Hydra]":
     from hydra._internal.hydra import Hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from tutelage.config.hydra_section import CheckedConfigLoader
+    from tutelage.config.loader import ConfigLoader
 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        loader = CheckedConfigLoader(GlobalHydra.instance().config_loader().get_search_path())
+        loader = ConfigLoader(GlobalHydra.instance().config_loader().get_search_path())
         GlobalHydra.instance().hydra = hydra = Hydra("train", loader)
         yield hydra
 

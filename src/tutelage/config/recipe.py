@@ -1,7 +1,7 @@
 """Recipes: settings that fit the pictures.
 
 A recipe is an option of ``conf/recipe``, a delta on the other groups. Where it says ``${found.KEY}``, the value comes
-from the pictures. ``hydra_section.py`` composes a config with what the class ``CHOOSER`` has chosen.
+from the pictures. ``loader.py`` composes a config with what the class ``CHOOSER`` has chosen.
 """
 
 import re
@@ -35,7 +35,7 @@ class Recipe(Section):
     Attributes:
         name: of the option.
         found: what the data look like, in one line.
-        reasons: why, by key, for the keys and groups that the recipe sets, and for ``recipe`` itself.
+        reasons: why, by key, for ``recipe`` itself and the groups and keys that it sets, in their order.
         options: the names of the options that the config has in the end, by group.
     """
 
@@ -96,7 +96,8 @@ class RecipeChoice:
             match = FOUND.fullmatch(str(value))
             if OmegaConf.select(config, key) != (self.found.get(match[1]) if match else value):
                 yours.append(key)
-        reasons = {**self.record.reasons, **dict.fromkeys(yours, YOURS)}
+        keys = dict.fromkeys([GROUP, *self.options, *self.values], "")
+        reasons = {**keys, **self.record.reasons, **dict.fromkeys(yours, YOURS)}
         return self.record.model_dump() | {"options": options, "reasons": reasons}
 
 

@@ -30,17 +30,16 @@ from tutelage.data.stratify import draw_stratified
 
 if TYPE_CHECKING:
     from tutelage.data.loading.batches import BatchShard, EvalBatch, StageData, StreamBatch
-    from tutelage.data.modules import (
+    from tutelage.data.modules import DataRuntime, ImageDataModule
+    from tutelage.data.named_datasets import (
         CIFAR10,
         CIFAR100,
         MNIST,
         STL10,
         SVHN,
-        DataRuntime,
         Digits,
         FashionMNIST,
         HuggingFace,
-        ImageDataModule,
         ImageFolder,
         ImageNet,
         Table,
@@ -134,7 +133,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the DataModules when they are asked for: a folder's fingerprint needs no torch."""
     if name in _WITH_TORCH:
-        from tutelage.data import modules
+        from tutelage.data import modules, named_datasets
 
-        return getattr(modules, name)
+        return getattr(modules if hasattr(modules, name) else named_datasets, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,7 +41,8 @@ def fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -
         return huggingface.content_fingerprint(config, on_progress)
     if module == "tutelage.data" and name in _NAMED_DATA:
         return default_fingerprint(config, on_progress)
-    from tutelage.data.modules import DataRuntime, data_module
+    from tutelage.data.modules import DataRuntime
+    from tutelage.data.named_datasets import data_module
 
     data = data_module(config, DataRuntime(on_progress=on_progress))
     with failures_as_user_errors(type(data), f"data: {name}.fingerprint() for data.root={config.root}"):

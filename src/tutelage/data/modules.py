@@ -1,4 +1,4 @@
-"""The DataModules: a dataset read once, split, and served by the loaders of the current stage."""
+"""The base of the DataModules: a dataset read once, split, and served by the loaders of the current stage."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,16 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tutelage.config import DataConfig
-from tutelage.config.targets import failures_as_user_errors, resolve
-from tutelage.data.datasets.cifar import cifar10, cifar100, fetch_cifar10, fetch_cifar100
-from tutelage.data.datasets.digits import digits
+from tutelage.config.targets import failures_as_user_errors
 from tutelage.data.datasets.download import OnProgress, ignore_progress
-from tutelage.data.datasets.fashion_mnist import fashion_mnist, fetch_fashion_mnist
-from tutelage.data.datasets.huggingface import content_fingerprint, fetch_hugging_face, hugging_face
-from tutelage.data.datasets.image_files import LISTINGS, fingerprint, image_files
-from tutelage.data.datasets.mnist import fetch_mnist, mnist
-from tutelage.data.datasets.stl10 import fetch_stl10, stl10
-from tutelage.data.datasets.svhn import fetch_svhn, svhn
 from tutelage.data.duplicates import find_leaked, refuse_duplicates
 from tutelage.data.fingerprints import default_fingerprint
 from tutelage.data.loading.batches import (
@@ -266,140 +258,3 @@ class ImageDataModule(pl.LightningDataModule):
         make_loader = Loader if device.type == "cpu" else partial(PrefetchLoader, device=device)
         generator = torch.Generator()  # of its own: a loader must not draw from the training's
         return make_loader(dataset, workers, on_wait=self.runtime.on_wait, generator=generator, **options)
-
-
-class Digits(ImageDataModule):
-    """scikit-learn's 1,797 handwritten digits."""
-
-    def read(self) -> Source:
-        """Return the digits at the config's size."""
-        return digits(self.config.image_size, self.config.channels)
-
-
-class MNIST(ImageDataModule):
-    """MNIST: 60,000 training and 10,000 test images of handwritten digits."""
-
-    def fetch(self) -> Path | None:
-        """Return the folder of the files, downloaded where they are missing."""
-        return fetch_mnist(self.config.root, self.runtime.on_progress)
-
-    def read(self) -> Source:
-        """Return MNIST at the config's size."""
-        return mnist(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
-
-
-class FashionMNIST(ImageDataModule):
-    """Fashion-MNIST: 60,000 training and 10,000 test images of clothes."""
-
-    def fetch(self) -> Path | None:
-        """Return the folder of the files, downloaded where they are missing."""
-        return fetch_fashion_mnist(self.config.root, self.runtime.on_progress)
-
-    def read(self) -> Source:
-        """Return Fashion-MNIST at the config's size."""
-        return fashion_mnist(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
-
-
-class CIFAR10(ImageDataModule):
-    """CIFAR-10: 50,000 training and 10,000 test photographs of 10 classes."""
-
-    def fetch(self) -> Path | None:
-        """Return the folder of the files, downloaded where they are missing."""
-        return fetch_cifar10(self.config.root, self.runtime.on_progress)
-
-    def read(self) -> Source:
-        """Return CIFAR-10 at the config's size."""
-        return cifar10(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
-
-
-class CIFAR100(ImageDataModule):
-    """CIFAR-100: 50,000 training and 10,000 test photographs of 100 classes."""
-
-    def fetch(self) -> Path | None:
-        """Return the folder of the files, downloaded where they are missing."""
-        return fetch_cifar100(self.config.root, self.runtime.on_progress)
-
-    def read(self) -> Source:
-        """Return CIFAR-100 at the config's size."""
-        return cifar100(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
-
-
-class SVHN(ImageDataModule):
-    """SVHN: 73,257 training and 26,032 test photographs of house numbers."""
-
-    def fetch(self) -> Path | None:
-        """Return the folder of the files, downloaded where they are missing."""
-        return fetch_svhn(self.config.root, self.runtime.on_progress)
-
-    def read(self) -> Source:
-        """Return SVHN at the config's size."""
-        return svhn(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
-
-
-class STL10(ImageDataModule):
-    """STL-10: 5,000 training, 8,000 test and 100,000 unlabelled photographs."""
-
-    def fetch(self) -> Path | None:
-        """Return the folder of the files, downloaded where they are missing."""
-        return fetch_stl10(self.config.root, self.runtime.on_progress)
-
-    def read(self) -> Source:
-        """Return STL-10 at the config's size."""
-        return stl10(self.config.root, self.config.image_size, self.config.channels, self.runtime.on_progress)
-
-
-class ImageFolder(ImageDataModule):
-    """A folder of image files."""
-
-    listed_as = "ImageFolder"
-
-    def read(self) -> Source:
-        """Return the images at the config's size, once each file has proved to be readable."""
-        return image_files(LISTINGS[self.listed_as](self.config), self.config, self.runtime.on_progress)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes; no image is read for them."""
-        return LISTINGS[self.listed_as](self.config).classes
-
-    def fingerprint(self) -> str:
-        """Return a digest of names, labels and contents."""
-        return fingerprint(LISTINGS[self.listed_as](self.config), self.config, self.runtime.on_progress)
-
-
-class ImageNet(ImageFolder):
-    """ImageNet in folders: ``train/`` and ``val/``, which by custom is the test set."""
-
-    listed_as = "ImageNet"
-
-
-class Table(ImageFolder):
-    """A CSV or Parquet table of paths and labels."""
-
-    listed_as = "Table"
-
-
-class HuggingFace(ImageDataModule):
-    """A dataset of Hugging Face's ``datasets``: saved on disk, or by its name there."""
-
-    def fetch(self) -> Path | None:
-        """Return the folder of the files, downloaded where they are missing."""
-        return fetch_hugging_face(self.config, self.runtime.on_progress)
-
-    def read(self) -> Source:
-        """Return the dataset's images at the config's size."""
-        return hugging_face(self.config, self.runtime.on_progress)
-
-    def fingerprint(self) -> str:
-        """Return a digest of the images' contents and labels."""
-        return content_fingerprint(self.config, self.runtime.on_progress)
-
-
-def data_module(config: DataConfig, runtime: DataRuntime | None = None) -> ImageDataModule:
-    """Return the DataModule that a config's ``_target_`` names.
-
-    Raises:
-        UserError: it names none.
-    """
-    module: ImageDataModule = resolve(config.target, ImageDataModule, "data._target_")(config, runtime)
-    return module
