@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from tutelage.app.recipes import flatten
-from tutelage.config.compose import compose
+from tutelage.config.compose import compose, flatten
 from tutelage.config.options import conf_dir, list_options
-from tutelage.config.recipe import GROUP, NONE, Recipe, override_key
+from tutelage.config.path_values import override_key
+from tutelage.config.recipe import GROUP, NONE, Recipe
 from tutelage.config.section import FOLDER_NAME
 from tutelage.errors import UserError
 from tutelage.storage import write_text

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from tutelage.config import DataConfig, Strategy
+from tutelage.config.compose import flatten
 from tutelage.config.data import RGB
 from tutelage.config.options import conf_dir
 from tutelage.config.recipe import AUTO, GROUP, NONE, YOURS, Recipe, RecipeChoice, RecipeChooser, RecipeRequest
@@ -253,12 +254,3 @@ def _find_lines(node: Any, prefix: str = "") -> Iterator[tuple[str, int]]:
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
             yield from _find_lines(item)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and the value of each leaf of nested mappings."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -1,7 +1,7 @@
 """From the overrides of a command line to a checked ``Config``, without torch."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -207,14 +207,13 @@ def _list_keys(overrides: Sequence[str], config_dirs: Sequence[str]) -> list[str
         checked = validate_config(OmegaConf.create(plain)).model_dump()
     except UserError:
         return []
-    return sorted({*_flatten_keys(plain), *_flatten_keys(checked)})
+    return sorted({key for tree in (plain, checked) for key, _ in flatten(tree)})
 
 
-def _flatten_keys(tree: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted paths of all values in nested mappings."""
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of each leaf of nested mappings."""
     for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _flatten_keys(value, f"{path}.")
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
         else:
-            yield path
+            yield f"{prefix}{key}", value

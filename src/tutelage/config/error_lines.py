@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from tutelage.config import OWN_LOSSES, OWN_MODELS, Config, Section
 from tutelage.config.options import list_options
-from tutelage.config.path_values import PATH_KEYS
+from tutelage.config.path_values import PATH_KEYS, override_key
 
 HELP_HINT = "'tutelage train --help' lists groups and options"
 TAGS = OWN_MODELS | OWN_LOSSES | {"other"}  # the schema's names for alternatives; they are part of no key
@@ -99,7 +99,7 @@ def _describe_unknown_key(
 ) -> str:
     """Return the line for a key that no config has, with the most similar key that the other overrides compose."""
     groups = list(list_options())
-    typed = next((override for override in overrides if override.split("=")[0].lstrip("+~") == key), None)
+    typed = next((override for override in overrides if override_key(override) == key), None)
     if typed is None:  # a config file names it
         name = key.partition("@")[0]  # without the package that it would go to
         return f"unknown key {name!r} in a config file{suggest_nearest(name, groups)} {HELP_HINT}"

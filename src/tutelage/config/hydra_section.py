@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tutelage.config.allowed_folder import list_flag_packages
+from tutelage.config.path_values import override_key
 from tutelage.config.targets import ALLOW_FLAG, list_allowed_packages, resolve
 from tutelage.errors import UserError
 
@@ -119,7 +120,7 @@ def _check_launcher_setting(key: str, value: Any, overrides: Sequence[str]) -> N
     """Check that a setting of a launcher which can run code is typed, or allowed."""
     runs_code = bool(set(key.split(".")) & set(CODE_SETTINGS)) and value not in {None, LOCAL_RAY}
     runs_code = runs_code or "\n" in f"{key}{value}"  # a line of its own in the script for sbatch
-    typed = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    typed = map(override_key, overrides)
     is_typed = any(f"{key}.".startswith(f"{name}.") for name in typed)
     if runs_code and not is_typed and LAUNCHER_FLAG not in list_flag_packages():
         reason = f"can run any code, and a file sets it: type it, or allow it by {ALLOW_FLAG} {LAUNCHER_FLAG}"

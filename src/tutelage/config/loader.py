@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tutelage.config.hydra_section import check_hydra_section, check_search_path
-from tutelage.config.path_values import quote_paths
+from tutelage.config.path_values import override_key, quote_paths
 from tutelage.config.recipe import (
     AUTO,
     CHOOSER,
@@ -23,7 +23,6 @@ from tutelage.config.recipe import (
     fill_found,
     find_recipe,
     keep_needed,
-    override_key,
 )
 from tutelage.config.targets import resolve
 from tutelage.errors import UserError

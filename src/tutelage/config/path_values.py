@@ -30,6 +30,11 @@ QUOTES_AND_BACKSLASHES = re.compile(r"(\\*)('|\Z)")
 CLOSING = {"{": "}", "[": "]", "(": ")"}
 
 
+def override_key(override: str) -> str:
+    """Return the key or the group of an override, without the marks before it."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def quote_paths(overrides: Sequence[str]) -> list[str]:
     """Return overrides in Hydra's grammar: the values of keys that name paths get its quotation marks.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
+from tutelage.config.path_values import override_key
 from tutelage.config.section import Section
 from tutelage.errors import UserError
 
@@ -111,11 +112,6 @@ class RecipeChooser(ABC):
         Raises:
             UserError: the data cannot be looked at, or there is no such option.
         """
-
-
-def override_key(override: str) -> str:
-    """Return the key or the group of an override as it is typed."""
-    return override.lstrip("+~").partition("=")[0]
 
 
 def check_one_recipe(overrides: Sequence[str]) -> None:

@@ -108,6 +108,10 @@ class ScheduleConfig(Section):
     min_steps: Annotated[int, Field(ge=0)] = 0
     steps: Positive | None = None
 
+    def count_steps(self, pass_steps: float) -> float:
+        """Return the steps of the whole schedule, where a pass over the images takes ``pass_steps``."""
+        return self.steps or max((self.epochs or 1) * pass_steps, self.min_steps)
+
     @model_validator(mode="after")
     def _check_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):

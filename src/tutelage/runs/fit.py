@@ -109,7 +109,7 @@ def few_steps_warning(config: Config, stage: TrainStage) -> str:
     if stage.steps >= FEW_STEPS or config.debug is not None:
         return ""
     schedule = config.schedule
-    whole = schedule.steps or max((schedule.epochs or 1) * stage.epoch_steps, schedule.min_steps)
+    whole = schedule.count_steps(stage.epoch_steps)
     needed = math.ceil(whole * FEW_STEPS / stage.steps)  # a stage may be a fraction of the schedule
     more_epochs = f"schedule.min_steps={needed} or schedule.epochs={math.ceil(needed / stage.epoch_steps)}"
     return (

@@ -35,9 +35,7 @@ def stage_length(config: Config, fraction: float, *sizes: tuple[int, int]) -> Le
         sizes: (images of a pass, batch size) of each stream.
     """
     pass_steps = max(-(-images // batch_size) for images, batch_size in sizes)
-    schedule = config.schedule
-    whole = schedule.steps or max((schedule.epochs or 1) * pass_steps, schedule.min_steps)
-    total = max(1, round(fraction * whole))
+    total = max(1, round(fraction * config.schedule.count_steps(pass_steps)))
     return Length(total, min(total, max(pass_steps, -(-total // MAX_EPOCHS))))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tutelage.config import Config
 from tutelage.config.compose import compose, compose_with_hydra, hydra_errors_as_user_errors, hydra_initialized
+from tutelage.config.path_values import override_key
 from tutelage.errors import UserError
 from tutelage.sweeps.space import Dimension, check_job_count, parse_dimensions
 from tutelage.waiting import WaitLines
@@ -34,7 +35,7 @@ def find_config_sweep(overrides: Sequence[str], config_dirs: Sequence[str] = ())
     hydra = compose_with_hydra([*chosen, WITHOUT_RECIPE], config_dirs, include_hydra=True).hydra
     if str(hydra.mode).rpartition(".")[2] != "MULTIRUN":
         return None
-    typed_keys = {override.lstrip("+~").split("=")[0] for override in overrides}
+    typed_keys = set(map(override_key, overrides))
     return [f"{key}={values}" for key, values in (hydra.sweeper.params or {}).items() if key not in typed_keys]
 
 
