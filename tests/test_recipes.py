@@ -84,6 +84,13 @@ def test_the_recipe_follows_from_the_pictures(small, photos):
     assert config.init_from.startswith("package:")
 
 
+def test_weight_decay_follows_the_labels_and_long_pictures_stay_whole(photos, tmp_path):
+    assert compose_for(photos).optimizer.weight_decay == 0.02  # 1 / (10 * 5): of 6 pictures, one is tested on
+    assert compose_for(photos, "data.labels_per_class=1").optimizer.weight_decay == 0.05
+    assert compose_for(photos).data.fit == "crop"
+    assert compose_for(write_pictures(tmp_path, (50, 100)), "data.mirror=0").data.fit == "pad"
+
+
 @pytest.mark.parametrize("data", ["digits", "imagenet"])
 def test_other_data_has_no_recipe(data, small):
     words = [f"data={data}", *([f"data.root={small}"] if data == "imagenet" else [])]
@@ -239,7 +246,7 @@ def test_what_does_not_go_with_a_recipe_is_one_line(words, message, photos):
     ("text", "message"),
     [
         ("optimizer:\n  lr: 0.25\n", "recipe=mine: its file must begin with '# @package _global_'"),
-        ("# @package _global_\ndata:\n  image_size: ${found.size}\n", "found.size}: what is found are image_size, ch"),
+        ("# @package _global_\ndata:\n  image_size: ${found.size}\n", "found.size}: what is found are image_size, fit"),
     ],
 )
 def test_a_mistake_in_a_recipe_of_ones_own_is_one_line(text, message, small, tmp_path):

@@ -26,6 +26,9 @@ SMALL_SIDE = 48  # pixels: the longer side of small images
 SMALLEST, LARGEST, SIZE_STEP = 28, 64, 4  # pixels: image sizes of networks of random weights
 PHOTOGRAPHS_SHARE = 0.5  # from this share of JPEGs on, pictures are photographs
 MIRRORED = 0.5  # probability
+LONG = 2.0  # longer over shorter side of pictures of which a crop would lose half
+UNSEEN_WEIGHT_DECAY = 0.001  # of a head alone, for 100 labels
+PENALTY = 10.0  # the C of the logistic regression whose weight decay a head alone gets: 1 / (C labels)
 DATA = "data"  # the group whose keys a recipe sets, whatever its option
 MISSING = object()
 NEUTRAL_PIXELS = {"channels": 3, "mean": [0.5], "std": [0.5]}  # a recipe sets them; the look does not need them
@@ -174,12 +177,20 @@ def _read_strategy_target(option: str, folders: Sequence[Path]) -> str:
 def _find(look: DataLook | None, data: DataConfig) -> dict[str, Any]:
     """Return what ``${found.KEY}`` stands for in a recipe."""
     if look is None:
-        return {"image_size": data.image_size, "channels": data.channels, "mirror": data.mirror}
+        return {
+            "image_size": data.image_size,
+            "fit": data.fit,
+            "channels": data.channels,
+            "mirror": data.mirror,
+            "weight_decay": UNSEEN_WEIGHT_DECAY,
+        }
     rounded = -(-look.side // SIZE_STEP) * SIZE_STEP
     return {
         "image_size": min(max(rounded, SMALLEST), LARGEST),
+        "fit": "pad" if look.elongation >= LONG else "crop",
         "channels": 1 if look.is_grey else RGB,
         "mirror": MIRRORED if look.photographs >= PHOTOGRAPHS_SHARE and not look.is_grey else 0.0,
+        "weight_decay": float(f"{1 / (PENALTY * max(look.labels, 1)):.2g}"),
     }
 
 

@@ -39,6 +39,7 @@ class DataLook:
         test: images of the data's own test set; 0 if a part of the others will be tested on.
         side: the median of the longer sides, in pixels.
         sides: the smallest and the largest longer side.
+        elongation: the median of the longer over the shorter side.
         is_grey: whether no picture has colours.
         photographs: share of the pictures that are JPEGs.
         formats: the names of the formats, the most frequent one first.
@@ -50,6 +51,7 @@ class DataLook:
     test: int
     side: int
     sides: tuple[int, int]
+    elongation: float
     is_grey: bool
     photographs: float
     formats: tuple[str, ...]
@@ -125,6 +127,7 @@ def _describe(
         test=test,
         side=round(median(sides)),
         sides=(min(sides), max(sides)),
+        elongation=median(side / min(header.width, header.height) for side, header in zip(sides, headers, strict=True)),
         is_grey=all(header.is_grey for header in headers),
         photographs=formats[PHOTOGRAPHS] / len(headers),
         formats=tuple(name for name, _ in formats.most_common()),
