@@ -26,6 +26,7 @@ FLOORS = {
     "runs": 7,
     "terminal": 8,
     "explain": 9,
+    "inference": 9,
     "report": 9,
     "app": 10,
     "cli": 11,

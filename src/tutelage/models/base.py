@@ -68,6 +68,11 @@ def check_image_size(spec: ImageSpec, config_class: type[Targeted]) -> None:
         raise UserError(describe_too_small_image(name, config_class.smallest, spec.image_size))
 
 
+def normalise(images: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    """Return images (B, C, H, W), from 0 to 255, as float32 less the mean times the scale, (1, C, 1, 1) each."""
+    return (images.contiguous().float() - mean) * scale  # images come with channels last in memory
+
+
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the mean over the batch of the target's weight on the predicted class, that of the largest logit.
 
@@ -115,8 +120,7 @@ class ImageClassifier(pl.LightningModule):
 
     def features(self, images: Tensor) -> Tensor:
         """Return the backbone's features (B, D) of uint8 images (B, C, H, W)."""
-        pixels = images.contiguous().float()  # images come with channels last in memory
-        features: Tensor = self.backbone((pixels - self.mean) * self.scale)
+        features: Tensor = self.backbone(normalise(images, self.mean, self.scale))
         return features
 
     def normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:

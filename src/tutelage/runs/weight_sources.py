@@ -126,8 +126,14 @@ def check_tested_by_sources(config: Config, own: tuple[str, str]) -> None:
 def _read_record_around(name: str) -> dict[str, Any]:
     """Return the ledger of the run whose folder, or a file in it, is called so; an empty one where there is none."""
     path = Path(name).expanduser()
-    if not name or not path.exists():
-        return {}
+    folder = find_run_around(path) if name else None
+    return {} if folder is None else read_record(RunFolder(folder)) or {}
+
+
+def find_run_around(path: Path) -> Path | None:
+    """Return the folder of the run that a path is of, or lies in; None where there is none."""
+    if not path.exists():
+        return None
     path = path.resolve()
-    records = (read_record(RunFolder(folder)) for folder in (path, *path.parents)[:MAX_DEPTH] if folder.is_dir())
-    return next((record for record in records if record is not None), {})
+    folders = (path, *path.parents)[:MAX_DEPTH]
+    return next((folder for folder in folders if RunFolder(folder).record_file.is_file()), None)

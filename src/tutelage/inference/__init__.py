@@ -1,0 +1,1 @@
+"""What finished runs are for: networks that are loaded, used on other pictures, and taken away."""

@@ -1,0 +1,220 @@
+"""Networks of finished runs, ready to be used: one of them, or several as one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage.config import Config, DataConfig
+from tutelage.errors import UserError
+from tutelage.inference.network import PlainNetwork
+from tutelage.models import Heads, ImageClassifier, evaluation_batch, load_classifier, tta_probabilities
+from tutelage.runs import RunFolder, main_stage_name, open_finished_run, read_config, weights_files
+from tutelage.runs.context import choose_device
+from tutelage.runs.teachers import LOWER_PRECISION
+from tutelage.runs.weight_sources import find_network, find_run_around
+
+CPU = torch.device("cpu")
+# What matters for reading pictures is in the network's spec; the rest of a DataConfig has no meaning without a dataset.
+FILE_DATA = {"_target_": "tutelage.data.ImageFolder", "batch_size": 1}
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network that a run has trained, and how it sees pictures.
+
+    Attributes:
+        source: the run or the file that was named.
+        network: in eval mode.
+        columns: the columns of its logits that are used, those of one task; None for all.
+        data: how pictures are read and brought to size.
+        config: of its run; None for a file outside of one.
+    """
+
+    source: str
+    network: ImageClassifier
+    columns: tuple[int, ...] | None
+    data: DataConfig
+    config: Config | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the columns."""
+        names = self.network.spec.classes
+        return names if self.columns is None else tuple(names[column] for column in self.columns)
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What must be the same in networks that see the same batch of pictures."""
+        data = self.data
+        return data.image_size, data.channels, data.fit, tuple(data.background), data.white
+
+    def describe_form(self) -> str:
+        """Return in words what pictures are brought to."""
+        colours = "grey" if self.data.channels == 1 else "RGB"
+        return f"{self.data.image_size} x {self.data.image_size} pixels, {colours}, fit={self.data.fit}"
+
+
+class Classifier:
+    """One or more networks that classify pictures; of several the mean of their probabilities counts.
+
+    Attributes:
+        members: the networks.
+        classes: the names of the classes, in the order of the probabilities.
+        data: how pictures are read and brought to size, of all members alike.
+        device: where it computes.
+        batch_size: pictures that it takes at once.
+    """
+
+    def __init__(self, members: Sequence[LoadedNetwork], device: torch.device) -> None:
+        """Take networks.
+
+        Raises:
+            UserError: they have other classes, or see pictures in other forms.
+        """
+        first = members[0]
+        for other in members[1:]:
+            if sorted(other.classes) != sorted(first.classes):
+                raise UserError(f"{other.source}: its classes differ from those of {first.source}; their mean has none")
+            if other.form != first.form:
+                raise UserError(
+                    f"{other.source}: it sees pictures as {other.describe_form()}, and {first.source} as "
+                    f"{first.describe_form()}; name networks that see the same"
+                )
+        self.members = tuple(members)
+        self.classes, self.data, self.device = first.classes, first.data, device
+        self.batch_size = min(evaluation_batch(member.network) for member in members)
+        self._orders = [_order_columns(member, self.classes) for member in members]
+        for member in members:
+            member.network.to(device)
+        precisions = {member.config.trainer.precision for member in members if member.config is not None}
+        lower = LOWER_PRECISION.get(precisions.pop()) if len(precisions) == 1 and device.type == "cuda" else None
+        self._precision = lower
+
+    @cached_property
+    def network(self) -> PlainNetwork:
+        """The network as a plain ``nn.Module``: uint8 images (B, C', S, S) to logits (B, C).
+
+        Raises:
+            UserError: there are several, or it has no weights that can be taken away.
+        """
+        return PlainNetwork.of(self._only_member("a network").network, self._only_member("a network").columns)
+
+    def compute_probabilities(self, images: Tensor, views: str = "one") -> Tensor:
+        """Return probabilities (B, C) float32, on the CPU, of images (B, C', S, S) uint8.
+
+        Args:
+            images: as they are read.
+            views: that are averaged, a name of ``TTA_VIEWS``.
+        """
+        with torch.inference_mode(), self._autocast():
+            on_device = images.to(self.device, non_blocking=True)
+            probabilities = [
+                tta_probabilities(partial(_compute_logits, member.network, order), on_device, views)
+                for member, order in zip(self.members, self._orders, strict=True)
+            ]
+            return torch.stack(probabilities).mean(dim=0).cpu()
+
+    def compute_features(self, images: Tensor) -> Tensor:
+        """Return features (B, D) float32, on the CPU, of images (B, C', S, S) uint8.
+
+        Raises:
+            UserError: there are several networks.
+        """
+        network = self._only_member("features").network
+        with torch.inference_mode(), self._autocast():
+            return network.features(images.to(self.device, non_blocking=True)).float().cpu()
+
+    def _only_member(self, thing: str) -> LoadedNetwork:
+        if len(self.members) > 1:
+            raise UserError(f"{len(self.members)} runs: {thing} is of one run; name one")
+        return self.members[0]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self._precision, enabled=self._precision is not None)
+
+
+def load_networks(
+    sources: Sequence[str | Path], stage: str | None = None, task: int | None = None, device: str | None = None
+) -> Classifier:
+    """Return the networks of finished runs, or of files of theirs, as one classifier.
+
+    Args:
+        sources: runs' folders, or checkpoints such as ``best.ckpt``.
+        stage: the name of the stage whose network is meant; None for the last one. Not for files.
+        task: of a network with several heads the one that is meant, from 1; None where there is one.
+        device: cpu, cuda, ...; None for the one that the run would train on.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    members = [load_network(str(source), stage, task) for source in sources]
+    config = members[0].config
+    if device is not None:
+        chosen = torch.device(device)
+    elif config is not None:
+        chosen = choose_device(config, 0)
+    else:
+        chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Classifier(members, chosen)
+
+
+def load_network(source: str, stage: str | None = None, task: int | None = None) -> LoadedNetwork:
+    """Return the network of one run or file; the arguments are those of ``load_networks``."""
+    path = Path(source).expanduser()
+    config = None
+    if path.is_dir():
+        folder, record = open_finished_run(str(path))
+        files, config = weights_files(folder, record), read_config(folder)
+        name = main_stage_name(record) if stage is None else stage
+        if name not in files:
+            raise UserError(f"{source}: no network of a stage {name!r}; there are {', '.join(files)}")
+        file = files[name]
+    else:
+        if stage is not None:
+            raise UserError(f"stage={stage}: {source} is the file of one network; name its run's folder")
+        file = find_network(source, "network")
+        around = find_run_around(file)
+        config = None if around is None else read_config(RunFolder(around))
+    network = load_classifier(file).eval()
+    spec = network.spec
+    seen = {"image_size": spec.image_size, "channels": spec.channels, "mean": list(spec.mean), "std": list(spec.std)}
+    data = DataConfig.model_validate(FILE_DATA | seen) if config is None else config.data.model_copy(update=seen)
+    return LoadedNetwork(source, network, _choose_task(source, network, task), data, config)
+
+
+def _compute_logits(network: ImageClassifier, columns: Sequence[int], images: Tensor) -> Tensor:
+    """Return the logits (B, C) of some columns."""
+    logits: Tensor = network(images)
+    return logits[:, columns]
+
+
+def _choose_task(source: str, network: ImageClassifier, task: int | None) -> tuple[int, ...] | None:
+    """Return the columns of the task that is meant; None for a network with one head."""
+    head = network.head
+    if not isinstance(head, Heads):
+        if task is not None:
+            raise UserError(f"task={task}: {source} has one task; leave it out")
+        return None
+    learned = [columns for columns, is_learned in zip(head.tasks, head.learned.tolist(), strict=True) if is_learned]
+    if task is None and len(learned) == 1:
+        return tuple(learned[0])
+    if task is None or not 1 <= task <= len(learned):
+        names = network.spec.classes
+        lines = "; ".join(
+            f"{number} is {', '.join(names[column] for column in columns[:3])}{', ...' if len(columns) > 3 else ''}"  # noqa: PLR2004
+            for number, columns in enumerate(learned, 1)
+        )
+        raise UserError(f"{source}: its network has {len(learned)} tasks; choose one by task=N: {lines}")
+    return tuple(learned[task - 1])
+
+
+def _order_columns(member: LoadedNetwork, classes: Sequence[str]) -> list[int]:
+    """Return for each of the classes the column of a member's logits."""
+    columns = range(len(member.classes)) if member.columns is None else member.columns
+    column_of = dict(zip(reversed(member.classes), reversed(columns), strict=True))
+    return list(columns) if member.classes == tuple(classes) else [column_of[name] for name in classes]
