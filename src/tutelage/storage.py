@@ -71,6 +71,7 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(partial)
         for file in partial.iterdir():
+            file.chmod(0o644)
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         partial.chmod(0o755)

@@ -92,7 +92,7 @@ class Timm(ImageClassifier):
 
     @property
     def timm_network(self) -> nn.Module:
-        """timm's network without its head, or the same with further features (``WithFeatureLayers``)."""
+        """The network of timm without its head, or the same with further features (``WithFeatureLayers``)."""
         return self.backbone.get_submodule("0")
 
 

@@ -1,4 +1,4 @@
-"""The model card beside an exported network: ``README.md``, its front matter as the Hub reads it. No machine's paths."""
+"""The model card beside an exported network: ``README.md``, with front matter for the Hub and no machine's paths."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -91,8 +91,11 @@ def _describe_training(member: LoadedNetwork, record: Mapping[str, Any], entry: 
     yield f"- labels: {entry['labels']:,}"
     yield f"- architecture: {architecture}, {entry['parameters']:,} parameters"
     yield f"- strategy: {strategy.rpartition('.')[2].removesuffix('Strategy')}, stage {entry['name']}"
+    if member.config is not None and member.config.strategy.given_teachers:
+        yield f"- teachers: {', '.join(Path(name).name for name in member.config.strategy.given_teachers)}"
     yield f"- began from: {origin.text}"
-    yield f"- licence of what it began from: {origin.license or 'not known'}" if origin.has_weights else ""
+    if origin.has_weights:
+        yield f"- licence of what it began from: {origin.license or 'not known'}"
     yield ""
 
 
@@ -116,8 +119,8 @@ def _describe_test(tested: Predictions | None, classes: tuple[str, ...]) -> Iter
         return
     metrics = compute_metrics(tested, classes, "test")
     correct, count = int((tested.probabilities.argmax(axis=1) == tested.labels).sum()), len(tested.labels)
-    yield f"- accuracy: {format_accuracy(wilson_interval(correct, count))} on {count:,} pictures that it has not"
-    yield f"  learned from; in brackets Wilson's {CONFIDENCE_LEVEL:.0%} interval"
+    yield f"- accuracy: {format_accuracy(wilson_interval(correct, count))} on {count:,} test pictures; in brackets"
+    yield f"  Wilson's {CONFIDENCE_LEVEL:.0%} interval"
     yield f"- expected calibration error (15 bins): {100 * metrics['test/calibration_error']:.1f} %"
     yield ""
     if len(classes) <= FEW_CLASSES:

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from tutelage.data import data_module
 from tutelage.errors import UserError
 from tutelage.inference.classifier import Classifier, LoadedNetwork, load_networks
-from tutelage.inference.export.card import CARD, write_card
+from tutelage.inference.export.card import write_card
 from tutelage.inference.export.formats import LOGITS, PROBABILITIES, Format, Run
 from tutelage.inference.export.graphs import Onnx, Pt2
 from tutelage.inference.export.weights import Safetensors, TimmLayout
@@ -83,7 +82,7 @@ def export_network(
 
 
 def take_network(member: LoadedNetwork) -> ImageClassifier:
-    """Return a copy of a network, of one task alone where it has several heads: with one linear head for its classes."""
+    """Return a copy of a network; where it has several heads, with one linear head, for the classes of the task."""
     network = copy.deepcopy(member.network).cpu().eval().requires_grad_(False)
     if member.columns is not None and isinstance(network.head, Heads):
         network.head = _join_heads(network.head, torch.tensor(member.columns))
@@ -139,8 +138,7 @@ def check_files(run: Run, network: nn.Module, images: np.ndarray, subject: str) 
 
 def _read_pictures(run: str, classifier: Classifier) -> tuple[np.ndarray, str]:
     """Return images (N, C', S, S) uint8 of the run's data, else random ones, and which they are."""
-    config, reason = find_run_data(run)
-    if config is not None:
+    if find_run_data(run)[0] is not None:
         data = data_module(classifier.data)
         try:
             splits = data.splits
@@ -148,11 +146,8 @@ def _read_pictures(run: str, classifier: Classifier) -> tuple[np.ndarray, str]:
             picked = part[np.linspace(0, len(part) - 1, min(CHECKED, len(part))).astype(int)]
             images = np.stack([data.images[index] for index in picked.tolist()])
             return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), name
-        except UserError as error:
-            reason = str(error)
-    shape: tuple[Any, ...] = (CHECKED, classifier.data.channels, *2 * (classifier.data.image_size,))
+        except UserError:  # its files have changed while they were read
+            pass
+    shape: tuple[int, ...] = (CHECKED, classifier.data.channels, *2 * (classifier.data.image_size,))
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     return images, "random ones, as the run's data is not here"
-
-
-__all__ = ["CARD", "FORMATS", "Exported", "check_files", "export_network", "take_network"]

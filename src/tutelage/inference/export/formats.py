@@ -45,7 +45,7 @@ class Format(ABC):
             if find_spec(package) is None:
                 raise UserError(f"--format {self.name}: {package} is not installed; {EXTRA}")
 
-    def check_network(self, network: ImageClassifier) -> None:
+    def check_network(self, network: ImageClassifier) -> None:  # noqa: B027 - most formats take every network
         """Raise a UserError where the format has no place for a network of this architecture."""
 
     @abstractmethod

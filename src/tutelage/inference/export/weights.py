@@ -83,25 +83,17 @@ logits = network(((torch.from_numpy(picture) / 255 - mean) / std)[None]).detach(
 
     def check_network(self, network: ImageClassifier) -> None:
         """Raise a UserError where timm cannot build the network: it is none of timm's, or has features of ours."""
-        if not isinstance(network, Timm):
-            raise UserError(f"--format timm: {type(network).__name__} is no network of model=timm; {OTHERS}")
-        if isinstance(network.timm_network, WithFeatureLayers):
-            raise UserError(
-                "--format timm: this network's head reads several layers (model.feature_layers), for which timm has no "
-                f"place; {OTHERS}"
-            )
+        _find_timm_network(network)
 
     def write(self, network: ImageClassifier, fit: str, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json``, the weights by the names that timm has for them."""
-        self.check_network(network)
+        state = _find_timm_network(network).state_dict()
         name, spec = network.model_config["name"], network.spec
         with torch.random.fork_rng(devices=[]):
             model, arguments = create_timm(name, spec, len(spec.classes))
-        head, classifier = network.head, model.get_classifier()
-        prefix = next((prefix for prefix, module in model.named_modules() if module is classifier), None)
-        state = dict(network.timm_network.state_dict())
-        if prefix and isinstance(classifier, nn.Linear):
-            state |= {f"{prefix}.{key}": value for key, value in head.state_dict().items()}
+        classifier = model.get_classifier()
+        prefix = next((prefix for prefix, module in model.named_modules() if module is classifier), "")
+        state |= {f"{prefix}.{key}": value for key, value in network.head.state_dict().items()}
         if {key: value.shape for key, value in state.items()} != {k: v.shape for k, v in model.state_dict().items()}:
             raise UserError(f"--format timm: the head of timm's {name} is no single linear layer; {OTHERS}")
         config = _describe(network, fit) | {"architecture": name, "num_features": model.num_features}
@@ -117,12 +109,25 @@ logits = network(((torch.from_numpy(picture) / 255 - mean) / std)[None]).detach(
 
         with quietly():
             network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["pretrained_cfg"]
+        mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
 
         def run(images: np.ndarray) -> dict[str, np.ndarray]:
             return {LOGITS: _run_without_gradients(network, (torch.from_numpy(images) / PIXEL_MAX - mean) / std)}
 
         return run
+
+
+def _find_timm_network(network: ImageClassifier) -> nn.Module:
+    """Return timm's network without its head; raise a UserError where there is none that timm builds too."""
+    if not isinstance(network, Timm):
+        raise UserError(f"--format timm: {type(network).__name__} is no network of model=timm; {OTHERS}")
+    if isinstance(network.timm_network, WithFeatureLayers):
+        raise UserError(
+            "--format timm: this network's head reads several layers (model.feature_layers), for which timm has no "
+            f"place; {OTHERS}"
+        )
+    return network.timm_network
 
 
 def _describe(network: ImageClassifier, fit: str) -> dict[str, Any]:
