@@ -24,6 +24,8 @@ HELP = """tutelage trains image classifiers from few labels.
   tutelage evaluate RUN [shift=translate,crop,rotate,brightness]
                                accuracy on test images that are shifted, cropped, rotated, made darker
   tutelage evaluate RUN RUN... accuracy of several runs as one: the mean of their answers
+  tutelage export RUN --format onnx|pt2|safetensors|timm [--out DIR]
+                               its network as files that need no tutelage, checked, with a model card
   tutelage explain --summary RUN|OVERRIDES
                                a network's layers: receptive field, multiply-adds, parameters
 """
@@ -58,6 +60,7 @@ def main() -> None:
         "label": _label_pool,
         "report": _rewrite_reports,
         "evaluate": _evaluate_runs,
+        "export": _export_network,
         "explain": _print_layers,
     }
     if not arguments or (arguments[0] != "train" and {"-h", "--help"} & set(arguments)):
@@ -317,6 +320,14 @@ def _parse_shifts(names: str | None) -> "Sequence[Shift]":
     if unknown:
         raise UserError(f"shift={unknown[0]}: no such shift; allowed are {', '.join(SHIFTS)}")
     return [shift for shift in SHIFTS if shift in names.split(",")]
+
+
+def _export_network(arguments: Sequence[str]) -> None:
+    """Write a run's network to files that need no Tutelage; print where they are and how they were checked."""
+    from tutelage.app.export import run_export
+
+    for line in run_export(arguments):
+        print(line)
 
 
 def _print_layers(arguments: Sequence[str]) -> None:

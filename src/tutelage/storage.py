@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import socket
 import stat
 import tempfile
@@ -50,6 +51,43 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object], keep: Path | N
         Path(partial).unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def write_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Make a folder atomically: it appears with all of its files, or not at all.
+
+    Args:
+        path: the folder, which may be there if it is empty.
+        write: writes the files into an empty folder beside it.
+
+    Raises:
+        UserError: something is there, or the folder cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=PARTIAL_PREFIX))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made ({error.strerror}); name another folder") from None
+    try:
+        write(partial)
+        for file in partial.iterdir():
+            file.chmod(0o644)
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        partial.chmod(0o755)
+        flush_folder(partial)
+        refuse_taken_folder(path)
+        partial.replace(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    flush_folder(path.parent)
+
+
+def refuse_taken_folder(path: Path) -> None:
+    """Raise a UserError where a path is that of a file, or of a folder with something in it."""
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise UserError(f"{path}: there already; name another folder, or remove it first")
 
 
 class _HashingFile:

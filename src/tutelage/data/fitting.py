@@ -20,7 +20,7 @@ def fit_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
     if config.fit == "crop":
         return resize_center_crop(image, config.image_size)
     return fit_square(
-        image, config.image_size, config.fit, _background_colour(tuple(config.background), image.shape[-1])
+        image, config.image_size, config.fit, background_colour(tuple(config.background), image.shape[-1])
     )
 
 
@@ -29,11 +29,11 @@ def fit_picture(picture: "Picture", config: DataConfig) -> "Picture":
     height, width, channels = picture.shape
     if config.fit == "crop" or height == width:
         return picture
-    return FittedPicture(picture, config.fit, _background_colour(tuple(config.background), channels))
+    return FittedPicture(picture, config.fit, background_colour(tuple(config.background), channels))
 
 
 @lru_cache
-def _background_colour(background: tuple[int, ...], channels: int) -> tuple[int, ...]:
+def background_colour(background: tuple[int, ...], channels: int) -> tuple[int, ...]:
     """Return red, green and blue as a colour of so many channels: grey by ITU-R 601, as Pillow makes it of images."""
     if channels == RGB:
         return background

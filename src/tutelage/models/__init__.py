@@ -25,7 +25,7 @@ from tutelage.models.perceptron import Perceptron
 from tutelage.models.resnet import ResNet
 from tutelage.models.small_vgg import SmallVGG
 from tutelage.models.teacher import Regressor, Teacher, layer_output, middle_layer
-from tutelage.models.timm import Timm
+from tutelage.models.timm import Timm, create_timm
 from tutelage.models.torchvision import Torchvision
 from tutelage.models.tta_views import TTA_VIEWS, VIEW_COUNTS, tta_probabilities
 from tutelage.models.vgg import VGG
@@ -64,6 +64,7 @@ __all__ = [
     "compute_task_metrics",
     "compute_validation_metrics",
     "count_classes",
+    "create_timm",
     "cross_entropy",
     "decoupled_divergence",
     "evaluation_batch",

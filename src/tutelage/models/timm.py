@@ -65,7 +65,7 @@ class Timm(ImageClassifier):
             hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
             raise UserError(f"model.name={name}: timm has no such architecture; {hint}")
         try:
-            network = self._create(name, spec, config.stochastic_depth)
+            network, _ = create_timm(name, spec, stochastic_depth=config.stochastic_depth)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise UserError(f"model.name={name}: timm refuses it: {' '.join(str(error).split())}") from None
         width = getattr(network, "head_hidden_size", network.num_features)
@@ -90,18 +90,33 @@ class Timm(ImageClassifier):
             )
         return WithFeatureLayers(network, layers)
 
-    @staticmethod
-    def _create(name: str, spec: ImageSpec, stochastic_depth: float) -> Any:
-        """Return timm's network without its head, built for the spec's image size where it needs one."""
-        import timm
+    @property
+    def timm_network(self) -> nn.Module:
+        """The network of timm without its head, or the same with further features (``WithFeatureLayers``)."""
+        return self.backbone.get_submodule("0")
 
-        arguments: dict[str, Any] = {"num_classes": 0, "in_chans": spec.channels}
-        if stochastic_depth:
-            arguments["drop_path_rate"] = stochastic_depth
-        try:
-            return timm.create_model(name, img_size=spec.image_size, **arguments)
-        except TypeError:  # it has no such argument: it takes any size
-            return timm.create_model(name, **arguments)
+
+def create_timm(
+    name: str, spec: ImageSpec, classes: int = 0, stochastic_depth: float = 0.0
+) -> tuple[Any, dict[str, Any]]:
+    """Return timm's network, built for the spec's image size where it needs one, and the arguments it was built by.
+
+    Args:
+        name: its name in timm.
+        spec: of its images.
+        classes: of its head; 0 for none.
+        stochastic_depth: the share of dropped blocks.
+    """
+    import timm
+
+    arguments: dict[str, Any] = {"num_classes": classes, "in_chans": spec.channels}
+    if stochastic_depth:
+        arguments["drop_path_rate"] = stochastic_depth
+    with_size = {**arguments, "img_size": spec.image_size}
+    try:
+        return timm.create_model(name, **with_size), with_size
+    except TypeError:  # it has no such argument: it takes any size
+        return timm.create_model(name, **arguments), arguments
 
 
 @torch.no_grad()

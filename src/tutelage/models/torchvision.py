@@ -26,7 +26,7 @@ class Unflatten(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the feature maps."""
         side = math.isqrt(x.shape[1] // self.channels)
-        return x.reshape(len(x), self.channels, side, side)
+        return x.reshape(-1, self.channels, side, side)  # of no fixed batch, as exporters ask for
 
 
 class _TensorsOnCPU(TorchFunctionMode):

