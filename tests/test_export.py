@@ -92,7 +92,7 @@ def test_a_network_in_onnx_answers_as_its_run_did_where_neither_torch_nor_tutela
     code = python_blocks(out / "README.md").replace("session = ", 'picture = read("0.png")\nsession = ', 1)
     code += """
 import json, sys
-assert not {"torch", "tutelage", "cv2"} & set(sys.modules)
+assert not {"torch", "tutelage"} & set(sys.modules)
 pictures = np.stack([read(f"{number}.png") for number in range(3)])
 several = session.run(None, {"images": pictures})
 print(json.dumps([probabilities.tolist(), several[0].tolist(), several[1].tolist(),

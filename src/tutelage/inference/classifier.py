@@ -209,7 +209,7 @@ def _choose_task(source: str, network: ImageClassifier, task: int | None) -> tup
             f"{number} is {', '.join(names[column] for column in columns[:3])}{', ...' if len(columns) > 3 else ''}"  # noqa: PLR2004
             for number, columns in enumerate(learned, 1)
         )
-        raise UserError(f"{source}: its network has {len(learned)} tasks; choose one by task=N: {lines}")
+        raise UserError(f"{source}: its network has {len(learned)} tasks; choose one by its number, task N: {lines}")
     return tuple(learned[task - 1])
 
 

@@ -5,7 +5,8 @@ from tutelage.data.files.large import LARGE_PIXELS
 from tutelage.data.files.wide import LARGEST
 from tutelage.data.fitting import RGB, background_colour
 
-READ = """import numpy as np
+READ = """import cv2
+import numpy as np
 from PIL import Image, ImageOps
 
 
@@ -34,49 +35,19 @@ PAD = """    side, scale = max(image.size), {size} / max(image.size)
     pixels = square"""
 FITS = {"crop": CROP, "stretch": STRETCH, "pad": PAD}
 
-# OpenCV's INTER_AREA where a side shrinks, then its INTER_LINEAR where one grows, in its order of float32 additions and
-# with its fixed-point weights; a test compares them with OpenCV
-RESIZE = '''def resize(pixels, height, width):
-    """Return pixels (H, W, C) at another size: as OpenCV's INTER_AREA makes them smaller, and INTER_LINEAR larger."""
-    pixels = shrink(pixels, min(height, len(pixels)), min(width, pixels.shape[1]))
-    one, two, a, b = neighbours(pixels.astype(int).swapaxes(0, 1), width)
-    one, two, a, b = neighbours((one * a + two * b).swapaxes(0, 1), height)
-    return ((((one >> 4) * a) >> 16) + (((two >> 4) * b) >> 16) + 2 >> 2).astype(np.uint8)
-
-
-def shrink(pixels, height, width):
-    y, x = 1 / (height / len(pixels)), 1 / (width / pixels.shape[1])
-    if y % 1 == x % 1 == 0:
-        sums = pixels.reshape(height, int(y), width, int(x), -1).sum((1, 3))
-        if y == x == 2:
-            return (sums + 2) // 4
-        return np.rint(sums.astype(np.float32) * np.float32(1 / (x * y)))
-    return np.rint(averages(averages(pixels.swapaxes(0, 1), width).swapaxes(0, 1), height)).clip(0, 255)
-
-
-def averages(rows, count):
-    scale, total = 1 / (count / len(rows)), np.float32(0)
-    start = np.arange(count) * scale
-    for i in np.floor(start).astype(int) + np.arange(int(scale) + 2)[:, None]:
-        part = np.minimum(start + scale, i + 1) - np.maximum(start, i)
-        weight = np.where(part > 1e-3, part / np.minimum(scale, len(rows) - start), 0).astype(np.float32)
-        total = total + rows[np.minimum(i, len(rows) - 1)] * weight[:, None, None]
-    return total
-
-
-def neighbours(rows, count):
-    place = ((np.arange(count) + 0.5) * (1 / (count / len(rows))) - 0.5).astype(np.float32)
-    first = np.floor(place)
-    weights = (np.rint(2048 * part).astype(int)[:, None, None] for part in (1 - (place - first), place - first))
-    one = first.astype(int)
-    return rows[one.clip(0)], rows[(one + 1).clip(0, len(rows) - 1)], *weights
-'''
+RESIZE = """def resize(pixels, height, width):
+    smaller = min(height, pixels.shape[0]), min(width, pixels.shape[1])
+    for (rows, columns), method in ((smaller, cv2.INTER_AREA), ((height, width), cv2.INTER_LINEAR)):
+        if pixels.shape[:2] != (rows, columns):
+            pixels = cv2.resize(pixels, (columns, rows), interpolation=method).reshape(rows, columns, -1)
+    return pixels
+"""
 
 
 def reading_lines(config: DataConfig) -> str:
     """Return Python that defines ``read(file)``, which returns a picture (C, S, S) uint8 as a DataConfig says.
 
-    The lines need Pillow and numpy alone. The pixels are those of ``fit_image(read_pixels(...))``.
+    The lines need Pillow, numpy and OpenCV. The pixels are those of ``fit_image(read_pixels(...))``.
     """
     white = config.white or LARGEST
     values = {
