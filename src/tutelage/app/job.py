@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # at run time they are imported when they are needed
 
 LAUNCHED = "TUTELAGE_LAUNCHED"  # environment variable of a process that app.launch has started: its parent's pid
 
+RUNS_FILE = "TUTELAGE_RUNS_FILE"  # environment variable: the file by which tutelage.run() learns which runs there are
+
 
 class RunLocation(NamedTuple):
     """The folder of a config's run, and the fingerprint of the data, which the folder's name depends on."""
@@ -78,7 +80,23 @@ def run_job(
     elif not one_line:
         print(f"finished run: {location.folder.path}", file=sys.stderr)
     _show_result(config, location.folder, one_line)
+    if not one_line:
+        write_runs([(location.folder.path, "")], is_sweep=False)
     return 0
+
+
+def write_runs(runs: Sequence[tuple[Path | None, str]], is_sweep: bool) -> None:
+    """Tell the ``tutelage.run()`` that started this process, if one did, which runs the command has ended with.
+
+    Args:
+        runs: the folder of each, None where there is none, and why it has no result, which is empty where it has one.
+        is_sweep: whether they are the jobs of a sweep.
+    """
+    from tutelage.storage import write_json
+
+    if file := os.environ.get(RUNS_FILE):
+        lines = [[None if path is None else str(path), reason] for path, reason in runs]
+        write_json(Path(file), {"runs": lines, "is_sweep": is_sweep})
 
 
 def _run_in_group(
