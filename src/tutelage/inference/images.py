@@ -30,8 +30,8 @@ def read_batches(pictures: Pictures, data: DataConfig, batch_size: int) -> Itera
     """Yield images (B, C, S, S) uint8, as a network of ``data`` sees them, B being at most ``batch_size``.
 
     Args:
-        pictures: one, or several: files; images of Pillow; arrays (H, W), (H, W, C) or (N, H, W, C) uint8; tensors
-            (C, H, W) or (N, C, H, W) uint8. C is 1, 3, or 4 with transparency.
+        pictures: one, or several: files; images of Pillow; arrays (H, W), (H, W, C) or (N, H, W, C) uint8, C being 1, 3, or
+            4 with transparency; tensors (C, H, W) or (N, C, H, W) uint8, C being 1 or 3.
         data: how pictures are read and brought to size.
         batch_size: how many images are in memory at once.
 
@@ -76,9 +76,9 @@ def _split_array(array: np.ndarray | Tensor) -> Iterator[np.ndarray]:
             f"from 0 to 1 by (images * 255).round(){conversion}"
         )
     if isinstance(array, Tensor):
-        if array.ndim not in {IMAGE_AXES - 1, IMAGE_AXES} or array.shape[-3] not in {*CHANNELS, ALPHA_CHANNELS}:
+        if array.ndim not in {IMAGE_AXES - 1, IMAGE_AXES} or array.shape[-3] not in CHANNELS:
             shape = tuple(array.shape)
-            raise UserError(f"a tensor {shape} is no image: it is (C, H, W) or (N, C, H, W), where C is 1, 3 or 4")
+            raise UserError(f"a tensor {shape} is no image: it is (C, H, W) or (N, C, H, W), where C is 1 or 3")
         pixels = array.cpu().movedim(-3, -1).numpy()
     else:
         pixels = array[..., None] if array.ndim == MATRIX_AXES else array
