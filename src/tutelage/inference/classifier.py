@@ -110,9 +110,9 @@ class Classifier:
         """Return the class of each picture: the name of the one with the largest probability.
 
         Args:
-            pictures: one, or several: files; images of Pillow; arrays (H, W), (H, W, C) or (N, H, W, C) uint8, C being 1, 3,
-                or 4 with transparency; tensors (C, H, W) or (N, C, H, W) uint8, C being 1 or 3. They are read and
-                brought to size as the run's own were.
+            pictures: one, or several: files; images of Pillow; arrays (H, W), (H, W, C) or (N, H, W, C) uint8, C being
+                1, 3, or 4 with transparency; tensors (C, H, W) or (N, C, H, W) uint8, C being 1 or 3. They are read
+                and brought to size as the run's own were.
 
         Raises:
             UserError: a file cannot be read, or an array is no uint8 image.

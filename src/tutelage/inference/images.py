@@ -30,8 +30,8 @@ def read_batches(pictures: Pictures, data: DataConfig, batch_size: int) -> Itera
     """Yield images (B, C, S, S) uint8, as a network of ``data`` sees them, B being at most ``batch_size``.
 
     Args:
-        pictures: one, or several: files; images of Pillow; arrays (H, W), (H, W, C) or (N, H, W, C) uint8, C being 1, 3, or
-            4 with transparency; tensors (C, H, W) or (N, C, H, W) uint8, C being 1 or 3.
+        pictures: one, or several: files; images of Pillow; arrays (H, W), (H, W, C) or (N, H, W, C) uint8, C being 1,
+            3, or 4 with transparency; tensors (C, H, W) or (N, C, H, W) uint8, C being 1 or 3.
         data: how pictures are read and brought to size.
         batch_size: how many images are in memory at once.
 
