@@ -273,9 +273,9 @@ def test_a_tasks_accuracy_compares_its_own_classes_only():
 
 
 def plan_stages(*overrides: str):
-    tasks = "strategy.tasks=[[0,1],[3],[2]]"
+    tasks = "strategy.tasks=[[0,1],[3,5],[2,4]]"
     config = compose(["strategy=lwf", tasks, "schedule.epochs=null", "schedule.steps=10", *overrides])
-    source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    source = make_source(np.repeat(np.arange(6), 20), test=12, unlabelled=0)
     return config.strategy.stages(StageContext(config, source, split(source, data_config())))
 
 
