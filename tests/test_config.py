@@ -129,6 +129,7 @@ CONFIG_ERRORS = [
     (["strategy=pseudo_label", "model=nearest_neighbours"], "does not go with strategy=pseudo_label"),
     (["strategy=lwf", "strategy.tasks=[[0,1],[1,2]]"], "each with classes of its own"),
     (["strategy=lwf", "strategy.tasks=[[0,1]]"], "two tasks or more are needed"),
+    (["strategy=lwf", "strategy.tasks=[[0,1],[2]]"], "a task of one class has nothing to tell it from: give [2] a"),
     (
         ["strategy=transfer_frozen"],
         "strategy=transfer_frozen starts from trained weights: give init_from=RUN, FILE, timm:NAME",

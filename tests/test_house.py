@@ -29,6 +29,7 @@ FLOORS = {
     "inference": 9,
     "report": 9,
     "app": 10,
+    "api": 11,
     "cli": 11,
     "testing": 11,
     "train": 11,

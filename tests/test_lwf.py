@@ -273,9 +273,9 @@ def test_a_tasks_accuracy_compares_its_own_classes_only():
 
 
 def plan_stages(*overrides: str):
-    tasks = "strategy.tasks=[[0,1],[3],[2]]"
+    tasks = "strategy.tasks=[[0,1],[3,5],[2,4]]"
     config = compose(["strategy=lwf", tasks, "schedule.epochs=null", "schedule.steps=10", *overrides])
-    source = make_source(np.repeat(np.arange(4), 30), test=8, unlabelled=0)
+    source = make_source(np.repeat(np.arange(6), 20), test=12, unlabelled=0)
     return config.strategy.stages(StageContext(config, source, split(source, data_config())))
 
 
@@ -300,8 +300,8 @@ def test_the_stages_are_those_of_the_paper_and_each_comparison_trains_as_many_st
     assert plan["lwf-2"].teacher.cached_views == 8
     assert [name for name, stage in plan.items() if stage.teacher] == ["lwf-2", "lwf-3"]
     classes = {name: sorted(set(stage.streams({})[0].targets.tolist())) for name, stage in plan.items()}
-    assert (classes["task-1"], classes["lwf-2"], classes["finetuning-3"]) == ([0, 1], [3], [2])
-    assert (classes["joint-2"], classes["joint-3"]) == ([0, 1, 3], [0, 1, 2, 3])
+    assert (classes["task-1"], classes["lwf-2"], classes["finetuning-3"]) == ([0, 1], [3, 5], [2, 4])
+    assert (classes["joint-2"], classes["joint-3"]) == ([0, 1, 3, 5], [0, 1, 2, 3, 4, 5])
     head_alone = {name for name, stage in plan.items() if stage.fine_tuning.frozen_layers is None}
     assert head_alone == {name for name in plan if "warm-up" in name or "extraction" in name}
 
@@ -315,8 +315,9 @@ def test_logits_can_be_cached_for_all_passes_and_comparisons_left_out():
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ("[[0,1],[2,4]]", "task 2 names class 4; this data has 4, numbered from 0 to 3"),
+        ("[[0,1],[2,6]]", "task 2 names class 6; this data has 6, numbered from 0 to 5"),
         ("[[0,1,2,3]]", "two tasks or more are needed"),
+        ("[[0,1],[2]]", r"a task of one class has nothing to tell it from: give \[2\] a second class"),
         ("[[0,1],[1,2]]", "each with classes of its own"),
     ],
 )

@@ -177,23 +177,15 @@ def _open_picture(file: Path) -> None:
 
 def _list_runs(arguments: Sequence[str]) -> None:
     """Print the runs below a folder, newest last, one line each that ends in the run's folder."""
-    from tutelage.errors import UserError
-    from tutelage.runs import Health, RunFolder, inspect_run
+    from tutelage.api import list_runs
 
     root = Path(arguments[0] if arguments else "outputs")
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; give the folder of the runs: tutelage runs DIR")
-    records = [record for depth in ("", "*/", "*/*/") for record in root.glob(f"{depth}run.json")]
-    runs = [(inspect_run(RunFolder(record.parent)), record.parent) for record in records]
+    runs = list_runs(root)
     if not runs:
         print(f"no runs below {root}")
         return
-    print(f"{'started':<16}  {'status':<10}  {'test':>7}  run")
-    for run, path in sorted(runs, key=lambda pair: pair[0].started):
-        accuracy = "" if run.test_accuracy is None else f"{100 * run.test_accuracy:.1f} %"
-        status = "incomplete" if run.problems else run.status
-        print(f"{run.started:<16}  {status:<10}  {accuracy:>7}  {path}")
-    unusable = [run.reason for run, _ in runs if run.problems or run.health is Health.BROKEN]
+    print(runs)
+    unusable = [run.reason for run in runs if run.reason]
     if unusable:
         print(f"{len(unusable)} of {len(runs)} cannot be used as they are; {unusable[0]}")
 

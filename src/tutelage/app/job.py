@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # at run time they are imported when they are needed
 
 LAUNCHED = "TUTELAGE_LAUNCHED"  # environment variable of a process that app.launch has started: its parent's pid
 
+RUNS_FILE = "TUTELAGE_RUNS_FILE"  # environment variable: the file by which tutelage.run() learns which runs there are
+
 
 class RunLocation(NamedTuple):
     """The folder of a config's run, and the fingerprint of the data, which the folder's name depends on."""
@@ -66,7 +68,7 @@ def run_job(
         processes = count_processes(config.trainer, world)
         check_batches(config, processes)
         if not one_line:
-            _print_recipe(config)
+            _print_plan(config, location)
         if processes > 1:
             from tutelage.app.launch import launch_processes
 
@@ -78,7 +80,23 @@ def run_job(
     elif not one_line:
         print(f"finished run: {location.folder.path}", file=sys.stderr)
     _show_result(config, location.folder, one_line)
+    if not one_line:
+        write_runs([(location.folder.path, "")], is_sweep=False)
     return 0
+
+
+def write_runs(runs: Sequence[tuple[Path | None, str]], is_sweep: bool) -> None:
+    """Tell the ``tutelage.run()`` that started this process, if one did, which runs the command has ended with.
+
+    Args:
+        runs: the folder of each, None where there is none, and why it has no result, which is empty where it has one.
+        is_sweep: whether they are the jobs of a sweep.
+    """
+    from tutelage.storage import write_json
+
+    if file := os.environ.get(RUNS_FILE):
+        lines = [[None if path is None else str(path), reason] for path, reason in runs]
+        write_json(Path(file), {"runs": lines, "is_sweep": is_sweep})
 
 
 def _run_in_group(
@@ -105,9 +123,10 @@ def _run_in_group(
             path, fingerprint = group.broadcast_from_rank0(locate)
             folder = RunFolder(Path(path))
             if not group.broadcast_from_rank0(lambda: is_complete(folder, config)):
+                location = RunLocation(folder, fingerprint)
                 if group.is_rank0 and not one_line and not is_launched():
-                    _print_recipe(config)
-                code = train_run(config, RunLocation(folder, fingerprint), arguments, group)
+                    _print_plan(config, location)
+                code = train_run(config, location, arguments, group)
     except UserError:
         if group.is_rank0:
             raise
@@ -121,12 +140,23 @@ def _run_in_group(
     return code
 
 
-def _print_recipe(config: "Config") -> None:
-    """Print what the recipe has chosen, if there is one."""
+def _print_plan(config: "Config", location: RunLocation) -> None:
+    """Print what the recipe has chosen, if there is one, and whether a new run looks like an older one made longer."""
+    from tutelage.runs import run_identity
+    from tutelage.runs.siblings import find_other_schedule
     from tutelage.terminal.recipe import describe_recipe
 
     for line in describe_recipe(config):
         print(line, file=sys.stderr)
+    if location.folder.record_file.exists() or config.strategy.adds_task:
+        return
+    other = find_other_schedule(location.folder, run_identity(config, location.fingerprint))
+    if other is not None:
+        print(
+            f"note: a new run, from its first step on: {other}, which is finished, has another schedule and is the "
+            f"same otherwise. To begin from its network, add init_from={other}",
+            file=sys.stderr,
+        )
 
 
 def is_launched() -> bool:

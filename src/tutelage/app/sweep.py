@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.app.job import command_line, locate_run, run_job
+from tutelage.app.job import command_line, locate_run, run_job, write_runs
 from tutelage.app.workers import WITH_WORKERS, current_worker
 from tutelage.errors import BY_SIGNAL, UserError, complain
 from tutelage.sweeps.overrides import may_be_sweep
@@ -71,6 +71,7 @@ def run_sweep(overrides: Sequence[str], config_dirs: Sequence[str]) -> int:
             return stopped.exit_code
         outcomes = folder.read_outcomes()
     report_sweep(outcomes, command, spec.search)
+    write_runs([(outcome.path, outcome.reason) for outcome in outcomes], is_sweep=True)
     codes = {outcome.code for outcome in outcomes}
     return max(codes & STOPPED, default=int(any(codes)))
 

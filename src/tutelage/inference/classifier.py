@@ -6,11 +6,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tutelage.config import Config, DataConfig
 from tutelage.errors import UserError
+from tutelage.inference.images import Pictures, read_batches
 from tutelage.inference.network import PlainNetwork
 from tutelage.models import Heads, ImageClassifier, evaluation_batch, load_classifier, tta_probabilities
 from tutelage.runs import RunFolder, main_stage_name, open_finished_run, read_config, weights_files
@@ -104,6 +106,37 @@ class Classifier:
         """
         return PlainNetwork.of(self._only_member("a network").network, self._only_member("a network").columns)
 
+    def predict(self, pictures: Pictures) -> list[str]:
+        """Return the class of each picture: the name of the one with the largest probability.
+
+        Args:
+            pictures: one, or several: files; images of Pillow; arrays (H, W), (H, W, C) or (N, H, W, C) uint8, C being
+                1, 3, or 4 with transparency; tensors (C, H, W) or (N, C, H, W) uint8, C being 1 or 3. They are read
+                and brought to size as the run's own were.
+
+        Raises:
+            UserError: a file cannot be read, or an array is no uint8 image.
+        """
+        return [self.classes[column] for column in self.probabilities(pictures).argmax(axis=1).tolist()]
+
+    def probabilities(self, pictures: Pictures) -> np.ndarray:
+        """Return the probabilities (N, C) float32 of pictures (see ``predict``), in the order of ``classes``.
+
+        Raises:
+            UserError: as in ``predict``.
+        """
+        batches = read_batches(pictures, self.data, self.batch_size)
+        return _join(list(map(self.compute_probabilities, batches)), len(self.classes))
+
+    def embed(self, pictures: Pictures) -> np.ndarray:
+        """Return the features (N, D) float32 of pictures (see ``predict``): what the network's head gets.
+
+        Raises:
+            UserError: as in ``predict``; or there are several networks.
+        """
+        self._only_member("features")
+        return _join(list(map(self.compute_features, read_batches(pictures, self.data, self.batch_size))), 0)
+
     def compute_probabilities(self, images: Tensor, views: str = "one") -> Tensor:
         """Return probabilities (B, C) float32, on the CPU, of images (B, C', S, S) uint8.
 
@@ -185,6 +218,11 @@ def load_network(source: str, stage: str | None = None, task: int | None = None)
     seen = {"image_size": spec.image_size, "channels": spec.channels, "mean": list(spec.mean), "std": list(spec.std)}
     data = DataConfig.model_validate(FILE_DATA | seen) if config is None else config.data.model_copy(update=seen)
     return LoadedNetwork(source, network, _choose_task(source, network, task), data, config)
+
+
+def _join(batches: Sequence[Tensor], width: int) -> np.ndarray:
+    """Return the rows of batches (B, D) float32 as one array (N, D); (0, ``width``) where there is none."""
+    return torch.cat(list(batches)).numpy() if batches else np.empty((0, width), np.float32)
 
 
 def _compute_logits(network: ImageClassifier, columns: Sequence[int], images: Tensor) -> Tensor:

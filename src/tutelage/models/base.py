@@ -7,7 +7,7 @@ indices alone, while targets of mixed images are probabilities.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import pytorch_lightning as pl
 import torch
@@ -107,6 +107,18 @@ class ImageClassifier(pl.LightningModule):
         self.register_buffer("class_weights", None, persistent=False)
         self.loss_function = CrossEntropy()
         self.normalise_by(spec.mean, spec.std)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: Lightning's reader knows neither the architecture nor the images and classes of a run's files.
+
+        Raises:
+            UserError: always; it names the function that reads them.
+        """
+        raise UserError(
+            f"{checkpoint_path}: load_from_checkpoint does not read a run's files; tutelage.load(RUN or FILE) does: "
+            "its .predict takes pictures, and its .network is an nn.Module"
+        )
 
     @property
     def classifier(self) -> "ImageClassifier":

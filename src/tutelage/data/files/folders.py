@@ -14,6 +14,7 @@ from tutelage.data.files.names import (
     describe_classes,
     describe_similar,
     find_part,
+    hint_at_second_class,
     is_junk,
     printable,
     similar_notes,
@@ -59,7 +60,7 @@ def list_folder(root: str | None, val_is_test: bool = False, layout: Layout = "a
         parent = f"{printable(tops['train'].name)}/CLASS/" if "train" in tops else "CLASS/"
         raise UserError(
             f"{setting}: found {describe_classes(classes)} under {parent}; at least 2 are needed"
-            + _suggest_folder(folder, classes)
+            + (_suggest_folder(folder, classes) or hint_at_second_class(classes))
         )
     _check_all_trained(classes, {entry.label for entry in entries if entry.label}, setting)
     notes += [*left_out.notes(setting), *similar_notes(classes, setting)]

@@ -13,6 +13,7 @@ import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.data.datasets.download import OnProgress, cache_folder, format_size, wait_for_lock
+from tutelage.data.files.conversion import average_pixels
 from tutelage.data.files.decoding import FilePicture, decoder_versions, read_header
 from tutelage.data.files.names import printable
 from tutelage.errors import UserError
@@ -72,6 +73,12 @@ def shrink_picture(picture: FilePicture, config: DataConfig) -> StoredPicture:
     """
     height, width, _ = picture.shape
     return StoredPicture(picture.shrink(_find_factor(height, width, config)))
+
+
+def shrink_pixels(pixels: np.ndarray, config: DataConfig) -> np.ndarray:
+    """Return pixels (H, W, C) uint8 as they are; those of a large picture at the size of its copies."""
+    height, width, _ = pixels.shape
+    return average_pixels(pixels, _find_factor(height, width, config)) if height * width > LARGE_PIXELS else pixels
 
 
 def write_copies(

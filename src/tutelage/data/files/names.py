@@ -81,6 +81,11 @@ def describe_classes(names: Sequence[str]) -> str:
     return "no class" if not names else f"1 class ({names[0]})" if len(names) == 1 else f"{len(names)} classes"
 
 
+def hint_at_second_class(names: Sequence[str]) -> str:
+    """Return what to do about a single class; nothing without classes."""
+    return f", as nothing says what {names[0]} is not: add a class of other pictures" if len(names) == 1 else ""
+
+
 def describe_similar(names: Iterable[str]) -> str:
     """Return the names that differ only by case, blanks or Unicode form, such as ``'Cat' and 'cat '``; or nothing."""
     groups: dict[str, list[str]] = {}

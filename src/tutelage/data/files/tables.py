@@ -16,6 +16,7 @@ from tutelage.data.files.names import (
     describe_classes,
     describe_similar,
     find_part,
+    hint_at_second_class,
     printable,
     similar_notes,
     sort_classes,
@@ -54,7 +55,10 @@ def list_table(root: str | None, group: str | None = None) -> Listing:
         raise UserError(f"{setting}: paths that are listed twice: {abbreviate(repeated)}")
     classes = sort_classes(entry.label for entry in entries if entry.label and entry.part in {"train", ALL})
     if len(classes) < 2:  # noqa: PLR2004 - a classifier needs two classes
-        raise UserError(f"{setting}: found {describe_classes(classes)} to learn from; at least 2 are needed")
+        raise UserError(
+            f"{setting}: found {describe_classes(classes)} to learn from; at least 2 are needed"
+            + hint_at_second_class(classes)
+        )
     untrained = sorted({e.label for e in entries if e.label and e.part in {"val", "test"}} - set(classes))
     if untrained:
         similar = describe_similar({*classes, *untrained})

@@ -34,6 +34,8 @@ class LwFStrategy(Strategy):
         classes = [c for task in value for c in task]
         if len(value) == 1 or [] in value or len(classes) != len(set(classes)):
             raise ValueError("two tasks or more are needed, each with classes of its own, such as [[0,1,2],[3,4]]")
+        if single := next((task for task in value if len(task) == 1), None):
+            raise ValueError(f"a task of one class has nothing to tell it from: give {single} a second class")
         return value
 
     def check(self, config: "Config") -> None:

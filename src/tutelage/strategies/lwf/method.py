@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tutelage.data import EvalBatch, Source, Splits, Stream, StreamBatch
+from tutelage.data.files.names import hint_at_second_class
 from tutelage.errors import UserError
 from tutelage.models import CrossEntropy, FineTuning, Heads, ImageClassifier, accuracy, softened_divergence, task_heads
 from tutelage.strategies.learner import StudentModule
@@ -222,6 +223,8 @@ def stages(strategy: LwFStrategy, context: StageContext) -> Sequence[Stage]:
     Raises:
         UserError: the tasks do not fit the data's classes.
     """
+    if len(context.source.classes) == 1:
+        raise UserError(f"strategy=lwf: the data have one class{hint_at_second_class(context.source.classes)}")
     _check_tasks(strategy.tasks, context.source, context.splits)
     build = _TaskStages(context.config, context.source, context.splits, strategy=strategy)
     methods = [method for method in strategy.compare if strategy.tasks or method != "joint"]
