@@ -45,8 +45,8 @@ class PlainNetwork(nn.Module):
         kind = type(network)
         if kind.forward is not ImageClassifier.forward or kind.features is not ImageClassifier.features:
             raise UserError(
-                f"{kind.__name__}: it is no network of a backbone and a head alone, so it cannot be taken away (the labelled pictures of k nearest neighbours are its model); "
-                "tutelage predict uses it where its run lies"
+                f"{kind.__name__}: it is more than a backbone and a head (the labelled pictures of k nearest neighbours "
+                "are its model), so it cannot be taken away; tutelage predict uses it where its run lies"
             )
         chosen = None if columns is None else torch.tensor(columns, device=network.mean.device)
         return cls(network.backbone, network.head, network.spec, network.mean, network.scale, chosen).eval()

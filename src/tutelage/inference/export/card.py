@@ -138,7 +138,7 @@ def _describe_use(chosen: Format, member: LoadedNetwork) -> Iterator[str]:
     spec = member.network.spec
     usage = chosen.usage.replace("MEAN", str(list(spec.mean))).replace("STD", str(list(spec.std)))
     yield from ("## Use", "", describe_reading(member.data), "")
-    yield "These lines do it to the pixel, by Pillow, numpy and OpenCV (`pip install pillow numpy opencv-python-headless`):"
+    yield "These lines do it to the pixel (`pip install pillow numpy opencv-python-headless`):"
     yield from ("", "```python", reading_lines(member.data).rstrip(), "```", "")
     yield '`picture = read("picture.jpg")`; then, in the folder of these files:'
     yield from ("", "```python", usage, "```", "")
