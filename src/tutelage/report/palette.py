@@ -9,6 +9,7 @@ LIGHT = {
     "ink": "#1b2026",
     "soft": "#56616d",  # of what is read second
     "line": "#d9dfe5",
+    "rule": "#aab3bd",  # of lines in drawings
     "accent": "#0a5aa0",
     "amber": "#c27c0e",
     "bad": "#b3261e",
@@ -20,6 +21,7 @@ DARK = {
     "ink": "#e7eaee",
     "soft": "#9ea8b3",
     "line": "#343b44",
+    "rule": "#59636e",
     "accent": "#74b6f2",
     "amber": "#e0a64a",
     "bad": "#ff8f85",

@@ -17,6 +17,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
@@ -43,6 +44,8 @@ COLORS = (
     "#56b4e9",
     "#e69f00",
 )  # Okabe and Ito: safe for colour-blind readers
+SHARE_COLORS = LinearSegmentedColormap.from_list("share", [(*to_rgb("#0a5aa0"), opacity) for opacity in (0.0, 1.0)])
+DARK_SHARE = 0.7  # from it on the colour of a share is dark on a light and on a dark page
 CORRECT_COLOR, WRONG_COLOR = "#2a7a2a", "#b02020"
 REFERENCE_COLOR = "#777777"  # of what others are compared with
 LABEL_CURVES_SIZE = (7.6, 4.6)  # inches
@@ -101,17 +104,19 @@ def draw_learning_curves(tables: Mapping[str, Sequence[Mapping[str, float]]]) ->
 def draw_confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draw a confusion matrix (C, C) of counts: one row per true class; colour is the share of the row."""
     count = len(classes)
-    side = min(9.0, 2.2 + 0.42 * count)
+    side = min(9.0, 1.5 + 0.36 * count)
     figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
-    axes.imshow(matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True)), cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True)), cmap=SHARE_COLORS, vmin=0, vmax=1)
     axes.set(xlabel="predicted class", ylabel="true class")
+    axes.spines[:].set_color(LINE_COLOR)
+    axes.tick_params(length=0)
     if count <= MAX_NAMED_CLASSES:
         names = [shorten_name(name) for name in classes]
         axes.set_xticks(range(count), names, rotation=60 if max(map(len, names)) > 2 else 0, fontsize=8)  # noqa: PLR2004
         axes.set_yticks(range(count), names, fontsize=8)
         for row, column in zip(*np.nonzero(matrix), strict=True):
             share = matrix[row, column] / matrix[row].sum()
-            color = "white" if share > 0.5 else "black"  # noqa: PLR2004 - dark blue from there on
+            color = "white" if share > DARK_SHARE else "black"
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=7, color=color)
     return figure
 

@@ -76,12 +76,14 @@ class Drawing:
         caption: what the picture shows and how it is read.
         source: the picture as a ``data:`` address, such as ``vector.encode_figure`` returns.
         alt: what the picture says, for readers that do not see it.
+        is_wide: it needs the page's whole width.
     """
 
     heading: str
     caption: str
     source: str
     alt: str
+    is_wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def encode_image(image: np.ndarray) -> str:
 
 def is_small(image: np.ndarray) -> bool:
     """Return whether an image (H, W, C) has so few pixels that they are to be seen as they are."""
-    return max(image.shape[:2]) <= SMALL_SIDE
+    height, width = image.shape[:2]
+    return max(int(height), int(width)) <= SMALL_SIDE
 
 
 def format_percent(share: float) -> str:

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
@@ -15,12 +16,12 @@ VARIABLES = {
     "#000000": "ink",
     TEXT_COLOR: "ink",
     REFERENCE_COLOR: "soft",
-    LINE_COLOR: "line",
-    "#b0b0b0": "line",  # of matplotlib's grid
+    LINE_COLOR: "rule",
+    "#b0b0b0": "rule",  # of matplotlib's grid
     COLORS[0]: "accent",
 }
 IMAGE_DPI = 200  # of what stays pixels in the SVG
-SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "tutelage", "savefig.transparent": True}
+SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "tutelage", "savefig.transparent": True}
 STYLE = (
     f"<style>:root {{ {css_variables(LIGHT)} }} text {{ fill: var(--ink); }} "
     f"@media (prefers-color-scheme: dark) {{ :root {{ {css_variables(DARK)} }} }}</style>"
@@ -39,5 +40,8 @@ def encode_figure(figure: Figure) -> str:
     text = file.getvalue().decode()
     for colour, name in VARIABLES.items():
         text = re.sub(rf"(fill|stroke): {colour}\b", rf"\1: var(--{name})", text)
+    text = text.replace(
+        "stroke: #ffffff", "stroke: var(--paper)"
+    )  # around dots; on dark cells text is white everywhere
     text = re.sub(r"(<svg[^>]*>)", lambda match: match[1] + STYLE, text, count=1)
     return f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"

@@ -60,7 +60,9 @@ def _list_table(config: DataConfig, only_test: bool = False) -> Listing:
 class ListFiles(Protocol):
     """Lists a dataset's files; ``only_test`` where nothing is learned from them (see ``list_folder``)."""
 
-    def __call__(self, config: DataConfig, only_test: bool = False) -> Listing: ...
+    def __call__(self, config: DataConfig, only_test: bool = False) -> Listing:
+        """Return the listing. Raises UserError where there is none."""
+        ...
 
 
 # by the name of the DataModule
