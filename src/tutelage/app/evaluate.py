@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Run = tuple[RunFolder, Mapping[str, Any]]  # a finished run's folder, and its ledger
 
+PREDICTIONS = "predictions.parquet"
 MAX_NAME_LENGTH = 40  # characters of the data's name in that of a page's folder
 DIGEST_LENGTH = 8
 MAX_CLASSES = 30  # that the terminal shows
@@ -169,9 +170,9 @@ def evaluate_elsewhere(request: Request) -> None:
         observer.end()
     names = [str(folder.path) for folder, _ in runs]
     if request.as_json:
-        data = {"option": config.target, "root": config.root}
-        files = {"page": str(page), "predictions": str(page.with_name("predictions.parquet"))}
-        print(json.dumps({"runs": names, "data": data, **evaluation.to_json(), **files}, indent=2))
+        where = {"runs": names, "dataset": config.target, "root": config.root}
+        files = {"page": str(page), "predictions": str(page.with_name(PREDICTIONS))}
+        print(json.dumps({**where, **evaluation.to_json(), **files}, indent=2))
         return
     print_evaluation(evaluation, warnings, find_own_accuracy(request, runs))
     print(f"page: {page}")
@@ -219,11 +220,11 @@ def _write_files(
     from tutelage.runs.predictions import write_predictions
 
     folder = runs[0][0].report / name_page(request, runs, config)
-    write_predictions(folder / "predictions.parquet", evaluation.predictions, evaluation.classes, evaluation.source)
+    write_predictions(folder / PREDICTIONS, evaluation.predictions, evaluation.classes, evaluation.source)
     facts = {
         "data": config.root or config.target.rpartition(".")[2],
         "runs": ", ".join(str(folder.path) for folder, _ in runs),
-        "predictions": str(folder / "predictions.parquet"),
+        "predictions": str(folder / PREDICTIONS),
         "command": " ".join(["tutelage evaluate", *request.runs, *request.overrides]),
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M} by tutelage {__version__}",
     }

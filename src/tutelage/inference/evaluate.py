@@ -236,9 +236,10 @@ def evaluate_classifier(
     if (labels == UNKNOWN).all():
         similar = describe_similar({*names, *classes})
         raise UserError(
-            f"data.root={images.data.config.root}: the network knows none of its classes ({abbreviate(sorted(names))}), "
-            f"but {abbreviate(classes)}{f' (alike: {similar})' if similar else ''}; name folders, or the table's "
-            "labels, as the network's classes"
+            f"data.root={images.data.config.root}: the network knows none of its classes "
+            f"({abbreviate(sorted(names))}), "
+            f"but {abbreviate(classes)}{f' (alike: {similar})' if similar else ''}; name "
+            "folders, or a table's labels, as the network's classes"
         )
     indices, labels = images.indices[labels != UNKNOWN], labels[labels != UNKNOWN]
     probabilities = _predict(classifier, images.data, indices, on_progress)

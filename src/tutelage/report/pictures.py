@@ -3,7 +3,8 @@
 import math
 import warnings
 from bisect import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -69,9 +70,16 @@ def save_figure(figure: Figure, file: Path) -> None:
 
 def write_png(figure: Figure, file: Path, **options: Any) -> None:
     """Write a figure as PNG, whole or not at all; a character that the font lacks becomes a box, without a warning."""
+    with missing_glyphs_unsaid():
+        write_whole(file, lambda out: figure.savefig(out, format="png", **options))
+
+
+@contextmanager
+def missing_glyphs_unsaid() -> Iterator[None]:
+    """Let matplotlib not warn of characters that its font lacks."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=MISSING_GLYPH, category=UserWarning)
-        write_whole(file, lambda out: figure.savefig(out, format="png", **options))
+        yield
 
 
 def draw_learning_curves(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:

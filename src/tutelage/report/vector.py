@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from tutelage.report.palette import DARK, LIGHT, css_variables
-from tutelage.report.pictures import COLORS, LINE_COLOR, REFERENCE_COLOR, TEXT_COLOR
+from tutelage.report.pictures import COLORS, LINE_COLOR, REFERENCE_COLOR, TEXT_COLOR, missing_glyphs_unsaid
 
 # What stands for the colours that figures are drawn with; other colours stay as they are.
 VARIABLES = {
@@ -34,14 +34,12 @@ def encode_figure(figure: Figure) -> str:
     Text stays text, so that the browser finds the characters of any script; the same figure gives the same SVG.
     """
     file = io.BytesIO()
-    with plt.rc_context(SETTINGS):
+    with plt.rc_context(SETTINGS), missing_glyphs_unsaid():
         figure.savefig(file, format="svg", bbox_inches="tight", dpi=IMAGE_DPI, metadata={"Date": None})
     plt.close(figure)
     text = file.getvalue().decode()
     for colour, name in VARIABLES.items():
         text = re.sub(rf"(fill|stroke): {colour}\b", rf"\1: var(--{name})", text)
-    text = text.replace(
-        "stroke: #ffffff", "stroke: var(--paper)"
-    )  # around dots; on dark cells text is white everywhere
+    text = text.replace("stroke: #ffffff", "stroke: var(--paper)")  # around dots; white text is on dark cells
     text = re.sub(r"(<svg[^>]*>)", lambda match: match[1] + STYLE, text, count=1)
     return f"data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()}"
