@@ -5,6 +5,7 @@ byte. That needs neither a port nor a library, and windows may be as narrow as a
 """
 
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -174,7 +175,8 @@ class Chromium:
 
 def _install_descriptors(commands: int, answers: int) -> None:
     """Give the pipes' ends, in the child, the numbers that Chromium expects."""
-    copies = os.dup(commands), os.dup(answers)  # one of the numbers may be the other's
+    # copies above both numbers: one of the pipes' own may be the other's, or be closed as it is
+    copies = [fcntl.fcntl(pipe, fcntl.F_DUPFD, ANSWERS + 1) for pipe in (commands, answers)]
     os.dup2(copies[0], COMMANDS)
     os.dup2(copies[1], ANSWERS)
 

@@ -172,7 +172,7 @@ def evaluate_elsewhere(request: Request) -> None:
     if request.as_json:
         where = {"runs": names, "dataset": config.target, "root": config.root}
         files = {"page": str(page), "predictions": str(page.with_name(PREDICTIONS))}
-        print(json.dumps({**where, **evaluation.to_json(), **files}, indent=2))
+        print(json.dumps({**where, **evaluation.to_json(), "notes": warnings, **files}, indent=2))
         return
     print_evaluation(evaluation, warnings, find_own_accuracy(request, runs))
     print(f"page: {page}")

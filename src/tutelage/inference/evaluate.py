@@ -166,7 +166,6 @@ class Evaluation:
             "missing_classes": list(self.missing),
             "unknown_classes": dict(self.unknown),
             "unreadable_images": len(self.source.left_out),
-            "notes": list(self.notes),
         }
 
 

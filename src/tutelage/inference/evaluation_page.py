@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.inference.evaluate import Evaluation
+from tutelage.models.evaluation import CALIBRATION_BINS
 from tutelage.report import pictures
 from tutelage.report.round_pictures import MIN_BIN_IMAGES, draw_reliability
 from tutelage.report.templating import (
@@ -25,7 +26,6 @@ from tutelage.terminal.intervals import CONFIDENCE_LEVEL
 
 MISTAKES = 24  # that are shown
 CONFUSIONS = 10
-CALIBRATION_BINS = 15  # as of the calibration error
 MAX_CLASSES_IN_COLUMN = 12  # of a confusion matrix that can be read in half the page's width
 NO_VALUE = "-"
 CLASS_COLUMNS = (Column("class", is_text=True), Column("images"), Column("recall"), Column("precision"))
@@ -66,7 +66,6 @@ def write_evaluation_page(
         own_accuracy: the accuracy on the run's own test set; None where it is not known.
         facts: how the page was made, by name.
     """
-    wrong = int((evaluation.confusion.sum()) - np.trace(evaluation.confusion))
     confusions = Table(
         "largest confusions",
         CONFUSION_COLUMNS,
@@ -86,7 +85,7 @@ def write_evaluation_page(
         confusions=confusions,
         drawings=_draw(evaluation),
         tiles=_make_tiles(evaluation),
-        wrong=wrong,
+        wrong=evaluation.images - int(np.trace(evaluation.confusion)),
         images=evaluation.images,
         facts=facts,
     )
@@ -94,7 +93,7 @@ def write_evaluation_page(
 
 def _list_numbers(evaluation: Evaluation, own_accuracy: float | None) -> list[Number]:
     value, low, high = evaluation.accuracy
-    metrics = evaluation.metrics
+    metrics, confidence = evaluation.metrics, f"{format_percent(evaluation.confidence)} confident on average"
     interval = f"{format_percent(low)} to {format_percent(high)}, Wilson's {CONFIDENCE_LEVEL:.0%} interval"
     numbers = [Number("accuracy", format_percent(value), interval)]
     if own_accuracy is not None:
@@ -104,13 +103,9 @@ def _list_numbers(evaluation: Evaluation, own_accuracy: float | None) -> list[Nu
     return [
         *numbers,
         Number("balanced accuracy", format_percent(metrics["balanced_accuracy"]), "mean recall of the classes"),
-        Number("calibration error", format_percent(metrics["calibration_error"]), _compare_confidence(evaluation)),
+        Number("calibration error", format_percent(metrics["calibration_error"]), confidence),
         Number("images", f"{evaluation.images:,}", f"of {classes:,} {'class' if classes == 1 else 'classes'}"),
     ]
-
-
-def _compare_confidence(evaluation: Evaluation) -> str:
-    return f"{format_percent(evaluation.confidence)} confident on average"
 
 
 def _make_class_table(evaluation: Evaluation) -> Table:

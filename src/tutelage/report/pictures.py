@@ -46,6 +46,7 @@ COLORS = (
     "#e69f00",
 )  # Okabe and Ito: safe for colour-blind readers
 SHARE_COLORS = LinearSegmentedColormap.from_list("share", [(*to_rgb("#0a5aa0"), opacity) for opacity in (0.0, 1.0)])
+SHARES = "shares"  # the name in an SVG of an image that is drawn in these colours
 DARK_SHARE = 0.7  # from it on the colour of a share is dark on a light and on a dark page
 CORRECT_COLOR, WRONG_COLOR = "#2a7a2a", "#b02020"
 REFERENCE_COLOR = "#777777"  # of what others are compared with
@@ -114,7 +115,8 @@ def draw_confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     count = len(classes)
     side = min(9.0, 1.5 + 0.36 * count)
     figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
-    axes.imshow(matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True)), cmap=SHARE_COLORS, vmin=0, vmax=1)
+    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    axes.imshow(shares, cmap=SHARE_COLORS, vmin=0, vmax=1, gid=SHARES)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.spines[:].set_color(LINE_COLOR)
     axes.tick_params(length=0)

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from tutelage.report.palette import DARK, LIGHT, css_variables
-from tutelage.report.pictures import COLORS, LINE_COLOR, REFERENCE_COLOR, TEXT_COLOR, missing_glyphs_unsaid
+from tutelage.report.pictures import COLORS, LINE_COLOR, REFERENCE_COLOR, SHARES, TEXT_COLOR, missing_glyphs_unsaid
 
 # What stands for the colours that figures are drawn with; other colours stay as they are.
 VARIABLES = {
@@ -24,7 +24,8 @@ IMAGE_DPI = 200  # of what stays pixels in the SVG
 SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "tutelage", "savefig.transparent": True}
 STYLE = (
     f"<style>:root {{ {css_variables(LIGHT)} }} text {{ fill: var(--ink); }} "
-    f"@media (prefers-color-scheme: dark) {{ :root {{ {css_variables(DARK)} }} }}</style>"
+    f"@media (prefers-color-scheme: dark) {{ :root {{ {css_variables(DARK)} }} "
+    f"[id={SHARES}] {{ filter: brightness(1.5); }} }}</style>"  # what is faint on white is fainter on black
 )
 
 
