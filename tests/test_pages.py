@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.chromium import LAPTOP, NARROW, WIDE, Chromium
+from helpers.chromium import LAPTOP, NARROW, WIDE, Chromium, find_chromium
 from helpers.images import smooth_image
+from tutelage.app.evaluate import MAX_CLASSES, print_evaluation
 from tutelage.data import Predictions, Source
 from tutelage.data.source import empty_indices
 from tutelage.inference.evaluate import Evaluation
@@ -100,6 +101,14 @@ def test_the_browser_of_the_tests_hears_what_a_page_complains_about(tmp_path):
     assert view.text == "clicked"
 
 
+@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_without_chromium_tests_are_skipped_but_fail_in_ci(monkeypatch, ci, outcome):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(outcome, match="apt-get install chromium"):
+        find_chromium()
+
+
 def test_a_page_is_one_file_without_scripts_or_anything_from_elsewhere(tmp_path):
     text = write(tmp_path, make_evaluation()).read_text()
     assert [file.name for file in (tmp_path / "page").iterdir()] == ["index.html"]
@@ -134,6 +143,18 @@ def test_the_most_confident_mistakes_and_the_largest_confusions_come_first():
     found = evaluation.find_confusions(100)
     assert {(each.truth, each.predicted): each.count for each in found} == pairs
     assert [each.count for each in found] == sorted(pairs.values(), reverse=True)
+
+
+def test_the_terminal_shows_names_as_they_are_and_of_many_classes_the_worst(capsys):
+    print_evaluation(make_evaluation(), ["a note"], 0.9)
+    printed = capsys.readouterr().out
+    for text in (*HOSTILE, "note: a note", "on the run's own test set it was 90.0 %"):
+        assert text in printed
+    print_evaluation(make_evaluation([f"kind {number}" for number in range(60)], 900), [], None)
+    lines = capsys.readouterr().out.splitlines()
+    recalls = [float(line.split()[3]) for line in lines if line.startswith("kind ") and "taken" not in line]
+    assert recalls == sorted(recalls)
+    assert len(recalls) == MAX_CLASSES
 
 
 def test_bins_of_confidence_have_every_image_once():

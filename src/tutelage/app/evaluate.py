@@ -249,6 +249,7 @@ def name_page(request: Request, runs: Sequence[Run], config: "DataConfig") -> st
 def print_evaluation(evaluation: "Evaluation", warnings: Sequence[str], own_accuracy: float | None) -> None:
     """Print accuracy, classes, confusions and calibration."""
     from rich.table import Table
+    from rich.text import Text
 
     from tutelage.terminal.intervals import CONFIDENCE_LEVEL, format_accuracy
     from tutelage.terminal.table import print_uncut
@@ -269,9 +270,7 @@ def print_evaluation(evaluation: "Evaluation", warnings: Sequence[str], own_accu
     for heading in ("images", "recall", "precision"):
         table.add_column(heading, justify="right", no_wrap=True)
     for score in shown:
-        table.add_row(
-            score.name.replace("[", r"\["), f"{score.images:,}", *map(_format_share, (score.recall, score.precision))
-        )
+        table.add_row(Text(score.name), f"{score.images:,}", *map(_format_share, (score.recall, score.precision)))
     print_uncut(table)
     for each in evaluation.find_confusions(MAX_CONFUSIONS):
         share = f"{each.count:,} of {each.images:,}, {100 * each.count / each.images:.1f} %"
