@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from helpers.runs import make_entry, write_finished_run
-from tutelage import cli
+from tutelage.app.evaluate import evaluate
 from tutelage.data import Predictions, Source
 from tutelage.data.source import IndexNames, empty_indices
 from tutelage.errors import UserError
@@ -54,8 +54,8 @@ def test_runs_that_were_tested_otherwise_are_no_ensemble(runs, tmp_path):
 
 
 def test_the_command_prints_each_run_and_all_as_one(runs, monkeypatch, capsys):
-    monkeypatch.setattr("tutelage.runs.open_tested_run", {str(run[0].path): run for run in runs}.__getitem__)
-    cli._evaluate_runs([str(folder.path) for folder, _ in runs])
+    monkeypatch.setattr("tutelage.app.evaluate.open_tested_run", {str(run[0].path): run for run in runs}.__getitem__)
+    evaluate([str(folder.path) for folder, _ in runs])
     *lines, last, _ = capsys.readouterr().out.splitlines()
     assert lines == ["first       66.7 %", "second      66.7 %", "third       66.7 %"]
     assert last.startswith("all as one  100.0 % (")

@@ -30,6 +30,13 @@ def test_the_wheel_holds_every_config(installed):
     assert packed == {path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml")}
 
 
+def test_the_wheel_holds_every_template(installed):
+    templates = sorted((ROOT / "src" / "tutelage" / "report" / "templates").iterdir())
+    assert len(templates) >= 4
+    for template in templates:
+        assert (installed / template.relative_to(ROOT / "src")).read_bytes() == template.read_bytes()
+
+
 @pytest.mark.slow
 def test_an_installed_wheel_trains_outside_the_checkout(installed, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(installed)}

@@ -5,10 +5,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from tutelage.config import Shift
 
 HELP = """tutelage trains image classifiers from few labels.
 
@@ -21,6 +17,8 @@ HELP = """tutelage trains image classifiers from few labels.
   tutelage label RUN [data.root=DIR] [data.unlabelled=POOL]
                                help a run to label its pool: from another terminal, GPU or machine
   tutelage report RUN...       write the report of finished runs again
+  tutelage evaluate RUN... data.root=FOLDER|TABLE [--json]
+                               accuracy on other pictures of these classes, with a page; several runs as one
   tutelage evaluate RUN [shift=translate,crop,rotate,brightness]
                                accuracy on test images that are shifted, cropped, rotated, made darker
   tutelage evaluate RUN RUN... accuracy of several runs as one: the mean of their answers
@@ -249,69 +247,10 @@ def _rewrite_reports(arguments: Sequence[str]) -> None:
 
 
 def _evaluate_runs(arguments: Sequence[str]) -> None:
-    """Print the test accuracy of several runs as one, or that of one run under shifts."""
-    runs = [argument for argument in arguments if "=" not in argument or Path(argument).is_dir()]
-    if len(runs) > 1 and len(runs) == len(arguments):
-        _evaluate_ensemble(runs)
-    else:
-        _evaluate_shifts(arguments)
+    """Measure finished runs: on another test set, under shifts of their own, or several as one."""
+    from tutelage.app.evaluate import evaluate
 
-
-def _evaluate_ensemble(names: Sequence[str]) -> None:
-    """Print the test accuracy of finished runs, and that of the mean of their probabilities."""
-    from tutelage.report.ensembles import combine_runs
-    from tutelage.runs import open_tested_run
-    from tutelage.terminal.intervals import CONFIDENCE_LEVEL, format_accuracy
-
-    runs = [open_tested_run(name) for name in names]
-    ensemble = combine_runs(runs)
-    whole = "all as one"
-    width = max(len(whole), *(len(folder.path.name) for folder, _ in runs))
-    for (folder, _), accuracy in zip(runs, ensemble.accuracies, strict=True):
-        print(f"{folder.path.name:<{width}}  {100 * accuracy:.1f} %")
-    print(f"{whole:<{width}}  {format_accuracy(ensemble.interval)}")
-    print(f"Test: {ensemble.images:,} images; in brackets Wilson's {CONFIDENCE_LEVEL:.0%} interval over these images.")
-
-
-def _evaluate_shifts(arguments: Sequence[str]) -> None:
-    """Test a finished run under shifts of its test images, print the accuracies, and add the curves to its report."""
-    from tutelage.errors import UserError
-    from tutelage.runs import open_tested_run, read_config
-
-    runs = [argument for argument in arguments if "=" not in argument or Path(argument).is_dir()]
-    options = dict(argument.split("=", 1) for argument in arguments if argument not in runs)
-    if len(runs) != 1:
-        raise UserError("evaluate needs one run's folder: tutelage evaluate outputs/EXPERIMENT/RUN shift=translate")
-    if unknown := set(options) - {"shift", "data.root"}:
-        raise UserError(f"{min(unknown)}: unknown option; evaluate takes shift=NAME,... and data.root=FOLDER")
-    folder, record = open_tested_run(runs[0])
-    shifts, config = _parse_shifts(options.get("shift")), read_config(folder)
-    if "data.root" in options:
-        data_config = config.data.model_copy(update={"root": options["data.root"]})
-        config = config.model_copy(update={"data": data_config})
-    from tutelage.data import data_module
-    from tutelage.report.curves import print_curve
-    from tutelage.report.run_report import write_report
-    from tutelage.report.shifts import measure_curve
-
-    data = data_module(config.data)
-    for shift in shifts:
-        print_curve(measure_curve(folder, record, data, shift))
-    write_report(folder, config)
-    print(f"report: {folder.report / 'index.html'}")
-
-
-def _parse_shifts(names: str | None) -> "Sequence[Shift]":
-    """Return the shifts that ``shift=...`` names; all of them for None."""
-    from tutelage.config import SHIFTS
-    from tutelage.errors import UserError
-
-    if names is None:
-        return SHIFTS
-    unknown = sorted(set(names.split(",")) - set(SHIFTS))
-    if unknown:
-        raise UserError(f"shift={unknown[0]}: no such shift; allowed are {', '.join(SHIFTS)}")
-    return [shift for shift in SHIFTS if shift in names.split(",")]
+    evaluate(arguments)
 
 
 def _export_network(arguments: Sequence[str]) -> None:

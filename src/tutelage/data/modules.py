@@ -52,6 +52,7 @@ class DataRuntime:
         on_progress: called during long reads; may raise to stop.
         neighbours: processes of the run on this machine, which share its cores.
         on_wait: called every second in which a loader's workers give no batch; may raise to stop.
+        only_test: nothing is learned from the images: of files, neither training images nor two classes are needed.
     """
 
     device: torch.device = CPU
@@ -59,6 +60,7 @@ class DataRuntime:
     on_progress: OnProgress = ignore_progress
     neighbours: int = 1
     on_wait: OnWait = field(default_factory=WaitLines)
+    only_test: bool = False
 
 
 class ImageDataModule(pl.LightningDataModule):

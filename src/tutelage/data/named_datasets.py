@@ -98,7 +98,8 @@ class ImageFolder(ImageDataModule):
 
     def read(self) -> Source:
         """Return the images at the config's size, once each file has proved to be readable."""
-        return image_files(LISTINGS[self.listed_as](self.config), self.config, self.runtime.on_progress)
+        listing = LISTINGS[self.listed_as](self.config, self.runtime.only_test)
+        return image_files(listing, self.config, self.runtime.on_progress)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -107,7 +108,8 @@ class ImageFolder(ImageDataModule):
 
     def fingerprint(self) -> str:
         """Return a digest of names, labels and contents."""
-        return fingerprint(LISTINGS[self.listed_as](self.config), self.config, self.runtime.on_progress)
+        listing = LISTINGS[self.listed_as](self.config, self.runtime.only_test)
+        return fingerprint(listing, self.config, self.runtime.on_progress)
 
 
 class ImageNet(ImageFolder):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tutelage.storage import write_text
+from tutelage.report.templating import write_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,15 +72,12 @@ def render_pictures(pictures: Sequence[Picture]) -> str:
 
 
 def write_page(file: Path, title: str, heading: str, body: str) -> None:
-    """Write a page; the file is written whole or not at all.
-
-    Bytes of the command that are not UTF-8, as paths may hold, become escapes.
-    """
+    """Write a page (see ``write_html``)."""
     text = (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(heading)}</h1>{body}</html>\n"
     )
-    write_text(file, text.encode(errors="backslashreplace").decode())
+    write_html(file, text)
 
 
 def _encode_file(file: Path) -> str:

@@ -3,7 +3,8 @@
 import math
 import warnings
 from bisect import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,6 +18,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
@@ -43,6 +45,9 @@ COLORS = (
     "#56b4e9",
     "#e69f00",
 )  # Okabe and Ito: safe for colour-blind readers
+SHARE_COLORS = LinearSegmentedColormap.from_list("share", [(*to_rgb("#0a5aa0"), opacity) for opacity in (0.0, 1.0)])
+SHARES = "shares"  # the name in an SVG of an image that is drawn in these colours
+DARK_SHARE = 0.7  # from it on the colour of a share is dark on a light and on a dark page
 CORRECT_COLOR, WRONG_COLOR = "#2a7a2a", "#b02020"
 REFERENCE_COLOR = "#777777"  # of what others are compared with
 LABEL_CURVES_SIZE = (7.6, 4.6)  # inches
@@ -66,9 +71,16 @@ def save_figure(figure: Figure, file: Path) -> None:
 
 def write_png(figure: Figure, file: Path, **options: Any) -> None:
     """Write a figure as PNG, whole or not at all; a character that the font lacks becomes a box, without a warning."""
+    with missing_glyphs_unsaid():
+        write_whole(file, lambda out: figure.savefig(out, format="png", **options))
+
+
+@contextmanager
+def missing_glyphs_unsaid() -> Iterator[None]:
+    """Let matplotlib not warn of characters that its font lacks."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=MISSING_GLYPH, category=UserWarning)
-        write_whole(file, lambda out: figure.savefig(out, format="png", **options))
+        yield
 
 
 def draw_learning_curves(tables: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
@@ -101,17 +113,20 @@ def draw_learning_curves(tables: Mapping[str, Sequence[Mapping[str, float]]]) ->
 def draw_confusion_matrix(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draw a confusion matrix (C, C) of counts: one row per true class; colour is the share of the row."""
     count = len(classes)
-    side = min(9.0, 2.2 + 0.42 * count)
+    side = min(9.0, 1.5 + 0.36 * count)
     figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
-    axes.imshow(matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True)), cmap="Blues", vmin=0, vmax=1)
+    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    axes.imshow(shares, cmap=SHARE_COLORS, vmin=0, vmax=1, gid=SHARES)
     axes.set(xlabel="predicted class", ylabel="true class")
+    axes.spines[:].set_color(LINE_COLOR)
+    axes.tick_params(length=0)
     if count <= MAX_NAMED_CLASSES:
         names = [shorten_name(name) for name in classes]
         axes.set_xticks(range(count), names, rotation=60 if max(map(len, names)) > 2 else 0, fontsize=8)  # noqa: PLR2004
         axes.set_yticks(range(count), names, fontsize=8)
         for row, column in zip(*np.nonzero(matrix), strict=True):
             share = matrix[row, column] / matrix[row].sum()
-            color = "white" if share > 0.5 else "black"  # noqa: PLR2004 - dark blue from there on
+            color = "white" if share > DARK_SHARE else "black"
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", fontsize=7, color=color)
     return figure
 

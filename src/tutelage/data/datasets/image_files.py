@@ -4,10 +4,11 @@ torchvision.datasets.ImageFolder reads a folder too. Ours also reads tables, che
 knows an unlabelled part and pools of shards.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -47,11 +48,28 @@ if TYPE_CHECKING:
 
 INT16_COUNT, INT32_COUNT = 1 << 15, 1 << 31  # classes that int16 labels can number; images that int32 indices can
 
+
+def _list_folder(config: DataConfig, only_test: bool = False, val_is_test: bool = False) -> Listing:
+    return _with_pool_files(list_folder(config.root, val_is_test, config.layout, only_test), config)
+
+
+def _list_table(config: DataConfig, only_test: bool = False) -> Listing:
+    return _with_pool_files(list_table(config.root, config.group, only_test), config)
+
+
+class ListFiles(Protocol):
+    """Lists a dataset's files; ``only_test`` where nothing is learned from them (see ``list_folder``)."""
+
+    def __call__(self, config: DataConfig, only_test: bool = False) -> Listing:
+        """Return the listing. Raises UserError where there is none."""
+        ...
+
+
 # by the name of the DataModule
-LISTINGS: dict[str, Callable[[DataConfig], Listing]] = {
-    "ImageFolder": lambda config: _with_pool_files(list_folder(config.root, False, config.layout), config),
-    "ImageNet": lambda config: _with_pool_files(list_folder(config.root, True, config.layout), config),
-    "Table": lambda config: _with_pool_files(list_table(config.root, config.group), config),
+LISTINGS: dict[str, ListFiles] = {
+    "ImageFolder": _list_folder,
+    "ImageNet": partial(_list_folder, val_is_test=True),
+    "Table": _list_table,
 }
 
 
@@ -211,8 +229,13 @@ def _scan(listing: Listing, config: DataConfig, on_progress: OnProgress) -> tupl
     if config.on_bad_image == "stop":
         raise_for_unreadable(reasons, [printable(entry.path) for entry in entries], listing.setting)
     readable = [number for number in range(len(entries)) if number not in reasons]
-    listing = listing.keep(readable)
-    lost = set(listing.classes) - {entry.label for entry in listing.entries if entry.part in {"train", ALL}}
+    kept = listing.keep(readable)
+    lost = _list_learned_classes(listing) - _list_learned_classes(kept)
     if lost:
         raise UserError(f"{listing.setting}: class {min(lost)!r} has no readable image; repair or remove it")
-    return listing, facts[readable], tuple(entries[number].name for number in reasons)
+    return kept, facts[readable], tuple(entries[number].name for number in reasons)
+
+
+def _list_learned_classes(listing: Listing) -> set[str]:
+    """Return the classes that have images to learn from."""
+    return {entry.label for entry in listing.entries if entry.label and entry.part in {"train", ALL}}

@@ -26,7 +26,9 @@ PARTS = "train, val, test, test-NAME, unlabelled"
 OTHER = ""  # of folders that are no part
 
 
-def list_folder(root: str | None, val_is_test: bool = False, layout: Layout = "auto") -> Listing:
+def list_folder(
+    root: str | None, val_is_test: bool = False, layout: Layout = "auto", only_test: bool = False
+) -> Listing:
     """Return the images under ``root``: ``train/CLASS/``, ``val/``, ``test/`` and ``unlabelled/``; or ``CLASS/`` alone.
 
     Beside ``train/`` there may be further test sets, ``test-NAME/CLASS/``. The parts may have other usual names, in any
@@ -37,6 +39,7 @@ def list_folder(root: str | None, val_is_test: bool = False, layout: Layout = "a
         val_is_test: ``val/`` is the test set, as is usual for ImageNet.
         layout: classes: each top folder but ``unlabelled/`` is a class; splits: those that are no part are left out;
             auto: splits if the name of any top folder is that of a part, and then each must be one.
+        only_test: nothing is learned from the images, so that ``train/`` may be missing, and one class is enough.
 
     Raises:
         UserError: no folder, no class or no image; folders or images that are neither a part nor in a class.
@@ -48,19 +51,20 @@ def list_folder(root: str | None, val_is_test: bool = False, layout: Layout = "a
     folder = find_path(root, setting)
     if not folder.is_dir():
         raise UserError(f"{setting}: {'a file, not a folder' if folder.exists() else 'no such folder'}")
-    tops, notes = _find_tops(folder, layout, setting, left_out)
+    tops, notes = _find_tops(folder, layout, setting, left_out, only_test)
     entries: list[Entry] = []
     for part, top in tops.items():
         part_entries = _list_part("test" if part == "val" and val_is_test else part, top, folder, left_out)
         if not part_entries and part not in {"train", ALL}:
             notes.append(f"{setting}: no images in {printable(top.name)}/")
         entries += part_entries
-    classes = tuple(sorted({entry.label for entry in entries if entry.part in {"train", ALL} and entry.label}))
-    if len(classes) < 2:  # noqa: PLR2004 - a classifier needs two classes
+    learned = [entry for entry in entries if only_test or entry.part in {"train", ALL}]
+    classes, needed = tuple(sorted({entry.label for entry in learned if entry.label})), 1 if only_test else 2
+    if len(classes) < needed:
         parent = f"{printable(tops['train'].name)}/CLASS/" if "train" in tops else "CLASS/"
         raise UserError(
-            f"{setting}: found {describe_classes(classes)} under {parent}; at least 2 are needed"
-            + (_suggest_folder(folder, classes) or hint_at_second_class(classes))
+            f"{setting}: found {describe_classes(classes)} under {parent}; at least {needed} "
+            f"{'is' if only_test else 'are'} needed{_suggest_folder(folder, classes) or hint_at_second_class(classes)}"
         )
     _check_all_trained(classes, {entry.label for entry in entries if entry.label}, setting)
     notes += [*left_out.notes(setting), *similar_notes(classes, setting)]
@@ -83,7 +87,9 @@ def _check_all_trained(classes: Iterable[str], used: Iterable[str], setting: str
         raise UserError(f"{setting}: classes in val/ or test/ that train/ lacks: {abbreviate(untrained)}{hint}")
 
 
-def _find_tops(folder: Path, layout: Layout, setting: str, left_out: LeftOut) -> tuple[dict[str, Path], list[str]]:
+def _find_tops(
+    folder: Path, layout: Layout, setting: str, left_out: LeftOut, only_test: bool
+) -> tuple[dict[str, Path], list[str]]:
     """Return the folder of each part, training first, and notes on what lies beside them."""
     named: dict[str, list[Path]] = {}
     for path in _subfolders(folder, left_out):
@@ -93,7 +99,7 @@ def _find_tops(folder: Path, layout: Layout, setting: str, left_out: LeftOut) ->
         parts = {ALL: [folder], **{part: paths for part, paths in named.items() if part == UNLABELLED}}
         return _one_each(parts, setting), []
     others = named.pop(OTHER, [])
-    if "train" not in named:
+    if "train" not in named and not only_test:
         present = " and ".join(f"{printable(path.name)}/" for part in sorted(named, key=_place) for path in named[part])
         raise UserError(
             f"{setting}: {present and f'{present}, but '}no train/; put the images to learn from into train/CLASS/, "

@@ -27,7 +27,7 @@ COLUMNS = ("path", "label", "split")
 Row = tuple[str, str, str | None, str | None]  # part, path, label, group
 
 
-def list_table(root: str | None, group: str | None = None) -> Listing:
+def list_table(root: str | None, group: str | None = None, only_test: bool = False) -> Listing:
     """Return the images of a CSV or Parquet table with columns ``path`` and ``label``.
 
     Paths are relative to the table's folder. A column ``split`` may say train, val, test or unlabelled; without it a
@@ -37,6 +37,7 @@ def list_table(root: str | None, group: str | None = None) -> Listing:
     Args:
         root: the file.
         group: the column of groups, which is no class; any other text is ignored.
+        only_test: nothing is learned from the images, so that all may be test images, and of one class.
 
     Raises:
         UserError: the table cannot be read, lacks a column, or names files that do not exist.
@@ -53,8 +54,11 @@ def list_table(root: str | None, group: str | None = None) -> Listing:
     repeated = [entries[number].name for number, path in enumerate(paths) if first_row[path] != number]
     if repeated:
         raise UserError(f"{setting}: paths that are listed twice: {abbreviate(repeated)}")
-    classes = sort_classes(entry.label for entry in entries if entry.label and entry.part in {"train", ALL})
-    if len(classes) < 2:  # noqa: PLR2004 - a classifier needs two classes
+    learned = [entry for entry in entries if only_test or entry.part in {"train", ALL}]
+    classes = sort_classes(entry.label for entry in learned if entry.label)
+    if only_test and not classes:
+        raise UserError(f"{setting}: no row has a label; column 'label' says what each image shows")
+    if len(classes) < 2 and not only_test:  # noqa: PLR2004 - a classifier needs two classes
         raise UserError(
             f"{setting}: found {describe_classes(classes)} to learn from; at least 2 are needed"
             + hint_at_second_class(classes)

@@ -1,0 +1,274 @@
+"""Networks measured on another test set: other pictures, whose classes are matched by their names."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tutelage.config import DataConfig
+from tutelage.data import UNKNOWN, DataRuntime, ImageDataModule, Predictions, Source, Splits, draw_stratified
+from tutelage.data.datasets.download import OnProgress, ignore_progress
+from tutelage.data.files.names import FURTHER_TEST_PREFIX, abbreviate, describe_similar
+from tutelage.data.loading.workers import worker_deaths
+from tutelage.data.named_datasets import data_module
+from tutelage.data.source import empty_indices
+from tutelage.errors import UserError
+from tutelage.inference.classifier import Classifier
+from tutelage.models import compute_confusion_matrix, compute_metrics
+from tutelage.randomness import Key
+from tutelage.terminal.intervals import Interval, wilson_interval
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How one class fares.
+
+    Attributes:
+        name: of the class.
+        images: its images.
+        predicted: images that are taken for it.
+        correct: images of it that are taken for it.
+    """
+
+    name: str
+    images: int
+    predicted: int
+    correct: int
+
+    @property
+    def recall(self) -> float | None:
+        """The share of its images that are taken for it; None without images."""
+        return self.correct / self.images if self.images else None
+
+    @property
+    def precision(self) -> float | None:
+        """The share of what is taken for it that shows it; None where nothing is."""
+        return self.correct / self.predicted if self.predicted else None
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Images of the class ``truth`` that are taken for the class ``predicted``: how many, and of how many."""
+
+    truth: str
+    predicted: str
+    count: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What networks answer on a test set.
+
+    Attributes:
+        classes: the names of the classes, in the order of the probabilities.
+        source: the data.
+        predictions: on the images whose classes the networks know; labels count ``classes``.
+        unknown: the number of images that are left out, by their class, which the networks do not know.
+        missing: classes of the networks that have no image.
+        notes: what else is to be known about the test set.
+    """
+
+    classes: tuple[str, ...]
+    source: Source
+    predictions: Predictions
+    unknown: Mapping[str, int]
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def images(self) -> int:
+        """The number of images that were measured."""
+        return len(self.predictions.labels)
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """Counts (C, C) int64: rows are true classes, columns predicted ones."""
+        return compute_confusion_matrix(self.predictions)
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """The metrics of ``compute_metrics``, without a prefix."""
+        metrics = compute_metrics(self.predictions, self.classes, "test")
+        return {name.removeprefix("test/"): value for name, value in metrics.items()}
+
+    @property
+    def accuracy(self) -> Interval:
+        """Accuracy with its interval over these images."""
+        return wilson_interval(int(np.trace(self.confusion)), self.images)
+
+    @property
+    def confidence(self) -> float:
+        """The mean probability of the predicted classes."""
+        return float(self.predictions.probabilities.max(axis=1).astype(np.float64).mean())
+
+    def score_classes(self) -> list[ClassScore]:
+        """Return the score of each class, in the order of ``classes``."""
+        counts = (self.confusion.sum(axis=1), self.confusion.sum(axis=0), self.confusion.diagonal())
+        return [ClassScore(*score) for score in zip(self.classes, *(part.tolist() for part in counts), strict=True)]
+
+    def find_confusions(self, count: int) -> list[Confusion]:
+        """Return the pairs of classes that are confused most often, at most ``count``, by falling number."""
+        wrong = self.confusion - np.diag(self.confusion.diagonal())
+        pairs = np.argsort(-wrong, axis=None, kind="stable")[:count]
+        rows, columns = (part.tolist() for part in np.unravel_index(pairs, wrong.shape))
+        return [
+            Confusion(self.classes[row], self.classes[column], int(wrong[row, column]), int(self.confusion[row].sum()))
+            for row, column in zip(rows, columns, strict=True)
+            if wrong[row, column]
+        ]
+
+    def find_mistakes(self, count: int) -> np.ndarray:
+        """Return the positions (n,) in ``predictions`` of the wrong ones, the most confident first."""
+        probabilities = self.predictions.probabilities
+        wrong = np.flatnonzero(probabilities.argmax(axis=1) != self.predictions.labels)
+        return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
+
+    def describe_classes(self) -> list[str]:
+        """Return a line on the classes of the data that are not known, and one on those that it lacks."""
+        lines = []
+        if self.unknown:
+            counts = [f"{name} ({count:,})" for name, count in self.unknown.items()]
+            total = sum(self.unknown.values())
+            lines.append(
+                f"{total:,} {'image is' if total == 1 else 'images are'} left out, of classes that the network does "
+                f"not know: {abbreviate(counts)}"
+            )
+        if self.missing:
+            lines.append(f"classes of the network without an image here: {abbreviate(self.missing)}")
+        similar = describe_similar([*self.unknown, *self.missing]) if lines else ""
+        return [*lines, f"alike, and taken for different classes: {similar}"] if similar else lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all numbers as values that JSON can hold; shares of nothing are None."""
+        accuracy = self.accuracy
+        return {
+            "images": self.images,
+            "accuracy": accuracy.value,
+            "interval": [accuracy.low, accuracy.high],
+            **{name: self.metrics[name] for name in ("balanced_accuracy", "f1", "calibration_error")},
+            "mean_confidence": self.confidence,
+            "classes": [
+                {
+                    "name": score.name,
+                    "images": score.images,
+                    "predicted": score.predicted,
+                    "correct": score.correct,
+                    "recall": score.recall,
+                    "precision": score.precision,
+                }
+                for score in self.score_classes()
+            ],
+            "confusion": self.confusion.tolist(),
+            "missing_classes": list(self.missing),
+            "unknown_classes": dict(self.unknown),
+            "unreadable_images": len(self.source.left_out),
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The images of a dataset that networks are measured on.
+
+    Attributes:
+        data: the dataset.
+        indices: (N,) int64, of the images.
+        is_own_part: the dataset has a test set, and they are it; else they are all its labelled images.
+        notes: what is to be known about them.
+    """
+
+    data: ImageDataModule
+    indices: np.ndarray
+    is_own_part: bool
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+
+def read_evaluation_set(config: DataConfig, runtime: DataRuntime) -> EvaluationSet:
+    """Return the test set of a dataset, or all its labelled images where it has none; ``data.limit`` holds.
+
+    Args:
+        config: the dataset's, as ``compose_test_data`` returns it.
+        runtime: with ``only_test``.
+
+    Raises:
+        UserError: it cannot be read, or has no labelled image.
+    """
+    data = data_module(config, runtime)
+    source, notes = data.source, list(data.source.notes)
+    is_own_part = len(source.test) > 0
+    indices = source.test if is_own_part else np.sort(np.concatenate([source.train, source.val]))
+    indices = indices[source.labels[indices] != UNKNOWN].astype(np.int64)
+    if not len(indices):
+        raise UserError(f"data.root={config.root}: no image with a label to be tested on; put them into CLASS/")
+    for name in source.further_tests:
+        folder = f"{FURTHER_TEST_PREFIX}{name}"
+        notes.append(f"{folder}/ is left out; data.root={config.root}/{folder} is a test set of its own")
+    if config.limit is not None:
+        indices = draw_stratified(indices, source.labels, config.limit, Key(config.split_seed, "limit"))
+    nothing = empty_indices()
+    data.splits = Splits(nothing, nothing, indices, nothing, "none")  # no budget, no pool, nothing set aside
+    return EvaluationSet(data, indices, is_own_part, tuple(notes))
+
+
+@worker_deaths()
+def evaluate_classifier(
+    classifier: Classifier, images: EvaluationSet, on_progress: OnProgress = ignore_progress
+) -> Evaluation:
+    """Return what a classifier answers on a test set; images of classes that it does not know are left out.
+
+    Args:
+        classifier: of one or more networks.
+        images: read as the classifier sees pictures.
+        on_progress: called after each batch; may raise to stop.
+
+    Raises:
+        UserError: the classifier knows none of the classes.
+    """
+    source, classes = images.data.source, classifier.classes
+    column_of = {name: column for column, name in reversed([*enumerate(classes)])}
+    columns = np.array([column_of.get(name, UNKNOWN) for name in source.classes], dtype=np.int64)
+    labels = columns[source.labels[images.indices]]
+    names = Counter(source.classes[label] for label in source.labels[images.indices[labels == UNKNOWN]].tolist())
+    if (labels == UNKNOWN).all():
+        similar = describe_similar({*names, *classes})
+        raise UserError(
+            f"data.root={images.data.config.root}: the network knows none of its classes "
+            f"({abbreviate(sorted(names))}), "
+            f"but {abbreviate(classes)}{f' (alike: {similar})' if similar else ''}; name "
+            "folders, or a table's labels, as the network's classes"
+        )
+    indices, labels = images.indices[labels != UNKNOWN], labels[labels != UNKNOWN]
+    probabilities = _predict(classifier, images.data, indices, on_progress)
+    present = {classes[label] for label in np.unique(labels).tolist()}
+    return Evaluation(
+        classes,
+        source,
+        Predictions(probabilities, labels, indices),
+        dict(sorted(names.items())),
+        tuple(name for name in classes if name not in present),
+        images.notes,
+    )
+
+
+def _predict(classifier: Classifier, data: ImageDataModule, indices: np.ndarray, on_progress: OnProgress) -> np.ndarray:
+    """Return the probabilities (N, C) float32 of the images at ``indices`` (N,)."""
+    parts: list[np.ndarray] = []
+    done = 0
+    for batch in data.eval_dataloader(indices, classifier.batch_size):
+        parts.append(classifier.compute_probabilities(batch.images).numpy())
+        done += len(parts[-1])
+        on_progress("evaluating", done / len(indices))
+    return np.concatenate(parts)
+
+
+def describe_own_data(run: str, record: Mapping[str, Any], images: EvaluationSet) -> Sequence[str]:
+    """Return a warning where a network is measured on all pictures of the data that its run has learned from."""
+    own = record["identity"]["data"].get("fingerprint")
+    if images.is_own_part or not own or own != images.data.fingerprint():
+        return ()
+    return (
+        f"{run} has learned from these pictures: how many of them it knows does not say how many others it would know",
+    )

@@ -1,0 +1,33 @@
+"""The colours of pages and of the drawings in them, for light and for dark surroundings."""
+
+from collections.abc import Mapping
+
+LIGHT = {
+    "paper": "#ffffff",
+    "panel": "#f4f6f8",
+    "wash": "#e8f1fa",  # behind the most important number
+    "ink": "#1b2026",
+    "soft": "#56616d",  # of what is read second
+    "line": "#d9dfe5",
+    "rule": "#aab3bd",  # of lines in drawings
+    "accent": "#0a5aa0",
+    "amber": "#c27c0e",
+    "bad": "#b3261e",
+}
+DARK = {
+    "paper": "#14171b",
+    "panel": "#1d2127",
+    "wash": "#17293a",
+    "ink": "#e7eaee",
+    "soft": "#9ea8b3",
+    "line": "#343b44",
+    "rule": "#59636e",
+    "accent": "#74b6f2",
+    "amber": "#e0a64a",
+    "bad": "#ff8f85",
+}
+
+
+def css_variables(colours: Mapping[str, str]) -> str:
+    """Return colours as custom properties of CSS, such as ``--ink: #1b2026;``."""
+    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
