@@ -45,7 +45,7 @@ class PlainNetwork(nn.Module):
         kind = type(network)
         if kind.forward is not ImageClassifier.forward or kind.features is not ImageClassifier.features:
             raise UserError(
-                f"{kind.__name__}: it is more than a backbone and a head (the labelled pictures of k nearest neighbours "
+                f"{kind.__name__}: it is more than a backbone and a head (the labelled pictures of nearest neighbours "
                 "are its model), so it cannot be taken away; tutelage predict uses it where its run lies"
             )
         chosen = None if columns is None else torch.tensor(columns, device=network.mean.device)
