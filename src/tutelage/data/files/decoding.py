@@ -51,6 +51,10 @@ class BadImage(Exception):  # noqa: N818 - names the file, not the error
     """A file that cannot be decoded to pixels; the text says why."""
 
 
+class UnreadableImageError(UserError):
+    """A UserError about one image alone: its file cannot be decoded, or cannot be opened."""
+
+
 class Check(NamedTuple):
     """What decoding an image has shown.
 
@@ -299,7 +303,7 @@ def _bad_image_as_user_error(name: str) -> Iterator[None]:
     try:
         yield
     except BadImage as error:
-        raise UserError(f"{name}: cannot be read as an image ({error}); repair or remove it") from None
+        raise UnreadableImageError(f"{name}: cannot be read as an image ({error}); repair or remove it") from None
 
 
 @contextmanager
@@ -313,7 +317,7 @@ def _errors_as_bad_image(file: Path | IO[bytes] | None) -> Iterator[None]:
         raise
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(
+            raise UnreadableImageError(
                 f"{printable(str(file))}: cannot be opened ({error.strerror}); make it readable or remove it"
             ) from None
         is_unknown = isinstance(error, UnidentifiedImageError)
