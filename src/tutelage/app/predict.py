@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from tutelage.inference.classifier import Classifier
     from tutelage.inference.inputs import Inputs
 
-CHECKPOINT_SUFFIX = ".ckpt"
+CHECKPOINT_SUFFIX, STDIN = ".ckpt", "-"
+PATTERN = re.compile(r"[*?\[{]|://|pipe:")  # what a path has that names other files, or none on this machine
 VIEWS = ("one", "mirrored", "shifted", "mirrored_shifted")  # of TTA_VIEWS, whose module needs torch
 FITS = {"crop": "its middle", "pad": "the whole of it on a square", "stretch": "the whole of it, stretched"}
 DESCRIPTION = """Label pictures by the network of a finished run, or by the mean of several runs' probabilities.
@@ -75,6 +77,7 @@ def predict(arguments: Sequence[str]) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="tutelage predict",
+        usage="tutelage predict RUN... PATHS... [OPTIONS]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -84,7 +87,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add(
         "names",
         nargs="*",
-        metavar="RUN... PATHS...",
+        metavar="RUN, PATHS",
         help="folders of finished runs or their .ckpt files; folders, patterns and files of pictures, lists (.txt, or "
         "- for standard input), tables with a column path (.csv, .parquet), shards (.tar, .parquet)",
     )
@@ -114,14 +117,17 @@ def _check(options: argparse.Namespace, runs: Sequence[str], paths: Sequence[str
         raise UserError(f"predict: no pictures are named: {usage}, or --pool for the run's own")
     if options.pool and (paths or len(runs) > 1):
         raise UserError(f"--pool: it labels the pool of one run, and nothing else; leave out {[*paths, *runs[1:]][0]}")
+    for path in paths:
+        if not (path == STDIN or PATTERN.search(path) or os.path.lexists(os.path.expanduser(path))):  # noqa: PTH111
+            raise UserError(f"{path}: no such file or folder")
     if options.top < 1:
         raise UserError(f"--top {options.top}: name a number from 1 on")
     if options.embed and (options.out is None or options.out.suffix.lower() != ".parquet"):
         raise UserError("--embed: features are a column of lists, which Parquet alone has; name --out FILE.parquet")
     if options.embed and len(runs) > 1:
         raise UserError(f"--embed: features are of one run, and {len(runs)} are named; name one")
-    if paths.count("-") > 1:
-        raise UserError("-: standard input can be read once; name it once")
+    if paths.count(STDIN) > 1:
+        raise UserError(f"{STDIN}: standard input can be read once; name it once")
 
 
 def _label(options: argparse.Namespace, runs: Sequence[str], paths: Sequence[str], observer: Observer) -> None:

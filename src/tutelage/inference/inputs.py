@@ -21,7 +21,7 @@ from tutelage.data.datasets.download import OnProgress
 from tutelage.data.datasets.image_files import FileImages
 from tutelage.data.files.columns import TABLE_SUFFIXES, open_columns
 from tutelage.data.files.listing import IMAGE_SUFFIXES, LeftOut, find_path, require_regular, walk_paths
-from tutelage.data.files.names import printable
+from tutelage.data.files.names import is_junk, printable
 from tutelage.data.files.unlabelled import TEXT_SUFFIX
 from tutelage.data.loading.shared_memory import SharedTexts
 from tutelage.data.shards.images import ShardImages, ShardNames
@@ -196,11 +196,19 @@ def _find_files(typed: str, search: _Search) -> Iterator[str]:
         elif path.suffix in {TAR, PARQUET} and BRACES.search(typed):
             search.shards += _rename(find_shards(typed, shown))
         else:
-            matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - of any depth, and absolute ones
+            matches = _match(str(path))
             if not matches:
                 raise UserError(f"{shown}: no such file or folder")
             for match in matches:
-                yield from _find_below(Path(match), printable(match), search)
+                yield from _find_below(match, printable(str(match)), search)
+
+
+def _match(pattern: str) -> list[Path]:
+    """Return what a pattern names, sorted, without programs' own folders; with ``**`` no folders, but their files."""
+    matches = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207 - of any depth, and absolute ones
+    return [
+        match for match in matches if not any(map(is_junk, match.parts)) and not ("**" in pattern and match.is_dir())
+    ]
 
 
 def _find_below(path: Path, shown: str, search: _Search) -> Iterator[str]:
