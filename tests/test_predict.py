@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from sklearn.datasets import load_digits
 from helpers import fork_server
 from helpers.commands import command
 from helpers.configs import data_config
-from helpers.forks import call_in_fork
+from helpers.forks import call_in_fork, fork
 from helpers.networks import make_spec
 from helpers.overrides import NOISY_STUDENT
 from helpers.runs import only_run, run
@@ -373,29 +375,43 @@ KILLS = int(os.environ.get("KILLS", "4"))
 
 @pytest.mark.slow
 def test_random_kills_end_in_the_same_file(runs, pictures, tmp_path):
-    """Real processes with workers; each is killed, workers and all, after a random time, until one ends by itself."""
-    list_file, code = tmp_path / "list.txt", "from tutelage.inference import predict; predict.BATCHES_A_PART = 1; "
+    """Processes with workers are killed, workers and all, at random times after they hold the lock, from 0 to 2 s."""
+    fork_server.preload()
+    from tutelage.app.predict import predict as run_predict
+
+    network, list_file = tmp_path / "network.ckpt", tmp_path / "list.txt"
+    network.write_bytes((Path(runs["first"]) / "checkpoints" / "final.ckpt").read_bytes())  # without a run: workers
     files = sorted(pictures.glob("*/*/*.png"))
-    list_file.write_text("\n".join(str(files[n % len(files)]) for n in range(30_000)))
-    code += "from tutelage.cli import main; main()"
+    list_file.write_text("\n".join(str(files[n % len(files)]) for n in range(20_000)))
 
-    def start(out):
-        command = [sys.executable, "-c", code, "predict", runs["first"], list_file, "--out", out]
-        return subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL, start_new_session=True)
+    def start(out: Path) -> int:
+        def work() -> int:
+            os.setsid()
+            predict.BATCHES_A_PART = 1
+            return run_predict([str(network), str(list_file), "--out", str(out)])
 
-    assert start(tmp_path / "whole.csv").wait() == 0
-    out, rng, kills, finished = tmp_path / "x.csv", random.Random(0), 0, 0
+        return fork(work)
+
+    assert os.waitpid(start(tmp_path / "whole.csv"), 0)[1] == 0
+    out, rng, kills, finished, left = tmp_path / "x.csv", random.Random(0), 0, 0, Counter()
+    holder = parts.parts_folder(out) / "lock.holder.json"
     while kills < KILLS or not finished:
-        process = start(out)
-        while not parts.parts_folder(out).exists() and process.poll() is None:
-            time.sleep(0.02)
-        time.sleep(rng.uniform(0, 1.5))
-        if kills < KILLS and process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        process, status = start(out), None
+        while status is None and not (holder.exists() and json.loads(holder.read_text())["pid"] == process):
+            ended, code = os.waitpid(process, os.WNOHANG)
+            status = code if ended else None
+            time.sleep(0.002)
+        if status is None and kills < KILLS:
+            time.sleep(rng.uniform(0, 2))
+            with suppress(ProcessLookupError):
+                os.killpg(process, signal.SIGKILL)
+        status = os.waitpid(process, 0)[1] if status is None else status
+        if os.waitstatus_to_exitcode(status) == -signal.SIGKILL:
             kills += 1
-            process.wait()
+            left[len(list(parts.parts_folder(out).glob("*.arrow")))] += 1
         else:
-            assert process.wait() == 0
+            assert status == 0
             finished += 1
             assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
             out.unlink()
+    print(f"{kills} kills, {finished} files finished; kills by the number of parts then: {sorted(left.items())}")

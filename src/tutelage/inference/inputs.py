@@ -226,7 +226,8 @@ def _find_below(path: Path, shown: str, search: _Search) -> Iterator[str]:
     elif suffix in {TAR, PARQUET} and (shards := find_shards(str(path), shown)) is not None:
         search.shards += _rename(shards)
     elif suffix in TABLE_SUFFIXES:
-        yield from search.add(open_columns(path, shown).paths(), str(path.parent), is_list=True)
+        paths = open_columns(path, shown).paths()
+        yield from _require_some(search.add(paths, str(path.parent), is_list=True), shown, search)
     elif suffix == TEXT_SUFFIX:
         require_regular(str(path), path.stat())
         with path.open("rb") as lines:
@@ -240,7 +241,7 @@ def _require_some(texts: Iterator[str], shown: str, search: _Search) -> Iterator
     before = search.count
     yield from texts
     if search.count == before:
-        raise UserError(f"{shown}: no paths there; a list has one in each line")
+        raise UserError(f"{shown}: no paths there")
 
 
 def _read_lines(lines: Iterable[bytes]) -> Iterator[str]:
