@@ -39,12 +39,12 @@ from tutelage.inference.rows import Columns
 from tutelage.models import ImageSpec, make_classifier, save_classifier
 from tutelage.terminal.display import create_display
 
-PAIRS, AIM, LEAST = length(7, 2), 0.9, length(0.8, 0.5)  # below the last the script fails
+PAIRS, AIM, LEAST = length(5, 2), 0.9, length(0.8, 0.5)  # below the last the script fails
 FILES, CLASSES = 64, 10
 FEW, MANY, MOST_GROWTH = length(1_000, 100), length(1_000_000, 5_000), 100e6  # paths; bytes
 CASES = (  # network, pixels, channels, pictures
     ("lenet5", 28, 1, length(20_480, 2_048)),
-    ("resnet", 32, 3, length(2_048, 512)),
+    ("resnet", 32, 3, length(1_024, 512)),
 )
 
 

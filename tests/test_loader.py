@@ -304,7 +304,7 @@ def test_a_workers_memory_does_not_grow_with_the_dataset(tmp_path, kind):
         if kind == "arrays":
             images = WholeImages(random_pixels(count, 32))
         else:
-            images = FileImages(SharedTexts(path + "g" for _ in range(count)), folder_config(str(tmp_path)))
+            images = FileImages([path + "g" for _ in range(count)], folder_config(str(tmp_path)))
         dataset = step_batches(images, batch=batch, steps=large // batch)
         loader = DataLoader(
             dataset, batch_size=None, num_workers=1, worker_init_fn=ignore_signals, persistent_workers=True

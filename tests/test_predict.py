@@ -42,6 +42,7 @@ CLASSES, EACH = 3, 9  # the digits 0 to 2, of each so many pictures: two thirds 
 FOLDER_RUN = ("data=image_folder", "recipe=none", "data.image_size=8", "data.channels=1", "data.mean=[0.3]")
 FOLDER_RUN += ("data.std=[0.3]", "data.num_workers=0", "callbacks.report=false", "data.validation=none")
 MLP = ("model=mlp", "model.width=8", "schedule.epochs=null", "schedule.steps=20", "data.batch_size=8")
+BARE = ("callbacks.report=false", "strategy.control=false")
 NEIGHBOURS = ("model=nearest_neighbours", "model.k=2")
 
 
@@ -136,7 +137,7 @@ def test_mirrored_views_and_features_are_the_networks(runs, pictures, tmp_path):
 
 
 def test_a_stage_is_chosen_by_its_name_and_the_pool_by_an_option(outputs, tmp_path):
-    assert run(outputs, *NOISY_STUDENT, "schedule.steps=2", "data.limit=60", "callbacks.report=false") == 0
+    assert run(outputs, *NOISY_STUDENT, "schedule.steps=2", "data.limit=60", *BARE) == 0
     folder = only_run(outputs)
     (stored,) = folder.glob("stages/*labels-1")
     table = label_as_table(tmp_path / "x.parquet", folder, "--pool", "--stage", "teacher", "--probabilities")
