@@ -8,7 +8,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := $(if $(filter .venv/bin,$(BIN)),.venv/.complete)
 CPU_MINUTES := 8.5
-BENCHES := augmentation loader overhead distillation neighbours scan labelling pool processes resume time_left large_files
+BENCHES := augmentation loader overhead distillation neighbours scan labelling pool processes resume time_left large_files predict
 
 .PHONY: help setup experiment test test-slow test-gpu test-cluster lint bench bench-short bench-gpu report clean
 

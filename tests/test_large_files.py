@@ -169,6 +169,14 @@ def test_a_large_picture_is_decoded_once_for_all_epochs_runs_and_processes(root,
     assert np.load(list_copies(root)[0]).shape == (76, 76, 3)  # a quarter: an eighth would be smaller than 4 times 16
 
 
+def test_a_large_picture_that_no_run_has_checked_is_shrunk_to_the_same_pixels(root):
+    data = make_data(root)
+    list(data.train_batches(make_stage(data), range(5)))  # stores the copies
+    for name in ("train/cat/large.png", "train/cat/0.png"):
+        alone = FileImages([str(root / name)], data.config)[0]
+        assert np.array_equal(alone, data.images[data.source.names.index(name)])
+
+
 def test_other_settings_have_copies_of_their_own_and_a_folder_without_permission_is_named(root, monkeypatch):
     for number, changes in enumerate([{}, {"background": [0, 0, 0]}, {"channels": 1, "mean": [0.5], "std": [0.5]}], 1):
         data = make_data(root, **changes)

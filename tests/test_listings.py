@@ -18,6 +18,8 @@ from helpers.configs import rgb_config
 from tutelage.config.compose import compose
 from tutelage.data import fingerprint
 from tutelage.data.datasets.image_files import LISTINGS
+from tutelage.data.files import columns as columns_module
+from tutelage.data.files import listing as listing_module
 from tutelage.data.files.columns import read_columns
 from tutelage.data.files.folders import list_folder
 from tutelage.data.files.names import describe_similar, find_part, printable
@@ -53,6 +55,31 @@ def write_parts(top: Path, *parts: str, images: int = 2) -> None:
 
 def count_parts(top: Path, **options) -> dict[str, int]:
     return dict(Counter(entry.part for entry in list_folder(str(top), **options).entries))
+
+
+def test_a_walk_yields_whole_paths_in_the_order_of_their_bytes_however_many_are_sorted_at_once(tmp_path, monkeypatch):
+    names = ["a/x.png", "a-b.png", "a.png", "a/", "ab/c/1.png", "ab/c-.png", "ä.png", *(f"{n}.png" for n in range(9))]
+    write_files(tmp_path, *(name for name in names if not name.endswith("/")), b"\xff.png", b"a/\x80.png")
+    expected = sorted(os.fsencode(path) for path in tmp_path.rglob("*.png"))
+    for at_once in (2, 4096):
+        monkeypatch.setattr(listing_module, "NAMES_AT_ONCE", at_once)
+        assert [os.fsencode(path) for path in listing_module.walk_paths(str(tmp_path))] == expected
+    (tmp_path / "ab" / "up").symlink_to(tmp_path)
+    assert len(list(listing_module.walk_paths(str(tmp_path)))) == len(expected)
+
+
+def test_paths_of_a_table_come_one_by_one_as_they_come_all_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(columns_module, "ROWS_AT_ONCE", 2)
+    for rows, error in (("a,1\nb,2\nc,3\n,\n,\n", ""), ("a,1\n,2\n,3\nd,\n", "row 3 has no path"), ("\n,4\n", None)):
+        (tmp_path / "x.csv").write_text("path,n\n" + rows)
+        columns = columns_module.open_columns(tmp_path / "x.csv", "x")
+        if error:
+            with pytest.raises(UserError, match=error):
+                list(columns.paths())
+        elif error == "":
+            assert list(columns.paths()) == columns.texts(["path"])["path"] == ["a", "b", "c"]
+        else:
+            assert list(columns.paths()) == []
 
 
 @pytest.mark.parametrize(

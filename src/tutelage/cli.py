@@ -16,6 +16,8 @@ HELP = """tutelage trains image classifiers from few labels.
   tutelage runs [DIR]          list the runs below outputs/
   tutelage label RUN [data.root=DIR] [data.unlabelled=POOL]
                                help a run to label its pool: from another terminal, GPU or machine
+  tutelage predict RUN... PATHS...
+                               label pictures: folders, lists, tables, shards   (tutelage predict --help)
   tutelage report RUN...       write the report of finished runs again
   tutelage evaluate RUN... data.root=FOLDER|TABLE [--json]
                                accuracy on other pictures of these classes, with a page; several runs as one
@@ -27,6 +29,7 @@ HELP = """tutelage trains image classifiers from few labels.
   tutelage explain --summary RUN|OVERRIDES
                                a network's layers: receptive field, multiply-adds, parameters
 """
+OWN_HELP = ("train", "predict")  # commands that print help of their own
 
 
 def main() -> None:
@@ -56,12 +59,13 @@ def main() -> None:
         "preview": _preview_config,
         "runs": _list_runs,
         "label": _label_pool,
+        "predict": _predict_labels,
         "report": _rewrite_reports,
         "evaluate": _evaluate_runs,
         "export": _export_network,
         "explain": _print_layers,
     }
-    if not arguments or (arguments[0] != "train" and {"-h", "--help"} & set(arguments)):
+    if not arguments or (arguments[0] not in OWN_HELP and {"-h", "--help"} & set(arguments)):
         print(HELP, end="")
         return
     try:
@@ -230,6 +234,14 @@ def _label_pool(arguments: Sequence[str]) -> None:
         sys.exit(leave_to_slurm(stopped.exit_code))
     finally:
         observer.end()
+
+
+def _predict_labels(arguments: Sequence[str]) -> None:
+    """Label pictures by the networks of finished runs."""
+    from tutelage.app.predict import predict
+
+    if code := predict(arguments):
+        sys.exit(code)
 
 
 def _rewrite_reports(arguments: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The exception for a user's mistakes, its one line on stderr, the exit codes, and names that stdout cannot encode."""
 
+import re
 import sys
 import time
 from io import TextIOWrapper
@@ -9,6 +10,7 @@ from tutelage.world import read_world
 USER_ERROR = 2  # exit code
 BY_SIGNAL = 128  # plus the number of the signal that ended a process: its exit code in a shell
 RANK0_HEAD_START_SECONDS = 2.0  # srun may end all processes once one has ended: rank 0, which prints, ends first
+_ERROR_TYPE = re.compile(r"^tutelage\.[\w.]+: ")  # with which the last line of a traceback begins
 
 
 class UserError(Exception):
@@ -29,7 +31,7 @@ def complain(error: UserError) -> int:
 
     The message of an error in a DataLoader's worker starts with the worker's traceback: its last line is printed.
     """
-    line = str(error).strip().splitlines()[-1].removeprefix("tutelage.errors.UserError: ")
+    line = _ERROR_TYPE.sub("", str(error).strip().splitlines()[-1])
     if read_world().is_rank0:
         print(f"tutelage: {line}", file=sys.stderr, flush=True)
     else:

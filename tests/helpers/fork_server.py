@@ -42,6 +42,7 @@ PRELOADED = (  # and what these import
         "tutelage.report.run_report",
     ),
     *("tutelage.report.searches", "tutelage.report.shifts", "tutelage.explain.summary", "tutelage.terminal.table"),
+    *("tutelage.app.predict", "tutelage.inference.predict"),
 )
 SAFE_PATH = "PYTHONSAFEPATH"  # environment variable: python -m does not put the current folder into sys.path
 LENGTH = 4  # bytes that say how long a request is

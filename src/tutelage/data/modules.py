@@ -244,19 +244,34 @@ class ImageDataModule(pl.LightningDataModule):
         return self._loader(dataset, workers, persistent_workers=keep_workers and workers > 0, sampler=batches)
 
     def _count_workers(self) -> int:
-        """Return the number of processes that prepare batches.
-
-        There are none for images that need no decoding and a network on the CPU: preparing them takes little time
-        beside a step.
-        """
-        if self.config.num_workers != "auto":
-            return self.config.num_workers
-        if is_ready(self.images) and self.runtime.device.type == "cpu":
-            return 0
-        return min(MAX_WORKERS, max(1, count_cores() // self.runtime.neighbours))
+        return count_workers(self.config, self.images, self.runtime)
 
     def _loader(self, dataset: Dataset[Any], workers: int, **options: Any) -> DataLoader[Any]:
-        device = self.runtime.device
-        make_loader = Loader if device.type == "cpu" else partial(PrefetchLoader, device=device)
-        generator = torch.Generator()  # of its own: a loader must not draw from the training's
-        return make_loader(dataset, workers, on_wait=self.runtime.on_wait, generator=generator, **options)
+        return make_loader(dataset, workers, self.runtime, **options)
+
+
+def count_workers(config: DataConfig, images: Images, runtime: DataRuntime) -> int:
+    """Return the number of processes that prepare batches of images.
+
+    There are none for images that need no decoding and a network on the CPU: preparing them takes little time beside a
+    step.
+    """
+    if config.num_workers != "auto":
+        return config.num_workers
+    if is_ready(images) and runtime.device.type == "cpu":
+        return 0
+    return min(MAX_WORKERS, max(1, count_cores() // runtime.neighbours))
+
+
+def make_loader(dataset: Dataset[Any], workers: int, runtime: DataRuntime, **options: Any) -> Loader:
+    """Return a loader of a dataset's items, which are batches; on a CUDA device it copies the next one ahead.
+
+    Args:
+        dataset: makes the batches.
+        workers: processes that make them; 0 for this one.
+        runtime: says where the network computes and what a wait calls.
+        options: torch's.
+    """
+    make = Loader if runtime.device.type == "cpu" else partial(PrefetchLoader, device=runtime.device)
+    generator = torch.Generator()  # of its own: a loader must not draw from the training's
+    return make(dataset, workers, on_wait=runtime.on_wait, generator=generator, **options)

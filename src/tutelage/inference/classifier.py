@@ -22,7 +22,7 @@ from tutelage.runs.weight_sources import find_network, find_run_around
 
 CPU = torch.device("cpu")
 # What matters for reading pictures is in the network's spec; the rest of a DataConfig has no meaning without a dataset.
-FILE_DATA = {"_target_": "tutelage.data.ImageFolder", "batch_size": 1}
+FILE_DATA = {"_target_": "tutelage.data.ImageFolder", "batch_size": 1, "num_workers": "auto"}
 
 
 @dataclass(frozen=True)

@@ -84,11 +84,14 @@ def _with_pool_files(listing: Listing, config: DataConfig) -> Listing:
 
 
 class FileImages:
-    """Image files, each read when it is used; large ones from smaller copies (see ``files.large``)."""
+    """Image files, each read when it is used; large ones are shrunk, and may have copies (see ``files.large``)."""
 
     def __init__(self, paths: Sequence[str], config: DataConfig, large: Mapping[int, bytes] | None = None) -> None:
-        """Take the files, the dataset's config, and the SHA-256 of the content of each large file, by its number."""
-        self._paths = SharedTexts(paths)
+        """Take the files, the dataset's config, and of large files that may have copies the SHA-256, by number.
+
+        A list of paths is held as ``SharedTexts``.
+        """
+        self._paths = SharedTexts(paths) if isinstance(paths, list) else paths
         self._config = config
         self._large = large or {}
         self.preparable = len(paths) if large else 0
@@ -114,10 +117,12 @@ class FileImages:
         return fit_picture(self._open_picture(index), self._config)
 
     def _open_picture(self, index: int) -> FilePicture | StoredPicture:
-        path, content = self._paths[index], self._large.get(index)
-        if content is None:
-            return self._open_file(path)
-        return open_copy(content, self._config) or shrink_picture(self._open_file(path), self._config)
+        content = self._large.get(index)
+        if content is not None and (copy := open_copy(content, self._config)) is not None:
+            return copy
+        picture = self._open_file(self._paths[index])
+        height, width, _ = picture.shape
+        return shrink_picture(picture, self._config) if height * width > LARGE_PIXELS else picture
 
     def _open_file(self, path: str) -> FilePicture:
         config, name = self._config, printable(path)

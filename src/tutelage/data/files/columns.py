@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ SEPARATORS = ",;\t"
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 HEADER_BYTES = 1 << 20  # of a CSV file, among which is its header
 ONES, ZEROS = ("1", "1.0", "true"), ("0", "0.0", "false", None)  # as texts; also what booleans become
+ROWS_AT_ONCE = 4096  # as Python's texts, of a column of paths that is read row by row
 COLUMNS_AT_ONCE = 64  # in memory, of those that may be a class each
 NONE, SEVERAL = -1, -2  # of a row's one-hot columns are 1
 
@@ -66,7 +68,7 @@ class Columns:
         """
         positions = {name: number for name in wanted if (number := self.find(name)) is not None}
         if PATH in wanted and PATH not in positions:
-            raise UserError(f"{self.setting}: no column 'path' (there are {self.describe()}); rename that of the files")
+            raise self._no_path_column()
         with _errors_as_user_errors(self.setting):
             distinct = list(dict.fromkeys(positions.values()))
             arrays = dict(zip(distinct, self.read(distinct), strict=True))
@@ -78,8 +80,37 @@ class Columns:
         texts = {name: column[:count] for name, column in texts.items()}
         empty = [row for row, path in enumerate(texts.get(PATH, []), 2) if path is None or not path.strip()]
         if empty:
-            raise UserError(f"{self.setting}: row {empty[0]} has no path (row 1 is the header)")
+            raise self._no_path(empty[0])
         return texts
+
+    def paths(self) -> Iterator[str]:
+        """Yield the column ``path``, of which few are texts at a time; empty rows at the end are left out.
+
+        Raises:
+            UserError: there is no such column, or a path is empty.
+        """
+        number = self.find(PATH)
+        if number is None:
+            raise self._no_path_column()
+        with _errors_as_user_errors(self.setting):
+            (column,) = self.read([number])
+            rows = chain.from_iterable(
+                _as_paths(column.slice(start, ROWS_AT_ONCE)) for start in range(0, len(column), ROWS_AT_ONCE)
+            )
+            empty = None  # the first row without a path
+            for row, path in enumerate(rows, 2):
+                if path is None or not path.strip():
+                    empty = empty or row
+                elif empty is not None:
+                    raise self._no_path(empty)
+                else:
+                    yield path
+
+    def _no_path_column(self) -> UserError:
+        return UserError(f"{self.setting}: no column 'path' (there are {self.describe()}); rename that of the files")
+
+    def _no_path(self, row: int) -> UserError:
+        return UserError(f"{self.setting}: row {row} has no path (row 1 is the header)")
 
     def describe(self) -> str:
         """Return the names of the first columns, and how many more there are."""

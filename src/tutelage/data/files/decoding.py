@@ -51,6 +51,18 @@ class BadImage(Exception):  # noqa: N818 - names the file, not the error
     """A file that cannot be decoded to pixels; the text says why."""
 
 
+class UnreadableImageError(UserError):
+    """A UserError about one image alone: its file cannot be decoded, or cannot be opened.
+
+    Attributes:
+        reason: why, without the image's name and without the way out.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class Check(NamedTuple):
     """What decoding an image has shown.
 
@@ -299,7 +311,8 @@ def _bad_image_as_user_error(name: str) -> Iterator[None]:
     try:
         yield
     except BadImage as error:
-        raise UserError(f"{name}: cannot be read as an image ({error}); repair or remove it") from None
+        message = f"{name}: cannot be read as an image ({error}); repair or remove it"
+        raise UnreadableImageError(message, reason=str(error)) from None
 
 
 @contextmanager
@@ -313,9 +326,9 @@ def _errors_as_bad_image(file: Path | IO[bytes] | None) -> Iterator[None]:
         raise
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         if isinstance(error, OSError) and error.errno is not None:
-            raise UserError(
-                f"{printable(str(file))}: cannot be opened ({error.strerror}); make it readable or remove it"
-            ) from None
+            reason = f"cannot be opened ({error.strerror})"
+            message = f"{printable(str(file))}: {reason}; make it readable or remove it"
+            raise UnreadableImageError(message, reason) from None
         is_unknown = isinstance(error, UnidentifiedImageError)
         reason = "" if is_unknown else " ".join(str(error).split()) or type(error).__name__
         raise BadImage(reason or f"no image, or not one of {', '.join(FORMATS)}") from None

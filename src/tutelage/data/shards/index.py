@@ -1,4 +1,4 @@
-"""The index of a pool of shards: where each image is; made once, with every image checked, and stored."""
+"""The index of a pool of shards: where each image is; made once and stored, for training with every image checked."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ import tarfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -46,7 +47,7 @@ class Pool:
         shards: the shards that have such images, in the order in which they were given.
         counts: (S,) int64, the number of images of each.
         indices: for each, the file with its rows (n,) of ``ROW``.
-        heads: (S,) of ``HEAD``.
+        heads: (S,) of ``HEAD``; (0,) where the images were not checked (see ``list_shards``).
         left_out: names of the images that cannot be decoded.
     """
 
@@ -94,10 +95,7 @@ def index_shards(
         UserError: a shard cannot be read, there is no image, or one cannot be decoded and ``on_bad_image`` is stop.
     """
     folder = cache_folder(CACHE_NAME)
-    if any(shard.is_remote for shard in shards):
-        from tutelage.data.shards.validators import with_validators
-
-        shards = with_validators(shards, folder, on_progress)
+    shards = _validate_remote(shards, folder, on_progress)
     keys = [shard_key(shard, INDEX_VERSION, config.max_pixels) for shard in shards]
     sizes = _file_sizes(folder)
     missing = [number for number, key in enumerate(keys) if not _is_whole(key, sizes)]
@@ -118,12 +116,7 @@ def index_shards(
     if bad and config.on_bad_image == "stop":
         reasons = dict(enumerate(reason for _, reason in bad))
         raise_for_unreadable(reasons, [name for name, _ in bad], setting, int(counts.sum()))
-    if not counts.sum():
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise UserError(
-            f"{setting}: no image in its {len(shards)} shards (an image in a tar is NAME.EXT with {suffixes})"
-        )
-    with_images = np.flatnonzero(counts).tolist()
+    with_images = _find_filled(counts, setting)
     return Pool(
         shards=tuple(shards[number] for number in with_images),
         counts=counts[with_images],
@@ -131,6 +124,52 @@ def index_shards(
         heads=np.array([_read_head(f"{folder}{os.sep}{keys[number]}{CONTENTS_SUFFIX}") for number in with_images]),
         left_out=tuple(name for name, _ in bad),
     )
+
+
+def list_shards(shards: Sequence[Shard], setting: str, on_progress: OnProgress = ignore_progress) -> Pool:
+    """Return the pool of all images in shards, none of which is hashed or decoded; where they lie is remembered.
+
+    Raises:
+        UserError: a shard cannot be read, or there is no image.
+    """
+    folder = cache_folder(CACHE_NAME)
+    shards = _validate_remote(shards, folder, on_progress)
+    paths = [folder / f"{shard_key(shard, INDEX_VERSION)}{INDEX_SUFFIX}" for shard in shards]
+    for number, (shard, path) in enumerate(zip(shards, paths, strict=True)):
+        if not path.exists():
+            on_progress(f"looking for the images in {len(shards):,} shards", number / len(shards))
+            with open_shard(shard) as file:
+                rows = _read_rows(shard, file).tobytes()
+            with _write_errors(folder):
+                write_whole(path, lambda out, rows=rows: out.write(rows))  # type: ignore[misc]
+    counts = np.array([path.stat().st_size // ROW.itemsize for path in paths])
+    filled = _find_filled(counts, setting)
+    return Pool(
+        shards=tuple(shards[number] for number in filled),
+        counts=counts[filled],
+        indices=tuple(str(paths[number]) for number in filled),
+        heads=np.empty(0, HEAD),
+        left_out=(),
+    )
+
+
+def _validate_remote(shards: Sequence[Shard], folder: Path, on_progress: OnProgress) -> Sequence[Shard]:
+    """Return the shards, those on the network with what is known of their state."""
+    if not any(shard.is_remote for shard in shards):
+        return shards
+    from tutelage.data.shards.validators import with_validators
+
+    return with_validators(shards, folder, on_progress)
+
+
+def _find_filled(counts: np.ndarray, setting: str) -> list[int]:
+    """Return the numbers of the shards that have images, of the number of images in each (S,)."""
+    if not counts.sum():
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(
+            f"{setting}: no image in its {len(counts)} shards (an image in a tar is NAME.EXT with {suffixes})"
+        )
+    return np.flatnonzero(counts).tolist()
 
 
 def _is_whole(key: str, sizes: Mapping[str, int]) -> bool:
@@ -174,7 +213,7 @@ def _index_shard(shard: Shard, stem: Path, max_pixels: int, stop: threading.Even
     if stop.is_set() or _is_whole(stem.name, sizes):
         return
     with open_shard(shard) as file:
-        rows = _read_parquet_rows(shard) if shard.column else _read_tar_rows(shard, file)
+        rows = _read_rows(shard, file)
         is_sound = np.ones(len(rows), dtype=bool)
         bad, whole, ids, peak = [], hashlib.sha256(), bytearray(), 0
         for number, (offset, size, position) in enumerate(rows.tolist()):
@@ -190,15 +229,27 @@ def _index_shard(shard: Shard, stem: Path, max_pixels: int, stop: threading.Even
             whole.update(position.to_bytes(ID_BYTES, "little") + content_hash)
             ids += content_hash[:ID_BYTES]
             peak = max(peak, check.peak)
-    try:
+    with _write_errors(stem.parent):
         if bad:
             write_json(stem.with_suffix(BAD_SUFFIX), bad)
         head = np.array([(whole.digest(), peak)], HEAD).tobytes()
         write_whole(contents_path, lambda out: out.write(head + bytes(ids)))
         write_whole(rows_path, lambda out: out.write(rows[is_sound].tobytes()))
+
+
+@contextmanager
+def _write_errors(folder: Path) -> Iterator[None]:
+    """Raise the errors of writing to the cache's folder as a UserError of one line."""
+    try:
+        yield
     except OSError as error:
         hint = "make room, or let XDG_CACHE_HOME name another folder"
-        raise UserError(f"{printable(str(stem.parent))}: cannot be written ({error.strerror}): {hint}") from None
+        raise UserError(f"{printable(str(folder))}: cannot be written ({error.strerror}): {hint}") from None
+
+
+def _read_rows(shard: Shard, file: IO[bytes]) -> np.ndarray:
+    """Return the offsets, sizes and positions of the images in an open shard, (n,) of ``ROW``."""
+    return _read_parquet_rows(shard) if shard.column else _read_tar_rows(shard, file)
 
 
 def _read_tar_rows(shard: Shard, file: IO[bytes]) -> np.ndarray:

@@ -64,22 +64,26 @@ def absolute_pool(unlabelled: str) -> str:
     return os.path.abspath(os.path.expanduser(unlabelled))  # noqa: PTH100, PTH111
 
 
-def find_shards(unlabelled: str) -> tuple[Shard, ...] | None:
-    """Return the shards that ``data.unlabelled`` names; None if it names a folder or a list of image files.
+def find_shards(location: str, setting: str | None = None) -> tuple[Shard, ...] | None:
+    """Return the shards that a location names; None if it names a folder or a list of image files.
 
     Shards are a ``.tar`` or a Parquet file with a column of bytes, a folder of them, a pattern (``*``, ``{000..012}``),
     or URLs of tars, also with braces (``https:``, ``pipe:COMMAND`` and what else the library webdataset opens).
 
+    Args:
+        location: what the user typed.
+        setting: the same for messages; None where it is ``data.unlabelled``.
+
     Raises:
         UserError: files are missing, of another kind or unreadable; or a command is not allowed.
     """
-    setting = f"data.unlabelled={printable(unlabelled)}"
-    if is_remote(unlabelled):
-        if unlabelled.startswith(PIPE) and PIPE[:-1] not in list_flag_packages():
+    setting = setting or f"data.unlabelled={printable(location)}"
+    if is_remote(location):
+        if location.startswith(PIPE) and PIPE[:-1] not in list_flag_packages():
             rule = "a command is run only where you allow it, also for the config of a stored run"
             raise UserError(f"{setting}: {rule}: add {ALLOW_FLAG} {PIPE[:-1]}")
-        return tuple(Shard(url.rpartition("/")[2], url) for url in _expand_braces(unlabelled, setting))
-    paths = _find_files(os.path.expanduser(unlabelled), setting)  # noqa: PTH111
+        return tuple(Shard(url.rpartition("/")[2], url) for url in _expand_braces(location, setting))
+    paths = _find_files(os.path.expanduser(location), setting)  # noqa: PTH111
     if paths is None:
         return None
     other = [path for path in paths if Path(path).suffix not in {TAR, PARQUET}]
