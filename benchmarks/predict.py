@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -97,9 +98,10 @@ def measure_ratio(model: str, size: int, channels: int, count: int, top: Path) -
     inputs = find_inputs([str(top / f"{model}.txt")], classifier.data, ignore_progress)
     runtime, pairs = DataRuntime(device=classifier.device), []
     for number in range(-1, PAIRS):
+        out = top / f"{model}-{number}.csv"
         sides = {
-            "bare": lambda: time_bare_loop(classifier, inputs, runtime),
-            "ours": lambda out=top / f"{model}-{number}.csv": time_predict(classifier, inputs, runtime, out),
+            "bare": partial(time_bare_loop, classifier, inputs, runtime),
+            "ours": partial(time_predict, classifier, inputs, runtime, out),
         }
         order = sides if number % 2 else dict(reversed(sides.items()))
         times = {side: measure() for side, measure in order.items()}

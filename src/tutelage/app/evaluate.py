@@ -1,6 +1,5 @@
 """``tutelage evaluate``: finished runs on another test set, under shifts of their own, and several as one."""
 
-import argparse
 import json
 import re
 import sys
@@ -8,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from tutelage.app.arguments import ArgumentParser
 from tutelage.errors import UserError
 from tutelage.runs import RunFolder, is_tested, main_stage_name, open_finished_run, open_tested_run, read_config
 
@@ -25,14 +25,6 @@ DIGEST_LENGTH = 8
 MAX_CLASSES = 30  # that the terminal shows
 MAX_CONFUSIONS = 5
 NO_VALUE = "-"
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are the user's."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a UserError."""
-        raise UserError(f"evaluate: {message}; 'tutelage --help' shows what it takes")
 
 
 @dataclass(frozen=True)
@@ -87,7 +79,7 @@ def parse_arguments(arguments: Sequence[str]) -> Request:
     from tutelage.config.compose import split_config_dirs
 
     words, config_dirs = split_config_dirs(arguments)
-    parser = Parser(prog="tutelage evaluate", add_help=False, allow_abbrev=False)
+    parser = ArgumentParser(prog="tutelage evaluate", add_help=False, allow_abbrev=False)
     parser.add_argument("--stage")
     parser.add_argument("--task", type=int)
     parser.add_argument("--json", action="store_true", dest="as_json")

@@ -1,10 +1,9 @@
 """``tutelage export``: its arguments, what it refuses before torch is loaded, and the lines that it prints."""
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from tutelage.app.arguments import ArgumentParser
 from tutelage.errors import UserError
 from tutelage.runs import main_stage_name, open_finished_run
 from tutelage.storage import refuse_taken_folder
@@ -13,21 +12,13 @@ FORMATS = ("onnx", "pt2", "safetensors", "timm")
 USAGE = f"tutelage export RUN --format {'|'.join(FORMATS)} [--out DIR] [--stage NAME] [--task N]"
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are a user's."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the error in one line with the usage."""
-        raise UserError(f"export: {message}; {USAGE}")
-
-
 def run_export(arguments: Sequence[str]) -> Iterator[str]:
     """Export the network of a run; yield what was written.
 
     Raises:
         UserError: the arguments are wrong, or the network cannot be exported.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = ArgumentParser(prog="tutelage export", add_help=False, allow_abbrev=False)
     parser.add_argument("runs", nargs="*")
     parser.add_argument("--format")
     parser.add_argument("--out", type=Path)

@@ -7,8 +7,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from tutelage.app.arguments import ArgumentParser
 from tutelage.errors import BY_SIGNAL, UserError
 from tutelage.runs import RunFolder
 from tutelage.runs.observer import Observer
@@ -32,14 +33,6 @@ DESCRIPTION = """Label pictures by the network of a finished run, or by the mean
 EPILOG = """With --out a command that was stopped goes on where it was, typed again. A picture that cannot be
 read is a row with the reason. Pictures are read as those of the run were; the first line on stderr says how.
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a UserError."""
-        raise UserError(f"predict: {message}; tutelage predict --help lists what there is")
 
 
 def predict(arguments: Sequence[str]) -> int:
@@ -75,7 +68,7 @@ def predict(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="tutelage predict",
         usage="tutelage predict RUN... PATHS... [OPTIONS]",
         description=DESCRIPTION,
