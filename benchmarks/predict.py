@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -62,7 +63,8 @@ def write_files(folder: Path, size: int, channels: int) -> list[str]:
 def write_network(model: str, size: int, channels: int, file: Path) -> None:
     """Write a network with random weights as a run leaves it."""
     torch.manual_seed(0)
-    spec = ImageSpec(channels, size, tuple(map(str, range(CLASSES))), *[(0.5,) * channels] * 2)
+    middle = (0.5,) * channels
+    spec = ImageSpec(channels, size, tuple(map(str, range(CLASSES))), middle, middle)
     arguments = compose([f"model={model}"]).model.arguments()
     save_classifier(make_classifier(arguments, spec), arguments, file)
 
@@ -98,8 +100,8 @@ def measure_ratio(model: str, size: int, channels: int, count: int, top: Path) -
     runtime, pairs = DataRuntime(device=classifier.device), []
     for number in range(-1, PAIRS):
         sides = {
-            "bare": lambda: time_bare_loop(classifier, inputs, runtime),
-            "ours": lambda out=top / f"{model}-{number}.csv": time_predict(classifier, inputs, runtime, out),
+            "bare": partial(time_bare_loop, classifier, inputs, runtime),
+            "ours": partial(time_predict, classifier, inputs, runtime, top / f"{model}-{number}.csv"),
         }
         order = sides if number % 2 else dict(reversed(sides.items()))
         times = {side: measure() for side, measure in order.items()}
