@@ -42,7 +42,8 @@ from tutelage.terminal.display import create_display
 
 PAIRS, AIM, LEAST = length(5, 2), 0.9, length(0.8, 0.5)  # below the last the script fails
 FILES, CLASSES = 64, 10
-FEW, MANY, MOST_GROWTH = length(1_000, 100), length(1_000_000, 5_000), 100e6  # paths; bytes
+FEW, MANY = 1_000, length(1_000_000, 3_000)  # paths; the few are two batches, one for each of two workers
+MOST_GROWTH = length(100e6, 300e6)  # bytes; a short command may end before its memory was sampled at its most
 CASES = (  # network, pixels, channels, pictures
     ("lenet5", 28, 1, length(20_480, 2_048)),
     ("resnet", 32, 3, length(1_024, 512)),
