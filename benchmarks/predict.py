@@ -42,7 +42,8 @@ from tutelage.terminal.display import create_display
 
 PAIRS, AIM, LEAST = length(5, 2), 0.9, length(0.8, 0.5)  # below the last the script fails
 FILES, CLASSES = 64, 10
-FEW, MANY, MOST_GROWTH = length(1_000, 100), length(1_000_000, 5_000), 100e6  # paths; bytes
+FEW, MANY = 1_000, length(1_000_000, 3_000)  # paths; the few are two batches, one for each of two workers
+MOST_GROWTH = length(100e6, 300e6)  # bytes; a short command may end before its memory was sampled at its most
 CASES = (  # network, pixels, channels, pictures
     ("lenet5", 28, 1, length(20_480, 2_048)),
     ("resnet", 32, 3, length(1_024, 512)),
@@ -63,7 +64,8 @@ def write_files(folder: Path, size: int, channels: int) -> list[str]:
 def write_network(model: str, size: int, channels: int, file: Path) -> None:
     """Write a network with random weights as a run leaves it."""
     torch.manual_seed(0)
-    spec = ImageSpec(channels, size, tuple(map(str, range(CLASSES))), *[(0.5,) * channels] * 2)
+    middle = (0.5,) * channels
+    spec = ImageSpec(channels, size, tuple(map(str, range(CLASSES))), middle, middle)
     arguments = compose([f"model={model}"]).model.arguments()
     save_classifier(make_classifier(arguments, spec), arguments, file)
 
@@ -98,10 +100,9 @@ def measure_ratio(model: str, size: int, channels: int, count: int, top: Path) -
     inputs = find_inputs([str(top / f"{model}.txt")], classifier.data, ignore_progress)
     runtime, pairs = DataRuntime(device=classifier.device), []
     for number in range(-1, PAIRS):
-        out = top / f"{model}-{number}.csv"
         sides = {
             "bare": partial(time_bare_loop, classifier, inputs, runtime),
-            "ours": partial(time_predict, classifier, inputs, runtime, out),
+            "ours": partial(time_predict, classifier, inputs, runtime, top / f"{model}-{number}.csv"),
         }
         order = sides if number % 2 else dict(reversed(sides.items()))
         times = {side: measure() for side, measure in order.items()}
