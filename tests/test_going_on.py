@@ -1,9 +1,13 @@
-"""What a finished run is the beginning of: more labels, one more class, a longer schedule."""
+"""What comes after training: the page's commands; more labels, one more class, a longer schedule."""
 
 import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,6 @@ from helpers.commands import command
 from helpers.configs import data_config
 from helpers.overrides import QUIET
 from helpers.paths import ROOT
-from helpers.runs import only_run
 from helpers.sources import make_source
 from tutelage.config.compose import compose
 from tutelage.data import split
@@ -27,8 +30,13 @@ from tutelage.runs.siblings import MOST_RUNS, find_other_schedule
 from tutelage.strategies import StageContext
 
 PAGE = "docs/after_training.md"
-GO_ON = (ROOT / PAGE).read_text().partition("## Go on")[2]
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", GO_ON, re.DOTALL) for line in block.splitlines()]
+TEXT = (ROOT / PAGE).read_text()
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+    for line in block.splitlines()
+]
+TRAIN = "tutelage train "
 NOTE = "note: a new run, from its first step on: "
 IDENTITY = {"seed": 0, "model": {"width": 3}, "schedule": {"steps": 100}}
 
@@ -127,15 +135,14 @@ EXPECTED = {
 
 
 @pytest.mark.slow
-def test_the_pages_commands_run_on_the_run_of_the_experiment(folder):
-    run = only_run(folder / "outputs").relative_to(folder)
+def test_the_commands_that_train_go_on_from_the_run_of_the_experiment(folder):
+    run = next(folder.glob("outputs/digits_noisy_student/*/run.json")).parent.relative_to(folder)
     remaining = dict(EXPECTED)
-    for typed in COMMANDS:
+    for typed in [line for line in COMMANDS if line.startswith(TRAIN)]:
         small = re.sub(
             r"steps=(\d+)", lambda steps: f"steps={int(steps[1]) // 50}", typed.replace("seed=1,2", "seed=1")
         )
         words = shlex.split(re.sub(r"\bRUN\b", str(run), small))
-        assert words[:2] == ["tutelage", "train"]
         process = command("tutelage.train", *words[2:], *SMALL, cwd=folder)
         assert process.returncode == 0, process.stderr
         key = next(key for key in remaining if key in f"{typed} ")
@@ -145,5 +152,42 @@ def test_the_pages_commands_run_on_the_run_of_the_experiment(folder):
     assert len(runs["transfer_finetune"].load().classes) == 11
     assert runs["lwf"].load(task=2).classes == ("cross", "other")
     assert len(runs["lwf"].load(task=1).classes) == 10
-    for target in re.findall(r"\]\(([^)#]+)", GO_ON):
+
+
+@pytest.mark.slow
+def test_the_other_commands_use_the_run_of_the_experiment(folder):
+    """They are typed into a shell, in the folder of the pictures that they name."""
+    run = next(folder.glob("outputs/digits_noisy_student/*/run.json")).parent.relative_to(folder)
+    (teacher,) = (folder / run).glob("stages/1-teacher/checkpoints/final.ckpt")
+    others = [line for line in COMMANDS if not line.startswith(TRAIN)]
+    assert {line.split()[1] for line in others if line.startswith("tutelage")} == {"predict", "evaluate", "export"}
+    (folder / "more").mkdir()
+    for name in ("photos", "last_week"):
+        shutil.copytree(folder / "old_and_new", folder / name)
+    rows = [(f"old_and_new/{label}/0.png", str(label)) for label in range(10)]
+    Image.open(folder / rows[0][0]).save(folder / "more" / "0.jpg")
+    (folder / "list.txt").write_text("\n".join(path for path, _ in rows))
+    for name in ("table.csv", "last_week.csv"):
+        (folder / name).write_text("path,label\n" + "\n".join(map(",".join, rows)))
+    with tarfile.open(folder / "pool.tar", "w") as tar:
+        tar.add(folder / rows[0][0], "0.png")
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for typed in others:
+        for file in folder.glob("labels.*"):
+            file.unlink()
+        line = re.sub(r"\bRUN2\b", str(teacher), re.sub(r"\bRUN\b", str(run), typed))
+        process = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", line],
+            cwd=folder,
+            env={**os.environ, "PATH": programs},
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode == 0, (typed, process.stderr)
+        if "labels." in typed:
+            assert [file.stat().st_size > 0 for file in folder.glob("labels.*")] == [True], typed
+
+
+def test_what_the_page_links_to_is_there():
+    for target in re.findall(r"\]\(([^)#]+)", TEXT):
         assert (ROOT / "docs" / target).is_file(), target
