@@ -156,9 +156,11 @@ def test_the_commands_that_train_go_on_from_the_run_of_the_experiment(folder):
 
 @pytest.mark.slow
 def test_the_other_commands_use_the_run_of_the_experiment(folder):
-    """They are typed into a shell, in the folder of the pictures that they name."""
+    """They are typed in the folder of the pictures that they name."""
     run = next(folder.glob("outputs/digits_noisy_student/*/run.json")).parent.relative_to(folder)
-    (teacher,) = (folder / run).glob("stages/1-teacher/checkpoints/final.ckpt")
+    process = command("tutelage.train", "data=digits", "model=perceptron", "name=second", *SMALL, cwd=folder)
+    assert process.returncode == 0, process.stderr
+    second = next(folder.glob("outputs/second/*/run.json")).parent.relative_to(folder)
     others = [line for line in COMMANDS if not line.startswith(TRAIN)]
     assert {line.split()[1] for line in others if line.startswith("tutelage")} == {"predict", "evaluate", "export"}
     (folder / "more").mkdir()
@@ -175,14 +177,12 @@ def test_the_other_commands_use_the_run_of_the_experiment(folder):
     for typed in others:
         for file in folder.glob("labels.*"):
             file.unlink()
-        line = re.sub(r"\bRUN2\b", str(teacher), re.sub(r"\bRUN\b", str(run), typed))
-        process = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", line],
-            cwd=folder,
-            env={**os.environ, "PATH": programs},
-            capture_output=True,
-            text=True,
-        )
+        line = re.sub(r"\bRUN2\b", str(second), re.sub(r"\bRUN\b", str(run), typed))
+        if line.startswith("tutelage "):
+            process = command("tutelage.cli", *shlex.split(line)[1:], cwd=folder)
+        else:
+            shell, path = ["bash", "-o", "pipefail", "-c", line], {**os.environ, "PATH": programs}
+            process = subprocess.run(shell, cwd=folder, env=path, capture_output=True, text=True)
         assert process.returncode == 0, (typed, process.stderr)
         if "labels." in typed:
             assert [file.stat().st_size > 0 for file in folder.glob("labels.*")] == [True], typed

@@ -227,6 +227,8 @@ def open_finished_run(path: str) -> tuple[RunFolder, Mapping[str, Any]]:
         UserError: there is none, or files of it are missing or damaged.
     """
     folder = RunFolder(Path(path).expanduser())
+    if folder.path.is_file():
+        raise UserError(f"{path}: a file; this needs the folder of a finished run ('tutelage runs')")
     state = inspect_run(folder)
     if state.status == UNREADABLE or state.problems:
         raise UserError(state.reason)
