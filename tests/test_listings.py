@@ -2,7 +2,9 @@
 
 import csv
 import io
+import itertools
 import os
+import resource
 import socket
 import unicodedata
 from collections import Counter
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.configs import rgb_config
+from helpers.forks import call_in_fork
 from tutelage.config.compose import compose
 from tutelage.data import fingerprint
 from tutelage.data.datasets.image_files import LISTINGS
@@ -61,11 +64,43 @@ def test_a_walk_yields_whole_paths_in_the_order_of_their_bytes_however_many_are_
     names = ["a/x.png", "a-b.png", "a.png", "a/", "ab/c/1.png", "ab/c-.png", "ä.png", *(f"{n}.png" for n in range(9))]
     write_files(tmp_path, *(name for name in names if not name.endswith("/")), b"\xff.png", b"a/\x80.png")
     expected = sorted(os.fsencode(path) for path in tmp_path.rglob("*.png"))
-    for at_once in (2, 4096):
-        monkeypatch.setattr(listing_module, "NAMES_AT_ONCE", at_once)
+    for at_once, block in ((4, 2), (3, 2), (16_384, 256)):
+        monkeypatch.setattr(listing_module, "NAMES_SORTED", at_once)
+        monkeypatch.setattr(listing_module, "NAMES_A_BLOCK", block)
         assert [os.fsencode(path) for path in listing_module.walk_paths(str(tmp_path))] == expected
     (tmp_path / "ab" / "up").symlink_to(tmp_path)
     assert len(list(listing_module.walk_paths(str(tmp_path)))) == len(expected)
+
+
+def test_a_folder_that_cannot_be_read_ends_the_walk_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"gone: cannot be read \(No such file or directory\)"):
+        list(listing_module.walk_paths(str(tmp_path / "gone")))
+    (tmp_path / "a" / "closed").mkdir(parents=True)
+    (tmp_path / "a" / "closed").chmod(0)
+
+    def list_as_other_user() -> int:
+        if os.geteuid() == 0:
+            os.setuid(65_534)  # nobody
+        with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
+            list_folder(str(tmp_path))
+        return 0
+
+    assert call_in_fork(list_as_other_user) == 0
+
+
+@pytest.mark.slow
+def test_a_million_long_names_are_sorted_in_less_than_half_of_their_own_bytes_more():
+    def measure_growth() -> int:
+        names = (b"2024-05-17_camera-03_northgate_%024d_crop.jpg" % (n * 7919 % 1_000_003) for n in range(1_000_000))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        last, count = b"", 0
+        for name in listing_module._sort_names(itertools.chain([b"x" * 250], names)):
+            assert last < name
+            last, count = name, count + 1
+        assert count == 1_000_001
+        return int((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3 > 64 / 2)  # kB; 64 MB of names
+
+    assert call_in_fork(measure_growth) == 0
 
 
 def test_paths_of_a_table_come_one_by_one_as_they_come_all_at_once(tmp_path, monkeypatch):

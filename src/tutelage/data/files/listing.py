@@ -2,16 +2,16 @@
 
 import errno
 import hashlib
+import heapq
 import os
 import stat
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Self
-
-import numpy as np
 
 from tutelage.data.files.names import is_junk, printable
 from tutelage.errors import UserError
@@ -30,7 +30,8 @@ KINDS = {
     stat.S_IFDIR: "a folder",
 }
 MAX_WALKED = 10_000  # files and folders in the folders of programs, before their images are no longer counted
-NAMES_AT_ONCE = 4096  # of a folder's files, as Python's texts
+NAMES_SORTED = 16_384  # of a folder's files, as Python's texts; further ones are compressed meanwhile
+NAMES_A_BLOCK = 256  # of those that are decompressed at once
 FILES_A_DIGEST = 1000  # files whose names and contents are one JSON text in memory
 
 
@@ -236,7 +237,7 @@ def walk_paths(
     """Yield the paths of the wanted files below a folder, sorted by their bytes, except hidden ones.
 
     Links to a parent folder are not followed, nor are links in a circle, which are no folders. Of each folder on the
-    way down only the names are in memory, as arrays of bytes: a million files in a folder need tens of MB.
+    way down only the names are in memory, compressed: a million files in a folder need some ten MB.
 
     Args:
         folder: where to begin.
@@ -277,22 +278,23 @@ def _list_names(
 
 
 def _sort_names(names: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield names sorted; meanwhile they are in one array (names have no zero bytes, which an array would drop)."""
-    parts = []
-    while part := list(islice(names, NAMES_AT_ONCE)):
-        parts.append(np.array(part))
-    if not parts:
-        return
-    array = np.concatenate(parts)
-    parts.clear()
-    array.sort()
-    for start in range(0, len(array), NAMES_AT_ONCE):
-        yield from array[start : start + NAMES_AT_ONCE].tolist()
+    """Take all names, and return them sorted; most are compressed until their turn comes (none has a zero byte)."""
+    packed: list[list[bytes]] = []
+    while len(part := sorted(islice(names, NAMES_SORTED))) == NAMES_SORTED:
+        starts = range(0, NAMES_SORTED, NAMES_A_BLOCK)
+        packed.append([zlib.compress(b"\0".join(part[start : start + NAMES_A_BLOCK]), level=1) for start in starts])
+    return heapq.merge(*map(_unpack_names, packed), part)
+
+
+def _unpack_names(blocks: list[bytes]) -> Iterator[bytes]:
+    for block in blocks:
+        yield from zlib.decompress(block).split(b"\0")
 
 
 def _unreadable(error: OSError) -> UserError:
     """Return the error of a file or a folder that cannot be read."""
-    reason = "a link to nothing" if isinstance(error, FileNotFoundError) else error.strerror
+    is_broken_link = isinstance(error, FileNotFoundError) and os.path.islink(error.filename)  # noqa: PTH114 - as above
+    reason = "a link to nothing" if is_broken_link else error.strerror
     return UserError(f"{printable(str(error.filename))}: cannot be read ({reason}); repair or remove it")
 
 
