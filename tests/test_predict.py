@@ -1,10 +1,12 @@
 """``tutelage predict``: labels for pictures of any kind, by any network, whole after any number of kills."""
 
 import csv
+import errno
 import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,9 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +34,7 @@ from helpers.forks import call_in_fork, fork
 from helpers.networks import make_spec
 from helpers.overrides import NOISY_STUDENT
 from helpers.runs import only_run, run
+from tutelage import storage
 from tutelage.data import read_labels
 from tutelage.data.datasets.download import ignore_progress
 from tutelage.data.datasets.image_files import FileImages
@@ -327,6 +332,102 @@ def test_what_has_changed_since_is_refused_in_one_line(runs, pictures, tmp_path,
         assert label_in_fork(monkeypatch, *arguments) == 2
     assert f"is in use by process {os.getpid()}" in capfd.readouterr().err
     assert file.exists() and not (tmp_path / "x.parquet").exists()
+
+
+def write_rows(out: Path, text: str = "a", before_finish=lambda: None) -> str:
+    """Write two parts of one row each and their file, as a command does; return what it says of it."""
+    try:
+        parts.require_new(out)
+        with parts.hold_parts(out):
+            rows_of_out = parts.Parts(out, 2, {"pictures": text})
+            for number in rows_of_out.missing:
+                rows_of_out.write(number, pa.table({"path": [text + str(number)]}))
+            before_finish()
+            was_finished = rows_of_out.is_finished
+            rows_of_out.finish()
+        return "finished already" if was_finished else "written"
+    except UserError as error:
+        return str(error)
+
+
+class Killed(BaseException):
+    """Ends a command at once."""
+
+
+def kill_before_line(number: int) -> None:
+    """Raise ``Killed`` before a line, by its number in time, of the functions that make the file of the parts."""
+    functions = {parts.Parts.finish, parts.Parts._write_metadata, parts._publish, storage.write_whole}
+    codes, left = {function.__code__ for function in functions}, iter(range(number))
+
+    def trace(frame, event, argument):
+        if event == "line" and next(left, None) is None:
+            raise Killed
+        return trace if frame.f_code in codes else None
+
+    sys.settrace(trace)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_kill_before_any_line_of_the_end_leaves_what_the_same_command_finishes(tmp_path, monkeypatch, has_links):
+    if not has_links:
+        monkeypatch.setattr(Path, "hardlink_to", Mock(side_effect=OSError(errno.EPERM, "no links")))
+    monkeypatch.setattr(storage.os, "fsync", Mock())
+    said, out, earlier_trace = Counter(), tmp_path / "x.csv", sys.gettrace()
+    for line in range(200):
+        try:
+            assert write_rows(out, before_finish=partial(kill_before_line, line)) == "written"
+            break
+        except Killed:
+            was_there = out.exists()
+            if any(parts.parts_folder(out).glob("*")):
+                (parts.parts_folder(out) / ".partial-of-a-kill").touch()
+        finally:
+            sys.settrace(earlier_trace)
+        outcome = write_rows(out)
+        said[outcome.removeprefix(f"--out {out}: ")] += 1
+        assert was_there == (outcome != "written")
+        assert out.read_text() == "path\na0\na1\n"
+        assert [file.name for file in tmp_path.iterdir()] == [out.name]
+        out.unlink()
+    assert said.pop("written") > 20 and said.pop("finished already") > 10
+    assert sum(said.values()) <= 2, said  # its very last lines: there is nothing left that tells whose the file is
+
+
+def test_a_file_that_somebody_else_wrote_is_never_replaced_nor_called_finished(tmp_path):
+    out, refusal = tmp_path / "x.csv", f"--out {tmp_path}/x.csv: exists already; remove it, or name another file"
+
+    def write_own() -> None:
+        out.write_text("my own")
+
+    def die_finishing() -> int:
+        return int(write_rows(out, before_finish=lambda: os._exit(9)) != "")
+
+    assert write_rows(out, before_finish=write_own) == refusal  # written meanwhile
+    assert write_rows(out) == refusal  # with parts of a command beside it
+    shutil.rmtree(parts.parts_folder(out))
+    parts.parts_folder(out).mkdir()
+    (parts.parts_folder(out) / "lock").touch()
+    assert write_rows(out) == refusal  # with a folder that was killed before anything was in it
+    assert out.read_text() == "my own"
+    out.unlink()
+    assert call_in_fork(die_finishing) == 9
+    assert "other pictures" in write_rows(out, "b")
+    (parts.parts_folder(out) / "inputs.json").write_text("{")
+    assert write_rows(out, "b") == "written"  # parts of unknown origin are made anew
+    assert out.read_text() == "path\nb0\nb1\n"
+
+
+def test_a_folder_without_room_or_permission_ends_in_one_line(tmp_path, monkeypatch):
+    full = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "write_json", full)
+        assert write_rows(tmp_path / "x.csv").endswith(
+            "(No space left on device); free some room: the same command goes on from here"
+        )
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "hold_lock", Mock(side_effect=PermissionError(errno.EACCES, "Permission denied")))
+        assert f"(Permission denied); see to the folder {tmp_path}" in write_rows(tmp_path / "x.csv")
+    assert write_rows(tmp_path / "x.csv") == "written"
 
 
 def test_an_interrupted_command_says_that_it_goes_on(runs, pictures, tmp_path, monkeypatch, capfd):

@@ -48,9 +48,7 @@ def predict(arguments: Sequence[str]) -> int:
     if options.out is not None:
         from tutelage.inference.parts import require_new
 
-        if not require_new(options.out):
-            print(f"{options.out}: finished already", file=sys.stderr)
-            return 0
+        require_new(options.out)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training; torch reads it when it starts
     observer = create_display(options.out is not None or not sys.stdout.isatty())  # rows and a bar would mix
     observer.loading()
@@ -146,8 +144,9 @@ def _label(options: argparse.Namespace, runs: Sequence[str], paths: Sequence[str
         observer.say(line)
     if options.out is None:
         predict_to_stream(labeller, sys.stdout, observer)
-    else:
-        predict_to_file(labeller, options.out, observer)
+    elif not predict_to_file(labeller, options.out, observer):
+        observer.say(f"{options.out}: finished already")
+        return
     unreadable = f"; {labeller.unreadable:,} cannot be read (column reason)" if labeller.unreadable else ""
     observer.say(f"{_count(len(inputs))} labelled{unreadable}" + (f": {options.out}" if options.out else ""))
 

@@ -124,8 +124,11 @@ def predict_to_stream(labeller: Labeller, out: TextIO, observer: Observer) -> No
     write_csv(_report(labeller.make_tables(numbers), numbers, labeller, observer), out)
 
 
-def predict_to_file(labeller: Labeller, out: Path, observer: Observer) -> None:
+def predict_to_file(labeller: Labeller, out: Path, observer: Observer) -> bool:
     """Write rows to a file; a command that was stopped goes on where its parts end.
+
+    Returns:
+        False if an earlier command had finished the file, and only its parts were left.
 
     Raises:
         UserError: another process writes the file, or its parts are of other pictures or options.
@@ -133,6 +136,9 @@ def predict_to_file(labeller: Labeller, out: Path, observer: Observer) -> None:
     with hold_parts(out):
         size = BATCHES_A_PART
         parts = Parts(out, math.ceil(labeller.batch_count / size), labeller.describe())
+        if parts.is_finished:
+            parts.finish()
+            return False
         numbers = [n for part in parts.missing for n in range(part * size, (part + 1) * size)]
         numbers = [number for number in numbers if number < labeller.batch_count]
         _begin(observer, labeller)
@@ -146,6 +152,7 @@ def predict_to_file(labeller: Labeller, out: Path, observer: Observer) -> None:
                 tables = []
         labeller.unreadable = sum(len(table) - table[REASON].null_count for table in parts.read())
         parts.finish()
+        return True
 
 
 def _begin(observer: Observer, labeller: Labeller) -> None:
