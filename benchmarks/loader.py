@@ -35,6 +35,7 @@ from tutelage.data.datasets.download import ignore_progress
 from tutelage.data.datasets.image_files import FileImages
 from tutelage.data.files.packing import pack_images
 from tutelage.data.loading.batches import EvalDataset, TrainDataset
+from tutelage.data.loading.shared_memory import SharedTexts
 from tutelage.data.loading.workers import ignore_signals
 from tutelage.data.shards.images import ShardImages
 from tutelage.data.shards.index import index_shards
@@ -167,7 +168,8 @@ def main() -> None:
 
         def files(count: int) -> Images:
             long_folder = f"{top}/{'./' * 150}"  # paths of great length, so that memory for each path would show
-            return FileImages([f"{long_folder}{number % len(paths)}.jpg" for number in range(count)], config.data)
+            texts = SharedTexts(f"{long_folder}{number % len(paths)}.jpg" for number in range(count))
+            return FileImages(texts, config.data)
 
         def pack(count: int) -> Images:
             return pack_all(arrays(count), config)

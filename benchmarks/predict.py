@@ -6,7 +6,7 @@ same batches from the same loader and computes logits and their largest, nothing
 process, after a warm-up of each; the figure is the median of the pairs' ratios of pictures a second.
 
 Memory is the sum of the proportional set sizes (PSS) of the command and its workers, sampled every 100 ms, for 1,000
-and for 1,000,000 paths in one folder, all links to the same few files, by a perceptron.
+and for 1,000,000 names of 60 bytes in one folder and one of 250, all links to the same few files, by a perceptron.
 
     make bench
 """
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -40,7 +41,7 @@ from tutelage.inference.rows import Columns
 from tutelage.models import ImageSpec, make_classifier, save_classifier
 from tutelage.terminal.display import create_display
 
-PAIRS, AIM, LEAST = length(5, 2), 0.9, length(0.8, 0.5)  # below the last the script fails
+PAIRS, LEAST = length(5, 2), length(0.9, 0.5)  # below the last ratio the script fails
 FILES, CLASSES = 64, 10
 FEW, MANY = 1_000, length(1_000_000, 3_000)  # paths; the few are two batches, one for each of two workers
 MOST_GROWTH = length(100e6, 300e6)  # bytes; a short command may end before its memory was sampled at its most
@@ -123,8 +124,9 @@ def measure_memory(network: Path, count: int, top: Path) -> int:
     """Label a folder of links by the command in a process of its own; return the most bytes that it held."""
     files, links = write_files(top / f"files-{count}", 28, 1), top / f"links-{count}"
     links.mkdir()
-    for number in range(count):
-        (links / f"IMG_{number:08d}.png").symlink_to(files[number % FILES])
+    names = (f"2026-11-28_camera-03_northgate_{number:020d}_crop.png" for number in range(count - 1))
+    for number, name in enumerate(chain(names, [f"{'long-' * 49}.png"])):
+        (links / name).symlink_to(files[number % FILES])
     peak, started = 0, time.monotonic()
     command = ["predict", str(network), str(links), "--out", str(top / f"{count}.csv")]
     with subprocess.Popen([sys.executable, "-m", "tutelage.cli", *command], stderr=subprocess.DEVNULL) as process:
@@ -145,8 +147,7 @@ def main() -> None:
         ratio = min(measure_ratio(*case, top) for case in CASES)
         write_network("perceptron", 28, 1, top / "perceptron.ckpt")
         few, many = (measure_memory(top / "perceptron.ckpt", count, top) for count in (FEW, MANY))
-    met = "met" if ratio >= AIM else "missed"
-    print(f"predict against a bare loop: at least {ratio:.3f} of its pictures a second (aim: {AIM}, {met})")
+    print(f"predict against a bare loop: at least {ratio:.3f} of its pictures a second (limit: {LEAST})")
     print(
         f"memory from {FEW:,} to {MANY:,} paths grows by {(many - few) / 1e6:.0f} MB (limit: {MOST_GROWTH / 1e6:.0f})"
     )

@@ -230,7 +230,7 @@ def test_workers_receive_handles_and_not_copies_of_the_data(tmp_path):
         step_batches(WholeImages(array)),
         step_batches(WholeImages(map_file(tmp_path, array))),
         step_batches(ArrayImages([array], SIDE, 3)),
-        step_batches(FileImages(paths, folder_config("/somewhere"))),
+        step_batches(FileImages(SharedTexts(paths), folder_config("/somewhere"))),
         EvalDataset(WholeImages(array), np.arange(20_000), np.arange(20_000), 512),
         long,
     ):
@@ -304,7 +304,7 @@ def test_a_workers_memory_does_not_grow_with_the_dataset(tmp_path, kind):
         if kind == "arrays":
             images = WholeImages(random_pixels(count, 32))
         else:
-            images = FileImages([path + "g" for _ in range(count)], folder_config(str(tmp_path)))
+            images = FileImages(SharedTexts(path + "g" for _ in range(count)), folder_config(str(tmp_path)))
         dataset = step_batches(images, batch=batch, steps=large // batch)
         loader = DataLoader(
             dataset, batch_size=None, num_workers=1, worker_init_fn=ignore_signals, persistent_workers=True

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pyarrow as pa
@@ -35,13 +35,16 @@ from helpers.networks import make_spec
 from helpers.overrides import NOISY_STUDENT
 from helpers.runs import only_run, run
 from tutelage import storage
-from tutelage.data import read_labels
+from tutelage.app.predict import VIEWS
+from tutelage.config.compose import compose
+from tutelage.data import DataRuntime, read_labels
 from tutelage.data.datasets.download import ignore_progress
 from tutelage.data.datasets.image_files import FileImages
 from tutelage.errors import UserError
 from tutelage.inference import parts, predict, rows
-from tutelage.inference.inputs import find_inputs
-from tutelage.models import load_classifier, make_classifier, save_classifier
+from tutelage.inference.classifier import Classifier, LoadedNetwork
+from tutelage.inference.inputs import Inputs, find_inputs
+from tutelage.models import TTA_VIEWS, load_classifier, make_classifier, save_classifier
 
 CLASSES, EACH = 3, 9  # the digits 0 to 2, of each so many pictures: two thirds to learn from
 FOLDER_RUN = ("data=image_folder", "recipe=none", "data.image_size=8", "data.channels=1", "data.mean=[0.3]")
@@ -114,6 +117,51 @@ def test_csv_on_standard_output_and_json_lines_say_the_same(runs, pictures, tmp_
     ]
     assert "9 pictures; each becomes 8 x 8 pixels, grey, its middle (fit=crop)" in completed.stderr
     assert not list(tmp_path.glob(".*"))
+
+
+def test_rows_on_standard_output_are_utf_8_in_any_locale(runs, pictures, tmp_path, monkeypatch):
+    shutil.copy(next(pictures.glob("test/0/*.png")), tmp_path / "قطة.png")
+    with (tmp_path / "rows").open("w", encoding="latin-1") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        assert label_in_fork(monkeypatch, runs["first"], tmp_path) == 0
+    assert f"{tmp_path}/قطة.png," in (tmp_path / "rows").read_text("utf-8")
+
+
+def test_views_are_those_of_the_networks():
+    assert tuple(TTA_VIEWS) == VIEWS
+
+
+def test_rows_depend_on_all_that_decides_a_networks_answers():
+    def describe(mean=0.3, batch=4, **arguments) -> dict:
+        model = {"_target_": "tutelage.models.NearestNeighbours", "k": 1, **arguments}
+        network = make_classifier(model, replace(make_spec(size=8), mean=(mean,))).eval()
+        classifier = Classifier([LoadedNetwork("", network, None, data_config(), None)], torch.device("cpu"))
+        classifier.batch_size = batch
+        inputs = Inputs(np.zeros((1, 8, 8, 1), np.uint8), ["a"], [0], "")
+        return predict.Labeller(classifier, inputs, rows.Columns(), DataRuntime()).describe()
+
+    def differ(**arguments) -> list[str]:
+        other, first = describe(**arguments), describe()
+        return [name for name in first if first[name] != other[name]]
+
+    assert differ() == []
+    assert differ(k=5) == differ(mean=0.7) == ["networks"]
+    assert differ(batch=8) == ["batch size"]
+
+
+def test_features_and_probabilities_are_computed_together_and_must_be_finite():
+    network = make_classifier(compose(["model=mlp", "model.width=4"]).model.arguments(), make_spec(size=8)).eval()
+    classifier = Classifier([LoadedNetwork("RUN", network, None, data_config(), None)], torch.device("cpu"))
+    images = torch.arange(2 * 64, dtype=torch.uint8).view(2, 1, 8, 8)
+    with patch.object(network.backbone, "forward", wraps=network.backbone.forward) as backbone:
+        probabilities, features = classifier.compute(images, "mirrored", with_features=True)
+    assert backbone.call_count == 2  # views
+    assert torch.equal(features, classifier.compute_features(images))
+    assert torch.equal(probabilities, classifier.compute_probabilities(images, "mirrored"))
+    assert classifier.compute(images)[1] is None
+    torch.nn.init.constant_(next(network.head.parameters()), float("nan"))
+    with pytest.raises(UserError, match="RUN: its answers are not finite numbers"):
+        classifier.compute_probabilities(images)
 
 
 def test_several_runs_give_the_mean_of_their_probabilities(runs, pictures, tmp_path):
@@ -238,6 +286,11 @@ def test_the_digest_of_the_inputs_follows_names_sizes_times_and_shards(kinds):
     os.utime("tars/x.tar", (1, 1))
     assert find_digest("some pictures") != before[0] and find_digest("tars/x.tar") != before[1]
     assert find_digest(first) != find_digest(kinds["some pictures"][1])
+    for folder in ("one", "other"):  # names in lists are relative to the list
+        Path(folder).mkdir()
+        shutil.copy2(first, f"{folder}/a.png")
+        Path(f"{folder}/list.txt").write_text("a.png")
+    assert find_digest("one/list.txt") != find_digest("other/list.txt")
 
 
 def test_what_cannot_be_read_is_a_row_with_the_reason(runs, pictures, tmp_path):
@@ -454,6 +507,9 @@ def test_an_interrupted_command_says_that_it_goes_on(runs, pictures, tmp_path, m
         (["RUN", "PICTURES", "--top", "9"], "--top 9: there are 3 classes"),
         (["RUN", "PICTURES", "--embed", "--out", "x.csv"], "Parquet alone"),
         (["RUN", "PICTURES", "--out", "x.xls"], "--out x.xls: its name ends in .csv, .parquet, .jsonl"),
+        (["RUN", "PICTURES", "--out", "gone/x.csv"], "--out gone/x.csv: there is no folder gone; make it first"),
+        (["typo.ckpt", "PICTURES"], "typo.ckpt: no such file or folder"),
+        (["RUN", "-", "-"], "-: standard input can be read once"),
         (["RUN", "PICTURES", "--tta", "all"], "invalid choice: 'all'"),
         (["RUN", "EMPTY"], "no pictures there (looked for .bmp"),
     ],

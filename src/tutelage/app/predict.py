@@ -1,6 +1,7 @@
 """``tutelage predict``: its arguments, and what it says beside the rows. torch is imported once they are understood."""
 
 import argparse
+import io
 import os
 import re
 import signal
@@ -19,10 +20,9 @@ if TYPE_CHECKING:
     from tutelage.inference.classifier import Classifier
     from tutelage.inference.inputs import Inputs
 
-CHECKPOINT_SUFFIX, STDIN = ".ckpt", "-"
-PATTERN = re.compile(r"[*?\[{]|://|pipe:")  # what a path has that names other files, or none on this machine
+CHECKPOINT_SUFFIX = ".ckpt"
+PATTERN = re.compile(r"[*?\[{]|://|pipe:|^-$")  # what a path has that names other files, or none on this machine
 VIEWS = ("one", "mirrored", "shifted", "mirrored_shifted")  # of TTA_VIEWS, whose module needs torch
-FITS = {"crop": "its middle", "pad": "the whole of it on a square", "stretch": "the whole of it, stretched"}
 DESCRIPTION = """Label pictures by the network of a finished run, or by the mean of several runs' probabilities.
 
   tutelage predict RUN photos/ > labels.csv
@@ -108,8 +108,8 @@ def _check(options: argparse.Namespace, runs: Sequence[str], paths: Sequence[str
         raise UserError(f"predict: no pictures are named: {usage}, or --pool for the run's own")
     if options.pool and (paths or len(runs) > 1):
         raise UserError(f"--pool: it labels the pool of one run, and nothing else; leave out {[*paths, *runs[1:]][0]}")
-    for path in paths:
-        if not (path == STDIN or PATTERN.search(path) or os.path.lexists(os.path.expanduser(path))):  # noqa: PTH111
+    for path in (*runs, *paths):
+        if not (PATTERN.search(path) or os.path.lexists(os.path.expanduser(path))):  # noqa: PTH111
             raise UserError(f"{path}: no such file or folder")
     if options.top < 1:
         raise UserError(f"--top {options.top}: name a number from 1 on")
@@ -117,8 +117,6 @@ def _check(options: argparse.Namespace, runs: Sequence[str], paths: Sequence[str
         raise UserError("--embed: features are a column of lists, which Parquet alone has; name --out FILE.parquet")
     if options.embed and len(runs) > 1:
         raise UserError(f"--embed: features are of one run, and {len(runs)} are named; name one")
-    if paths.count(STDIN) > 1:
-        raise UserError(f"{STDIN}: standard input can be read once; name it once")
 
 
 def _label(options: argparse.Namespace, runs: Sequence[str], paths: Sequence[str], observer: Observer) -> None:
@@ -143,6 +141,8 @@ def _label(options: argparse.Namespace, runs: Sequence[str], paths: Sequence[str
     for line in (_describe(classifier, inputs), *(f"note: {note}" for note in inputs.notes)):
         observer.say(line)
     if options.out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # whatever the terminal's is: names have characters of all kinds
         predict_to_stream(labeller, sys.stdout, observer)
     elif not predict_to_file(labeller, options.out, observer):
         observer.say(f"{options.out}: finished already")
@@ -153,11 +153,9 @@ def _label(options: argparse.Namespace, runs: Sequence[str], paths: Sequence[str
 
 def _describe(classifier: "Classifier", inputs: "Inputs") -> str:
     """Return what there is to do: how many pictures, and what the network sees of each."""
-    data, networks = classifier.data, len(classifier.members)
-    colours = "grey" if data.channels == 1 else "RGB"
-    form = f"{data.image_size} x {data.image_size} pixels, {colours}, {FITS[data.fit]} (fit={data.fit})"
+    networks = len(classifier.members)
     by = f"; the mean of {networks} networks" if networks > 1 else ""
-    return f"{_count(len(inputs))}; each becomes {form}{by}"
+    return f"{_count(len(inputs))}; each becomes {classifier.members[0].describe_form()}{by}"
 
 
 def _count(pictures: int) -> str:

@@ -18,9 +18,10 @@ from tutelage.models import Heads, ImageClassifier, evaluation_batch, load_class
 from tutelage.runs import RunFolder, main_stage_name, open_finished_run, read_config, weights_files
 from tutelage.runs.context import choose_device
 from tutelage.runs.teachers import LOWER_PRECISION
-from tutelage.runs.weight_sources import find_network, find_run_around
+from tutelage.runs.weight_sources import TAGS, find_network, find_run_around
 
 CPU = torch.device("cpu")
+FITS = {"crop": "its middle", "pad": "the whole of it on a square", "stretch": "the whole of it, stretched"}
 # What matters for reading pictures is in the network's spec; the rest of a DataConfig has no meaning without a dataset.
 FILE_DATA = {"_target_": "tutelage.data.ImageFolder", "batch_size": 1, "num_workers": "auto"}
 
@@ -57,8 +58,8 @@ class LoadedNetwork:
 
     def describe_form(self) -> str:
         """Return in words what pictures are brought to."""
-        colours = "grey" if self.data.channels == 1 else "RGB"
-        return f"{self.data.image_size} x {self.data.image_size} pixels, {colours}, fit={self.data.fit}"
+        data, colours = self.data, "grey" if self.data.channels == 1 else "RGB"
+        return f"{data.image_size} x {data.image_size} pixels, {colours}, {FITS[data.fit]} (fit={data.fit})"
 
 
 class Classifier:
@@ -70,6 +71,7 @@ class Classifier:
         data: how pictures are read and brought to size, of all members alike.
         device: where it computes.
         batch_size: pictures that it takes at once.
+        precision: that it computes in; None for float32.
     """
 
     def __init__(self, members: Sequence[LoadedNetwork], device: torch.device) -> None:
@@ -94,8 +96,8 @@ class Classifier:
         for member in members:
             member.network.to(device)
         precisions = {member.config.trainer.precision for member in members if member.config is not None}
-        lower = LOWER_PRECISION.get(precisions.pop()) if len(precisions) == 1 and device.type == "cuda" else None
-        self._precision = lower
+        has_lower = len(precisions) == 1 and device.type == "cuda"
+        self.precision = LOWER_PRECISION.get(precisions.pop()) if has_lower else None
 
     @cached_property
     def network(self) -> PlainNetwork:
@@ -144,13 +146,7 @@ class Classifier:
             images: as they are read.
             views: that are averaged, a name of ``TTA_VIEWS``.
         """
-        with torch.inference_mode(), self._autocast():
-            on_device = images.to(self.device, non_blocking=True)
-            probabilities = [
-                tta_probabilities(partial(_compute_logits, member.network, order), on_device, views)
-                for member, order in zip(self.members, self._orders, strict=True)
-            ]
-            return torch.stack(probabilities).mean(dim=0).cpu()
+        return self.compute(images, views)[0]
 
     def compute_features(self, images: Tensor) -> Tensor:
         """Return features (B, D) float32, on the CPU, of images (B, C', S, S) uint8.
@@ -162,13 +158,44 @@ class Classifier:
         with torch.inference_mode(), self._autocast():
             return network.features(images.to(self.device, non_blocking=True)).float().cpu()
 
+    def compute(self, images: Tensor, views: str = "one", with_features: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Return probabilities (B, C) and features (B, D), float32, on the CPU, of images (B, C', S, S) uint8.
+
+        Args:
+            images: as they are read.
+            views: whose probabilities are averaged, a name of ``TTA_VIEWS``; the features are those of the first view.
+            with_features: whether features are wanted; else they are None.
+
+        Raises:
+            UserError: a network's answers are not finite; or features of several networks are wanted.
+        """
+        if with_features:
+            self._only_member("features")
+        features: list[Tensor] = []
+
+        def compute_logits(network: ImageClassifier, columns: Sequence[int], view: Tensor) -> Tensor:
+            of_view = network.features(view)
+            if with_features and not features:
+                features.append(of_view.float().cpu())
+            logits: Tensor = network.head(of_view)
+            return logits[:, columns]
+
+        with torch.inference_mode(), self._autocast():
+            on_device, probabilities = images.to(self.device, non_blocking=True), []
+            for member, order in zip(self.members, self._orders, strict=True):
+                of_member = tta_probabilities(partial(compute_logits, member.network, order), on_device, views).cpu()
+                if not of_member.isfinite().all():
+                    raise UserError(f"{member.source}: its answers are not finite numbers; its weights are unusable")
+                probabilities.append(of_member)
+        return torch.stack(probabilities).mean(dim=0), features[0] if features else None
+
     def _only_member(self, thing: str) -> LoadedNetwork:
         if len(self.members) > 1:
             raise UserError(f"{len(self.members)} runs: {thing} is of one run; name one")
         return self.members[0]
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self._precision, enabled=self._precision is not None)
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
 
 def load_networks(
@@ -199,6 +226,8 @@ def load_networks(
 def load_network(source: str, stage: str | None = None, task: int | None = None) -> LoadedNetwork:
     """Return the network of one run or file; the arguments are those of ``load_networks``."""
     path = Path(source).expanduser()
+    if not (path.exists() or source.startswith(TAGS)):
+        raise UserError(f"{source}: no such file or folder; name a finished run's folder, or a .ckpt file of one")
     config = None
     if path.is_dir():
         folder, record = open_finished_run(str(path))
@@ -223,12 +252,6 @@ def load_network(source: str, stage: str | None = None, task: int | None = None)
 def _join(batches: Sequence[Tensor], width: int) -> np.ndarray:
     """Return the rows of batches (B, D) float32 as one array (N, D); (0, ``width``) where there is none."""
     return torch.cat(list(batches)).numpy() if batches else np.empty((0, width), np.float32)
-
-
-def _compute_logits(network: ImageClassifier, columns: Sequence[int], images: Tensor) -> Tensor:
-    """Return the logits (B, C) of some columns."""
-    logits: Tensor = network(images)
-    return logits[:, columns]
 
 
 def _choose_task(source: str, network: ImageClassifier, task: int | None) -> tuple[int, ...] | None:

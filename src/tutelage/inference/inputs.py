@@ -44,7 +44,8 @@ class Inputs:
         images: of any number, at the size that the network sees.
         names: of them, each one line of valid UTF-8.
         indices: (N,) which of them are meant, in their order.
-        digest: of what tells them from other pictures without reading them: names, sizes, times of the last change.
+        digest: of what tells them from other pictures without reading them: names, paths, sizes, times of the last
+            change.
         notes: what the user should know about them.
     """
 
@@ -101,7 +102,7 @@ class _Search:
     Attributes:
         count: files so far.
         groups: of the files.
-        state: of the digest of their names, sizes and times.
+        state: of the digest of their names, paths, sizes and times.
         shards: that were named, or found in folders without pictures.
         left_out: counts of files that are no pictures that can be read.
     """
@@ -130,7 +131,7 @@ class _Search:
             else:
                 require_regular(path, file)
                 state = f"{file.st_size}\0{file.st_mtime_ns}"
-            self.state.update(f"{_to_name(group, text)}\0{state}\0".encode())
+            self.state.update(f"{_to_name(group, text)}\0{path}\0{state}\0".encode(errors="surrogateescape"))
             self.count += 1
             yield text
 
@@ -150,6 +151,8 @@ def find_inputs(paths: Sequence[str], config: DataConfig, on_progress: OnProgres
     Raises:
         UserError: a path leads to no picture, or a list, table or shard cannot be read.
     """
+    if paths.count(STDIN) > 1:
+        raise UserError(f"{STDIN}: standard input can be read once; name it once")
     search = _Search()
     texts = SharedTexts(text for path in paths for text in _find_files(path, search))
     names: Sequence[str] = _FileTexts(texts, search.groups, _to_name)
@@ -157,7 +160,7 @@ def find_inputs(paths: Sequence[str], config: DataConfig, on_progress: OnProgres
     if search.shards:
         pool = list_shards(search.shards, ", ".join(map(printable, paths)), on_progress)
         names, images = JoinedNames(names, ShardNames(pool)), JoinedImages([images, ShardImages(pool, config)])
-        for shard in search.shards:
+        for shard in pool.shards:  # with what servers say of them
             search.state.update(repr(shard).encode(errors="surrogateescape"))
     notes = search.left_out.notes("pictures")
     return Inputs(images, names, range(len(names)), search.state.hexdigest(), notes)

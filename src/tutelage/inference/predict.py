@@ -17,12 +17,13 @@ from tutelage.data.loading.batches import channels_first
 from tutelage.data.loading.workers import worker_deaths
 from tutelage.data.modules import count_workers, make_loader
 from tutelage.errors import UserError
-from tutelage.inference.classifier import Classifier
+from tutelage.inference.classifier import Classifier, LoadedNetwork
 from tutelage.inference.inputs import Inputs
 from tutelage.inference.parts import Parts, hold_parts
 from tutelage.inference.rows import REASON, Columns, make_rows, write_csv
 from tutelage.models import weight_hash
 from tutelage.runs.observer import Observer, Part, Work
+from tutelage.storage import digest
 
 BATCHES_A_PART = 16  # 4,096 rows of a small network
 IMAGES_A_SECOND = 500  # a first guess, for the time that is left
@@ -93,27 +94,32 @@ class Labeller:
         loader = make_loader(self._batches, workers, self._runtime, sampler=numbers)
         with worker_deaths():
             for number, batch in zip(numbers, loader, strict=True):
-                probabilities = classifier.compute_probabilities(batch.images, columns.views).numpy()
-                if not np.isfinite(probabilities).all():
-                    source = classifier.members[0].source
-                    raise UserError(f"{source}: its answers are not finite numbers; its weights are unusable")
-                features = classifier.compute_features(batch.images).numpy() if columns.embed else None
+                probabilities, features = classifier.compute(batch.images, columns.views, columns.embed)
                 first = number * self.batch_size
                 indices = inputs.indices[first : first + self.batch_size]
                 names = [inputs.names[int(index)] for index in indices]
                 self.unreadable += sum(map(bool, batch.reasons))
-                yield make_rows(names, batch.reasons, probabilities, classifier.classes, columns, features)
+                yield make_rows(
+                    names,
+                    batch.reasons,
+                    probabilities.numpy(),
+                    classifier.classes,
+                    columns,
+                    None if features is None else features.numpy(),
+                )
 
     def describe(self) -> dict[str, Any]:
         """Return what the rows depend on, by the names that messages call it by."""
         classifier = self._classifier
         return {
             "pictures": [len(self.inputs), self.inputs.digest],
-            "networks": [weight_hash(member.network) for member in classifier.members],
+            "networks": [_identify_network(member) for member in classifier.members],
             "classes": list(classifier.classes),
             "reading of pictures": [*map(str, classifier.members[0].form), classifier.data.max_pixels],
             "options": asdict(self._columns),
             "device": classifier.device.type,
+            "precision": str(classifier.precision),
+            "batch size": self.batch_size,
         }
 
 
@@ -153,6 +159,12 @@ def predict_to_file(labeller: Labeller, out: Path, observer: Observer) -> bool:
         labeller.unreadable = sum(len(table) - table[REASON].null_count for table in parts.read())
         parts.finish()
         return True
+
+
+def _identify_network(member: LoadedNetwork) -> str:
+    """Return a digest of what decides a network's answers; weights alone know neither k nor the normalisation."""
+    network = member.network
+    return digest([weight_hash(network), network.model_config, network.spec.to_dict(), member.columns])
 
 
 def _begin(observer: Observer, labeller: Labeller) -> None:

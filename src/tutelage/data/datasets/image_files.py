@@ -89,9 +89,9 @@ class FileImages:
     def __init__(self, paths: Sequence[str], config: DataConfig, large: Mapping[int, bytes] | None = None) -> None:
         """Take the files, the dataset's config, and of large files that may have copies the SHA-256, by number.
 
-        A list of paths is held as ``SharedTexts``.
+        Many paths are given as ``SharedTexts``, which workers do not copy.
         """
-        self._paths = SharedTexts(paths) if isinstance(paths, list) else paths
+        self._paths = paths
         self._config = config
         self._large = large or {}
         self.preparable = len(paths) if large else 0
@@ -146,7 +146,7 @@ def image_files(listing: Listing, config: DataConfig, on_progress: OnProgress = 
     indices = {part: np.flatnonzero(parts == part) for part in (ALL, *LABELLED_PARTS, UNLABELLED)}
     contents = facts["content"].tolist()
     large = {number: contents[number] for number in np.flatnonzero(facts["pixels"] > LARGE_PIXELS).tolist()}
-    files = FileImages([entry.path for entry in entries], config, large)
+    files = FileImages(SharedTexts(entry.path for entry in entries), config, large)
     source = Source(
         images=PackedImages(files, contents, config) if config.pack else files,
         labels=labels,
