@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +18,19 @@ from PIL import Image
 
 import tutelage
 from helpers.commands import command
+from helpers.configs import data_config
 from helpers.images import random_images, smooth_image
+from helpers.networks import make_spec
 from helpers.overrides import QUIET
 from helpers.paths import ROOT
 from helpers.runs import make_entry, only_run, run, write_finished_run
 from tutelage import api
 from tutelage.app.job import RUNS_FILE
 from tutelage.errors import UserError
-from tutelage.models import ImageClassifier
+from tutelage.inference.classifier import Classifier, LoadedNetwork
+from tutelage.models import ImageClassifier, make_classifier
 
+PERCEPTRON = {"_target_": "tutelage.models.Perceptron"}
 TINY = ("schedule.epochs=null", "schedule.steps=3", "callbacks.report=false", "data.batch_size=8")
 SMALL_PICTURES = ("recipe=none", "data.image_size=16", "data.fit=pad", "model=lenet5", "augmentation=none")
 
@@ -156,6 +162,21 @@ def test_the_network_alone_is_exported_and_compiled(classifier):
         torch.testing.assert_close(compiled(images), expected)
 
 
+def test_several_networks_with_their_classes_in_other_orders_give_the_mean_by_name():
+    torch.manual_seed(0)
+    first = make_classifier(PERCEPTRON, replace(make_spec(1, 4, 3), classes=("a", "b", "c"))).eval()
+    second = make_classifier(PERCEPTRON, replace(first.spec, classes=("c", "a", "b"))).eval()
+    config = data_config(image_size=4, channels=1)
+    members = [LoadedNetwork(name, each, None, config, None) for name, each in (("one", first), ("two", second))]
+    images = torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = (first(images).softmax(dim=1) + second(images).softmax(dim=1)[:, [1, 2, 0]]) / 2
+    torch.testing.assert_close(Classifier(members, torch.device("cpu")).compute_probabilities(images), expected)
+    twice = make_classifier(PERCEPTRON, replace(first.spec, classes=("a", "b", "a"))).eval()
+    with pytest.raises(UserError, match="three: two of its classes are called 'a'"):
+        Classifier([LoadedNetwork("three", twice, None, config, None)], torch.device("cpu"))
+
+
 def typed(photos: Path, photo_run: Path) -> list[str]:
     outputs = photo_run.parents[1]
     return [*QUIET, f"paths.outputs={outputs}", *TINY, *SMALL_PICTURES, "data=image_folder", f"data.root={photos}"]
@@ -208,6 +229,21 @@ def test_a_failure_of_the_child_says_what(fake_command, script, message):
     fake_command(script)
     with pytest.raises(RuntimeError, match=message):
         tutelage.run([])
+
+
+def test_the_error_of_the_command_is_its_own_line_whatever_is_printed_after_it(fake_command):
+    fake_command("echo 'tutelage: x=1: no such key'; echo 'UserWarning: leaked'; exit 2")
+    with pytest.raises(UserError, match="^x=1: no such key$"):
+        tutelage.run([])
+
+
+def test_a_process_that_the_command_leaves_behind_is_not_waited_for(fake_command, monkeypatch):
+    monkeypatch.setattr("tutelage.api.SECONDS_OF_OUTPUT", 0.1)
+    fake_command("sleep 30 & echo done; exit 1")
+    started = time.monotonic()
+    with pytest.raises(RuntimeError, match="ended with code 1: done"):
+        tutelage.run([])
+    assert time.monotonic() - started < 20
 
 
 def test_an_interrupt_stops_the_child_and_waits_for_it(fake_command, capsys, monkeypatch, tmp_path):
@@ -292,6 +328,7 @@ def test_the_pages_examples_run(tmp_path, monkeypatch):
         assert (ROOT / "docs" / target).is_file(), target
 
 
+@pytest.mark.slow
 def test_a_sweep_returns_its_runs(tmp_path):
     words = ["-m", "seed=0,1", *QUIET, "debug=tiny", "model=perceptron", "callbacks.report=false"]
     runs_file = tmp_path / "runs.json"

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from tutelage.app.job import RUNS_FILE
 from tutelage.config.allowed_folder import SAFE_PATH_VARIABLE
@@ -22,6 +25,9 @@ if TYPE_CHECKING:  # at run time it is imported when it is needed
     from tutelage.config import Config
     from tutelage.inference.classifier import Classifier
 
+LINES_KEPT = 50  # of the command's output, for the message of its error
+SECONDS_OF_OUTPUT = 2.0  # that output may take to arrive when the command has ended
+COMPLAINT = "tutelage: "  # begins the line of a user's error
 RUN_DEPTHS = ("", "*/", "*/*/")  # below a folder, where runs may lie
 
 
@@ -145,17 +151,17 @@ def run(overrides: Sequence[str] = ()) -> Run | RunTable:
         raise UserError(f"{overrides!r}: give a list of overrides, such as ['data=digits', 'model=mlp']")
     with tempfile.TemporaryDirectory(prefix="tutelage-") as folder:
         file = Path(folder) / "runs.json"
-        code, last_line = _execute_training(list(map(str, overrides)), file)
+        code, lines = _execute_training(list(map(str, overrides)), file)
         ended = json.loads(file.read_text()) if file.exists() else None
-    _raise_for_failure(code, last_line, ended)
+    _raise_for_failure(code, lines, ended)
     if ended is None:
-        raise RuntimeError(f"no run was started: {last_line}")
+        raise RuntimeError(f"no run was started: {_last(lines)}")
     runs = RunTable(Run.read(Path(path)) for path, _ in ended["runs"])
     return runs if ended["is_sweep"] else runs[0]
 
 
-def _execute_training(overrides: Sequence[str], runs_file: Path) -> tuple[int, str]:
-    """Run the command and pass its output on; return its exit code and its last line.
+def _execute_training(overrides: Sequence[str], runs_file: Path) -> tuple[int, Sequence[str]]:
+    """Run the command and pass its output on; return its exit code and its last lines.
 
     It has a process group of its own: an interrupt of a terminal or a notebook reaches it once, from here.
     """
@@ -170,36 +176,46 @@ def _execute_training(overrides: Sequence[str], runs_file: Path) -> tuple[int, s
         env={**os.environ, **added},
         process_group=0,
     )
-    last_line, interrupt = "", None
-    with process:
-        while True:
-            try:
-                for line in process.stdout or ():
-                    print(line, end="", flush=True)
-                    last_line = line.strip() or last_line
-                process.wait()
-                break
-            except KeyboardInterrupt as error:
-                interrupt = error
-                process.send_signal(signal.SIGINT)
-            except BaseException:  # its output has no reader any more
-                process.terminate()
-                raise
+    lines: deque[str] = deque(maxlen=LINES_KEPT)
+    reader = threading.Thread(target=_pass_on, args=(process.stdout, lines), daemon=True)
+    reader.start()
+    interrupt = None
+    while process.returncode is None:
+        try:
+            process.wait()
+        except KeyboardInterrupt as error:
+            interrupt = error
+            process.send_signal(signal.SIGINT)
+    reader.join(SECONDS_OF_OUTPUT)  # a process that the command has left behind may hold its output open
     if interrupt is not None:
         raise interrupt
-    return process.returncode, last_line
+    return process.returncode, list(lines)
 
 
-def _raise_for_failure(code: int, last_line: str, ended: Mapping[str, Any] | None) -> None:
-    """Raise the error that an exit code of the command stands for."""
+def _pass_on(output: IO[str] | None, lines: deque[str]) -> None:
+    """Print the lines of a process as they come, and keep the last ones that are not blank."""
+    for line in output or ():
+        with suppress(OSError, ValueError):  # sys.stdout is closed; the process is not to wait for a reader
+            print(line, end="", flush=True)
+        if line.strip():
+            lines.append(line.strip())
+
+
+def _raise_for_failure(code: int, lines: Sequence[str], ended: Mapping[str, Any] | None) -> None:
+    """Raise the error that an exit code of the command stands for; ``lines`` are its last ones."""
     if code < 0:
         raise RuntimeError(
             f"tutelage train was killed by {signal.Signals(-code).name}; the same call goes on from its last checkpoint"
         )
-    if code == USER_ERROR:
-        raise UserError(last_line.removeprefix("tutelage: "))
+    complaints = [line.removeprefix(COMPLAINT) for line in lines if line.startswith(COMPLAINT)]
+    if code == USER_ERROR and complaints:
+        raise UserError(complaints[-1])
     reasons = [] if ended is None else [reason for _, reason in ended["runs"] if reason]
     if code and ended is not None and reasons:
         raise RuntimeError(f"{len(reasons)} of {len(ended['runs'])} runs failed; the first: {reasons[0]}")
     if code:
-        raise RuntimeError(f"tutelage train ended with code {code}: {last_line}")
+        raise RuntimeError(f"tutelage train ended with code {code}: {_last(lines)}")
+
+
+def _last(lines: Sequence[str]) -> str:
+    return lines[-1] if lines else "it printed nothing"

@@ -1,5 +1,6 @@
 """Networks of finished runs, ready to be used: one of them, or several as one."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -78,9 +79,13 @@ class Classifier:
         """Take networks.
 
         Raises:
-            UserError: they have other classes, or see pictures in other forms.
+            UserError: they have other classes, or see pictures in other forms; or two classes of one share a name.
         """
         first = members[0]
+        for member in members:
+            repeated = [name for name, count in Counter(member.classes).items() if count > 1]
+            if repeated:
+                raise UserError(f"{member.source}: two of its classes are called {repeated[0]!r}; no label tells them")
         for other in members[1:]:
             if sorted(other.classes) != sorted(first.classes):
                 raise UserError(f"{other.source}: its classes differ from those of {first.source}; their mean has none")
@@ -277,5 +282,5 @@ def _choose_task(source: str, network: ImageClassifier, task: int | None) -> tup
 def _order_columns(member: LoadedNetwork, classes: Sequence[str]) -> list[int]:
     """Return for each of the classes the column of a member's logits."""
     columns = range(len(member.classes)) if member.columns is None else member.columns
-    column_of = dict(zip(reversed(member.classes), reversed(columns), strict=True))
-    return list(columns) if member.classes == tuple(classes) else [column_of[name] for name in classes]
+    column_of = dict(zip(member.classes, columns, strict=True))
+    return [column_of[name] for name in classes]

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from tutelage.config import DataConfig
+from tutelage.data.datasets.image_files import FileImages
 from tutelage.data.files.conversion import to_pixels
-from tutelage.data.files.decoding import open_picture
-from tutelage.data.files.large import LARGE_PIXELS, shrink_picture, shrink_pixels
+from tutelage.data.files.large import shrink_pixels
 from tutelage.data.files.names import printable
 from tutelage.data.fitting import fit_image
 from tutelage.data.source import IMAGE_AXES, convert_channels
@@ -40,7 +40,7 @@ def read_batches(pictures: Pictures, data: DataConfig, batch_size: int) -> Itera
     """
     images: list[np.ndarray] = []
     for picture in _list_pictures(pictures):
-        images.append(fit_image(_read_pixels(picture, data), data))
+        images.append(_read_image(picture, data))
         if len(images) == batch_size:
             yield _stack(images)
             images = []
@@ -87,19 +87,23 @@ def _split_array(array: np.ndarray | Tensor) -> Iterator[np.ndarray]:
     yield from pixels.reshape(-1, *pixels.shape[-3:])
 
 
-def _read_pixels(picture: str | Path | Image.Image | np.ndarray, data: DataConfig) -> np.ndarray:
+def _read_image(picture: str | Path | Image.Image | np.ndarray, data: DataConfig) -> np.ndarray:
+    """Return a picture as a network sees it: (S, S, C) uint8, S being ``data.image_size`` and C ``data.channels``."""
+    if not isinstance(picture, str | Path):
+        return fit_image(shrink_pixels(_convert(picture, data), data), data)
+    file = Path(picture).expanduser()
+    if file.is_dir():
+        name = printable(str(picture))
+        raise UserError(f"{name}: a folder, no picture; give its files, as in sorted(Path({name!r}).glob('*.jpg'))")
+    return FileImages((str(file),), data)[0]
+
+
+def _convert(picture: Image.Image | np.ndarray, data: DataConfig) -> np.ndarray:
     """Return pixels (H, W, C) uint8, upright and without transparency, C being ``data.channels``."""
-    if isinstance(picture, str | Path):
-        file, name = Path(picture).expanduser(), printable(str(picture))
-        if file.is_dir():
-            raise UserError(f"{name}: a folder, no picture; give its files, as in sorted(Path({name!r}).glob('*.jpg'))")
-        opened = open_picture(file, name, data.channels, data.background, data.max_pixels, data.white)
-        height, width, _ = opened.shape
-        return (shrink_picture(opened, data) if height * width > LARGE_PIXELS else opened).read()
     if isinstance(picture, np.ndarray) and picture.shape[-1] in CHANNELS:
-        return shrink_pixels(convert_channels(np.ascontiguousarray(picture), data.channels), data)
+        return convert_channels(np.ascontiguousarray(picture), data.channels)
     image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
     if image.mode in {"F", "I"}:
         raise UserError(f"an image of mode {image.mode}: 32 bits have no fixed range of values; convert it to 8 bits")
     image.load()  # of 16 bits of a colour Pillow keeps the upper 8
-    return shrink_pixels(to_pixels(image, b"", data.channels, data.background, data.white), data)
+    return to_pixels(image, b"", data.channels, data.background, data.white)
