@@ -5,8 +5,9 @@ ranks them, makes rows, writes parts with checksums, puts them together, and sho
 same batches from the same loader and computes logits and their largest, nothing more. The two take turns in one
 process, after a warm-up of each; the figure is the median of the pairs' ratios of pictures a second.
 
-Memory is the sum of the proportional set sizes (PSS) of the command and its workers, sampled every 100 ms, for 1,000
-and for 1,000,000 names of 60 bytes in one folder and one of 250, all links to the same few files, by a perceptron.
+Memory is what the command and its workers hold themselves (the anonymous and shared parts of their PSS, without the
+pages of libraries, which other programs may share), at most, sampled every 100 ms, for 1,000 and for 1,000,000 names of
+60 bytes in one folder and one of 250, all links to the same few files, by a perceptron.
 
     make bench
 """
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -27,7 +29,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from large_files import list_tree, read_pss
+from large_files import list_tree
 from lengths import length
 from overhead import synchronized_time
 from tutelage.config.compose import compose
@@ -120,6 +122,14 @@ def measure_ratio(model: str, size: int, channels: int, count: int, top: Path) -
     return statistics.median(ratios)
 
 
+def read_memory(process: int) -> int:
+    """Return the bytes that a process holds itself, its part of what it shares with its workers; 0 if it has ended."""
+    with suppress(OSError):
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
+    return 0
+
+
 def measure_memory(network: Path, count: int, top: Path) -> int:
     """Label a folder of links by the command in a process of its own; return the most bytes that it held."""
     files, links = write_files(top / f"files-{count}", 28, 1), top / f"links-{count}"
@@ -131,7 +141,7 @@ def measure_memory(network: Path, count: int, top: Path) -> int:
     command = ["predict", str(network), str(links), "--out", str(top / f"{count}.csv")]
     with subprocess.Popen([sys.executable, "-m", "tutelage.cli", *command], stderr=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            peak = max(peak, sum(map(read_pss, list_tree(process.pid))))
+            peak = max(peak, sum(map(read_memory, list_tree(process.pid))))
             time.sleep(0.1)
     if process.returncode:
         sys.exit(f"predict: exit code {process.returncode} for {count:,} paths")
