@@ -79,6 +79,7 @@ def assert_exports(network, name, folder, columns=None):
     check_files(FORMATS[name].load(folder), PlainNetwork.of(network, columns), images, name)
 
 
+@pytest.mark.slow
 def test_a_network_in_onnx_answers_as_its_run_did_where_neither_torch_nor_tutelage_is(digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, *_ = export(digits, "onnx")

@@ -78,6 +78,7 @@ def test_of_very_many_runs_the_newest_are_looked_at(tmp_path, monkeypatch):
     assert find_other_schedule(RunFolder(tmp_path / "new"), {"seed": 0, "model": {"width": 3}}) is None
 
 
+@pytest.mark.slow
 def test_a_longer_schedule_is_said_to_be_a_new_run_and_a_sweep_over_schedules_is_not(tmp_path):
     def train(*words: str):
         process = command("tutelage.train", *QUIET, "model=perceptron", "callbacks.report=false", *words, cwd=tmp_path)

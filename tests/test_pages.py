@@ -61,6 +61,7 @@ def corner(view):
     return Image.open(io.BytesIO(view.screenshot)).convert("RGB").getpixel((0, 0))
 
 
+@pytest.mark.slow
 def test_a_browser_shows_a_page_on_a_phone_in_the_dark_without_a_complaint(tmp_path):
     file = write(tmp_path, make_evaluation())
     with Chromium() as chromium:
