@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -16,9 +16,20 @@ from tutelage.errors import UserError
 from tutelage.models import ImageClassifier
 
 LOGITS, PROBABILITIES, IMAGES = "logits", "probabilities", "images"  # names of a file's outputs and its input
-Run = Callable[[np.ndarray], dict[str, np.ndarray]]  # from images (B, C', S, S) uint8 to LOGITS (B, C) and others
 MAX_REASON_LENGTH = 200  # characters of a library's own message that ours quotes
 EXTRA = "pip install 'tutelage[export]'"
+
+
+class LoadedFiles(NamedTuple):
+    """A network that was read from exported files.
+
+    Attributes:
+        classes: the names that the files hold, in the order of the logits.
+        compute: takes images (B, C', S, S) uint8; returns LOGITS (B, C) float32, and more outputs of that shape.
+    """
+
+    classes: tuple[str, ...]
+    compute: Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class Format(ABC):
@@ -62,8 +73,8 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def load(self, folder: Path) -> Run:
-        """Return what runs the files that ``write`` has written, by the library that a receiver would take."""
+    def load(self, folder: Path) -> LoadedFiles:
+        """Return what is in the files that ``write`` has written, read by the library that a receiver would take."""
 
 
 @contextmanager
