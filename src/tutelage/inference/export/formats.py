@@ -90,8 +90,13 @@ def quietly() -> Iterator[None]:
         logging.disable(level)
 
 
-def refuse_network(name: str, error: Exception) -> UserError:
-    """Return the error of a network that a library cannot bring into a format: why, and the way out."""
+def refuse_network(name: str, error: Exception) -> Exception:
+    """Return the error of a network that a library cannot bring into a format: why, and the way out.
+
+    An error of the file system, such as a full disk, is returned as it is.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
     reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
     return UserError(
         f"--format {name}: this network cannot be exported so ({type(error).__name__}: {reason}); "

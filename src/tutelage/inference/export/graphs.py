@@ -1,5 +1,6 @@
 """Networks as graphs of operations, normalisation included: ONNX, and torch.export's own files."""
 
+import io
 import json
 from pathlib import Path
 
@@ -98,7 +99,9 @@ logits = network(torch.from_numpy(picture)[None]).detach().numpy()"""
 
     @staticmethod
     def _save(program: ExportedProgram, classes: tuple[str, ...], file: Path) -> None:
-        torch.export.save(program, file, extra_files={CLASSES_FILE: json.dumps(classes)})
+        content = io.BytesIO()  # where torch writes to a disk itself, a full one ends the whole process
+        torch.export.save(program, content, extra_files={CLASSES_FILE: json.dumps(classes)})
+        file.write_bytes(content.getbuffer())
 
     def load(self, folder: Path) -> LoadedFiles:
         """Return what the program's module computes, and the classes of the extra file."""

@@ -151,9 +151,10 @@ def _describe(network: ImageClassifier, fit: str) -> dict[str, Any]:
 
 
 def _write(state: dict[str, Tensor], config: dict[str, Any], folder: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({name: value.contiguous().clone() for name, value in state.items()}, folder / WEIGHTS, {"format": "pt"})
+    content = save({name: value.contiguous().clone() for name, value in state.items()}, {"format": "pt"})
+    (folder / WEIGHTS).write_bytes(content)  # save_file's own errors, of a full disk too, are no OSError
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
