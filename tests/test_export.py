@@ -185,9 +185,7 @@ def test_the_weights_in_safetensors_give_the_run_s_answers_by_numpy_alone(digits
     mean, std = config["pretrained_cfg"]["mean"][0], config["pretrained_cfg"]["std"][0]
     logits = (pixels.reshape(len(pixels), -1) / 255 - mean) / std @ weights["head.weight"].T + weights["head.bias"]
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    np.testing.assert_allclose(
-        exponentials / exponentials.sum(axis=1, keepdims=True), tested.probabilities, atol=1e-6
-    )
+    np.testing.assert_allclose(exponentials / exponentials.sum(axis=1, keepdims=True), tested.probabilities, atol=1e-6)
     assert config["label_names"] == list("0123456789")
 
 

@@ -17,17 +17,15 @@ from tutelage.report.templating import (
     Table,
     Tile,
     encode_image,
-    format_percent,
     is_small,
     write_page,
 )
 from tutelage.report.vector import encode_figure
-from tutelage.terminal.intervals import CONFIDENCE_LEVEL
+from tutelage.terminal.intervals import CONFIDENCE_LEVEL, NO_VALUE, format_percent
 
 MISTAKES = 24  # that are shown
 CONFUSIONS = 10
 MAX_CLASSES_IN_COLUMN = 12  # of a confusion matrix that can be read in half the page's width
-NO_VALUE = "-"
 CLASS_COLUMNS = (Column("class", is_text=True), Column("images"), Column("recall"), Column("precision"))
 CONFUSION_COLUMNS = (
     Column("shows", is_text=True),

@@ -12,11 +12,10 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, quote_error
 from tutelage.models import ImageClassifier
 
 LOGITS, PROBABILITIES, IMAGES = "logits", "probabilities", "images"  # names of a file's outputs and its input
-MAX_REASON_LENGTH = 200  # characters of a library's own message that ours quotes
 EXTRA = "pip install 'tutelage[export]'"
 
 
@@ -97,8 +96,7 @@ def refuse_network(name: str, error: Exception) -> Exception:
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error
-    reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
     return UserError(
-        f"--format {name}: this network cannot be exported so ({type(error).__name__}: {reason}); "
+        f"--format {name}: this network cannot be exported so ({type(error).__name__}: {quote_error(error)}); "
         "--format safetensors takes every network"
     )

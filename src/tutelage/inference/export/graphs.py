@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from tutelage.inference.export.formats import IMAGES, LOGITS, PROBABILITIES, Format, LoadedFiles, quietly, refuse_network
+from tutelage.inference.export.formats import (
+    IMAGES,
+    LOGITS,
+    PROBABILITIES,
+    Format,
+    LoadedFiles,
+    quietly,
+    refuse_network,
+)
 from tutelage.inference.network import PlainNetwork
 from tutelage.models import ImageClassifier
 
@@ -72,9 +80,7 @@ probabilities, logits = session.run(None, {"images": picture[None]})"""
         session = onnxruntime.InferenceSession(folder / self.file, options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         classes = tuple(json.loads(session.get_modelmeta().custom_metadata_map[CLASSES]))
-        return LoadedFiles(
-            classes, lambda images: dict(zip(names, session.run(names, {IMAGES: images}), strict=True))
-        )
+        return LoadedFiles(classes, lambda images: dict(zip(names, session.run(names, {IMAGES: images}), strict=True)))
 
 
 class Pt2(Format):
