@@ -29,7 +29,7 @@ HELP = """tutelage trains image classifiers from few labels.
   tutelage explain --summary RUN|OVERRIDES
                                a network's layers: receptive field, multiply-adds, parameters
 """
-OWN_HELP = ("train", "predict")  # commands that print help of their own
+OWN_HELP = ("train", "predict", "evaluate", "export")  # commands that print help of their own
 
 
 def main() -> None:
@@ -211,7 +211,6 @@ def _label_pool(arguments: Sequence[str]) -> None:
     if record["status"] == FINISHED:
         print(f"{runs[0]}: this run is finished; there is nothing to label")
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training; torch reads it when it starts
     from tutelage.runs.cluster.signals import Stopped, defer_slurm_signals
     from tutelage.runs.cluster.slurm import leave_to_slurm
     from tutelage.terminal.display import create_display

@@ -198,7 +198,6 @@ def _check_outputs_lie_elsewhere(config: "Config") -> None:
 
 def train_run(config: "Config", location: RunLocation, arguments: Sequence[str], group: "ProcessGroup") -> int:
     """Run the stages that are left, under the run's lock; return 0, or 128 + the signal that stopped them."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before torch starts, or cuBLAS is not deterministic
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     from tutelage.runs import is_complete, run_identity
     from tutelage.runs.cluster.process_checks import propagate_failure

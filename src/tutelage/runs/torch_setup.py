@@ -28,7 +28,11 @@ def available_threads(local_size: int) -> int:
 
 
 def set_up_torch(threads: int) -> None:
-    """Set what decides the bits of a result: the number of threads, and deterministic kernels."""
+    """Set what decides the bits of a result: the number of threads, and deterministic kernels.
+
+    Call it before anything is computed on a GPU: cuBLAS reads its setting when it starts.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
