@@ -19,6 +19,7 @@ from helpers.configs import rgb_config
 from helpers.images import write_images
 from helpers.runs import only_run, run
 from tutelage.app import evaluate as command
+from tutelage.cli import main
 from tutelage.data import DataRuntime, data_module
 from tutelage.errors import UserError
 from tutelage.inference.evaluate import describe_own_data, read_evaluation_set
@@ -247,15 +248,21 @@ def test_pictures_are_brought_to_size_as_the_network_sees_them(tmp_path):
         (["data.root=photos"], r"knows none of its classes \(cat, dog\), but 0, 1, 2, 3, 4 and 5 more; name folders"),
         (["data.root=photos", "--stage=nobody"], "no network of a stage 'nobody'; there are supervised"),
         (["data.root=photos", "--task=2"], "task=2: .* has one task"),
-        (["data.root=photos", "--task=two"], "evaluate: argument --task: invalid int value: 'two'"),
+        (
+            ["data.root=photos", "--task=two"],
+            "evaluate: argument --task: invalid int value: 'two'; 'tutelage evaluate --help' says what it takes",
+        ),
         (["--json"], "--stage, --task and --json go with another test set"),
         (["RUN", "data.root=photos"], "takes each run once: the same one is named twice"),
+        (["photos/best.ckpt", "data.root=photos"], "best.ckpt: a file; this needs the folder of a finished run"),
+        (["photos/best.ckpt"], "best.ckpt: a file; this needs the folder of a finished run"),
     ],
 )
 def test_what_a_user_got_wrong_is_an_error_of_one_line(finished, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     for name in ("cat", "dog"):
         write_images(tmp_path / "photos" / name, 1)
+    (tmp_path / "photos" / "best.ckpt").touch()
     with pytest.raises(UserError, match=message) as caught:
         command.evaluate([str(finished), *(str(finished) if word == "RUN" else word for word in words)])
     assert "\n" not in str(caught.value)
@@ -274,3 +281,21 @@ def test_shifts_and_stored_predictions_are_asked_for_as_before(monkeypatch):
     ):
         command.evaluate(words)
     assert asked == ["shifts", "shifts", "ensemble", "elsewhere", "elsewhere"]
+
+
+@pytest.mark.parametrize(("name", "flag"), [("evaluate", "--json"), ("export", "--out DIR"), ("predict", "--top K")])
+def test_a_command_s_help_has_its_options_and_examples(name, flag, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tutelage", name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert re.search(rf"^  {flag} +\S", printed, re.MULTILINE)
+    assert f"\n  tutelage {name} RUN " in printed
+
+
+def test_torch_is_set_up_as_in_training(digits, measure, monkeypatch):
+    asked = []
+    monkeypatch.setattr("tutelage.inference.classifier.set_up_torch", asked.append)
+    measure(f"data.root={digits}", "data.limit=10")
+    assert len(asked) == 1

@@ -2,6 +2,8 @@
 
 import json
 import re
+import resource
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from helpers.configs import data_config
+from helpers.forks import call_in_fork
 from helpers.images import smooth_image
 from helpers.networks import make_spec
 from helpers.runs import only_run, run
@@ -35,6 +38,7 @@ from tutelage.models import make_classifier
 from tutelage.models.weights.published import INSTALLED
 from tutelage.runs import Health, RunFolder, inspect_run, read_config
 from tutelage.runs.predictions import read_predictions
+from tutelage.storage import write_folder
 
 PERCEPTRON = {"_target_": "tutelage.models.Perceptron"}
 TINY = {
@@ -346,3 +350,21 @@ np.save("logits.npy", logits)
     with torch.no_grad():
         expected = classifier.network(picture[None]).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "out" / "logits.npy"), expected, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TYPED_FORMATS)
+def test_a_disk_that_fills_up_ends_in_one_line_and_leaves_nothing(name, tmp_path):
+    network = random_network(*TINY["timm"])
+
+    def export_to_a_full_disk() -> int:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # bytes of a file, fewer than its weights have
+        try:
+            write_folder(tmp_path / "out", lambda folder: FORMATS[name].write(network, "crop", folder))
+        except UserError as error:
+            return 0 if "out: cannot be written (File too large); make room" in str(error) else 2
+        return 1
+
+    assert call_in_fork(export_to_a_full_disk) == 0
+    assert not list(tmp_path.iterdir())

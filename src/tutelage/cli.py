@@ -23,9 +23,9 @@ HELP = """tutelage trains image classifiers from few labels.
                                accuracy on other pictures of these classes, with a page; several runs as one
   tutelage evaluate RUN [shift=translate,crop,rotate,brightness]
                                accuracy on test images that are shifted, cropped, rotated, made darker
-  tutelage evaluate RUN RUN... accuracy of several runs as one: the mean of their answers
+  tutelage evaluate RUN RUN... accuracy of several runs as one: the mean of their answers   (tutelage evaluate --help)
   tutelage export RUN --format onnx|pt2|safetensors|timm [--out DIR]
-                               its network as files that need no tutelage, checked, with a model card
+                               its network as files that need no tutelage, with a card   (tutelage export --help)
   tutelage explain --summary RUN|OVERRIDES
                                a network's layers: receptive field, multiply-adds, parameters
 """
