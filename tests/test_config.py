@@ -302,6 +302,7 @@ def test_a_users_own_configs_join_ours(tmp_path):
         (["tutelage.cli", "--help"], ("torch", "hydra", "omegaconf", "pydantic")),
         (["tutelage.train", "modle.width=2"], ("torch", "albumentations", "pytorch_lightning")),
         (["tutelage.train", "--help"], ("torch", "hydra")),
+        (["tutelage.cli", "export", "--help"], ("torch", "albumentations")),
     ],
 )
 def test_help_and_config_errors_load_nothing_heavy(arguments, unwanted):

@@ -1,7 +1,10 @@
 """``tutelage evaluate RUN data.root=OTHER``: a network's numbers on pictures that its run has never seen."""
 
 import csv
+import html
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -16,10 +19,12 @@ from helpers.configs import rgb_config
 from helpers.images import write_images
 from helpers.runs import only_run, run
 from tutelage.app import evaluate as command
+from tutelage.cli import main
 from tutelage.data import DataRuntime, data_module
 from tutelage.errors import UserError
 from tutelage.inference.evaluate import describe_own_data, read_evaluation_set
-from tutelage.inference.test_data import compose_test_data
+from tutelage.inference.evaluation_page import name_page
+from tutelage.inference.other_data import compose_other_data
 from tutelage.models import load_classifier, save_classifier
 from tutelage.runs import Health, RunFolder, inspect_run, read_config, read_record, weights_files
 from tutelage.runs.integrity import describe_files, list_files
@@ -169,20 +174,23 @@ def test_several_runs_are_the_mean_of_their_probabilities(finished, digits, meas
 
 def test_the_command_prints_what_the_page_shows(finished, digits, tmp_path, capsys):
     shutil.copytree(digits / "3", tmp_path / "week 47" / "3")
-    command.evaluate([str(finished), f"data.root={tmp_path / 'week 47'}"])
+    words = [str(finished), f"data.root={tmp_path / 'week 47'}", "--stage", "supervised", "--config-dir", str(tmp_path)]
+    command.evaluate(words)
     *lines, before_last, last = capsys.readouterr().out.splitlines()
     page = Path(last.removeprefix("page: "))
     assert f'<dd class="value">{lines[0].split()[1]} %</dd>' in page.read_text()
     assert before_last.startswith("note: classes of the network without an image here: 0, 1, 2, 4, 5 and 4 more")
     assert page.parent.name.startswith("evaluate-week-47-")
+    (typed,) = re.findall(r"tutelage evaluate [^<]*", html.unescape(page.read_text()))
+    assert shlex.split(typed) == ["tutelage", "evaluate", *words]
     assert sorted(file.name for file in page.parent.iterdir()) == ["index.html", "predictions.parquet"]
 
 
 def test_no_two_measurements_have_one_page_and_each_keeps_its_own():
     def name(*words, run="A", **changes):
-        runs = [(RunFolder(Path(each)), {}) for each in (run, *words)]
-        request = command.Request([], [], [], changes.pop("stage", None), None, False)
-        return command.name_page(request, runs, rgb_config(root="x/data").model_copy(update=changes))
+        runs = [RunFolder(Path(each)) for each in (run, *words)]
+        stage = changes.pop("stage", None)
+        return name_page(runs, stage, None, rgb_config(root="x/data").model_copy(update=changes))
 
     names = [
         name(),
@@ -191,9 +199,11 @@ def test_no_two_measurements_have_one_page_and_each_keeps_its_own():
         name(stage="teacher"),
         name("B"),
         name(target="tutelage.data.SVHN"),
+        name(on_bad_image="skip"),
+        name(fit="pad"),
     ]
     assert len(set(names)) == len(names)
-    assert name() == name(run="moved/A") == name(root=str(Path("x/data").resolve()))
+    assert name() == name(num_workers=3) == name(run="moved/A") == name(root=str(Path("x/data").resolve()))
     assert name("B", "C") == name("C", "B")
 
 
@@ -221,11 +231,11 @@ def test_a_network_measured_on_what_it_has_learned_from_says_so(tmp_path):
 
 def test_pictures_are_brought_to_size_as_the_network_sees_them(tmp_path):
     seen = rgb_config(_target_="tutelage.data.ImageFolder", fit="pad", background=[0, 0, 9], white=4095, num_workers=3)
-    config = compose_test_data(seen, [f"data.root={tmp_path}"], ())
+    config = compose_other_data(seen, [f"data.root={tmp_path}"], ())
     for key in ("image_size", "channels", "mean", "std", "fit", "background", "white", "num_workers"):
         assert getattr(config, key) == getattr(seen, key), key
     assert (config.labels, config.pack, config.validation) == (None, False, "none")
-    published = compose_test_data(seen, ["data=digits"], ())
+    published = compose_other_data(seen, ["data=digits"], ())
     assert (published.target, published.image_size, published.channels) == ("tutelage.data.Digits", 16, 3)
 
 
@@ -238,15 +248,21 @@ def test_pictures_are_brought_to_size_as_the_network_sees_them(tmp_path):
         (["data.root=photos"], r"knows none of its classes \(cat, dog\), but 0, 1, 2, 3, 4 and 5 more; name folders"),
         (["data.root=photos", "--stage=nobody"], "no network of a stage 'nobody'; there are supervised"),
         (["data.root=photos", "--task=2"], "task=2: .* has one task"),
-        (["data.root=photos", "--task=two"], "evaluate: argument --task: invalid int value: 'two'"),
+        (
+            ["data.root=photos", "--task=two"],
+            "evaluate: argument --task: invalid int value: 'two'; 'tutelage evaluate --help' says what it takes",
+        ),
         (["--json"], "--stage, --task and --json go with another test set"),
         (["RUN", "data.root=photos"], "takes each run once: the same one is named twice"),
+        (["photos/best.ckpt", "data.root=photos"], "best.ckpt: a file; this needs the folder of a finished run"),
+        (["photos/best.ckpt"], "best.ckpt: a file; this needs the folder of a finished run"),
     ],
 )
 def test_what_a_user_got_wrong_is_an_error_of_one_line(finished, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     for name in ("cat", "dog"):
         write_images(tmp_path / "photos" / name, 1)
+    (tmp_path / "photos" / "best.ckpt").touch()
     with pytest.raises(UserError, match=message) as caught:
         command.evaluate([str(finished), *(str(finished) if word == "RUN" else word for word in words)])
     assert "\n" not in str(caught.value)
@@ -265,3 +281,21 @@ def test_shifts_and_stored_predictions_are_asked_for_as_before(monkeypatch):
     ):
         command.evaluate(words)
     assert asked == ["shifts", "shifts", "ensemble", "elsewhere", "elsewhere"]
+
+
+@pytest.mark.parametrize(("name", "flag"), [("evaluate", "--json"), ("export", "--out DIR"), ("predict", "--top K")])
+def test_a_command_s_help_has_its_options_and_examples(name, flag, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["tutelage", name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert re.search(rf"^  {flag} +\S", printed, re.MULTILINE)
+    assert f"\n  tutelage {name} RUN " in printed
+
+
+def test_torch_is_set_up_as_in_training(digits, measure, monkeypatch):
+    asked = []
+    monkeypatch.setattr("tutelage.inference.classifier.set_up_torch", asked.append)
+    measure(f"data.root={digits}", "data.limit=10")
+    assert len(asked) == 1

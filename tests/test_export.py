@@ -2,6 +2,8 @@
 
 import json
 import re
+import resource
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 
 from helpers.configs import data_config
+from helpers.forks import call_in_fork
 from helpers.images import smooth_image
 from helpers.networks import make_spec
 from helpers.runs import only_run, run
@@ -26,6 +30,7 @@ from tutelage.errors import UserError
 from tutelage.inference.classifier import LoadedNetwork, load_networks
 from tutelage.inference.export import FORMATS
 from tutelage.inference.export.exporting import TOLERANCE, check_files, take_network
+from tutelage.inference.export.formats import LoadedFiles
 from tutelage.inference.export.origin import find_origin
 from tutelage.inference.export.reading import reading_lines
 from tutelage.inference.network import PlainNetwork
@@ -33,6 +38,7 @@ from tutelage.models import make_classifier
 from tutelage.models.weights.published import INSTALLED
 from tutelage.runs import Health, RunFolder, inspect_run, read_config
 from tutelage.runs.predictions import read_predictions
+from tutelage.storage import write_folder
 
 PERCEPTRON = {"_target_": "tutelage.models.Perceptron"}
 TINY = {
@@ -76,7 +82,7 @@ def assert_exports(network, name, folder, columns=None):
     FORMATS[name].write(take_network(member), "crop", folder)
     shape = (3, network.spec.channels, *2 * (network.spec.image_size,))
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    check_files(FORMATS[name].load(folder), PlainNetwork.of(network, columns), images, name)
+    check_files(FORMATS[name].load(folder), PlainNetwork.of(network, columns), member.classes, images, name)
 
 
 @pytest.mark.slow
@@ -130,33 +136,62 @@ def test_a_run_with_an_export_below_its_folder_is_whole(digits):
     assert (digits / "export" / "model.pt2").stat().st_mode & 0o777 == 0o644
 
 
-def test_an_export_that_answers_otherwise_is_not_there(digits, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("change_classes", "change_logits", "message"),
+    [
+        (tuple, lambda logits: logits + 1e-3, "checked on 32 pictures, its logits differ"),
+        (tuple, lambda logits: logits * np.nan, "checked on 32 pictures, its logits differ"),
+        (tuple, lambda logits: logits[:, :7], r"its logits are \(32, 7\), the network's \(32, 10\)"),
+        (lambda classes: classes[::-1], np.asarray, r"its classes are \['9', .* the network's \['0', "),
+    ],
+)
+def test_an_export_that_answers_otherwise_is_not_there(
+    digits, tmp_path, monkeypatch, change_classes, change_logits, message
+):
     chosen = FORMATS["safetensors"]
     load = chosen.load
-    wrong = {"logits": 1e-3, "nan": np.nan}
-    for name, error in wrong.items():
-        monkeypatch.setattr(
-            type(chosen), "load", lambda self, folder, e=error: lambda x: {"logits": load(folder)(x)["logits"] + e}
-        )
-        with pytest.raises(UserError, match=r"checked on 32 pictures, its logits differ .* nothing was written"):
-            export(digits, "safetensors", "--out", str(tmp_path / name))
+
+    def load_changed(self, folder):
+        classes, compute = load(folder)
+        return LoadedFiles(change_classes(classes), lambda images: {"logits": change_logits(compute(images)["logits"])})
+
+    monkeypatch.setattr(type(chosen), "load", load_changed)
+    with pytest.raises(UserError, match=f"{message}.* nothing was written"):
+        export(digits, "safetensors", "--out", str(tmp_path / "out"))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_difference_of_a_class_or_above_the_tolerance_ends_the_check():
     network = PlainNetwork.of(random_network(PERCEPTRON, make_spec(1, 8, 2)))
-    images = np.zeros((2, 1, 8, 8), np.uint8)
+    classes, images = network.spec.classes, np.zeros((2, 1, 8, 8), np.uint8)
     with torch.no_grad():
         logits = network(torch.from_numpy(images)).numpy()
-    run_files = lambda error: lambda batch: {"logits": logits[: len(batch)] + np.float32(error)}  # noqa: E731
-    assert check_files(run_files(TOLERANCE / 2), network, images, "it") == pytest.approx(TOLERANCE / 2, rel=0.01)
+
+    def check(logits):
+        loaded = LoadedFiles(classes, lambda batch: {"logits": logits[: len(batch)]})
+        return check_files(loaded, network, classes, images, "it")
+
+    assert check(logits + np.float32(TOLERANCE / 2)) == pytest.approx(TOLERANCE / 2, rel=0.01)
     with pytest.raises(UserError, match="differ"):
-        check_files(run_files(2 * TOLERANCE), network, images, "it")
+        check(logits + np.float32(2 * TOLERANCE))
     with torch.no_grad():
         network.head.weight.zero_()
         network.head.bias.copy_(torch.tensor([0.0, 1e-6]))
     with pytest.raises(UserError, match="another class"):
-        check_files(lambda batch: {"logits": np.zeros((len(batch), 2), np.float32)}, network, images, "it")
+        check(np.zeros((2, 2), np.float32))
+
+
+def test_the_weights_in_safetensors_give_the_run_s_answers_by_numpy_alone(digits, tmp_path):
+    export(digits, "safetensors", "--out", str(tmp_path / "out"))
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    tested = read_predictions(RunFolder(digits).test_file)
+    pixels = data_module(read_config(RunFolder(digits)).data).images[tested.indices]  # (N, H, W, 1) uint8
+    mean, std = config["pretrained_cfg"]["mean"][0], config["pretrained_cfg"]["std"][0]
+    logits = (pixels.reshape(len(pixels), -1) / 255 - mean) / std @ weights["head.weight"].T + weights["head.bias"]
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(exponentials / exponentials.sum(axis=1, keepdims=True), tested.probabilities, atol=1e-6)
+    assert config["label_names"] == list("0123456789")
 
 
 def test_what_cannot_be_exported_is_refused_in_one_line(digits, tmp_path, monkeypatch):
@@ -316,3 +351,21 @@ np.save("logits.npy", logits)
     with torch.no_grad():
         expected = classifier.network(picture[None]).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "out" / "logits.npy"), expected, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TYPED_FORMATS)
+def test_a_disk_that_fills_up_ends_in_one_line_and_leaves_nothing(name, tmp_path):
+    network = random_network(*TINY["timm"])
+
+    def export_to_a_full_disk() -> int:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))  # bytes of a file, fewer than its weights have
+        try:
+            write_folder(tmp_path / "out", lambda folder: FORMATS[name].write(network, "crop", folder))
+        except UserError as error:
+            return 0 if "out: cannot be written (File too large); make room" in str(error) else 2
+        return 1
+
+    assert call_in_fork(export_to_a_full_disk) == 0
+    assert not list(tmp_path.iterdir())

@@ -10,11 +10,11 @@ from PIL import Image
 
 from helpers.chromium import LAPTOP, NARROW, WIDE, Chromium, find_chromium
 from helpers.images import smooth_image
-from tutelage.app.evaluate import MAX_CLASSES, print_evaluation
 from tutelage.data import Predictions, Source
 from tutelage.data.source import empty_indices
 from tutelage.inference.evaluate import Evaluation
 from tutelage.inference.evaluation_page import MISTAKES, count_by_confidence, write_evaluation_page
+from tutelage.inference.evaluation_text import MAX_CLASSES, print_evaluation
 from tutelage.report import pictures
 from tutelage.report.palette import DARK, LIGHT
 from tutelage.report.templating import encode_image, write_html

@@ -1,5 +1,6 @@
 """Every write is whole or absent; locks name the process that holds them."""
 
+import errno
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from helpers.forks import call_in_fork
 from tutelage.errors import UserError
-from tutelage.storage import PARTIAL_PREFIX, digest, hold_lock, remove_partials, write_json, write_whole
+from tutelage.storage import PARTIAL_PREFIX, digest, hold_lock, remove_partials, write_folder, write_json, write_whole
 
 
 def test_a_write_that_is_killed_leaves_the_old_content(tmp_path):
@@ -40,6 +41,37 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         write_whole(tmp_path / "deep" / "file", fail)
     assert not list((tmp_path / "deep").iterdir())
+
+
+def test_a_folder_that_cannot_be_filled_is_not_there_and_one_line_says_why(tmp_path):
+    def fail(folder) -> None:
+        (folder / "half").touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match=r"out: cannot be written \(No space left on device\); make room for it"):
+        write_folder(tmp_path / "out", fail)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_of_a_folder_is_removed_by_the_next(tmp_path):
+    def die(folder) -> None:
+        (folder / "half").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for name in ("out", "other"):
+        assert call_in_fork(lambda name=name: write_folder(tmp_path / name, die)) == -signal.SIGKILL
+    old, others = sorted(tmp_path.iterdir(), key=lambda path: "other" in path.name)
+    os.utime(others, (0, 0))
+    write_folder(tmp_path / "out", lambda folder: (folder / "whole").touch())
+    assert old.is_dir()  # a live process may be filling it
+    os.utime(old, (0, 0))
+    write_folder(tmp_path / "out-2", lambda folder: (folder / "whole").touch())
+    assert old.is_dir()  # it is another target's
+    (tmp_path / "out" / "whole").unlink()
+    write_folder(tmp_path / "out", lambda folder: (folder / "whole").touch())
+    assert sorted(tmp_path.iterdir()) == sorted([others, tmp_path / "out", tmp_path / "out-2"])
+    remove_partials(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out-2"]
 
 
 def test_a_lock_is_free_again_when_its_holder_was_killed(tmp_path):

@@ -23,13 +23,13 @@ HELP = """tutelage trains image classifiers from few labels.
                                accuracy on other pictures of these classes, with a page; several runs as one
   tutelage evaluate RUN [shift=translate,crop,rotate,brightness]
                                accuracy on test images that are shifted, cropped, rotated, made darker
-  tutelage evaluate RUN RUN... accuracy of several runs as one: the mean of their answers
+  tutelage evaluate RUN RUN... accuracy of several runs as one: the mean of their answers   (tutelage evaluate --help)
   tutelage export RUN --format onnx|pt2|safetensors|timm [--out DIR]
-                               its network as files that need no tutelage, checked, with a model card
+                               its network as files that need no tutelage, with a card   (tutelage export --help)
   tutelage explain --summary RUN|OVERRIDES
                                a network's layers: receptive field, multiply-adds, parameters
 """
-OWN_HELP = ("train", "predict")  # commands that print help of their own
+OWN_HELP = ("train", "predict", "evaluate", "export")  # commands that print help of their own
 
 
 def main() -> None:
@@ -48,6 +48,7 @@ def main() -> None:
 
     escape_stdout()
     os.environ[SAFE_PATH_VARIABLE] = "1"  # for the processes that this one becomes or starts
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training; before torch starts
     try:
         arguments = apply_allow_flags(sys.argv[1:])
     except UserError as error:
@@ -211,7 +212,6 @@ def _label_pool(arguments: Sequence[str]) -> None:
     if record["status"] == FINISHED:
         print(f"{runs[0]}: this run is finished; there is nothing to label")
         return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training; torch reads it when it starts
     from tutelage.runs.cluster.signals import Stopped, defer_slurm_signals
     from tutelage.runs.cluster.slurm import leave_to_slurm
     from tutelage.terminal.display import create_display

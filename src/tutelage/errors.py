@@ -8,6 +8,7 @@ from io import TextIOWrapper
 from tutelage.world import read_world
 
 USER_ERROR = 2  # exit code
+MAX_REASON_LENGTH = 200  # characters of a library's own message that ours quotes
 BY_SIGNAL = 128  # plus the number of the signal that ended a process: its exit code in a shell
 RANK0_HEAD_START_SECONDS = 2.0  # srun may end all processes once one has ended: rank 0, which prints, ends first
 _ERROR_TYPE = re.compile(r"^tutelage\.[\w.]+: ")  # with which the last line of a traceback begins
@@ -18,6 +19,11 @@ class UserError(Exception):
 
     The message names the thing, its value and the way out.
     """
+
+
+def quote_error(error: BaseException) -> str:
+    """Return the message of a library's error for use within ours: on one line, cut to ``MAX_REASON_LENGTH``."""
+    return " ".join(str(error).split())[:MAX_REASON_LENGTH]
 
 
 def escape_stdout() -> None:

@@ -1,5 +1,6 @@
 """Atomic writes, checksums, and locks that name the process that holds them."""
 
+import glob
 import hashlib
 import json
 import os
@@ -61,13 +62,21 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
         write: writes the files into an empty folder beside it.
 
     Raises:
-        UserError: something is there, or the folder cannot be made.
+        UserError: something is there, or the folder or its files cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=PARTIAL_PREFIX))
+        remove_old_partials(path.parent, f"{path.name}-")
+        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{PARTIAL_PREFIX}{path.name}-"))
+        _fill_folder(partial, path, write)
     except OSError as error:
-        raise UserError(f"{path}: cannot be made ({error.strerror}); name another folder") from None
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be written ({reason}); make room for it, or name another folder") from None
+    flush_folder(path.parent)
+
+
+def _fill_folder(partial: Path, path: Path, write: Callable[[Path], object]) -> None:
+    """Write the files into the temporary folder and rename it to ``path``; remove it where that fails."""
     try:
         write(partial)
         for file in partial.iterdir():
@@ -81,7 +90,6 @@ def write_folder(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    flush_folder(path.parent)
 
 
 def refuse_taken_folder(path: Path) -> None:
@@ -181,20 +189,32 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove the temporary files of killed processes below ``folder``; call it only while holding the folder's lock."""
-    for path in folder.rglob(f"{PARTIAL_PREFIX}*"):
-        path.unlink(missing_ok=True)
+    """Remove what killed processes were writing below ``folder``; call it only while holding the folder's lock."""
+    for path in sorted(folder.rglob(f"{PARTIAL_PREFIX}*")):
+        _remove(path)
 
 
-def remove_old_partials(folder: Path) -> None:
-    """Remove the temporary files of killed processes from ``folder``, in which live ones may be writing without a lock.
+def remove_old_partials(folder: Path, name: str = "") -> None:
+    """Remove what killed processes were writing in ``folder``, where live ones may be writing without a lock.
 
-    Those that did not grow for ``STALE_SECONDS`` are removed; what cannot be removed stays.
+    Files that did not grow for ``STALE_SECONDS`` are removed, and folders to which no file was added for so long; what
+    cannot be removed stays.
+
+    Args:
+        folder: of the targets.
+        name: with which the names of the temporary files go on after ``PARTIAL_PREFIX``.
     """
-    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
+    for path in folder.glob(f"{PARTIAL_PREFIX}{glob.escape(name)}*"):
         with suppress(OSError):  # another process may remove it first
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def digest(value: Any) -> str:

@@ -1,30 +1,34 @@
 """``tutelage evaluate``: finished runs on another test set, under shifts of their own, and several as one."""
 
 import json
-import re
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tutelage.app.arguments import ArgumentParser
+from tutelage.app.arguments import STAGE_HELP, TASK_HELP, ArgumentParser
 from tutelage.errors import UserError
-from tutelage.runs import RunFolder, is_tested, main_stage_name, open_finished_run, open_tested_run, read_config
+from tutelage.runs import open_finished_run, open_tested_run, read_config
 
 if TYPE_CHECKING:
-    from tutelage.config import DataConfig, Shift
-    from tutelage.inference.evaluate import Evaluation
+    from tutelage.config import Shift
+    from tutelage.inference.evaluate import FinishedRun
+    from tutelage.inference.evaluation_page import Measurement
 
-Run = tuple[RunFolder, Mapping[str, Any]]  # a finished run's folder, and its ledger
+WORDS = "RUN... [data.root=FOLDER|TABLE] [shift=NAME,...] [OPTIONS]"
+DESCRIPTION = """Measure finished runs on other pictures of their classes, under shifts of their test images, or as one.
 
-PREDICTIONS = "predictions.parquet"
-MAX_NAME_LENGTH = 40  # characters of the data's name in that of a page's folder
-DIGEST_LENGTH = 8
-MAX_CLASSES = 30  # that the terminal shows
-MAX_CONFUSIONS = 5
-NO_VALUE = "-"
+  tutelage evaluate RUN data.root=last_week               a folder: CLASS/*.jpg, or test/CLASS/*.jpg
+  tutelage evaluate RUN data.root=last_week.csv --json    a table: columns path and label
+  tutelage evaluate RUN RUN2 data=mnist                   a public dataset; the mean of two runs' probabilities
+  tutelage evaluate RUN shift=translate,crop              the run's own test images, moved or cropped
+  tutelage evaluate RUN RUN2                              stored predictions of several runs as one
+"""
+EPILOG = """Further keys of other pictures: data.layout, data.limit, data.on_bad_image, data.num_workers.
+Without shift= a run alone is measured under translate, crop, rotate and brightness.
+"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Request:
     """What a command asks for.
 
     Attributes:
-        runs: the folders of the runs, as typed.
+        arguments: all of them, as typed.
+        runs: the folders of the runs.
         overrides: ``KEY=VALUE``.
         config_dirs: users' own config folders.
         stage: whose network is meant; None for the last.
@@ -40,6 +45,7 @@ class Request:
         as_json: print one JSON object.
     """
 
+    arguments: Sequence[str]
     runs: Sequence[str]
     overrides: Sequence[str]
     config_dirs: Sequence[str]
@@ -79,15 +85,17 @@ def parse_arguments(arguments: Sequence[str]) -> Request:
     from tutelage.config.compose import split_config_dirs
 
     words, config_dirs = split_config_dirs(arguments)
-    parser = ArgumentParser(prog="tutelage evaluate", add_help=False, allow_abbrev=False)
-    parser.add_argument("--stage")
-    parser.add_argument("--task", type=int)
-    parser.add_argument("--json", action="store_true", dest="as_json")
-    parser.add_argument("words", nargs="*")
+    parser = ArgumentParser("evaluate", WORDS, DESCRIPTION, EPILOG)
+    add = parser.add_argument
+    add("words", nargs="*", metavar="RUN, KEY=VALUE", help="folders of finished runs; what they are measured on")
+    add("--stage", metavar="NAME", help=f"{STAGE_HELP} (on other pictures)")
+    add("--task", type=int, metavar="N", help=f"{TASK_HELP} (on other pictures)")
+    add("--json", action="store_true", dest="as_json", help="print one JSON object (on other pictures)")
+    add("--config-dir", action="append", metavar="DIR", help="a folder of options of your own")  # read before
     flags = parser.parse_intermixed_args(words)
     runs = [word for word in flags.words if "=" not in word or Path(word).is_dir()]
     overrides = [word for word in flags.words if word not in runs]
-    return Request(runs, overrides, config_dirs, flags.stage, flags.task, flags.as_json)
+    return Request(arguments, runs, overrides, config_dirs, flags.stage, flags.task, flags.as_json)
 
 
 def evaluate_ensemble(names: Sequence[str]) -> None:
@@ -124,7 +132,9 @@ def evaluate_shifts(request: Request) -> None:
     from tutelage.report.curves import print_curve
     from tutelage.report.run_report import write_report
     from tutelage.report.shifts import measure_curve
+    from tutelage.runs.torch_setup import available_threads, set_up_torch
 
+    set_up_torch(config.trainer.threads or available_threads(1))
     data = data_module(config.data)
     for shift in shifts:
         print_curve(measure_curve(folder, record, data, shift))
@@ -156,124 +166,47 @@ def evaluate_elsewhere(request: Request) -> None:
     observer = create_display(sys.stderr.isatty())
     observer.loading()
     try:
-        evaluation, config, warnings = _measure(request, runs, observer.reading)
-        page = _write_files(request, runs, evaluation, config, warnings)
+        measured = _measure(request, runs, observer.reading)
+        from tutelage.inference.evaluation_page import write_measurement
+
+        write_measurement(measured, shlex.join(["tutelage", "evaluate", *request.arguments]))
     finally:
         observer.end()
-    names = [str(folder.path) for folder, _ in runs]
-    if request.as_json:
-        where = {"runs": names, "dataset": config.target, "root": config.root}
-        files = {"page": str(page), "predictions": str(page.with_name(PREDICTIONS))}
-        print(json.dumps({**where, **evaluation.to_json(), "notes": warnings, **files}, indent=2))
+    if not request.as_json:
+        from tutelage.inference.evaluation_text import print_evaluation
+
+        print_evaluation(measured.evaluation, measured.warnings, measured.own_accuracy)
+        print(f"page: {measured.page}")
         return
-    print_evaluation(evaluation, warnings, find_own_accuracy(request, runs))
-    print(f"page: {page}")
+    config = measured.config
+    where = {"runs": [str(folder.path) for folder, _ in runs], "dataset": config.target, "root": config.root}
+    files = {"page": str(measured.page), "predictions": str(measured.predictions)}
+    print(json.dumps({**where, **measured.evaluation.to_json(), "notes": measured.warnings, **files}, indent=2))
 
 
 def _measure(
-    request: Request, runs: Sequence[Run], on_progress: Callable[[str, float], None]
-) -> "tuple[Evaluation, DataConfig, list[str]]":
-    """Return what the runs' networks answer, the config of the data, and what is to be known about the numbers."""
+    request: Request, runs: "Sequence[FinishedRun]", on_progress: Callable[[str, float], None]
+) -> "Measurement":
+    """Return what the runs' networks answer."""
     from tutelage.data import DataRuntime
-    from tutelage.inference.classifier import load_networks
-    from tutelage.inference.evaluate import describe_own_data, evaluate_classifier, read_evaluation_set
-    from tutelage.inference.test_data import compose_test_data
+    from tutelage.inference.classifier import load_networks, set_up_inference
+    from tutelage.inference.evaluate import (
+        describe_own_data,
+        evaluate_classifier,
+        find_own_accuracy,
+        read_evaluation_set,
+    )
+    from tutelage.inference.evaluation_page import Measurement
+    from tutelage.inference.other_data import compose_other_data
 
-    classifier = load_networks(request.runs, request.stage, request.task)
-    config = compose_test_data(classifier.data, request.overrides, request.config_dirs)
+    stage, task = request.stage, request.task
+    classifier = load_networks(request.runs, stage, task)
+    set_up_inference(classifier)
+    config = compose_other_data(classifier.data, request.overrides, request.config_dirs)
     runtime = DataRuntime(device=classifier.device, on_progress=on_progress, only_test=True)
     images = read_evaluation_set(config, runtime)
     evaluation = evaluate_classifier(classifier, images, on_progress)
     own = [line for folder, record in runs for line in describe_own_data(folder.path.name, record, images)]
-    return evaluation, config, [*own, *evaluation.describe_classes(), *evaluation.notes]
-
-
-def find_own_accuracy(request: Request, runs: Sequence[Run]) -> float | None:
-    """Return the accuracy of the one network that is meant on its run's own test set; None where there is none."""
-    (_, record), *others = runs
-    if others or request.task is not None or not is_tested(record):
-        return None
-    name = main_stage_name(record) if request.stage is None else request.stage
-    entry: Mapping[str, Any] = next(entry for entry in record["stages"] if entry["name"] == name)
-    accuracy: float | None = entry["result"].get("test/accuracy")
-    return accuracy
-
-
-def _write_files(
-    request: Request,
-    runs: Sequence[Run],
-    evaluation: "Evaluation",
-    config: "DataConfig",
-    warnings: Sequence[str],
-) -> Path:
-    """Write the page and the table of the predictions below the report of the first run; return the page."""
-    from tutelage import __version__
-    from tutelage.inference.evaluation_page import write_evaluation_page
-    from tutelage.runs.predictions import write_predictions
-
-    folder = runs[0][0].report / name_page(request, runs, config)
-    write_predictions(folder / PREDICTIONS, evaluation.predictions, evaluation.classes, evaluation.source)
-    facts = {
-        "data": config.root or config.target.rpartition(".")[2],
-        "runs": ", ".join(str(folder.path) for folder, _ in runs),
-        "predictions": str(folder / PREDICTIONS),
-        "command": " ".join(["tutelage evaluate", *request.runs, *request.overrides]),
-        "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M} by tutelage {__version__}",
-    }
-    page = folder / "index.html"
-    names = [folder.path.name for folder, _ in runs]
-    heading = Path(config.root).name if config.root else config.target.rpartition(".")[2]
-    write_evaluation_page(page, evaluation, heading, names, warnings, find_own_accuracy(request, runs), facts)
-    return page
-
-
-def name_page(request: Request, runs: Sequence[Run], config: "DataConfig") -> str:
-    """Return the name of a page's folder: the data's name, and a digest of all that makes another page."""
-    from tutelage.storage import digest
-
-    root = None if config.root is None else str(Path(config.root).expanduser().resolve())
-    others = sorted(str(folder.path.resolve()) for folder, _ in runs[1:])
-    parts = [config.target, root, config.layout, config.limit, request.stage, request.task, others]
-    name = re.sub(r"[^\w.-]+", "-", Path(root).name if root else config.target.rpartition(".")[2])[:MAX_NAME_LENGTH]
-    return f"evaluate-{name}-{digest(parts)[:DIGEST_LENGTH]}"
-
-
-def print_evaluation(evaluation: "Evaluation", warnings: Sequence[str], own_accuracy: float | None) -> None:
-    """Print accuracy, classes, confusions and calibration."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from tutelage.terminal.intervals import CONFIDENCE_LEVEL, format_accuracy
-    from tutelage.terminal.table import print_uncut
-
-    print(
-        f"accuracy {format_accuracy(evaluation.accuracy)} on {evaluation.images:,} images; in brackets Wilson's "
-        f"{CONFIDENCE_LEVEL:.0%} interval"
-    )
-    if own_accuracy is not None:
-        print(f"on the run's own test set it was {100 * own_accuracy:.1f} %")
-    scores = evaluation.score_classes()
-    shown = scores
-    if len(scores) > MAX_CLASSES:
-        shown = sorted((s for s in scores if s.recall is not None), key=lambda s: s.recall or 0.0)[:MAX_CLASSES]
-        print(f"the {len(shown)} classes with the lowest recall of {len(scores):,}; the page has all:")
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("class", no_wrap=True)
-    for heading in ("images", "recall", "precision"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for score in shown:
-        table.add_row(Text(score.name), f"{score.images:,}", *map(_format_share, (score.recall, score.precision)))
-    print_uncut(table)
-    for each in evaluation.find_confusions(MAX_CONFUSIONS):
-        share = f"{each.count:,} of {each.images:,}, {100 * each.count / each.images:.1f} %"
-        print(f"{each.truth} taken for {each.predicted}: {share}")
-    print(
-        f"calibration error {100 * evaluation.metrics['calibration_error']:.1f} %: "
-        f"{100 * evaluation.confidence:.1f} % confident on average, right for {100 * evaluation.accuracy.value:.1f} %"
-    )
-    for line in warnings:
-        print(f"note: {line}")
-
-
-def _format_share(share: float | None) -> str:
-    return NO_VALUE if share is None else f"{100 * share:.1f} %"
+    warnings = [*own, *evaluation.describe_classes(), *evaluation.notes]
+    own_accuracy = find_own_accuracy(runs, stage, task)
+    return Measurement([folder for folder, _ in runs], stage, task, config, evaluation, warnings, own_accuracy)

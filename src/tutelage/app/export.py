@@ -1,15 +1,23 @@
 """``tutelage export``: its arguments, what it refuses before torch is loaded, and the lines that it prints."""
 
+import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tutelage.app.arguments import ArgumentParser
+from tutelage.app.arguments import STAGE_HELP, TASK_HELP, ArgumentParser
 from tutelage.errors import UserError
 from tutelage.runs import main_stage_name, open_finished_run
 from tutelage.storage import refuse_taken_folder
 
 FORMATS = ("onnx", "pt2", "safetensors", "timm")
-USAGE = f"tutelage export RUN --format {'|'.join(FORMATS)} [--out DIR] [--stage NAME] [--task N]"
+WORDS = f"RUN --format {'|'.join(FORMATS)} [--out DIR] [--stage NAME] [--task N]"
+DESCRIPTION = """Write the network of a finished run to files that need no Tutelage, with a model card.
+
+  tutelage export RUN --format onnx
+  tutelage export RUN --format safetensors --out my_network --stage teacher
+"""
+EPILOG = """The files are checked against the network before the folder appears, whole or not at all.
+"""
 
 
 def run_export(arguments: Sequence[str]) -> Iterator[str]:
@@ -18,15 +26,9 @@ def run_export(arguments: Sequence[str]) -> Iterator[str]:
     Raises:
         UserError: the arguments are wrong, or the network cannot be exported.
     """
-    parser = ArgumentParser(prog="tutelage export", add_help=False, allow_abbrev=False)
-    parser.add_argument("runs", nargs="*")
-    parser.add_argument("--format")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--stage")
-    parser.add_argument("--task", type=int)
-    options = parser.parse_args(arguments)
+    options = _parse(arguments)
     if len(options.runs) != 1:
-        raise UserError(f"export takes one run's folder, not {len(options.runs)}: {USAGE}")
+        raise UserError(f"export takes one run's folder, not {len(options.runs)}: tutelage export {WORDS}")
     if options.format not in FORMATS:
         given = "no --format" if options.format is None else f"--format {options.format}"
         raise UserError(f"export: {given}; the formats are {', '.join(FORMATS)}")
@@ -47,3 +49,18 @@ def run_export(arguments: Sequence[str]) -> Iterator[str]:
         f"{exported.difference:.1e} at most, and the classes are the same"
     )
     yield f"{out / 'README.md'} says how pictures are brought to size, and how the files are used"
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = ArgumentParser("export", WORDS, DESCRIPTION, EPILOG)
+    add = parser.add_argument
+    add("runs", nargs="*", metavar="RUN", help="the folder of a finished run")
+    add(
+        "--format",
+        help="onnx: a graph for onnxruntime and others; pt2: torch.export's; safetensors: weights for Tutelage; "
+        "timm: weights for timm.create_model",
+    )
+    add("--out", type=Path, metavar="DIR", help="the folder to make; else RUN-FORMAT in the current folder")
+    add("--stage", metavar="NAME", help=STAGE_HELP)
+    add("--task", type=int, metavar="N", help=TASK_HELP)
+    return parser.parse_intermixed_args(list(arguments))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tutelage.app.arguments import ArgumentParser
+from tutelage.app.arguments import STAGE_HELP, TASK_HELP, ArgumentParser
 from tutelage.errors import BY_SIGNAL, UserError
 from tutelage.runs import RunFolder
 from tutelage.runs.observer import Observer
@@ -50,7 +50,6 @@ def predict(arguments: Sequence[str]) -> int:
         from tutelage.inference.parts import require_new
 
         require_new(options.out)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training; torch reads it when it starts
     observer = create_display(options.out is not None or not sys.stdout.isatty())  # rows and a bar would mix
     observer.loading()
     try:
@@ -67,14 +66,7 @@ def predict(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="tutelage predict",
-        usage="tutelage predict RUN... PATHS... [OPTIONS]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = ArgumentParser("predict", "RUN... PATHS... [OPTIONS]", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add(
         "names",
@@ -88,8 +80,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--probabilities", action="store_true", help="a column for each class")
     add("--tta", choices=VIEWS, default="one", help="the mean over several views of each picture")
     add("--embed", action="store_true", help="a column of the network's features (Parquet alone, one run)")
-    add("--stage", metavar="NAME", help="the network of a stage, such as student-1; else the run's last one")
-    add("--task", type=int, metavar="N", help="of a network with several tasks the one that is meant, from 1")
+    add("--stage", metavar="NAME", help=STAGE_HELP)
+    add("--task", type=int, metavar="N", help=TASK_HELP)
     add("--pool", action="store_true", help="label the pool of the run itself")
     return parser.parse_intermixed_args(list(arguments))
 
@@ -123,15 +115,13 @@ def _check(options: argparse.Namespace, runs: Sequence[str], paths: Sequence[str
 def _label(options: argparse.Namespace, runs: Sequence[str], paths: Sequence[str], observer: Observer) -> None:
     """Label the pictures, and say what is done with them and how many could not be read."""
     from tutelage.data import DataRuntime
-    from tutelage.inference.classifier import load_networks
+    from tutelage.inference.classifier import load_networks, set_up_inference
     from tutelage.inference.inputs import find_inputs, find_pool
     from tutelage.inference.predict import Labeller, predict_to_file, predict_to_stream
     from tutelage.inference.rows import Columns
-    from tutelage.runs.torch_setup import available_threads, set_up_torch
 
     classifier = load_networks(runs, options.stage, options.task)
-    config = classifier.members[0].config
-    set_up_torch((config and config.trainer.threads) or available_threads(1))
+    set_up_inference(classifier)
     runtime = DataRuntime(device=classifier.device, on_progress=observer.reading)
     if options.pool:
         inputs = find_pool(runs[0], classifier.data.image_size, runtime)

@@ -19,6 +19,7 @@ from tutelage.models import Heads, ImageClassifier, evaluation_batch, load_class
 from tutelage.runs import RunFolder, main_stage_name, open_finished_run, read_config, weights_files
 from tutelage.runs.context import choose_device
 from tutelage.runs.teachers import LOWER_PRECISION
+from tutelage.runs.torch_setup import available_threads, set_up_torch
 from tutelage.runs.weight_sources import TAGS, find_network, find_run_around
 
 CPU = torch.device("cpu")
@@ -226,6 +227,12 @@ def load_networks(
     else:
         chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Classifier(members, chosen)
+
+
+def set_up_inference(classifier: Classifier) -> None:
+    """Set what decides the bits of probabilities, for the whole process, as the (first) run's config has it."""
+    config = classifier.members[0].config
+    set_up_torch((config and config.trainer.threads) or available_threads(1))
 
 
 def load_network(source: str, stage: str | None = None, task: int | None = None) -> LoadedNetwork:

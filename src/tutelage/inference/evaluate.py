@@ -19,7 +19,10 @@ from tutelage.errors import UserError
 from tutelage.inference.classifier import Classifier
 from tutelage.models import compute_confusion_matrix, compute_metrics
 from tutelage.randomness import Key
+from tutelage.runs import RunFolder, is_tested, main_stage_name
 from tutelage.terminal.intervals import Interval, wilson_interval
+
+FinishedRun = tuple[RunFolder, Mapping[str, Any]]  # a run's folder and its ledger
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,12 @@ class ClassScore:
     def precision(self) -> float | None:
         """The share of what is taken for it that shows it; None where nothing is."""
         return self.correct / self.predicted if self.predicted else None
+
+
+def score_classes(confusion: np.ndarray, classes: Sequence[str]) -> list[ClassScore]:
+    """Return the score of each class by counts (C, C), whose rows are true classes and columns predicted ones."""
+    counts = (confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal())
+    return [ClassScore(*score) for score in zip(classes, *(part.tolist() for part in counts), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -107,8 +116,7 @@ class Evaluation:
 
     def score_classes(self) -> list[ClassScore]:
         """Return the score of each class, in the order of ``classes``."""
-        counts = (self.confusion.sum(axis=1), self.confusion.sum(axis=0), self.confusion.diagonal())
-        return [ClassScore(*score) for score in zip(self.classes, *(part.tolist() for part in counts), strict=True)]
+        return score_classes(self.confusion, self.classes)
 
     def find_confusions(self, count: int) -> list[Confusion]:
         """Return the pairs of classes that are confused most often, at most ``count``, by falling number."""
@@ -190,7 +198,7 @@ def read_evaluation_set(config: DataConfig, runtime: DataRuntime) -> EvaluationS
     """Return the test set of a dataset, or all its labelled images where it has none; ``data.limit`` holds.
 
     Args:
-        config: the dataset's, as ``compose_test_data`` returns it.
+        config: the dataset's, as ``compose_other_data`` returns it.
         runtime: with ``only_test``.
 
     Raises:
@@ -272,3 +280,20 @@ def describe_own_data(run: str, record: Mapping[str, Any], images: EvaluationSet
     return (
         f"{run} has learned from these pictures: how many of them it knows does not say how many others it would know",
     )
+
+
+def find_own_accuracy(runs: Sequence[FinishedRun], stage: str | None, task: int | None) -> float | None:
+    """Return the accuracy of a run's network on the run's own test set; None where there is no such number.
+
+    Args:
+        runs: whose networks are meant; of several as one there is none.
+        stage: the stage whose network is meant; None for the last one.
+        task: of a network with several the one that is meant, for which alone there is none; None where there is one.
+    """
+    (_, record), *others = runs
+    if others or task is not None or not is_tested(record):
+        return None
+    name = main_stage_name(record) if stage is None else stage
+    entry: Mapping[str, Any] = next(entry for entry in record["stages"] if entry["name"] == name)
+    accuracy: float | None = entry["result"].get("test/accuracy")
+    return accuracy

@@ -1,10 +1,15 @@
-"""The page of networks on another test set."""
+"""The page of networks on another test set, and the table of their predictions beside it."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
+from tutelage import __version__
+from tutelage.config import DataConfig
 from tutelage.inference.evaluate import Evaluation
 from tutelage.models.evaluation import CALIBRATION_BINS
 from tutelage.report import pictures
@@ -17,17 +22,21 @@ from tutelage.report.templating import (
     Table,
     Tile,
     encode_image,
-    format_percent,
     is_small,
     write_page,
 )
 from tutelage.report.vector import encode_figure
-from tutelage.terminal.intervals import CONFIDENCE_LEVEL
+from tutelage.runs import RunFolder
+from tutelage.runs.predictions import write_predictions
+from tutelage.storage import digest
+from tutelage.terminal.intervals import CONFIDENCE_LEVEL, NO_VALUE, format_percent
 
+PREDICTIONS = "predictions.parquet"
+MAX_NAME_LENGTH = 40  # characters of the data's name in that of a page's folder
+DIGEST_LENGTH = 8
 MISTAKES = 24  # that are shown
 CONFUSIONS = 10
 MAX_CLASSES_IN_COLUMN = 12  # of a confusion matrix that can be read in half the page's width
-NO_VALUE = "-"
 CLASS_COLUMNS = (Column("class", is_text=True), Column("images"), Column("recall"), Column("precision"))
 CONFUSION_COLUMNS = (
     Column("shows", is_text=True),
@@ -44,6 +53,73 @@ CALIBRATION_CAPTION = (
     "as often as they claim; below it they are too sure of themselves. A larger dot is more images, a faint one fewer "
     f"than {MIN_BIN_IMAGES}."
 )
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Networks on another test set, with all that makes one page differ from another.
+
+    Attributes:
+        runs: whose networks answered as one.
+        stage: whose network of each run was meant; None for the last one.
+        task: of networks with several the one that was meant; None where there is one.
+        config: of the data.
+        evaluation: what was measured.
+        warnings: what is to be known before the numbers are believed.
+        own_accuracy: the accuracy on the run's own test set; None where it is not known.
+    """
+
+    runs: Sequence[RunFolder]
+    stage: str | None
+    task: int | None
+    config: DataConfig
+    evaluation: Evaluation
+    warnings: Sequence[str]
+    own_accuracy: float | None
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the page, below the report of the first run."""
+        return self.runs[0].report / name_page(self.runs, self.stage, self.task, self.config)
+
+    @property
+    def page(self) -> Path:
+        """The page."""
+        return self.folder / "index.html"
+
+    @property
+    def predictions(self) -> Path:
+        """The table of the predictions."""
+        return self.folder / PREDICTIONS
+
+
+def name_page(runs: Sequence[RunFolder], stage: str | None, task: int | None, config: DataConfig) -> str:
+    """Return the name of a page's folder: the data's name, and a digest of all that may change a number on it."""
+    root = None if config.root is None else str(Path(config.root).expanduser().resolve())
+    data = config.model_dump(exclude={"num_workers"}) | {"root": root}
+    others = sorted(str(folder.path.resolve()) for folder in runs[1:])
+    name = re.sub(r"[^\w.-]+", "-", _name_data(config))[:MAX_NAME_LENGTH]
+    return f"evaluate-{name}-{digest([data, stage, task, others])[:DIGEST_LENGTH]}"
+
+
+def _name_data(config: DataConfig) -> str:
+    return Path(config.root).expanduser().resolve().name if config.root else config.target.rpartition(".")[2]
+
+
+def write_measurement(measured: Measurement, command: str) -> None:
+    """Write the page and the table of the predictions; ``command`` makes them again."""
+    evaluation, config = measured.evaluation, measured.config
+    write_predictions(measured.predictions, evaluation.predictions, evaluation.classes, evaluation.source)
+    facts = {
+        "data": config.root or _name_data(config),
+        "runs": ", ".join(str(folder.path) for folder in measured.runs),
+        "predictions": str(measured.predictions),
+        "command": command,
+        "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M} by tutelage {__version__}",
+    }
+    names = [folder.path.name for folder in measured.runs]
+    heading, warnings = _name_data(config), measured.warnings
+    write_evaluation_page(measured.page, evaluation, heading, names, warnings, measured.own_accuracy, facts)
 
 
 def write_evaluation_page(

@@ -8,6 +8,7 @@ from typing import Any
 from tutelage.report.gains import TEST_ACCURACY
 from tutelage.runs import FINISHED, RunFolder, inspect_run, main_stage_name
 from tutelage.sweeps.folder import Outcome
+from tutelage.terminal.intervals import format_percent
 
 SEED, FOLD = "seed", "data.fold"  # runs that differ only in these are repetitions: one row of a table
 KILO = 1000.0
@@ -74,11 +75,6 @@ class Measure:
     def read_all(self, jobs: Sequence[Job]) -> list[float]:
         """Return the value of each run that has one."""
         return [value for job in jobs if (value := self.read(job)) is not None]
-
-
-def format_percent(share: float) -> str:
-    """Return a share as a text in percent."""
-    return f"{100 * share:.1f} %"
 
 
 def _read_megabytes(job: Job) -> float | None:

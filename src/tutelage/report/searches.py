@@ -14,8 +14,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from tutelage.config import MINIMIZED_OBJECTIVES, OBJECTIVES, SweeperConfig
 from tutelage.report import page
-from tutelage.report.jobs import FOLD, SEED, Job, are_numbers, format_percent, group_jobs, shorten_key, to_number
+from tutelage.report.jobs import FOLD, SEED, Job, are_numbers, group_jobs, shorten_key, to_number
 from tutelage.report.pictures import COLORS, MIN_LOG_RANGE, TEXT_COLOR
+from tutelage.terminal.intervals import format_percent
 
 FULL_SEEDS = "0,1,2,3,4"
 RESET_KEYS = (SEED, FOLD, "evaluate_test")  # keys of a job that the command for the best settings sets anew

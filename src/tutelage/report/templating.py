@@ -16,6 +16,7 @@ import numpy as np
 
 from tutelage.report.palette import DARK, LIGHT, css_variables
 from tutelage.storage import write_text
+from tutelage.terminal.intervals import format_percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -118,11 +119,6 @@ def is_small(image: np.ndarray) -> bool:
     """Return whether an image (H, W, C) has so few pixels that they are to be seen as they are."""
     height, width = image.shape[:2]
     return max(int(height), int(width)) <= SMALL_SIDE
-
-
-def format_percent(share: float) -> str:
-    """Return a share from 0 to 1 in percent."""
-    return f"{100 * share:.1f} %"
 
 
 def write_page(file: Path, template: str, **values: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tutelage import __version__
 from tutelage.config import Config
-from tutelage.errors import UserError
+from tutelage.errors import UserError, quote_error
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.storage import write_json, write_text
 
@@ -272,7 +272,7 @@ def read_config(folder: RunFolder) -> Config:
     except FileNotFoundError:
         raise UserError(f"{folder.config_file}: missing; the run's command writes it again") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = quote_error(error)
         raise UserError(f"{folder.config_file}: cannot be read ({reason}); the run's command writes it again") from None
     values = content if isinstance(content, dict) else {}
     _check_schema_version(values.pop(VERSION_KEY, 1), folder)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, quote_error
 from tutelage.models import ImageSpec, make_classifier
 
 
@@ -67,7 +67,7 @@ def measure_network(model: dict[str, Any], spec: ImageSpec) -> NetworkSize:
         try:
             logits, forward = _run_forward(network, spec)
         except (RuntimeError, AssertionError, AttributeError, ValueError, TypeError, LookupError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = quote_error(error)
             name = model.get("name", model["_target_"])
             raise UserError(f"model {name} does not take data.image_size={spec.image_size}: {reason}") from None
     if logits.shape != (1, len(spec.classes)):

@@ -1,10 +1,11 @@
-"""Intervals: an estimate with its 95 % interval, and that of an accuracy. Needs nothing but Python."""
+"""Shares in percent, estimates with their 95 % interval, and that of an accuracy. Needs nothing but Python."""
 
 import math
 from statistics import NormalDist
 from typing import NamedTuple
 
 CONFIDENCE_LEVEL = 0.95
+NO_VALUE = "-"  # where a table has none
 
 
 class Interval(NamedTuple):
@@ -13,6 +14,11 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
+
+
+def format_percent(share: float | None) -> str:
+    """Return a share from 0 to 1 in percent; ``NO_VALUE`` for None."""
+    return NO_VALUE if share is None else f"{100 * share:.1f} %"
 
 
 def format_accuracy(accuracy: Interval, basis: str = "") -> str:

@@ -8,7 +8,7 @@ from tutelage.data import UNEVEN_RATIO, WITHOUT_DUPLICATES
 from tutelage.runs import PSEUDO_LABEL, is_tested, main_stage_name, train_entries
 from tutelage.runs.code import describe_other_code
 from tutelage.terminal.columns import TEST, has_tasks, list_metrics, read_monitor, task_accuracies
-from tutelage.terminal.intervals import CONFIDENCE_LEVEL, format_accuracy, wilson_interval
+from tutelage.terminal.intervals import CONFIDENCE_LEVEL, NO_VALUE, format_accuracy, format_percent, wilson_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +25,6 @@ UNEVEN_NOTE = (
 )
 GIVEN_TEACHER = "teacher (given)"
 FORGETTING_HEADER = "forgets"
-NO_VALUE = "-"
 MAX_WIDTH = 1000  # characters
 TASKS_NOTE = (
     "task 1, task 2 ...: accuracy among the task's own classes, on its test images; forgets: points of accuracy lost "
@@ -56,7 +55,7 @@ def build_rows(record: Mapping[str, Any], wide: bool = True) -> list[tuple[str, 
             pool_result = result
             continue
         count = f"{pool_result['pool/kept']:,.0f}" if pool_result else NO_VALUE
-        pseudo_labels = (count, _format_percent(pool_result.get("pool/right")))
+        pseudo_labels = (count, format_percent(pool_result.get("pool/right")))
         table.append(
             (
                 entry["name"],
@@ -65,7 +64,7 @@ def build_rows(record: Mapping[str, Any], wide: bool = True) -> list[tuple[str, 
                 f"{entry['steps']:,}",
                 f"{entry['labels']:,}",
                 *(pseudo_labels if _has_pseudo_labels(record) else ()),
-                *((_format_percent(pool_result.get(POOL_CHANGED)),) if wide and _has_changes(record) else ()),
+                *((format_percent(pool_result.get(POOL_CHANGED)),) if wide and _has_changes(record) else ()),
                 *_format_metrics(record, result, wide),
                 *((_format_points(compute_forgetting(record, entry)),) if has_tasks(record) else ()),
             )
@@ -181,7 +180,7 @@ def _describe_uneven_classes(record: Mapping[str, Any], wide: bool) -> list[str]
     metrics = [metric for metric in list_metrics(record, wide=True) if metric not in accuracies]
     if not metrics:
         return []
-    values = [f"{metric.heading} {_format_percent(record['result'].get(metric.key))}" for metric in metrics]
+    values = [f"{metric.heading} {format_percent(record['result'].get(metric.key))}" for metric in metrics]
     return [UNEVEN_NOTE if wide else f"{main_stage_name(record)}: {', '.join(values)}. {UNEVEN_NOTE}"]
 
 
@@ -255,14 +254,10 @@ def _format_network(entry: Mapping[str, Any]) -> str:
     return str(model.get("name", name)) if width is None else f"{name} x{width:g}"
 
 
-def _format_percent(value: float | None) -> str:
-    return NO_VALUE if value is None else f"{100 * value:.1f} %"
-
-
 def _format_with_interval(accuracy: float | None, images: int | None) -> str:
     """Return an accuracy in percent, with its interval where the number of images is given."""
     if accuracy is None or images is None:
-        return _format_percent(accuracy)
+        return format_percent(accuracy)
     return format_accuracy(wilson_interval(accuracy * images, images))
 
 

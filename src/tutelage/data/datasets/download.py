@@ -16,7 +16,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, quote_error
 from tutelage.storage import BLOCK, PARTIAL_PREFIX, flush_folder
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 LOCK_POLL_SECONDS = 1.0
 STALLED_SECONDS = 60.0  # a download from a server that sends nothing for so long fails
-MAX_REASON_LENGTH = 160  # characters of a library's own message that ours quotes
 KILO, MEGA = 1_000, 1_000_000
 OTHER_FOLDER_HINT = "let XDG_CACHE_HOME name a folder that can, or set data.root=FOLDER with the dataset's files"
 
@@ -295,5 +294,5 @@ def format_size(count: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return an error's message on one line, at most ``MAX_REASON_LENGTH`` characters."""
-    return " ".join(str(error).split()).strip("<>")[:MAX_REASON_LENGTH] or type(error).__name__
+    """Return an error's message on one line; its type where it has none."""
+    return quote_error(error).strip("<>") or type(error).__name__

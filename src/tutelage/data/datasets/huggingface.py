@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tutelage.config import DataConfig
-from tutelage.data.datasets.download import MAX_REASON_LENGTH, OnProgress, ignore_progress
+from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.duplicates import find_duplicates
 from tutelage.data.files.contents import FindCheck, Scope, content_ids, read_contents
 from tutelage.data.files.decoding import Check, FilePicture, open_picture
@@ -24,7 +24,7 @@ from tutelage.data.files.threads import Tick
 from tutelage.data.files.wide import describe_range
 from tutelage.data.fitting import fit_image, fit_picture
 from tutelage.data.source import UNKNOWN, IndexNames, Source, empty_indices
-from tutelage.errors import UserError
+from tutelage.errors import UserError, quote_error
 from tutelage.storage import digest
 
 if TYPE_CHECKING:
@@ -296,14 +296,14 @@ def _load_splits(config: DataConfig) -> tuple[dict[str, Any], tuple[str, ...]]:
     try:
         dataset = datasets.load_from_disk(str(folder)) if folder.is_dir() else datasets.load_dataset(config.root)
     except ConnectionError as error:
-        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
+        reason = quote_error(error)
         raise UserError(
             f"{setting}: is no folder, and the hub cannot be asked for it ({printable(reason)}); run 'tutelage fetch' "
             "with the same settings on a machine with network, which brings it to the cache, or name a folder of "
             "save_to_disk"
         ) from None
     except Exception as error:  # raised by the library, the network or the file system
-        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
+        reason = quote_error(error)
         message = "is no folder of save_to_disk" if folder.exists() else "is no folder, and the hub has no such dataset"
         raise UserError(f"{setting}: {message} ({printable(reason)})") from None
     found = dataset if isinstance(dataset, datasets.DatasetDict) else {"train": dataset}

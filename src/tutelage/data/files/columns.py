@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.data.datasets.download import MAX_REASON_LENGTH
 from tutelage.data.files.listing import require_regular
 from tutelage.data.files.names import abbreviate, printable
-from tutelage.errors import UserError
+from tutelage.errors import UserError, quote_error
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 PATH = "path"  # the column that each table has
@@ -171,7 +170,7 @@ def _errors_as_user_errors(setting: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, LookupError, csv.Error, pa.ArrowException) as error:
-        reason = printable(" ".join(str(error).split()))[:MAX_REASON_LENGTH]
+        reason = printable(quote_error(error))
         hint = "; save it as CSV in UTF-8" if "invalid UTF8" in reason else ""
         raise UserError(f"{setting}: cannot be read as a table ({reason}){hint}") from None
 

@@ -10,11 +10,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from tutelage.data.datasets.download import MAX_REASON_LENGTH, cache_folder
+from tutelage.data.datasets.download import cache_folder
 from tutelage.data.files.listing import FileState
 from tutelage.data.files.names import printable
 from tutelage.data.shards.pools import Shard, missing_library_error
-from tutelage.errors import UserError
+from tutelage.errors import UserError, quote_error
 from tutelage.storage import BLOCK, PARTIAL_PREFIX, digest, remove_old_partials, write_whole
 
 CACHE_NAME = "shards"  # below our cache folder
@@ -117,7 +117,7 @@ def _write_shard(shard: Shard, out: IO[bytes]) -> None:
     except (_WriteFailed, UserError) as error:
         raise error.__cause__ or error from None
     except Exception as error:  # webdataset raises errors of many kinds
-        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
+        reason = quote_error(error)
         name = printable(shard.location)
         raise UserError(f"{name}: cannot be fetched ({reason}); start again once it is available") from None
 
@@ -161,6 +161,6 @@ def read_parquet_images(shard: Shard) -> Iterator[tuple[int, Any]]:
                     yield row, images.fill_null(b"")
                     row += len(images)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
+        reason = quote_error(error)
         name = printable(shard.location)
         raise UserError(f"{name}: cannot be read as Parquet ({reason}); repair it or leave it out") from None

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 from tutelage.config.allowed_folder import list_flag_packages
 from tutelage.config.targets import ALLOW_FLAG
-from tutelage.data.datasets.download import MAX_REASON_LENGTH
 from tutelage.data.files.listing import FileState, require_regular
 from tutelage.data.files.names import MAX_NAMED, abbreviate, printable
-from tutelage.errors import UserError
+from tutelage.errors import UserError, quote_error
 
 TAR, PARQUET, PIPE = ".tar", ".parquet", "pipe:"
 PART_BYTES = 1 << 28  # uncompressed, of a Parquet file's row groups that make one shard
@@ -166,7 +165,7 @@ def _read_schema(path: str, setting: str) -> Any:
     try:
         return parquet.read_schema(path)
     except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
+        reason = quote_error(error)
         raise UserError(f"{setting}: cannot be read as Parquet ({reason})") from None
 
 

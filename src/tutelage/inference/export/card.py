@@ -11,10 +11,11 @@ import numpy as np
 from tutelage import __version__
 from tutelage.data import Predictions
 from tutelage.inference.classifier import LoadedNetwork
+from tutelage.inference.evaluate import score_classes
 from tutelage.inference.export.formats import Format
 from tutelage.inference.export.origin import find_origin
 from tutelage.inference.export.reading import describe_reading, reading_lines
-from tutelage.models import compute_metrics
+from tutelage.models import compute_confusion_matrix, compute_metrics
 from tutelage.runs import RunFolder, main_stage_name, open_finished_run, stage_folders
 from tutelage.runs.predictions import read_predictions
 from tutelage.storage import file_digest
@@ -118,19 +119,18 @@ def _describe_test(tested: Predictions | None, classes: tuple[str, ...]) -> Iter
         yield from ("The network was not tested.", "")
         return
     metrics = compute_metrics(tested, classes, "test")
-    correct, count = int((tested.probabilities.argmax(axis=1) == tested.labels).sum()), len(tested.labels)
-    yield f"- accuracy: {format_accuracy(wilson_interval(correct, count))} on {count:,} test pictures; in brackets"
+    confusion, count = compute_confusion_matrix(tested), len(tested.labels)
+    accuracy = wilson_interval(int(np.trace(confusion)), count)
+    yield f"- accuracy: {format_accuracy(accuracy)} on {count:,} test pictures; in brackets"
     yield f"  Wilson's {CONFIDENCE_LEVEL:.0%} interval"
     yield f"- expected calibration error (15 bins): {100 * metrics['test/calibration_error']:.1f} %"
     yield ""
     if len(classes) <= FEW_CLASSES:
         yield from ("| class | pictures | accuracy |", "|---|---|---|")
-        for label, name in enumerate(classes):
-            images = tested.labels == label
-            if images.any():
-                right = int((tested.probabilities[images].argmax(axis=1) == label).sum())
-                cell = format_accuracy(wilson_interval(right, int(images.sum())))
-                yield f"| {name.replace('|', chr(92) + '|')} | {int(images.sum()):,} | {cell} |"
+        for score in score_classes(confusion, classes):
+            if score.images:
+                cell = format_accuracy(wilson_interval(score.correct, score.images))
+                yield f"| {score.name.replace('|', chr(92) + '|')} | {score.images:,} | {cell} |"
         yield ""
 
 

@@ -13,7 +13,7 @@ from tutelage.data import data_module
 from tutelage.errors import UserError
 from tutelage.inference.classifier import Classifier, LoadedNetwork, load_networks
 from tutelage.inference.export.card import write_card
-from tutelage.inference.export.formats import LOGITS, PROBABILITIES, Format, Run
+from tutelage.inference.export.formats import LOGITS, PROBABILITIES, Format, LoadedFiles
 from tutelage.inference.export.graphs import Onnx, Pt2
 from tutelage.inference.export.weights import Safetensors, TimmLayout
 from tutelage.models import Heads, ImageClassifier
@@ -22,6 +22,7 @@ from tutelage.storage import write_folder
 
 FORMATS: Mapping[str, Format] = {each.name: each for each in (Onnx(), Pt2(), Safetensors(), TimmLayout())}
 CHECKED = 32  # pictures, at most
+ABSENT = "nothing was written: take another format"
 TOLERANCE = 1e-4  # of logits, times their largest magnitude where that is above 1
 
 
@@ -71,7 +72,8 @@ def export_network(
     def write(folder: Path) -> None:
         nonlocal difference
         chosen.write(take_network(member), classifier.data.fit, folder)
-        difference = check_files(chosen.load(folder), classifier.network, images, f"{run}: --format {format_name}")
+        subject = f"{run}: --format {format_name}"
+        difference = check_files(chosen.load(folder), classifier.network, member.classes, images, subject)
         checked = (
             f"{len(images)} pictures ({note}): its logits differ from the run's network's by {difference:.1e} at most"
         )
@@ -100,37 +102,43 @@ def _join_heads(heads: Heads, columns: Tensor) -> nn.Linear:
     return joined
 
 
-def check_files(run: Run, network: nn.Module, images: np.ndarray, subject: str) -> float:
+def check_files(
+    loaded: LoadedFiles, network: nn.Module, classes: tuple[str, ...], images: np.ndarray, subject: str
+) -> float:
     """Compare what exported files give with what a network gives; return the largest difference of logits.
 
     Args:
-        run: runs the files.
+        loaded: what was read from the files.
         network: plain, on the CPU.
+        classes: of the network, in the order of its logits.
         images: (N, C', S, S) uint8; all at once, and the first one alone.
         subject: what messages call the export.
 
     Raises:
-        UserError: logits, probabilities or predicted classes differ.
+        UserError: the names of the classes, logits, probabilities or predicted classes differ.
     """
+    if loaded.classes != classes:
+        raise UserError(f"{subject}: its classes are {list(loaded.classes)}, the network's {list(classes)}; {ABSENT}")
     largest = 0.0
     for batch in (images, images[:1]):
         with torch.inference_mode():
             reference = network(torch.from_numpy(batch)).float()
-        logits, outputs = reference.numpy(), run(batch)
+        logits, outputs = reference.numpy(), loaded.compute(batch)
         expected = {LOGITS: logits, PROBABILITIES: reference.softmax(dim=1).numpy()}
         for name, values in outputs.items():
+            if values.shape != logits.shape:
+                raise UserError(f"{subject}: its {name} are {values.shape}, the network's {logits.shape}; {ABSENT}")
             difference = float(np.abs(values - expected[name]).max())
             limit = TOLERANCE * max(1.0, float(np.abs(expected[name]).max()))
-            if values.shape != logits.shape or not difference <= limit:
+            if not difference <= limit:
                 raise UserError(
                     f"{subject}: checked on {len(batch)} pictures, its {name} differ from the network's by "
-                    f"{difference:.2e}, and {limit:.0e} is allowed; nothing was written: take another format"
+                    f"{difference:.2e}, and {limit:.0e} is allowed; {ABSENT}"
                 )
         others = int((outputs[LOGITS].argmax(axis=1) != logits.argmax(axis=1)).sum())
         if others:
             raise UserError(
-                f"{subject}: {others} of {len(batch)} pictures have another class than by the network; nothing was "
-                "written: take another format"
+                f"{subject}: {others} of {len(batch)} pictures have another class than by the network; {ABSENT}"
             )
         largest = max(largest, float(np.abs(outputs[LOGITS] - logits).max()))
     return largest

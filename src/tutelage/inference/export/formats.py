@@ -8,17 +8,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, quote_error
 from tutelage.models import ImageClassifier
 
 LOGITS, PROBABILITIES, IMAGES = "logits", "probabilities", "images"  # names of a file's outputs and its input
-Run = Callable[[np.ndarray], dict[str, np.ndarray]]  # from images (B, C', S, S) uint8 to LOGITS (B, C) and others
-MAX_REASON_LENGTH = 200  # characters of a library's own message that ours quotes
 EXTRA = "pip install 'tutelage[export]'"
+
+
+class LoadedFiles(NamedTuple):
+    """A network that was read from exported files.
+
+    Attributes:
+        classes: the names that the files hold, in the order of the logits.
+        compute: takes images (B, C', S, S) uint8; returns LOGITS (B, C) float32, and more outputs of that shape.
+    """
+
+    classes: tuple[str, ...]
+    compute: Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 class Format(ABC):
@@ -62,8 +72,8 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def load(self, folder: Path) -> Run:
-        """Return what runs the files that ``write`` has written, by the library that a receiver would take."""
+    def load(self, folder: Path) -> LoadedFiles:
+        """Return what is in the files that ``write`` has written, read by the library that a receiver would take."""
 
 
 @contextmanager
@@ -79,10 +89,14 @@ def quietly() -> Iterator[None]:
         logging.disable(level)
 
 
-def refuse_network(name: str, error: Exception) -> UserError:
-    """Return the error of a network that a library cannot bring into a format: why, and the way out."""
-    reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
+def refuse_network(name: str, error: Exception) -> Exception:
+    """Return the error of a network that a library cannot bring into a format: why, and the way out.
+
+    An error of the file system, such as a full disk, is returned as it is.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
     return UserError(
-        f"--format {name}: this network cannot be exported so ({type(error).__name__}: {reason}); "
+        f"--format {name}: this network cannot be exported so ({type(error).__name__}: {quote_error(error)}); "
         "--format safetensors takes every network"
     )

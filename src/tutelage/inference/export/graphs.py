@@ -1,5 +1,6 @@
 """Networks as graphs of operations, normalisation included: ONNX, and torch.export's own files."""
 
+import io
 import json
 from pathlib import Path
 
@@ -8,7 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from tutelage.inference.export.formats import IMAGES, LOGITS, PROBABILITIES, Format, Run, quietly, refuse_network
+from tutelage.inference.export.formats import (
+    IMAGES,
+    LOGITS,
+    PROBABILITIES,
+    Format,
+    LoadedFiles,
+    quietly,
+    refuse_network,
+)
 from tutelage.inference.network import PlainNetwork
 from tutelage.models import ImageClassifier
 
@@ -62,15 +71,16 @@ probabilities, logits = session.run(None, {"images": picture[None]})"""
         except Exception as error:  # torch's exporter raises errors of many kinds
             raise refuse_network(self.name, error) from None
 
-    def load(self, folder: Path) -> Run:
-        """Return the session of onnxruntime, on the CPU."""
+    def load(self, folder: Path) -> LoadedFiles:
+        """Return what a session of onnxruntime computes, on the CPU, and the classes of the metadata."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         session = onnxruntime.InferenceSession(folder / self.file, options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
-        return lambda images: dict(zip(names, session.run(names, {IMAGES: images}), strict=True))
+        classes = tuple(json.loads(session.get_modelmeta().custom_metadata_map[CLASSES]))
+        return LoadedFiles(classes, lambda images: dict(zip(names, session.run(names, {IMAGES: images}), strict=True)))
 
 
 class Pt2(Format):
@@ -95,18 +105,21 @@ logits = network(torch.from_numpy(picture)[None]).detach().numpy()"""
 
     @staticmethod
     def _save(program: ExportedProgram, classes: tuple[str, ...], file: Path) -> None:
-        torch.export.save(program, file, extra_files={CLASSES_FILE: json.dumps(classes)})
+        content = io.BytesIO()  # where torch writes to a disk itself, a full one ends the whole process
+        torch.export.save(program, content, extra_files={CLASSES_FILE: json.dumps(classes)})
+        file.write_bytes(content.getbuffer())
 
-    def load(self, folder: Path) -> Run:
-        """Return the program's module."""
+    def load(self, folder: Path) -> LoadedFiles:
+        """Return what the program's module computes, and the classes of the extra file."""
+        extra_files = {CLASSES_FILE: ""}  # torch fills the values in
         with quietly():
-            module = torch.export.load(folder / self.file).module()
+            module = torch.export.load(folder / self.file, extra_files=extra_files).module()
 
-        def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        def compute(images: np.ndarray) -> dict[str, np.ndarray]:
             with torch.no_grad():
                 return {LOGITS: module(torch.from_numpy(images)).numpy()}
 
-        return run
+        return LoadedFiles(tuple(json.loads(extra_files[CLASSES_FILE])), compute)
 
 
 def _example(network: ImageClassifier) -> Tensor:

