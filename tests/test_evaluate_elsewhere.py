@@ -247,7 +247,7 @@ def test_pictures_are_brought_to_size_as_the_network_sees_them(tmp_path):
         (["data.root=photos", "data.image_size=9"], "data.image_size: no key of a test set; there are data, data.root"),
         (["data.root=photos"], r"knows none of its classes \(cat, dog\), but 0, 1, 2, 3, 4 and 5 more; name folders"),
         (["data.root=photos", "--stage=nobody"], "no network of a stage 'nobody'; there are supervised"),
-        (["data.root=photos", "--task=2"], "task=2: .* has one task"),
+        (["data.root=photos", "--task=2"], "task 2: .* has one task"),
         (
             ["data.root=photos", "--task=two"],
             "evaluate: argument --task: invalid int value: 'two'; 'tutelage evaluate --help' says what it takes",

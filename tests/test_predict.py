@@ -299,7 +299,7 @@ def test_what_cannot_be_read_is_a_row_with_the_reason(runs, pictures, tmp_path):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         tar.add(tmp_path / "cut.png", "a.png")
         tar.add(good, "b.png")
-    (tmp_path / "list.txt").write_text(f"gone.png\ncut.png\n{good}\n")
+    (tmp_path / "list.txt").write_text(f"gone.png\ncut.png\n{good}\nodd\n")
     odd = tmp_path / "odd"
     odd.mkdir()
     (odd / "to nothing.png").symlink_to("nowhere")
@@ -307,11 +307,12 @@ def test_what_cannot_be_read_is_a_row_with_the_reason(runs, pictures, tmp_path):
     Path(os.fsdecode(os.fsencode(odd) + b"/\xff\xe9.png")).write_bytes(good.read_bytes())
     names = [tmp_path / "list.txt", odd, tmp_path / "x.tar"]
     completed = label(runs["first"], *names, "--out", tmp_path / "x.csv")
-    assert "8 pictures labelled; 4 cannot be read (column reason)" in completed.stderr
+    assert "4 pictures labelled; 5 cannot be read (column reason)" in completed.stderr
     with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as lines:
         table = {row["path"]: row for row in csv.DictReader(lines)}
     reasons = {name: row["reason"] for name, row in table.items() if row["reason"]}
-    assert set(reasons) == {"gone.png", "cut.png", f"{odd}/to nothing.png", f"{tmp_path}/x.tar#0"}
+    assert set(reasons) == {"gone.png", "cut.png", "odd", f"{odd}/to nothing.png", f"{tmp_path}/x.tar#0"}
+    assert reasons["odd"] == "cannot be opened (Is a directory)"
     assert reasons["gone.png"] == "cannot be opened (No such file or directory)"
     assert all(not table[name]["label"] and not table[name]["confidence"] for name in reasons)
     assert {f'{odd}/=1+"a,b"\\n.png', f"{odd}/\\xff\\xe9.png"} < set(table)
@@ -501,13 +502,15 @@ def test_an_interrupted_command_says_that_it_goes_on(runs, pictures, tmp_path, m
         (["RUN"], "no pictures are named"),
         ([], "no run is named"),
         (["RUN", "nowhere"], "nowhere: no such file or folder"),
-        (["RUN", "nowhere*.png"], "nowhere*.png: no such file or folder"),
+        (["RUN", "nowhere*.png"], "nowhere*.png: no file has such a name"),
         (["RUN", "--pool", "PICTURES"], "it labels the pool of one run"),
         (["RUN", "--pool"], "has no pool"),
         (["RUN", "PICTURES", "--top", "9"], "--top 9: there are 3 classes"),
         (["RUN", "PICTURES", "--embed", "--out", "x.csv"], "Parquet alone"),
         (["RUN", "PICTURES", "--out", "x.xls"], "--out x.xls: its name ends in .csv, .parquet, .jsonl"),
         (["RUN", "PICTURES", "--out", "gone/x.csv"], "--out gone/x.csv: there is no folder gone; make it first"),
+        (["RUN", "ARCHIVE"], "pool.tar.gz: an archive that is not read; unpack it"),
+        (["typo", "PICTURES"], "predict: typo: no such file or folder"),
         (["typo.ckpt", "PICTURES"], "typo.ckpt: no such file or folder"),
         (["RUN", "-", "-"], "-: standard input can be read once"),
         (["RUN", "PICTURES", "--tta", "all"], "invalid choice: 'all'"),
@@ -515,7 +518,8 @@ def test_an_interrupted_command_says_that_it_goes_on(runs, pictures, tmp_path, m
     ],
 )
 def test_mistakes_end_in_one_line(runs, pictures, tmp_path, arguments, line):
-    names = {"RUN": runs["first"], "PICTURES": pictures, "EMPTY": tmp_path}
+    (tmp_path / "pool.tar.gz").touch()
+    names = {"RUN": runs["first"], "PICTURES": pictures, "EMPTY": tmp_path, "ARCHIVE": tmp_path / "pool.tar.gz"}
     completed = label(*[names.get(argument, argument) for argument in arguments])
     assert (completed.returncode, completed.stdout) == (2, "")
     assert line in completed.stderr and len(completed.stderr.splitlines()) == 1

@@ -133,6 +133,7 @@ def test_a_run_whose_data_has_changed_is_not_evaluated(finished, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_an_experiment_that_is_a_sweep_compares_its_runs(tmp_path):
     overrides = [
         "experiment=knn_cost",

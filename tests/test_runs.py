@@ -238,6 +238,7 @@ def test_validation_picks_the_best_epoch(outputs):
     assert not (folder / "checkpoints" / "final.ckpt").exists()
 
 
+@pytest.mark.slow
 def test_an_image_folder_with_names_of_any_bytes_trains_to_the_end(outputs, tmp_path, capfd):
     from helpers.images import write_images
 

@@ -128,16 +128,24 @@ def evaluate_shifts(request: Request) -> None:
     if "data.root" in options:
         data_config = config.data.model_copy(update={"root": options["data.root"]})
         config = config.model_copy(update={"data": data_config})
-    from tutelage.data import data_module
+    from tutelage.data import DataRuntime, data_module
     from tutelage.report.curves import print_curve
     from tutelage.report.run_report import write_report
     from tutelage.report.shifts import measure_curve
     from tutelage.runs.torch_setup import available_threads, set_up_torch
+    from tutelage.terminal.display import create_display
 
     set_up_torch(config.trainer.threads or available_threads(1))
-    data = data_module(config.data)
-    for shift in shifts:
-        print_curve(measure_curve(folder, record, data, shift))
+    observer = create_display(sys.stderr.isatty())
+    data = data_module(config.data, DataRuntime(on_progress=observer.reading))
+    observer.say(f"{len(data.splits.test):,} test images under {', '.join(shifts)}; shift=NAME measures one alone")
+    try:
+        for shift in shifts:
+            curve = measure_curve(folder, record, data, shift)
+            observer.end()
+            print_curve(curve)
+    finally:
+        observer.end()
     write_report(folder, config)
     print(f"report: {folder.report / 'index.html'}")
 

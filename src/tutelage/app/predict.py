@@ -95,7 +95,9 @@ def _check(options: argparse.Namespace, runs: Sequence[str], paths: Sequence[str
     """Raise a UserError where the arguments do not fit each other."""
     usage = "tutelage predict RUN... PATHS..."
     if not runs:
-        named = f"{', '.join(paths)}: no run's folder and no .ckpt file" if paths else "no run is named"
+        absent = next((path for path in paths if not (PATTERN.search(path) or os.path.lexists(path))), None)
+        others = f"{', '.join(paths)}: no run's folder and no .ckpt file" if paths else "no run is named"
+        named = others if absent is None else f"{absent}: no such file or folder"
         raise UserError(f"predict: {named}: {usage}")
     if not paths and not options.pool:
         raise UserError(f"predict: no pictures are named: {usage}, or --pool for the run's own")
@@ -140,7 +142,8 @@ def _label(options: argparse.Namespace, runs: Sequence[str], paths: Sequence[str
         observer.say(f"{options.out}: finished already")
         return
     unreadable = f"; {labeller.unreadable:,} cannot be read (column reason)" if labeller.unreadable else ""
-    observer.say(f"{_count(len(inputs))} labelled{unreadable}" + (f": {options.out}" if options.out else ""))
+    labelled = len(inputs) - labeller.unreadable
+    observer.say(f"{_count(labelled)} labelled{unreadable}" + (f": {options.out}" if options.out else ""))
 
 
 def _describe(classifier: "Classifier", inputs: "Inputs") -> str:

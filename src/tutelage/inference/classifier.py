@@ -271,7 +271,7 @@ def _choose_task(source: str, network: ImageClassifier, task: int | None) -> tup
     head = network.head
     if not isinstance(head, Heads):
         if task is not None:
-            raise UserError(f"task={task}: {source} has one task; leave it out")
+            raise UserError(f"task {task}: {source} has one task; leave it out")
         return None
     learned = [columns for columns, is_learned in zip(head.tasks, head.learned.tolist(), strict=True) if is_learned]
     if task is None and len(learned) == 1:

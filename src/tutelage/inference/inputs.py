@@ -6,6 +6,7 @@ A million names are held as the bytes of their texts alone, so that memory hardl
 import glob
 import hashlib
 import os
+import stat
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,7 @@ from tutelage.runs.label import data_key
 from tutelage.runs.weight_sources import find_run_data
 
 STDIN = "-"
+ARCHIVES = frozenset({".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"})
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class _Search:
         """Yield texts of files that belong to one group, and take their states into the digest.
 
         Raises:
-            UserError: one is a folder, a device, a pipe or a socket.
+            UserError: one is a device, a pipe or a socket, or outside of a list a folder.
         """
         group = _Group(self.count, folder, is_list)
         if not self.groups or self.groups[-1][1:] != group[1:]:
@@ -129,7 +131,8 @@ class _Search:
             except (OSError, ValueError):  # it becomes a row with the reason; the latter for a path with a zero byte
                 state = "missing"
             else:
-                require_regular(path, file)
+                if not (is_list and stat.S_ISDIR(file.st_mode)):  # a folder in a list becomes a row with the reason
+                    require_regular(path, file)
                 state = f"{file.st_size}\0{file.st_mtime_ns}"
             self.state.update(f"{_to_name(group, text)}\0{path}\0{state}\0".encode(errors="surrogateescape"))
             self.count += 1
@@ -201,7 +204,7 @@ def _find_files(typed: str, search: _Search) -> Iterator[str]:
         else:
             matches = _match(str(path))
             if not matches:
-                raise UserError(f"{shown}: no such file or folder")
+                raise UserError(f"{shown}: no file has such a name")
             for match in matches:
                 yield from _find_below(match, printable(str(match)), search)
 
@@ -217,6 +220,8 @@ def _match(pattern: str) -> list[Path]:
 def _find_below(path: Path, shown: str, search: _Search) -> Iterator[str]:
     """Yield the texts of the files in a folder, a list, a table, or the one file; add shards to the search."""
     suffix = path.suffix.lower()
+    if suffix in ARCHIVES and path.is_file():
+        raise UserError(f"{shown}: an archive that is not read; unpack it, or pack the pictures into a {TAR}")
     if path.is_dir():
         start, before = len(os.path.join(path, "")), search.count  # noqa: PTH118 - with one slash at the end
         found = walk_paths(str(path), search.left_out.is_image, search.left_out.count_junk)

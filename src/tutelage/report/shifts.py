@@ -89,8 +89,8 @@ def _measure_accuracies(network: ImageClassifier, data: ImageDataModule, shift: 
     """Return the network's accuracy on the test images at each strength."""
     strengths, size = STRENGTHS[shift], network.spec.image_size
     if size != data.config.image_size:  # the network was fine-tuned at another image size
-        data = data_module(data.config.model_copy(update={"image_size": size}))
-    correct = np.zeros(len(strengths))
+        data = data_module(data.config.model_copy(update={"image_size": size}), data.runtime)
+    correct, done = np.zeros(len(strengths)), 0
     with torch.inference_mode():
         for batch in data.eval_dataloader(data.splits.test, evaluation_batch(network)):
             images, labels = batch.images.to(network.device), batch.labels.to(network.device)
@@ -98,4 +98,6 @@ def _measure_accuracies(network: ImageClassifier, data: ImageDataModule, shift: 
                 copies = shift_images(images, shift, strength)
                 predictions = [task_logits(network, copy, labels).argmax(dim=1) for copy in copies]
                 correct[i] += sum(float((classes == labels).sum()) for classes in predictions) / len(copies)
+            done += len(images)
+            data.runtime.on_progress(f"shift={shift}, {len(strengths)} strengths", done / len(data.splits.test))
     return [round(float(accuracy), 6) for accuracy in correct / max(1, len(data.splits.test))]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tutelage import __version__
-from tutelage.data import Predictions
+from tutelage.data import WITHOUT_DUPLICATES, Predictions
 from tutelage.inference.classifier import LoadedNetwork
 from tutelage.inference.evaluate import score_classes
 from tutelage.inference.export.formats import Format
@@ -50,7 +50,7 @@ def write_card(folder: Path, chosen: Format, run: str, member: LoadedNetwork, st
         "",
         *_describe_classes(member),
         *_describe_training(member, record, entry),
-        *_describe_test(tested, member.classes),
+        *_describe_test(tested, member.classes, entry["result"].get(f"test{WITHOUT_DUPLICATES}/accuracy")),
         *_describe_use(chosen, member),
         "## Files",
         "",
@@ -113,7 +113,9 @@ def _read_test(folder: RunFolder, member: LoadedNetwork) -> Predictions | None:
     return predictions if len(predictions.labels) else None
 
 
-def _describe_test(tested: Predictions | None, classes: tuple[str, ...]) -> Iterator[str]:
+def _describe_test(
+    tested: Predictions | None, classes: tuple[str, ...], without_duplicates: float | None
+) -> Iterator[str]:
     yield from ("## Test", "")
     if tested is None:
         yield from ("The network was not tested.", "")
@@ -123,6 +125,8 @@ def _describe_test(tested: Predictions | None, classes: tuple[str, ...]) -> Iter
     accuracy = wilson_interval(int(np.trace(confusion)), count)
     yield f"- accuracy: {format_accuracy(accuracy)} on {count:,} test pictures; in brackets"
     yield f"  Wilson's {CONFIDENCE_LEVEL:.0%} interval"
+    if without_duplicates is not None:
+        yield f"- accuracy without the test pictures that it has also learned from: {100 * without_duplicates:.1f} %"
     yield f"- expected calibration error (15 bins): {100 * metrics['test/calibration_error']:.1f} %"
     yield ""
     if len(classes) <= FEW_CLASSES:
