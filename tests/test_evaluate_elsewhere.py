@@ -22,9 +22,8 @@ from tutelage.app import evaluate as command
 from tutelage.cli import main
 from tutelage.data import DataRuntime, data_module
 from tutelage.errors import UserError
-from tutelage.inference.evaluate import describe_own_data, read_evaluation_set
 from tutelage.inference.evaluation_page import name_page
-from tutelage.inference.other_data import compose_other_data
+from tutelage.inference.other_data import compose_other_data, describe_own_data, read_evaluation_set
 from tutelage.models import load_classifier, save_classifier
 from tutelage.runs import Health, RunFolder, inspect_run, read_config, read_record, weights_files
 from tutelage.runs.integrity import describe_files, list_files

@@ -27,12 +27,13 @@ from tutelage.data import data_module
 from tutelage.data.files.decoding import read_pixels
 from tutelage.data.fitting import fit_image
 from tutelage.errors import UserError
-from tutelage.inference.classifier import LoadedNetwork, load_networks
+from tutelage.inference.classifier import load_networks
 from tutelage.inference.export import FORMATS
 from tutelage.inference.export.exporting import TOLERANCE, check_files, take_network
 from tutelage.inference.export.formats import LoadedFiles
 from tutelage.inference.export.origin import find_origin
 from tutelage.inference.export.reading import reading_lines
+from tutelage.inference.loading import LoadedNetwork
 from tutelage.inference.network import PlainNetwork
 from tutelage.models import make_classifier
 from tutelage.models.weights.published import INSTALLED

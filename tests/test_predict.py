@@ -42,8 +42,9 @@ from tutelage.data.datasets.download import ignore_progress
 from tutelage.data.datasets.image_files import FileImages
 from tutelage.errors import UserError
 from tutelage.inference import parts, predict, rows
-from tutelage.inference.classifier import Classifier, LoadedNetwork
+from tutelage.inference.classifier import Classifier
 from tutelage.inference.inputs import Inputs, find_inputs
+from tutelage.inference.loading import LoadedNetwork
 from tutelage.models import TTA_VIEWS, load_classifier, make_classifier, save_classifier
 
 CLASSES, EACH = 3, 9  # the digits 0 to 2, of each so many pictures: two thirds to learn from

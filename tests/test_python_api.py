@@ -27,7 +27,8 @@ from helpers.runs import make_entry, only_run, run, write_finished_run
 from tutelage import api
 from tutelage.app.job import RUNS_FILE
 from tutelage.errors import UserError
-from tutelage.inference.classifier import Classifier, LoadedNetwork
+from tutelage.inference.classifier import Classifier
+from tutelage.inference.loading import LoadedNetwork
 from tutelage.models import ImageClassifier, make_classifier
 
 PERCEPTRON = {"_target_": "tutelage.models.Perceptron"}
@@ -175,6 +176,12 @@ def test_several_networks_with_their_classes_in_other_orders_give_the_mean_by_na
     twice = make_classifier(PERCEPTRON, replace(first.spec, classes=("a", "b", "a"))).eval()
     with pytest.raises(UserError, match="three: two of its classes are called 'a'"):
         Classifier([LoadedNetwork("three", twice, None, config, None)], torch.device("cpu"))
+
+
+def test_a_device_that_is_not_there_is_one_line(photo_run):
+    for name in ("tpu9", "mps" if not torch.backends.mps.is_available() else "xpu"):
+        with pytest.raises(UserError, match=f"^device={name}: .*; name cpu, or a GPU"):
+            tutelage.load(photo_run, device=name)
 
 
 def typed(photos: Path, photo_run: Path) -> list[str]:

@@ -198,14 +198,9 @@ def _measure(
     """Return what the runs' networks answer."""
     from tutelage.data import DataRuntime
     from tutelage.inference.classifier import load_networks, set_up_inference
-    from tutelage.inference.evaluate import (
-        describe_own_data,
-        evaluate_classifier,
-        find_own_accuracy,
-        read_evaluation_set,
-    )
+    from tutelage.inference.evaluate import evaluate_classifier, find_own_accuracy
     from tutelage.inference.evaluation_page import Measurement
-    from tutelage.inference.other_data import compose_other_data
+    from tutelage.inference.other_data import compose_other_data, describe_own_data, read_evaluation_set
 
     stage, task = request.stage, request.task
     classifier = load_networks(request.runs, stage, task)

@@ -2,66 +2,21 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage.config import Config, DataConfig
-from tutelage.errors import UserError
+from tutelage.errors import UserError, quote_error
 from tutelage.inference.images import Pictures, read_batches
+from tutelage.inference.loading import LoadedNetwork, load_network
 from tutelage.inference.network import PlainNetwork
-from tutelage.models import Heads, ImageClassifier, evaluation_batch, load_classifier, tta_probabilities
-from tutelage.runs import RunFolder, main_stage_name, open_finished_run, read_config, weights_files
+from tutelage.models import ImageClassifier, evaluation_batch, tta_probabilities
 from tutelage.runs.context import choose_device
 from tutelage.runs.teachers import LOWER_PRECISION
 from tutelage.runs.torch_setup import available_threads, set_up_torch
-from tutelage.runs.weight_sources import TAGS, find_network, find_run_around
-
-CPU = torch.device("cpu")
-FITS = {"crop": "its middle", "pad": "the whole of it on a square", "stretch": "the whole of it, stretched"}
-# What matters for reading pictures is in the network's spec; the rest of a DataConfig has no meaning without a dataset.
-FILE_DATA = {"_target_": "tutelage.data.ImageFolder", "batch_size": 1, "num_workers": "auto"}
-
-
-@dataclass(frozen=True)
-class LoadedNetwork:
-    """A network that a run has trained, and how it sees pictures.
-
-    Attributes:
-        source: the run or the file that was named.
-        network: in eval mode.
-        columns: the columns of its logits that are used, those of one task; None for all.
-        data: how pictures are read and brought to size.
-        config: of its run; None for a file outside of one.
-    """
-
-    source: str
-    network: ImageClassifier
-    columns: tuple[int, ...] | None
-    data: DataConfig
-    config: Config | None
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of the columns."""
-        names = self.network.spec.classes
-        return names if self.columns is None else tuple(names[column] for column in self.columns)
-
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """What must be the same in networks that see the same batch of pictures."""
-        data = self.data
-        return data.image_size, data.channels, data.fit, tuple(data.background), data.white
-
-    def describe_form(self) -> str:
-        """Return in words what pictures are brought to."""
-        data, colours = self.data, "grey" if self.data.channels == 1 else "RGB"
-        return f"{data.image_size} x {data.image_size} pixels, {colours}, {FITS[data.fit]} (fit={data.fit})"
 
 
 class Classifier:
@@ -112,7 +67,8 @@ class Classifier:
         Raises:
             UserError: there are several, or it has no weights that can be taken away.
         """
-        return PlainNetwork.of(self._only_member("a network").network, self._only_member("a network").columns)
+        member = self._only_member("a network")
+        return PlainNetwork.of(member.network, member.columns)
 
     def predict(self, pictures: Pictures) -> list[str]:
         """Return the class of each picture: the name of the one with the largest probability.
@@ -221,12 +177,28 @@ def load_networks(
     members = [load_network(str(source), stage, task) for source in sources]
     config = members[0].config
     if device is not None:
-        chosen = torch.device(device)
+        chosen = _parse_device(device)
     elif config is not None:
         chosen = choose_device(config, 0)
     else:
         chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Classifier(members, chosen)
+
+
+def _parse_device(name: str) -> torch.device:
+    """Return the device of a name.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"device={name}: {quote_error(error)}; name cpu, or a GPU that torch sees, such as cuda"
+        ) from None
+    return device
 
 
 def set_up_inference(classifier: Classifier) -> None:
@@ -235,55 +207,9 @@ def set_up_inference(classifier: Classifier) -> None:
     set_up_torch((config and config.trainer.threads) or available_threads(1))
 
 
-def load_network(source: str, stage: str | None = None, task: int | None = None) -> LoadedNetwork:
-    """Return the network of one run or file; the arguments are those of ``load_networks``."""
-    path = Path(source).expanduser()
-    if not (path.exists() or source.startswith(TAGS)):
-        raise UserError(f"{source}: no such file or folder; name a finished run's folder, or a .ckpt file of one")
-    config = None
-    if path.is_dir():
-        folder, record = open_finished_run(str(path))
-        files, config = weights_files(folder, record), read_config(folder)
-        name = main_stage_name(record) if stage is None else stage
-        if name not in files:
-            raise UserError(f"{source}: no network of a stage {name!r}; there are {', '.join(files)}")
-        file = files[name]
-    else:
-        if stage is not None:
-            raise UserError(f"stage={stage}: {source} is the file of one network; name its run's folder")
-        file = find_network(source, "network")
-        around = find_run_around(file)
-        config = None if around is None else read_config(RunFolder(around))
-    network = load_classifier(file).eval()
-    spec = network.spec
-    seen = {"image_size": spec.image_size, "channels": spec.channels, "mean": list(spec.mean), "std": list(spec.std)}
-    data = DataConfig.model_validate(FILE_DATA | seen) if config is None else config.data.model_copy(update=seen)
-    return LoadedNetwork(source, network, _choose_task(source, network, task), data, config)
-
-
 def _join(batches: Sequence[Tensor], width: int) -> np.ndarray:
     """Return the rows of batches (B, D) float32 as one array (N, D); (0, ``width``) where there is none."""
     return torch.cat(list(batches)).numpy() if batches else np.empty((0, width), np.float32)
-
-
-def _choose_task(source: str, network: ImageClassifier, task: int | None) -> tuple[int, ...] | None:
-    """Return the columns of the task that is meant; None for a network with one head."""
-    head = network.head
-    if not isinstance(head, Heads):
-        if task is not None:
-            raise UserError(f"task {task}: {source} has one task; leave it out")
-        return None
-    learned = [columns for columns, is_learned in zip(head.tasks, head.learned.tolist(), strict=True) if is_learned]
-    if task is None and len(learned) == 1:
-        return tuple(learned[0])
-    if task is None or not 1 <= task <= len(learned):
-        names = network.spec.classes
-        lines = "; ".join(
-            f"{number} is {', '.join(names[column] for column in columns[:3])}{', ...' if len(columns) > 3 else ''}"  # noqa: PLR2004
-            for number, columns in enumerate(learned, 1)
-        )
-        raise UserError(f"{source}: its network has {len(learned)} tasks; choose one by its number, task N: {lines}")
-    return tuple(learned[task - 1])
 
 
 def _order_columns(member: LoadedNetwork, classes: Sequence[str]) -> list[int]:

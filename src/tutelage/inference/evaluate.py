@@ -2,23 +2,20 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from tutelage.config import DataConfig
-from tutelage.data import UNKNOWN, DataRuntime, ImageDataModule, Predictions, Source, Splits, draw_stratified
+from tutelage.data import UNKNOWN, ImageDataModule, Predictions, Source
 from tutelage.data.datasets.download import OnProgress, ignore_progress
-from tutelage.data.files.names import FURTHER_TEST_PREFIX, abbreviate, describe_similar
+from tutelage.data.files.names import abbreviate, describe_similar
 from tutelage.data.loading.workers import worker_deaths
-from tutelage.data.named_datasets import data_module
-from tutelage.data.source import empty_indices
 from tutelage.errors import UserError
 from tutelage.inference.classifier import Classifier
+from tutelage.inference.other_data import EvaluationSet
 from tutelage.models import compute_confusion_matrix, compute_metrics
-from tutelage.randomness import Key
 from tutelage.runs import RunFolder, is_tested, main_stage_name
 from tutelage.terminal.intervals import Interval, wilson_interval
 
@@ -177,50 +174,6 @@ class Evaluation:
         }
 
 
-@dataclass(frozen=True)
-class EvaluationSet:
-    """The images of a dataset that networks are measured on.
-
-    Attributes:
-        data: the dataset.
-        indices: (N,) int64, of the images.
-        is_own_part: the dataset has a test set, and they are it; else they are all its labelled images.
-        notes: what is to be known about them.
-    """
-
-    data: ImageDataModule
-    indices: np.ndarray
-    is_own_part: bool
-    notes: tuple[str, ...] = field(default_factory=tuple)
-
-
-def read_evaluation_set(config: DataConfig, runtime: DataRuntime) -> EvaluationSet:
-    """Return the test set of a dataset, or all its labelled images where it has none; ``data.limit`` holds.
-
-    Args:
-        config: the dataset's, as ``compose_other_data`` returns it.
-        runtime: with ``only_test``.
-
-    Raises:
-        UserError: it cannot be read, or has no labelled image.
-    """
-    data = data_module(config, runtime)
-    source, notes = data.source, list(data.source.notes)
-    is_own_part = len(source.test) > 0
-    indices = source.test if is_own_part else np.sort(np.concatenate([source.train, source.val]))
-    indices = indices[source.labels[indices] != UNKNOWN].astype(np.int64)
-    if not len(indices):
-        raise UserError(f"data.root={config.root}: no image with a label to be tested on; put them into CLASS/")
-    for name in source.further_tests:
-        folder = f"{FURTHER_TEST_PREFIX}{name}"
-        notes.append(f"{folder}/ is left out; data.root={config.root}/{folder} is a test set of its own")
-    if config.limit is not None:
-        indices = draw_stratified(indices, source.labels, config.limit, Key(config.split_seed, "limit"))
-    nothing = empty_indices()
-    data.splits = Splits(nothing, nothing, indices, nothing, "none")  # no budget, no pool, nothing set aside
-    return EvaluationSet(data, indices, is_own_part, tuple(notes))
-
-
 @worker_deaths()
 def evaluate_classifier(
     classifier: Classifier, images: EvaluationSet, on_progress: OnProgress = ignore_progress
@@ -270,16 +223,6 @@ def _predict(classifier: Classifier, data: ImageDataModule, indices: np.ndarray,
         done += len(parts[-1])
         on_progress("evaluating", done / len(indices))
     return np.concatenate(parts)
-
-
-def describe_own_data(run: str, record: Mapping[str, Any], images: EvaluationSet) -> Sequence[str]:
-    """Return a warning where a network is measured on all pictures of the data that its run has learned from."""
-    own = record["identity"]["data"].get("fingerprint")
-    if images.is_own_part or not own or own != images.data.fingerprint():
-        return ()
-    return (
-        f"{run} has learned from these pictures: how many of them it knows does not say how many others it would know",
-    )
 
 
 def find_own_accuracy(runs: Sequence[FinishedRun], stage: str | None, task: int | None) -> float | None:

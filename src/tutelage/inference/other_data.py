@@ -1,18 +1,44 @@
-"""Another test set: which dataset the user's words name, read as a network sees pictures."""
+"""Another test set: which dataset the user's words name, and its images, read as a network sees pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from tutelage.config import DataConfig
 from tutelage.config.compose import compose
 from tutelage.config.data import FILES, KNOWN_TO, OPTIONS
 from tutelage.config.path_values import override_key
+from tutelage.data import UNKNOWN, DataRuntime, ImageDataModule, Splits, draw_stratified
+from tutelage.data.files.names import FURTHER_TEST_PREFIX
+from tutelage.data.named_datasets import data_module
+from tutelage.data.source import empty_indices
 from tutelage.errors import UserError
+from tutelage.randomness import Key
 
 TABLE, FOLDER = "Table", "ImageFolder"  # classes that read files
 TYPED = ("data", "data.root", "data.layout", "data.limit", "data.on_bad_image", "data.num_workers")
 # of the network's data: how pictures are read and brought to size
 SEEN = ("image_size", "channels", "mean", "std", "fit", "background", "white", "max_pixels")
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The images of a dataset that networks are measured on.
+
+    Attributes:
+        data: the dataset.
+        indices: (N,) int64, of the images.
+        is_own_part: the dataset has a test set, and they are it; else they are all its labelled images.
+        notes: what is to be known about them.
+    """
+
+    data: ImageDataModule
+    indices: np.ndarray
+    is_own_part: bool
+    notes: tuple[str, ...] = field(default_factory=tuple)
 
 
 def compose_other_data(network_data: DataConfig, overrides: Sequence[str], config_dirs: Sequence[str]) -> DataConfig:
@@ -55,3 +81,40 @@ def _guess_target(network_data: DataConfig, root: str) -> str:
     if network_data.is_ours and (name not in OPTIONS or (name in FILES and is_file != (name == TABLE))):
         return f"tutelage.data.{TABLE if is_file else FOLDER}"
     return target
+
+
+def read_evaluation_set(config: DataConfig, runtime: DataRuntime) -> EvaluationSet:
+    """Return the test set of a dataset, or all its labelled images where it has none; ``data.limit`` holds.
+
+    Args:
+        config: the dataset's, as ``compose_other_data`` returns it.
+        runtime: with ``only_test``.
+
+    Raises:
+        UserError: it cannot be read, or has no labelled image.
+    """
+    data = data_module(config, runtime)
+    source, notes = data.source, list(data.source.notes)
+    is_own_part = len(source.test) > 0
+    indices = source.test if is_own_part else np.sort(np.concatenate([source.train, source.val]))
+    indices = indices[source.labels[indices] != UNKNOWN].astype(np.int64)
+    if not len(indices):
+        raise UserError(f"data.root={config.root}: no image with a label to be tested on; put them into CLASS/")
+    for name in source.further_tests:
+        folder = f"{FURTHER_TEST_PREFIX}{name}"
+        notes.append(f"{folder}/ is left out; data.root={config.root}/{folder} is a test set of its own")
+    if config.limit is not None:
+        indices = draw_stratified(indices, source.labels, config.limit, Key(config.split_seed, "limit"))
+    nothing = empty_indices()
+    data.splits = Splits(nothing, nothing, indices, nothing, "none")  # no budget, no pool, nothing set aside
+    return EvaluationSet(data, indices, is_own_part, tuple(notes))
+
+
+def describe_own_data(run: str, record: Mapping[str, Any], images: EvaluationSet) -> Sequence[str]:
+    """Return a warning where a network is measured on all pictures of the data that its run has learned from."""
+    own = record["identity"]["data"].get("fingerprint")
+    if images.is_own_part or not own or own != images.data.fingerprint():
+        return ()
+    return (
+        f"{run} has learned from these pictures: how many of them it knows does not say how many others it would know",
+    )

@@ -17,8 +17,9 @@ from tutelage.data.loading.batches import channels_first
 from tutelage.data.loading.workers import worker_deaths
 from tutelage.data.modules import count_workers, make_loader
 from tutelage.errors import UserError
-from tutelage.inference.classifier import Classifier, LoadedNetwork
+from tutelage.inference.classifier import Classifier
 from tutelage.inference.inputs import Inputs
+from tutelage.inference.loading import LoadedNetwork
 from tutelage.inference.parts import Parts, hold_parts
 from tutelage.inference.rows import REASON, Columns, make_rows, write_csv
 from tutelage.models import weight_hash

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from tutelage.data import data_module
 from tutelage.errors import UserError
-from tutelage.inference.classifier import Classifier, LoadedNetwork, load_networks
+from tutelage.inference.classifier import Classifier, load_networks
 from tutelage.inference.export.card import write_card
 from tutelage.inference.export.formats import LOGITS, PROBABILITIES, Format, LoadedFiles
 from tutelage.inference.export.graphs import Onnx, Pt2
 from tutelage.inference.export.weights import Safetensors, TimmLayout
+from tutelage.inference.loading import LoadedNetwork
 from tutelage.models import Heads, ImageClassifier
 from tutelage.runs.weight_sources import find_run_data
 from tutelage.storage import write_folder

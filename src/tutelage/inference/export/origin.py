@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tutelage.errors import UserError
-from tutelage.inference.classifier import LoadedNetwork
+from tutelage.inference.loading import LoadedNetwork
 from tutelage.models.weights.published import INSTALLED, INSTALLED_LICENSE, TIMM, TORCHVISION, find_timm_config
 from tutelage.runs import RunFolder, read_config
 from tutelage.runs.weight_sources import PACKAGE, find_run_around
