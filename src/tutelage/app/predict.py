@@ -1,7 +1,6 @@
 """``tutelage predict``: its arguments, and what it says beside the rows. torch is imported once they are understood."""
 
 import argparse
-import gc
 import os
 import re
 import signal
@@ -152,7 +151,6 @@ def _label(options: argparse.Namespace, runs: Sequence[str], paths: Sequence[str
     labeller = Labeller(classifier, inputs, columns, runtime)
     for line in (_describe(classifier, inputs), *(f"note: {note}" for note in inputs.notes)):
         observer.say(line)
-    gc.freeze()  # a collection in a forked worker would write to what all of them share, and so copy it
     if options.out is None:
         predict_to_stream(labeller, sys.stdout, observer)
     else:
