@@ -1,7 +1,6 @@
 """``tutelage predict``: its arguments, and what it says beside the rows. torch is imported once they are understood."""
 
 import argparse
-import gc
 import io
 import os
 import re
@@ -133,7 +132,6 @@ def _label(options: argparse.Namespace, runs: Sequence[str], paths: Sequence[str
     labeller = Labeller(classifier, inputs, columns, runtime)
     for line in (_describe(classifier, inputs), *(f"note: {note}" for note in inputs.notes)):
         observer.say(line)
-    gc.freeze()  # a collection in a forked worker would write to what all of them share, and so copy it
     if options.out is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8")  # whatever the terminal's is: names have characters of all kinds
