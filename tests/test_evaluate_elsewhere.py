@@ -22,6 +22,7 @@ from tutelage.app import evaluate as command
 from tutelage.cli import main
 from tutelage.data import DataRuntime, data_module
 from tutelage.errors import UserError
+from tutelage.inference.evaluate import find_own_accuracy
 from tutelage.inference.evaluation_page import name_page
 from tutelage.inference.other_data import compose_other_data, describe_own_data, read_evaluation_set
 from tutelage.models import load_classifier, save_classifier
@@ -298,3 +299,12 @@ def test_torch_is_set_up_as_in_training(digits, measure, monkeypatch):
     monkeypatch.setattr("tutelage.inference.classifier.set_up_torch", asked.append)
     measure(f"data.root={digits}", "data.limit=10")
     assert len(asked) == 1
+
+
+def test_of_the_runs_own_test_set_the_pictures_that_it_has_learned_from_do_not_count(tmp_path):
+    stage = {"name": "only", "kind": "train", "control": False, "result": {"test/accuracy": 0.9}}
+    record = {"stages": [stage], "result": stage["result"]}
+    assert find_own_accuracy([(RunFolder(tmp_path), record)], None, None) == 0.9
+    stage["result"]["test-without-duplicates/accuracy"] = 0.7
+    assert find_own_accuracy([(RunFolder(tmp_path), record)], None, None) == 0.7
+    assert find_own_accuracy([(RunFolder(tmp_path), record)], None, 2) is None

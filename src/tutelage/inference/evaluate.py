@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.data import UNKNOWN, ImageDataModule, Predictions, Source
+from tutelage.data import UNKNOWN, WITHOUT_DUPLICATES, ImageDataModule, Predictions, Source
 from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.files.names import abbreviate, describe_similar
 from tutelage.data.loading.workers import worker_deaths
@@ -226,7 +226,9 @@ def _predict(classifier: Classifier, data: ImageDataModule, indices: np.ndarray,
 
 
 def find_own_accuracy(runs: Sequence[FinishedRun], stage: str | None, task: int | None) -> float | None:
-    """Return the accuracy of a run's network on the run's own test set; None where there is no such number.
+    """Return the accuracy of a run's network on the run's own test set, without pictures that it has learned from.
+
+    None where there is no such number.
 
     Args:
         runs: whose networks are meant; of several as one there is none.
@@ -238,5 +240,5 @@ def find_own_accuracy(runs: Sequence[FinishedRun], stage: str | None, task: int 
         return None
     name = main_stage_name(record) if stage is None else stage
     entry: Mapping[str, Any] = next(entry for entry in record["stages"] if entry["name"] == name)
-    accuracy: float | None = entry["result"].get("test/accuracy")
-    return accuracy
+    result: Mapping[str, float] = entry["result"]
+    return result.get(f"test{WITHOUT_DUPLICATES}/accuracy", result.get("test/accuracy"))

@@ -26,7 +26,7 @@ def print_evaluation(evaluation: Evaluation, warnings: Sequence[str], own_accura
         f"{CONFIDENCE_LEVEL:.0%} interval"
     )
     if own_accuracy is not None:
-        print(f"on the run's own test set it was {format_percent(own_accuracy)}")
+        print(f"on the run's own test set, without pictures that it has learned from: {format_percent(own_accuracy)}")
     scores = evaluation.score_classes()
     shown = scores
     if len(scores) > MAX_CLASSES:

@@ -139,7 +139,9 @@ def draw_reliability(rounds: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.plot(confidences[solid], precision[solid], color=COLORS[0], linewidth=1.6, zorder=2)
         areas = np.maximum(MIN_DOT_AREA, MAX_DOT_AREA * np.sqrt(counts / known.max()))
         colors = [(*to_rgb(COLORS[0]), 1.0 if is_solid else 0.3) for is_solid in solid]
-        axes.scatter(confidences, precision, s=areas, color=colors, edgecolor="white", linewidth=0.8, zorder=3)
+        axes.scatter(
+            confidences, precision, s=areas, color=colors, edgecolor="white", linewidth=0.8, zorder=3, clip_on=False
+        )
         axes.set(xlim=(lowest, 1.01), ylim=(-0.02, 1.02))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
