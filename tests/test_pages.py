@@ -152,7 +152,7 @@ def test_the_terminal_shows_names_as_they_are_and_of_many_classes_the_worst(caps
     for text in (
         *HOSTILE,
         "note: a note",
-        "on the run's own test set, without pictures that it has learned from: 90.0 %",
+        "that it has learned from: 90.0 %",
     ):
         assert text in printed
     print_evaluation(make_evaluation([f"kind {number}" for number in range(60)], 900), [], None)
