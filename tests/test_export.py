@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from helpers.configs import data_config
-from helpers.forks import call_in_fork
+from helpers.forks import call_in_fork, return_from_fork
 from helpers.images import smooth_image
 from helpers.networks import make_spec
 from helpers.runs import only_run, run
@@ -63,7 +63,7 @@ def digits(tmp_path_factory):
 
 
 def export(folder, name, *more):
-    return list(run_export([str(folder), "--format", name, *more]))
+    return return_from_fork(lambda: list(run_export([str(folder), "--format", name, *more])))
 
 
 def python_blocks(card):
@@ -80,10 +80,14 @@ def assert_exports(network, name, folder, columns=None):
     config = data_config(image_size=network.spec.image_size, channels=network.spec.channels)
     member = LoadedNetwork("network", network, columns, config, None)
     folder.mkdir()
-    FORMATS[name].write(take_network(member), "crop", folder)
     shape = (3, network.spec.channels, *2 * (network.spec.image_size,))
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    check_files(FORMATS[name].load(folder), PlainNetwork.of(network, columns), member.classes, images, name)
+
+    def write_and_check():
+        FORMATS[name].write(take_network(member), "crop", folder)
+        return check_files(FORMATS[name].load(folder), PlainNetwork.of(network, columns), member.classes, images, name)
+
+    return_from_fork(write_and_check)
 
 
 @pytest.mark.slow

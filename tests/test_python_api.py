@@ -19,6 +19,7 @@ from PIL import Image
 import tutelage
 from helpers.commands import command
 from helpers.configs import data_config
+from helpers.forks import return_from_fork
 from helpers.images import random_images, smooth_image
 from helpers.networks import make_spec
 from helpers.overrides import QUIET
@@ -155,12 +156,16 @@ def test_the_network_alone_gives_the_classifiers_probabilities_and_is_traced(cla
 def test_the_network_alone_is_exported_and_compiled(classifier):
     images = random_batch(classifier)
     expected = classifier.network(images)
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(classifier.network, (images,), dynamic_shapes=({0: batch},))
-    torch.testing.assert_close(program.module()(images[:2]), expected[:2])
-    for backend in ("eager", "aot_eager"):
-        compiled = torch.compile(classifier.network, backend=backend, fullgraph=True)
-        torch.testing.assert_close(compiled(images), expected)
+
+    def export_and_compile() -> None:
+        batch = torch.export.Dim("batch", min=1, max=64)
+        program = torch.export.export(classifier.network, (images,), dynamic_shapes=({0: batch},))
+        torch.testing.assert_close(program.module()(images[:2]), expected[:2])
+        for backend in ("eager", "aot_eager"):
+            compiled = torch.compile(classifier.network, backend=backend, fullgraph=True)
+            torch.testing.assert_close(compiled(images), expected)
+
+    return_from_fork(export_and_compile)
 
 
 def test_several_networks_with_their_classes_in_other_orders_give_the_mean_by_name():
@@ -323,14 +328,18 @@ def test_the_pages_examples_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(api, "_execute_training", execute_in_fork)
     page = (ROOT / "docs" / "python.md").read_text()
-    names: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(block, names)
-    assert names["run"].status == "finished" and len(names["runs"]) == 1
-    assert names["probabilities"].shape == (1, 10)
-    assert names["features"].shape[0] == 2
-    assert names["teacher"].network.head.in_features < names["classifier"].network.head.in_features
-    assert names["traced"](names["images"]).shape == (2, 10)
+
+    def run_page() -> None:
+        names: dict = {}
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+            exec(block, names)
+        assert names["run"].status == "finished" and len(names["runs"]) == 1
+        assert names["probabilities"].shape == (1, 10)
+        assert names["features"].shape[0] == 2
+        assert names["teacher"].network.head.in_features < names["classifier"].network.head.in_features
+        assert names["traced"](names["images"]).shape == (2, 10)
+
+    return_from_fork(run_page)
     for target in re.findall(r"\]\(([^)#]+)", page):
         assert (ROOT / "docs" / target).is_file(), target
 
