@@ -101,14 +101,14 @@ def parse_arguments(arguments: Sequence[str]) -> Request:
 def evaluate_ensemble(names: Sequence[str]) -> None:
     """Print the test accuracy of finished runs, and that of the mean of their probabilities."""
     from tutelage.report.ensembles import combine_runs
-    from tutelage.terminal.intervals import CONFIDENCE_LEVEL, format_accuracy
+    from tutelage.terminal.intervals import CONFIDENCE_LEVEL, format_accuracy, format_percent
 
     runs = [open_tested_run(name) for name in names]
     ensemble = combine_runs(runs)
     whole = "all as one"
     width = max(len(whole), *(len(folder.path.name) for folder, _ in runs))
     for (folder, _), accuracy in zip(runs, ensemble.accuracies, strict=True):
-        print(f"{folder.path.name:<{width}}  {100 * accuracy:.1f} %")
+        print(f"{folder.path.name:<{width}}  {format_percent(accuracy)}")
     print(f"{whole:<{width}}  {format_accuracy(ensemble.interval)}")
     print(f"Test: {ensemble.images:,} images; in brackets Wilson's {CONFIDENCE_LEVEL:.0%} interval over these images.")
 

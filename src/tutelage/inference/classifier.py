@@ -194,7 +194,7 @@ def _parse_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"device={name}: {quote_error(error)}; name cpu, or a GPU that torch sees, such as cuda"
         ) from None

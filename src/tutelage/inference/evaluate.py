@@ -189,7 +189,7 @@ def evaluate_classifier(
         UserError: the classifier knows none of the classes.
     """
     source, classes = images.data.source, classifier.classes
-    column_of = {name: column for column, name in reversed([*enumerate(classes)])}
+    column_of = {name: column for column, name in enumerate(classes)}
     columns = np.array([column_of.get(name, UNKNOWN) for name in source.classes], dtype=np.int64)
     labels = columns[source.labels[images.indices]]
     names = Counter(source.classes[label] for label in source.labels[images.indices[labels == UNKNOWN]].tolist())

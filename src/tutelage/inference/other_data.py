@@ -1,7 +1,7 @@
 """Another test set: which dataset the user's words name, and its images, read as a network sees pictures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class EvaluationSet:
     data: ImageDataModule
     indices: np.ndarray
     is_own_part: bool
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    notes: tuple[str, ...]
 
 
 def compose_other_data(network_data: DataConfig, overrides: Sequence[str], config_dirs: Sequence[str]) -> DataConfig:
