@@ -12,11 +12,11 @@ from tutelage.errors import UserError
 from tutelage.inference.export.formats import LOGITS, Format, LoadedFiles, quietly
 from tutelage.inference.network import PlainNetwork
 from tutelage.models import ImageClassifier, ImageSpec, Timm, create_timm, make_classifier
+from tutelage.models.base import PIXEL_MAX
 from tutelage.models.timm import WithFeatureLayers
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # as timm and the Hub call them
 CROP_MODES = {"crop": "center", "pad": "border", "stretch": "squash"}  # timm's names, by data.fit
-PIXEL_MAX = 255.0
 OTHERS = "take --format onnx, pt2 or safetensors"
 
 
