@@ -27,6 +27,10 @@ DARK = {
     "bad": "#ff8f85",
 }
 
+# Of lines in charts: Okabe and Ito's, safe for colour-blind readers; on black the same hues, lighter.
+LINES_LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7b4fa3", "#5f6a72")
+LINES_DARK = ("#5ab0ea", "#ff8c42", "#2fcf9f", "#e8a3c8", "#e0c04a", "#a5dbff", "#bd9be0", "#b3bcc4")
+
 
 def css_variables(colours: Mapping[str, str]) -> str:
     """Return colours as custom properties of CSS, such as ``--ink: #1b2026;``."""

@@ -6,22 +6,24 @@ the classes here. Everything that a page shows is escaped.
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cache
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tutelage.report.palette import DARK, LIGHT, css_variables
+from tutelage.report.palette import DARK, LIGHT, LINES_DARK, LINES_LIGHT, css_variables
 from tutelage.storage import write_text
 from tutelage.terminal.intervals import format_percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES, VENDOR = Path(__file__).parent / "templates", Path(__file__).parent / "vendor"
 SMALL_SIDE = 64  # pixels; up to it images are enlarged without smoothing and embedded without loss
 MAX_SIDE = 224  # pixels of an embedded image
 JPEG_QUALITY = 85
@@ -44,6 +46,22 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Value:
+    """A cell of a table that is sorted by a number beside its text; None comes last."""
+
+    text: str
+    number: float | None
+
+
+@dataclass(frozen=True)
+class Link:
+    """A cell of a table that leads elsewhere."""
+
+    text: str
+    address: str
+
+
+@dataclass(frozen=True)
 class Column:
     """A column of a table: its heading, and whether it holds text, which stands on the left."""
 
@@ -53,19 +71,21 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table; a reader sorts it by the headings.
 
     Attributes:
         name: what it holds, for readers that do not see it.
         columns: from left to right.
-        rows: their cells, each a text or a ``Share``.
+        rows: their cells; texts that are numbers are sorted as such.
         best: the first cell of the row that is bold; None for no row.
+        is_searchable: it has so many rows that a reader may want to search them.
     """
 
     name: str
     columns: Sequence[Column]
-    rows: Sequence[Sequence[str | Share]]
+    rows: Sequence[Sequence[str | Share | Value | Link]]
     best: str | None = None
+    is_searchable: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +108,68 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A line of a chart.
+
+    Attributes:
+        name: in the legend.
+        x: rising.
+        y: a value for each x; None or NaN where there is none.
+        low, high: the limits of a band around the line; None without one.
+        color: the number of its colour; None for the line's place among the lines.
+        is_dashed: such as a validation's beside a training's.
+        is_dots: only dots, without a line between them.
+        is_reference: others are compared with it; it is grey.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    color: int | None = None
+    is_dashed: bool = False
+    is_dots: bool = False
+    is_reference: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with a section of its own: lines, the values under the cursor, and a legend that hides a line on a click.
+
+    Attributes:
+        heading: of the section.
+        caption: what the chart shows and how it is read.
+        x_name: of the horizontal axis.
+        lines: from the first in the legend to the last.
+        is_share: y is shares from 0 to 1, shown in percent.
+        has_log_x, has_log_y: the axis is logarithmic.
+        x_ticks: the values that are named on the horizontal axis; None for those that fit.
+        height: in CSS pixels.
+        is_wide: it needs the page's whole width.
+    """
+
+    heading: str
+    caption: str
+    x_name: str
+    lines: Sequence[Line]
+    is_share: bool = False
+    has_log_x: bool = False
+    has_log_y: bool = False
+    x_ticks: Sequence[float] | None = None
+    height: int = 300
+    is_wide: bool = False
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What the page's script draws."""
+        values = asdict(self)
+        for line in values["lines"]:
+            line["y"] = [None if y is None or not math.isfinite(y) else y for y in line["y"]]
+        return values
+
+
+@dataclass(frozen=True)
 class Tile:
     """A small image among others, with lines below it.
 
@@ -96,12 +178,14 @@ class Tile:
         lines: the first stands out.
         is_small: it has few pixels, which are to be seen as they are.
         is_wrong: the first line is an error.
+        keys: what a reader sorts tiles by (numbers, the largest first) and filters them by (texts); the same for all.
     """
 
     source: str
     lines: Sequence[str] = field(default_factory=tuple)
     is_small: bool = False
     is_wrong: bool = False
+    keys: Mapping[str, str | float] = field(default_factory=dict)
 
 
 def encode_image(image: np.ndarray) -> str:
@@ -144,6 +228,25 @@ def _environment() -> "Environment":
         keep_trailing_newline=True,
     )
     environment.filters["percent"] = format_percent
-    environment.tests["share"] = lambda cell: isinstance(cell, Share)
-    environment.globals.update(light=LIGHT, dark=DARK, css_variables=css_variables)
+    for name, kind in {"share": Share, "value": Value, "link": Link}.items():
+        environment.tests[name] = partial(_is_a, kind)
+    environment.globals.update(light=LIGHT, dark=DARK, css_variables=css_variables, vendored=_read_vendored)
+    environment.globals.update(
+        light_lines=_line_colours(LIGHT, LINES_LIGHT), dark_lines=_line_colours(DARK, LINES_DARK)
+    )
     return environment
+
+
+def _is_a(kind: type, cell: object) -> bool:
+    return isinstance(cell, kind)
+
+
+def _line_colours(colours: Mapping[str, str], lines: Sequence[str]) -> dict[str, Any]:
+    return {"lines": lines, "reference": colours["rule"], "soft": colours["soft"], "line": colours["line"]}
+
+
+def _read_vendored(name: str) -> "Markup":
+    """Return a file of another project as it is."""
+    from markupsafe import Markup
+
+    return Markup((VENDOR / name).read_text())  # noqa: S704 - a file of ours
