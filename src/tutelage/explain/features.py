@@ -91,7 +91,8 @@ def compute_features(subject: Subject, data: ImageDataModule) -> Features:
 
 def _draw(indices: np.ndarray, count: int, purpose: str, seed: int) -> np.ndarray:
     chosen: np.ndarray = Key(seed, "explain").generator(purpose).permutation(len(indices))[:count]
-    return indices[chosen].astype(np.int64)
+    drawn: np.ndarray = indices[chosen].astype(np.int64)
+    return drawn
 
 
 def _embed_indices(subject: Subject, data: ImageDataModule, indices: np.ndarray, are_labelled: bool = True) -> Points:

@@ -40,11 +40,11 @@ def show_weights(subject: Subject) -> list[Section]:
         return [Section("First units", reading, [Strip("", tiles)])]
     filters = weights[np.argsort(-norms, kind="stable")[:MAX_FILTERS]].transpose(0, 2, 3, 1)
     tiles = [Tile(encode_filter(each), [], is_small=True) for each in filters]
-    kind = "patch embedding" if layer.stride[0] == layer.kernel_size[0] > 1 else "first convolution"
+    kernel, stride = weights.shape[2:], layer.stride
+    kind = "patch embedding" if stride == kernel and kernel[0] > 1 else "first convolution"
     shown = f"{len(tiles)} of {len(weights)}" if len(tiles) < len(weights) else f"All {len(weights)}"
-    kernel = " x ".join(map(str, layer.kernel_size))
     reading = (
-        f"{shown} filters of the {kind}, {kernel} pixels each, those with the largest weights first; each is "
+        f"{shown} filters of the {kind}, {kernel[0]} x {kernel[1]} pixels each, those with the largest weights first; each is "
         "stretched to its own range, and the middle of the range is zero. Edges, spots and colours mean that the "
         "filter looks for them; noise alone means that it has learned little yet."
     )

@@ -42,9 +42,8 @@ def compute_grad_cam(network: ImageClassifier, layer: MapLayer, images: Tensor, 
     pixels = images.to(network.device).float().requires_grad_()
     try:
         with torch.enable_grad():
-            cams = LayerGradCam(network.forward, maps).attribute(
-                pixels, columns.to(network.device), relu_attributions=True
-            )
+            weigh = LayerGradCam(network.forward, maps).attribute
+            cams = weigh(pixels, columns.to(network.device), relu_attributions=True)
     finally:
         hook.remove()
     cams = functional.interpolate(cams.detach().float(), tuple(images.shape[-2:]), mode="bilinear", align_corners=False)

@@ -38,7 +38,8 @@ def encode_map(values: np.ndarray, limit: float) -> str:
 
     pixels = (GREY_LEVELS * np.clip(values / (limit or 1.0), 0, 1)).round().astype(np.uint8)
     if max(pixels.shape) > MAP_SIDE:
-        pixels = cv2.resize(pixels, (MAP_SIDE, MAP_SIDE), interpolation=cv2.INTER_AREA)
+        shrunk = cv2.resize(pixels, (MAP_SIDE, MAP_SIDE), interpolation=cv2.INTER_AREA)
+        return _encode_png(np.asarray(shrunk)[..., None])
     return _encode_png(pixels[..., None])
 
 
@@ -55,9 +56,9 @@ def encode_heat(image: np.ndarray, heat: np.ndarray, frame: Box | None = None) -
     mixed = np.ascontiguousarray(pixels.round().astype(np.uint8))
     if frame is not None:
         scale = side / len(image)
-        corners = [(round(frame.left * scale), round(frame.top * scale))]
-        corners.append((round((frame.right + 1) * scale) - 1, round((frame.bottom + 1) * scale) - 1))
-        cv2.rectangle(mixed, *corners, FRAME, thickness=2)
+        first = (round(frame.left * scale), round(frame.top * scale))
+        last = (round((frame.right + 1) * scale) - 1, round((frame.bottom + 1) * scale) - 1)
+        cv2.rectangle(mixed, first, last, FRAME, thickness=2)
     return encode_image(mixed)
 
 

@@ -51,9 +51,8 @@ def show_map(subject: Subject, data: ImageDataModule, features: Features) -> lis
     drawings = []
     for (title, places), reading in zip(layouts.items(), (PCA_READING, TSNE_READING), strict=True):
         figure = draw_map(places, kinds, data.classes)
-        drawings.append(
-            Drawing(title, reading, encode_figure(figure), f"{title} of the features of {counts} pictures.")
-        )
+        alt = f"{title} of the features of {counts} pictures."
+        drawings.append(Drawing(title, reading, encode_figure(figure), alt))
     reading = (
         f"The points are the features of {counts} pictures, what the network's last layer gets, each of unit length. "
         "Features that lie near each other are pictures that the network can hardly tell apart."
@@ -95,7 +94,8 @@ def describe_gap(features: Features) -> str:
     text = f"{text}, and {after:.3f} ({change:+.0%}) with {len(views)} augmented views of them: {verdict}."
     if len(pool) < len(views):
         return text
-    return f"{text} As many pictures of the pool in their place would make it {_distance_with(test, train, pool.first(len(views))):.3f}."
+    with_pool = _distance_with(test, train, pool.first(len(views)))
+    return f"{text} As many pictures of the pool in their place would make it {with_pool:.3f}."
 
 
 def _distance_with(test: Points, train: Points, others: Points) -> float:
@@ -117,7 +117,7 @@ def draw_map(places: np.ndarray, kinds: Mapping[str, Points], classes: tuple[str
         colors = [CLASS_COLORS[label] if by_class and label != UNKNOWN else own for label in points.labels.tolist()]
         edge = {"edgecolors": "white", "linewidths": 0.5} if name in {"training", "test"} else {"linewidths": 0.8}
         alpha = 1.0 if name in {"training", "test"} else 0.65
-        axes.scatter(*part.T, s=SIZES[name], c=colors, marker=MARKERS[name], alpha=alpha, **edge)
+        axes.scatter(part[:, 0], part[:, 1], s=SIZES[name], c=colors, marker=MARKERS[name], alpha=alpha, **edge)
         handles.append(_make_handle(name, MARKERS[name], own if not by_class or name == "pool" else TEXT_COLOR))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)

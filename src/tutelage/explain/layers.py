@@ -54,7 +54,8 @@ class MapLayer:
             return output
         if self.layout == "channels last":
             return output.permute(0, 3, 1, 2)
-        return output[:, self.prefix :].transpose(1, 2).unflatten(2, (self.side, self.side))
+        places = output[:, self.prefix :].transpose(1, 2)
+        return places.reshape(*places.shape[:2], self.side, self.side)
 
     def from_maps(self, maps: Tensor, output: Tensor) -> Tensor:
         """Return the output whose maps are ``maps``; tokens before those of the places are those of ``output``."""

@@ -107,17 +107,20 @@ class Subject:
     def logits(self) -> Tensor:
         """Logits (B, C) float32 of the pictures, on the CPU."""
         with torch.inference_mode():
-            return self.network(self.images.to(self.classifier.device)).float().cpu()[:, self.columns]
+            logits: Tensor = self.network(self.images.to(self.classifier.device))
+        return logits.float().cpu()[:, self.columns]
 
     @cached_property
     def probabilities(self) -> np.ndarray:
         """Probabilities (B, C) of the pictures."""
-        return self.logits.softmax(dim=1).numpy()
+        probabilities: np.ndarray = self.logits.softmax(dim=1).numpy()
+        return probabilities
 
     @cached_property
     def predicted(self) -> np.ndarray:
         """The class (B,) of the largest probability of each picture."""
-        return self.probabilities.argmax(axis=1)
+        predicted: np.ndarray = self.probabilities.argmax(axis=1)
+        return predicted
 
     @cached_property
     def multiply_adds(self) -> float:
@@ -144,15 +147,13 @@ def load_subject(
     """
     folder, record = open_finished_run(run)
     notes: list[str] = []
-    tasks = find_tasks(run, stage)
-    if task is None and len(tasks) > 1:
-        task = len(tasks)
-        notes.append(
-            f"The network has {len(tasks)} tasks. This page shows the last one; --task 1 to {task} shows another."
-        )
+    words = ["explain", *([] if stage is None else [stage]), *([] if task is None else [f"task-{task}"])]
+    tasks = len(find_tasks(run, stage))
+    if task is None and tasks > 1:
+        task = tasks
+        notes.append(f"The network has {tasks} tasks, and the last one is shown; --task 1 to {tasks} shows another.")
     classifier = load_networks([run], stage, task)
     stage_name = main_stage_name(record) if stage is None else stage
-    words = ["explain", *([] if stage is None else [stage]), *([] if task is None else [f"task-{task}"])]
     data, reason = _find_data(run, classifier, on_progress)
     if paths:
         inputs = find_inputs(paths, classifier.data, on_progress)

@@ -99,10 +99,8 @@ def _load_given(record: Mapping[str, Any], hashes: list[str]) -> tuple[str, Teac
 
 def _answer(subject: Subject, teacher: Teacher) -> list[dict[str, float]]:
     """Return the teacher's probabilities of each picture, by class."""
-    logits, classes = (
-        teacher.to(subject.classifier.device)(subject.images.to(subject.classifier.device)).cpu(),
-        teacher.classes,
-    )
+    device, classes = subject.classifier.device, teacher.classes
+    logits = teacher.to(device)(subject.images.to(device)).cpu()
     if classes == subject.network.spec.classes:
         logits, classes = logits[:, subject.columns], subject.classes
     return [dict(zip(classes, row, strict=True)) for row in logits.softmax(dim=1).tolist()]
