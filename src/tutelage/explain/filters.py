@@ -44,9 +44,9 @@ def show_weights(subject: Subject) -> list[Section]:
     kind = "patch embedding" if stride == kernel and kernel[0] > 1 else "first convolution"
     shown = f"{len(tiles)} of {len(weights)}" if len(tiles) < len(weights) else f"All {len(weights)}"
     reading = (
-        f"{shown} filters of the {kind}, {kernel[0]} x {kernel[1]} pixels each, those with the largest weights first; each is "
-        "stretched to its own range, and the middle of the range is zero. Edges, spots and colours mean that the "
-        "filter looks for them; noise alone means that it has learned little yet."
+        f"{shown} filters of the {kind}, {kernel[0]} x {kernel[1]} pixels each, those with the largest weights "
+        "first; each is stretched to its own range, and the middle of the range is zero. Edges, spots and colours are "
+        "what a filter looks for; noise alone means that it has learned little yet."
     )
     return [Section("First filters", reading, [Strip("", tiles)])]
 

@@ -30,7 +30,7 @@ def show_forgetting(subject: Subject) -> list[Section]:
         row: list[str | Share] = [name]
         for task in tasks:
             row.append(Share(accuracies[task]) if task in accuracies else NO_VALUE)
-            row.append(f"{-100 * losses[task]:+.1f}" if task in losses else NO_VALUE)
+            row.append(f"{0.0 - 100 * losses[task]:+.1f}" if task in losses else NO_VALUE)
         rows.append(row)
     table = Table("accuracy of each task after each stage", columns, rows, best=subject.stage)
     return [Section("What each head forgot", READING, table=table)]

@@ -36,8 +36,10 @@ def show_fields(subject: Subject) -> list[Section]:
         box, influence = computed[layer.name], measured[layer.name]
         heat = (influence / (influence.max() or 1.0)) ** GAMMA
         tiles.append(Tile(encode_heat(background, heat, box.clip(size)), _describe(layer, box, influence, size)))
+    whole, attending = Box(0, size - 1, 0, size - 1), [layer.name for layer in layers if layer.has_attention]
+    sees_all = bool(attending) and all(computed[name].clip(size) == whole for name in attending)
     reading = (
-        f"{ATTENTION if any(layer.has_attention for layer in layers) else FORMULA}The frame is what the central unit "
+        f"{ATTENTION if sees_all else FORMULA}The frame is what the central unit "
         "of a layer sees, computed from the operations; the glow is how much each pixel moves it, measured by "
         f"gradients over {images} random image{'s' if images > 1 else ''}: it must stay within the frame, and is "
         "brightest where the unit really looks."

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from tutelage.explain.section import Group, Section, make_picture_tiles
 from tutelage.explain.subject import Subject
-from tutelage.report.pictures import COLORS, TEXT_COLOR, remove_frame, shorten_name
+from tutelage.report.pictures import COLORS, LINE_COLOR, TEXT_COLOR, shorten_name
 from tutelage.report.vector import encode_figure
 
 TEMPERATURES = (1, 2, 5, 10, 100)
 MAX_BARS = 10  # classes with bars
-PANEL_WIDTH, BAR_HEIGHT, HEAD_HEIGHT = 1.25, 0.2, 0.5  # inches
+COLUMN_WIDTH, BAR_HEIGHT, HEAD_HEIGHT = 1.25, 0.22, 0.5  # inches
+PITCH = 1.4  # from one column to the next, in probabilities
 NAMED_SHARE = 0.005  # smaller probabilities have no number
 READING = (
     "Hard is what is left when only the likeliest class counts; the other columns are the probabilities after the "
@@ -51,18 +52,20 @@ def choose_classes(probabilities: np.ndarray) -> np.ndarray:
 
 
 def draw_bars(names: Sequence[str], columns: Mapping[str, np.ndarray], shown: np.ndarray) -> Figure:
-    """Draw probabilities as bars: a row for each class, a panel for each column."""
-    size = (PANEL_WIDTH * len(columns) + 0.8, BAR_HEIGHT * len(names) + HEAD_HEIGHT)
-    figure, panels = plt.subplots(1, len(columns), figsize=size, sharey=True, layout="constrained")
-    for axes, (title, values) in zip(panels, columns.items(), strict=True):
-        rows, shares = np.arange(len(shown)), values[shown]
-        axes.barh(rows, shares, color=COLORS[0], height=0.66)
+    """Draw probabilities as bars: a row for each class, side by side for each column."""
+    size = (COLUMN_WIDTH * len(columns) + 0.8, BAR_HEIGHT * len(names) + HEAD_HEIGHT)
+    figure, axes = plt.subplots(figsize=size)
+    rows = np.arange(len(shown))
+    for number, (title, values) in enumerate(columns.items()):
+        left, shares = number * PITCH, values[shown]
+        axes.barh(rows, shares, left=left, color=COLORS[0], height=0.66)
+        axes.axvline(left, color=LINE_COLOR, linewidth=0.8)
+        axes.text(left, -0.9, title, fontsize=9, color=TEXT_COLOR)
         for row, share in zip(rows, shares, strict=True):
             if share >= NAMED_SHARE:
-                axes.text(share + 0.03, row, f"{share:.0%}", va="center", fontsize=7, color=TEXT_COLOR)
-        axes.set_title(title, fontsize=9, loc="left", color=TEXT_COLOR)
-        axes.set(xlim=(0, 1.3), xticks=[], yticks=rows)
-        axes.set_yticklabels(names, fontsize=8)
-        remove_frame(axes, "x")
-    panels[0].invert_yaxis()
+                axes.text(left + share + 0.03, row, f"{share:.0%}", va="center", fontsize=7, color=TEXT_COLOR)
+    axes.set(xlim=(0, PITCH * len(columns)), ylim=(len(shown) - 0.4, -0.6), xticks=[], yticks=rows)
+    axes.set_yticklabels(names, fontsize=8)
+    axes.tick_params(length=0, colors=TEXT_COLOR)
+    axes.spines[:].set_visible(False)
     return figure
