@@ -32,7 +32,7 @@ def explain(arguments: Sequence[str]) -> int:
     Raises:
         UserError: they name no run, or what cannot be read.
     """
-    if "--summary" in arguments:
+    if "--summary" in arguments and not {"-h", "--help"} & set(arguments):
         print_layers([argument for argument in arguments if argument != "--summary"])
         return 0
     options = _parse(arguments)
@@ -46,12 +46,17 @@ def explain(arguments: Sequence[str]) -> int:
     try:
         from tutelage.explain.page import write_explanation
         from tutelage.explain.subject import load_subject
+        from tutelage.runs.torch_setup import lightning_silenced
 
         subject = load_subject(run, paths, options.stage, options.task, observer.reading)
         for note in subject.notes:
             observer.say(f"note: {note}")
-        file = write_explanation(subject, shlex.join(["tutelage", "explain", *arguments]), observer)
+        with lightning_silenced():
+            file = write_explanation(subject, shlex.join(["tutelage", "explain", *arguments]), observer)
     except KeyboardInterrupt:
+        from tutelage.data.loading.workers import kill_workers
+
+        kill_workers()
         observer.say("stopped")
         return BY_SIGNAL + signal.SIGINT
     finally:

@@ -11,6 +11,7 @@ from tutelage.explain.subject import Subject
 from tutelage.report.templating import Tile
 
 LAYERS, CHANNELS = 6, 8
+TIMES = "\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}"
 LAYER_READING = (
     "Each row is a layer, from the image to the last one, and each small picture one of its channels: white is where "
     "the channel responds most, and the strongest channels stand first. Early maps still look like the picture; later "
@@ -45,7 +46,7 @@ def show_activations(subject: Subject) -> list[Section]:
 
 
 def _describe(layer: MapLayer) -> str:
-    return f"{layer.kind}: {layer.channels} maps of {layer.side} x {layer.side}"
+    return f"{layer.kind}: {layer.channels} maps, {layer.side}{TIMES}{layer.side}"
 
 
 def make_map_tiles(maps: Tensor) -> list[Tile]:

@@ -23,14 +23,15 @@ def show_forgetting(subject: Subject) -> list[Section]:
         return []
     columns = [Column("after stage", is_text=True)]
     for task in tasks:
-        columns += [Column(f"task {task}"), Column("since learned")]
+        columns += [Column(f"task {task}"), *([Column("since learned")] if task < tasks[-1] else [])]
     rows: list[list[str | Share]] = []
     for name, entry in entries.items():
         accuracies, losses = task_accuracies(entry["result"]), measure_losses(subject.record, entry)
         row: list[str | Share] = [name]
         for task in tasks:
             row.append(Share(accuracies[task]) if task in accuracies else NO_VALUE)
-            row.append(f"{0.0 - 100 * losses[task]:+.1f}" if task in losses else NO_VALUE)
+            if task < tasks[-1]:  # the last one has no later task to be forgotten for
+                row.append(f"{0.0 - 100 * losses[task]:+.1f}" if task in losses else NO_VALUE)
         rows.append(row)
     table = Table("accuracy of each task after each stage", columns, rows, best=subject.stage)
     return [Section("What each head forgot", READING, table=table)]

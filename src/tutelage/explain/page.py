@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 
 from tutelage import __version__
-from tutelage.data import ImageDataModule
 from tutelage.errors import UserError, quote_error
 from tutelage.explain.activations import show_activations
-from tutelage.explain.features import Features, compute_features
+from tutelage.explain.features import compute_features
 from tutelage.explain.filters import show_weights
 from tutelage.explain.forgetting import show_forgetting
 from tutelage.explain.landscape import show_map, show_neighbours
@@ -35,37 +34,23 @@ LAYER_READING = (
 Show = Callable[[], Sequence[Section]]
 
 
-class _Sections:
-    """The functions that make the sections, in the page's order; features are computed once, where they are needed."""
-
-    def __init__(self, subject: Subject) -> None:
-        self._subject = subject
-
-    def list(self) -> dict[str, tuple[Show, float]]:
-        """Return what makes each part, and the seconds that it may take, by name."""
-        subject = self._subject
-        parts: dict[str, tuple[Show, float]] = {
-            "weights": (lambda: show_weights(subject), 1),
-            "activations": (lambda: show_activations(subject), 2),
-            "receptive fields": (lambda: show_fields(subject), 3),
-            "Grad-CAM": (lambda: show_grad_cam(subject), 2),
-            "soft labels": (lambda: show_soft_labels(subject), 3),
-            "teacher": (lambda: show_teacher(subject), 3),
-        }
-        if (data := subject.data) is not None:
-            parts["neighbours"] = (lambda: show_neighbours(subject, data, self._features(data)), 3)
-            parts["map"] = (lambda: show_map(subject, data, self._features(data)), 8)
-        parts["tasks"] = (lambda: show_forgetting(subject), 1)
-        parts["layers"] = (lambda: show_layers(subject), 1)
-        return parts
-
-    def _features(self, data: ImageDataModule) -> Features:
-        self._data = data
-        return self._computed
-
-    @cached_property
-    def _computed(self) -> Features:
-        return compute_features(self._subject, self._data)
+def list_parts(subject: Subject) -> dict[str, tuple[Show, float]]:
+    """Return what makes each part of the page, in the page's order, and the seconds that it may take, by name."""
+    parts: dict[str, tuple[Show, float]] = {
+        "weights": (partial(show_weights, subject), 1),
+        "activations": (partial(show_activations, subject), 2),
+        "receptive fields": (partial(show_fields, subject), 3),
+        "Grad-CAM": (partial(show_grad_cam, subject), 2),
+        "soft labels": (partial(show_soft_labels, subject), 3),
+        "teacher": (partial(show_teacher, subject), 3),
+    }
+    if (data := subject.data) is not None:
+        features = cache(lambda: compute_features(subject, data))  # where they are first needed
+        parts["neighbours"] = (lambda: show_neighbours(subject, data, features()), 4)
+        parts["map"] = (lambda: show_map(subject, data, features()), 6)
+    parts["tasks"] = (partial(show_forgetting, subject), 1)
+    parts["layers"] = (partial(show_layers, subject), 1)
+    return parts
 
 
 def show_layers(subject: Subject) -> list[Section]:
@@ -83,7 +68,7 @@ def write_explanation(subject: Subject, command: str, observer: Observer) -> Pat
     Raises:
         UserError: it cannot be written.
     """
-    parts = _Sections(subject).list()
+    parts = list_parts(subject)
     observer.begin([Part(name, [Work((name,), seconds)]) for name, (_, seconds) in parts.items()])
     sections: list[Section] = []
     for number, (show, _) in enumerate(parts.values(), 1):

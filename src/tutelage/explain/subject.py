@@ -16,7 +16,7 @@ from tutelage.data.datasets.download import OnProgress
 from tutelage.data.files.decoding import UnreadableImageError
 from tutelage.data.loading.batches import channels_first
 from tutelage.errors import UserError
-from tutelage.inference.classifier import Classifier, load_networks
+from tutelage.inference.classifier import Classifier, load_networks, set_up_inference
 from tutelage.inference.inputs import find_inputs
 from tutelage.inference.loading import LoadedNetwork, find_tasks
 from tutelage.models import ImageClassifier
@@ -153,6 +153,7 @@ def load_subject(
         task = tasks
         notes.append(f"The network has {tasks} tasks, and the last one is shown; --task 1 to {tasks} shows another.")
     classifier = load_networks([run], stage, task)
+    set_up_inference(classifier)
     stage_name = main_stage_name(record) if stage is None else stage
     data, reason = _find_data(run, classifier, on_progress)
     if paths:
