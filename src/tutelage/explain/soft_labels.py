@@ -61,7 +61,7 @@ def draw_bars(names: Sequence[str], columns: Mapping[str, np.ndarray], shown: np
         axes.barh(rows, shares, left=left, color=COLORS[0], height=0.66)
         axes.axvline(left, color=LINE_COLOR, linewidth=0.8)
         axes.text(left, -0.9, title, fontsize=9, color=TEXT_COLOR)
-        for row, share in zip(rows, shares, strict=True):
+        for row, share in enumerate(shares.tolist()):
             if share >= NAMED_SHARE:
                 axes.text(left + share + 0.03, row, f"{share:.0%}", va="center", fontsize=7, color=TEXT_COLOR)
     axes.set(xlim=(0, PITCH * len(columns)), ylim=(len(shown) - 0.4, -0.6), xticks=[], yticks=rows)
