@@ -26,10 +26,12 @@ HELP = """tutelage trains image classifiers from few labels.
   tutelage evaluate RUN RUN... accuracy of several runs as one: the mean of their answers   (tutelage evaluate --help)
   tutelage export RUN --format onnx|pt2|safetensors|timm [--out DIR]
                                its network as files that need no tutelage, with a card   (tutelage export --help)
+  tutelage explain RUN [PICTURES...]
+                               a page of pictures: what its network has learned, where it looks, why it is wrong
   tutelage explain --summary RUN|OVERRIDES
-                               a network's layers: receptive field, multiply-adds, parameters
+                               a network's layers: receptive field, multiply-adds, parameters (tutelage explain --help)
 """
-OWN_HELP = ("train", "predict", "evaluate", "export")  # commands that print help of their own
+OWN_HELP = ("train", "predict", "evaluate", "export", "explain")  # commands that print help of their own
 
 
 def main() -> None:
@@ -64,7 +66,7 @@ def main() -> None:
         "report": _rewrite_reports,
         "evaluate": _evaluate_runs,
         "export": _export_network,
-        "explain": _print_layers,
+        "explain": _explain_network,
     }
     if not arguments or (arguments[0] not in OWN_HELP and {"-h", "--help"} & set(arguments)):
         print(HELP, end="")
@@ -273,27 +275,12 @@ def _export_network(arguments: Sequence[str]) -> None:
         print(line)
 
 
-def _print_layers(arguments: Sequence[str]) -> None:
-    """Print the layers of a run's network, or of the network that a config describes."""
-    from tutelage.config.compose import compose, split_config_dirs
-    from tutelage.errors import UserError
-    from tutelage.runs import main_stage_name, open_finished_run, read_config
+def _explain_network(arguments: Sequence[str]) -> None:
+    """Show what a run's network has learned, or the layers of a network."""
+    from tutelage.app.explain import explain
 
-    others = [argument for argument in arguments if argument != "--summary"]
-    if len(others) == len(arguments):
-        raise UserError(
-            "explain needs --summary: tutelage explain --summary RUN, or explain --summary model=vgg data=digits"
-        )
-    if len(others) == 1 and Path(others[0]).is_dir():
-        folder, record = open_finished_run(others[0])
-        data, classes = read_config(folder).data, record.get("data", {}).get("classes")
-        model = next(entry["model"] for entry in record["stages"] if entry["name"] == main_stage_name(record))
-    else:
-        config = compose(*split_config_dirs(others))
-        data, model, classes = config.data, config.model.arguments(), None
-    from tutelage.explain.summary import build_meta_network, print_summary
-
-    print_summary(build_meta_network(model, data, classes))
+    if code := explain(arguments):
+        sys.exit(code)
 
 
 if __name__ == "__main__":

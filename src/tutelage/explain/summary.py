@@ -4,7 +4,7 @@ This replaces torchinfo's table, which has no receptive fields. torch's FlopCoun
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,21 +85,11 @@ def summarize_layers(network: ImageClassifier) -> list[Layer]:
     There is one row for each call of a module that calls no other module, and of any other module that multiplies or
     has parameters itself. The sums over the rows are the network's.
     """
-    size = (1, network.spec.channels, network.spec.image_size, network.spec.image_size)
-    state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    meta_state = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
     rows: list[tuple[Layer, bool]] = []  # with whether the module calls no other
-    image = torch.empty(size, dtype=torch.uint8, device="meta")
+    image = make_meta_image(network)
     counter, tracker = FlopCounterMode(display=False), ReceptiveFieldTracker(image)
-    with (
-        _in_eval_mode(network),
-        _record_calls(network, counter, tracker, rows),
-        torch.device("meta"),
-        torch.no_grad(),
-        tracker,
-        counter,  # gets operations first, so that it does not count the arithmetic of ``tracker``
-    ):
-        functional_call(network, meta_state, (image,))
+    with _record_calls(network, counter, tracker, rows):
+        forward_on_meta(network, image, tracker, counter)  # the counter does not count the arithmetic of ``tracker``
     counts = _count_parameters(network, {layer.name for layer, _ in rows})
     layers = []
     for layer, leaf in rows:
@@ -107,6 +97,22 @@ def summarize_layers(network: ImageClassifier) -> list[Layer]:
         if leaf or parameters or layer.multiply_adds:
             layers.append(replace(layer, parameters=parameters))
     return layers
+
+
+def make_meta_image(network: ImageClassifier) -> Tensor:
+    """Return an image (1, C, S, S) uint8 as a network sees it, on the meta device."""
+    size = (1, network.spec.channels, network.spec.image_size, network.spec.image_size)
+    return torch.empty(size, dtype=torch.uint8, device="meta")
+
+
+def forward_on_meta(network: ImageClassifier, image: Tensor, *modes: AbstractContextManager[Any]) -> None:
+    """Do a forward pass of an image on the meta device, in eval mode, under modes; the last one is the innermost."""
+    state = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    meta_state = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    with _in_eval_mode(network), torch.device("meta"), torch.no_grad(), ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
+        functional_call(network, meta_state, (image,))
 
 
 @contextmanager
@@ -177,7 +183,7 @@ def print_summary(network: ImageClassifier) -> None:
         is_text = number < TEXT_COLUMNS
         table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     for layer in layers:
-        table.add_row(*_format_cells(layer))
+        table.add_row(*format_cells(layer))
     total = (sum(layer.multiply_adds for layer in layers), sum(layer.parameters for layer in layers))
     table.add_row("total", "", "", "", "", *(f"{number:,}" for number in total), style="bold")
     console = Console()
@@ -186,7 +192,8 @@ def print_summary(network: ImageClassifier) -> None:
     console.print(table, highlight=False)
 
 
-def _format_cells(layer: Layer) -> tuple[str, ...]:
+def format_cells(layer: Layer) -> tuple[str, ...]:
+    """Return the cells of a layer's row, in the order of ``HEADER``."""
     side = layer.receptive_field
     return (
         layer.name.removeprefix("backbone."),

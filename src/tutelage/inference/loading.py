@@ -63,23 +63,7 @@ def load_network(source: str, stage: str | None = None, task: int | None = None)
     Raises:
         UserError: there is no such network.
     """
-    path = Path(source).expanduser()
-    if not (path.exists() or source.startswith(TAGS)):
-        raise UserError(f"{source}: no such file or folder; name a finished run's folder, or a .ckpt file of one")
-    config = None
-    if path.is_dir():
-        folder, record = open_finished_run(str(path))
-        files, config = weights_files(folder, record), read_config(folder)
-        name = main_stage_name(record) if stage is None else stage
-        if name not in files:
-            raise UserError(f"{source}: no network of a stage {name!r}; there are {', '.join(files)}")
-        file = files[name]
-    else:
-        if stage is not None:
-            raise UserError(f"stage {stage}: {source} is the file of one network; name its run's folder")
-        file = find_network(source, "network")
-        around = find_run_around(file)
-        config = None if around is None else read_config(RunFolder(around))
+    file, config = _find_file(source, stage)
     network = load_classifier(file).eval()
     spec = network.spec
     seen = {"image_size": spec.image_size, "channels": spec.channels, "mean": list(spec.mean), "std": list(spec.std)}
@@ -87,14 +71,49 @@ def load_network(source: str, stage: str | None = None, task: int | None = None)
     return LoadedNetwork(source, network, _choose_task(source, network, task), data, config)
 
 
-def _choose_task(source: str, network: ImageClassifier, task: int | None) -> tuple[int, ...] | None:
-    """Return the columns of the task that is meant; None for a network with one head."""
+def find_tasks(source: str, stage: str | None = None) -> list[list[int]]:
+    """Return the columns of each task that a network has learned (see ``load_network``); none for one with one head.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    return _list_learned(load_classifier(_find_file(source, stage)[0]))
+
+
+def _find_file(source: str, stage: str | None) -> tuple[Path, Config | None]:
+    """Return the weights that ``load_network`` reads, and the config of their run."""
+    path = Path(source).expanduser()
+    if not (path.exists() or source.startswith(TAGS)):
+        raise UserError(f"{source}: no such file or folder; name a finished run's folder, or a .ckpt file of one")
+    if path.is_dir():
+        folder, record = open_finished_run(str(path))
+        files, config = weights_files(folder, record), read_config(folder)
+        name = main_stage_name(record) if stage is None else stage
+        if name not in files:
+            raise UserError(f"{source}: no network of a stage {name!r}; there are {', '.join(files)}")
+        return files[name], config
+    if stage is not None:
+        raise UserError(f"stage {stage}: {source} is the file of one network; name its run's folder")
+    file = find_network(source, "network")
+    around = find_run_around(file)
+    return file, None if around is None else read_config(RunFolder(around))
+
+
+def _list_learned(network: ImageClassifier) -> list[list[int]]:
+    """Return the columns of each task that a network with several heads has learned; none for a network with one."""
     head = network.head
     if not isinstance(head, Heads):
+        return []
+    return [columns for columns, is_learned in zip(head.tasks, head.learned.tolist(), strict=True) if is_learned]
+
+
+def _choose_task(source: str, network: ImageClassifier, task: int | None) -> tuple[int, ...] | None:
+    """Return the columns of the task that is meant; None for a network with one head."""
+    if not isinstance(network.head, Heads):
         if task is not None:
             raise UserError(f"task {task}: {source} has one task; leave it out")
         return None
-    learned = [columns for columns, is_learned in zip(head.tasks, head.learned.tolist(), strict=True) if is_learned]
+    learned = _list_learned(network)
     if task is None and len(learned) == 1:
         return tuple(learned[0])
     if task is None or not 1 <= task <= len(learned):

@@ -100,7 +100,13 @@ def _test_images(record: Mapping[str, Any]) -> int | None:
 
 
 def compute_forgetting(record: Mapping[str, Any], entry: Mapping[str, Any]) -> float | None:
-    """Return the mean accuracy that a network has lost on all tasks but its last; None if it has learned only one.
+    """Return the mean accuracy that a network has lost on all tasks but its last; None if it has learned only one."""
+    losses = measure_losses(record, entry)
+    return sum(losses.values()) / len(losses) if losses else None
+
+
+def measure_losses(record: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[int, float]:
+    """Return the accuracy that a network has lost on each task but its last, by the task's number.
 
     The loss of a task is measured from the stage that ended with it as the last task learned: the latest such stage
     among those that lead to the network.
@@ -110,12 +116,11 @@ def compute_forgetting(record: Mapping[str, Any], entry: Mapping[str, Any]) -> f
     while stage is not None:
         history.append(task_accuracies(stage["result"]))
         stage = stages.get(stage.get("starts_from", ""))
-    final = task_accuracies(entry["result"])
-    losses = []
+    final, losses = task_accuracies(entry["result"]), {}
     for task in sorted(final)[:-1]:  # a task of init_from has no such stage: it counts from the first one
         learned = next((accuracies for accuracies in history if max(accuracies, default=0) == task), history[-1])
-        losses.append(learned.get(task, final[task]) - final[task])
-    return sum(losses) / len(losses) if losses else None
+        losses[task] = learned.get(task, final[task]) - final[task]
+    return losses
 
 
 def _has_pseudo_labels(record: Mapping[str, Any]) -> bool:
