@@ -16,13 +16,14 @@ from typing import Any
 import argcomplete
 from argcomplete.shell_integration import shellcode
 
+from tutelage.app.export import FORMATS
 from tutelage.app.parsers import OVERRIDES, PARSERS, RUN
 from tutelage.app.runs import STATUSES
 from tutelage.options import BASE, conf_dir, list_options
 
 OUTPUTS = "outputs"
 PATH_KEYS = ("data.root", "data.unlabelled", "init_from", "paths.outputs")  # whose values are completed as paths
-KEY = re.compile(r"^(?P<indent> *)(?P<key>[A-Za-z]\w*):", re.MULTILINE)
+KEY = re.compile(r"^(?P<indent> *)(?P<key>[A-Za-z]\w*): *(?P<value>[^#\n]*)", re.MULTILINE)
 NO_KEYS = ("defaults", "hydra")  # of a config file
 INDENT = 2  # of the second level of a config file
 
@@ -103,7 +104,7 @@ def _list_keys(file: Path) -> Iterator[str]:
         key = match["key"]
         if not match["indent"]:
             section = key
-            yield key
+            yield from [key] if match["value"].strip() else []
         elif len(match["indent"]) == INDENT and section not in NO_KEYS:
             yield f"{section}.{key}"
 
@@ -132,6 +133,7 @@ COMPLETERS: Mapping[str, Completer] = {
     OVERRIDES: complete_overrides,
     RUN: complete_runs,
     "clean": lambda prefix, _: ["clean"],
+    "FORMAT": lambda prefix, _: FORMATS,
     "STATUS": lambda prefix, _: STATUSES,
     "STRATEGY": lambda prefix, _: list_options()["strategy"],
     "DIR": lambda prefix, _: _complete_path(prefix, only_folders=True),

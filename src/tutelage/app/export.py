@@ -63,6 +63,7 @@ def make_parser() -> ArgumentParser:
     add("runs", nargs="*", metavar="RUN", help="the folder of a finished run")
     add(
         "--format",
+        metavar="FORMAT",
         help="onnx: a graph for onnxruntime and others; pt2: torch.export's; safetensors: weights for Tutelage; "
         "timm: weights for timm.create_model",
     )

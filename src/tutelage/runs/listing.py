@@ -33,7 +33,7 @@ def list_summaries(root: Path) -> list[RunSummary]:
         UserError: there is no such folder.
     """
     folders = list(find_run_folders(root))
-    file = cache_folder("runs") / f"{digest(str(root.resolve()))[:KEY_LENGTH]}.json"
+    file = cache_file(root)
     entries, kept, summaries = _read_cache(file), {}, []
     prefix = len(os.path.join(root, ""))  # noqa: PTH118 - with the slash
     for folder in folders:
@@ -49,6 +49,11 @@ def list_summaries(root: Path) -> list[RunSummary]:
         with suppress(OSError):
             write_text(file, json.dumps({"format": FORMAT, "runs": kept}, separators=(",", ":")))
     return sorted(summaries, key=lambda summary: summary.started)
+
+
+def cache_file(root: Path) -> Path:
+    """Return the file of the cache for the runs below a folder; it may not exist."""
+    return cache_folder("runs") / f"{digest(str(root.resolve()))[:KEY_LENGTH]}.json"
 
 
 def _read_cache(file: Path) -> dict[str, Any]:

@@ -12,7 +12,13 @@ from tutelage.terminal.intervals import NO_VALUE, Interval, format_percent, wils
 
 HEAD = ("age", "status", "labels", "strategy", "network", "result", "interval", "size", "run")
 LEFT = ("status", "strategy", "network", "run")  # columns that are aligned left
-DROPPED_FIRST = ("network", "size", "labels", "interval", "strategy")  # on a narrow terminal
+DROPPED_FIRST = (
+    "network",
+    "strategy",
+    "size",
+    "labels",
+    "interval",
+)  # where there is no room
 GAP, INDENT = "  ", "    "
 VARIOUS = "various"  # where runs of an experiment differ
 MOST_ROWS, MOST_OF_EXPERIMENT = 40, 8  # on a terminal; beyond that, an experiment of so many runs becomes one row
