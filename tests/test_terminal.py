@@ -164,19 +164,20 @@ def test_json_has_a_run_with_its_interval_and_all_numbers(root):
         '{"schema_version": 4, "status": "finished"}',
         '{"schema_version": 4, "status": "failed", "data": 3, "result": []}',
         '{"schema_version": 4, "status": "finished", "stages": [7], "files": {}}',
-        '{"schema_version": 4, "status": "finished", "stages": {"a": 1}, "files": {}, "result": {"test/accuracy": "x"}}',
+        '{"schema_version": 4, "status": "failed", "stages": {"a": 1}, "result": {"test/accuracy": "x"}}',
         '{"schema_version": 4, "status": "failed", "data": {"labelled": ["a"]}}',
     ],
 )
-def test_an_odd_record_hides_no_other_run_and_is_a_row_with_the_reason(root, content):
+def test_an_odd_record_hides_no_other_run_and_is_a_row_with_the_reason(root, content, capsys):
     odd = write_run(root / "digits" / "odd")
     (odd / "run.json").write_text(content)
-    process = command("tutelage.cli", "runs", str(root))
-    assert process.returncode == 0, process.stderr
-    rows = cells_of(process.stdout)
+    run_command([str(root)])
+    output = capsys.readouterr()
+    rows = cells_of(output.out)
     assert rows["odd"][1] == "unreadable" and len(rows) == 6
-    assert re.fullmatch(r"note: \S+/digits/odd\S* .+\n", process.stderr)
-    listed = json.loads(command("tutelage.cli", "runs", str(root), "--json").stdout)
+    assert re.fullmatch(r"note: \S+/digits/odd\S* .+\n", output.err)
+    run_command([str(root), "--json"])
+    listed = json.loads(capsys.readouterr().out)
     assert [run["status"] for run in listed if run["reason"]] == ["unreadable"]
     assert len(tutelage.list_runs(root)) == 5
 
@@ -386,7 +387,7 @@ def test_clean_without_a_terminal_lists_and_refuses(root):
 
 
 def hold_by_another_process(file: Path) -> subprocess.Popen[str]:
-    program = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print()\nsys.stdin.read()"
+    program = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
     file.parent.mkdir(parents=True, exist_ok=True)
     holder = subprocess.Popen([sys.executable, "-c", program, str(file)], stdin=-1, stdout=-1, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "\n"
@@ -399,15 +400,15 @@ def test_clean_never_touches_a_run_that_is_in_use(root, monkeypatch, capsys):
         assert list_by_name(root)["stopped"].status == "running"
         clean_up(root, "--yes", "--status", "running,stopped")
         assert "nothing to clean" in capsys.readouterr().out
-        holder.communicate()
+        holder.communicate("\n")
     holders = []
     lock = RunFolder(stopped).lock_file
     start_meanwhile(stopped, monkeypatch, lambda _: holders.append(hold_by_another_process(lock)))
     shards = failed / "stages" / "1-labels" / "labels" / ".locks" / "00000"
     with hold_by_another_process(shards) as worker:
         clean_up(root)
-        worker.communicate()
-    holders[0].communicate()
+        worker.communicate("\n")
+    holders[0].communicate("\n")
     output = capsys.readouterr()
     assert "removed 0 runs, 0.0 kB" in output.out
     assert re.search("left alone: run .*/stopped is in use by another process", output.err)
