@@ -19,8 +19,8 @@ from tutelage.augmentation.chains import apply_chain
 from tutelage.augmentation.crop import NUMBERS_PER_CROP, crop_and_resize, draw_boxes
 from tutelage.augmentation.operations import OPERATIONS, SIGNED
 from tutelage.config.compose import compose
-from tutelage.config.options import list_options
 from tutelage.errors import UserError
+from tutelage.options import list_options
 from tutelage.randomness import Key
 
 TRANSFORMS = {"RandAugment": RandAugment, "TrivialAugment": TrivialAugment, "AugMix": AugMix}

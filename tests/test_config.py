@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from helpers.commands import command, loaded_packages
 from tutelage.config import Config
 from tutelage.config.compose import compose
-from tutelage.config.options import conf_dir, list_options
 from tutelage.errors import UserError
+from tutelage.options import conf_dir, list_options
 from tutelage.runs import run_identity, run_path
 
 EVERY_OPTION = [(group, option) for group, entries in list_options().items() for option in entries]

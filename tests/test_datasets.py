@@ -17,7 +17,7 @@ from helpers.dataset_files import STL10_CLASSES, TEST, TRAIN, UNLABELLED, make_l
 from helpers.images import random_images
 from tutelage.data import UNKNOWN, Source
 from tutelage.data.datasets.cifar import CIFAR10, cifar10, cifar100
-from tutelage.data.datasets.download import Remote, cache_folder
+from tutelage.data.datasets.download import Remote
 from tutelage.data.datasets.fashion_mnist import FASHION_MNIST, fashion_mnist
 from tutelage.data.datasets.idx import read_idx
 from tutelage.data.datasets.mnist import MNIST, mnist
@@ -25,6 +25,7 @@ from tutelage.data.datasets.stl10 import stl10
 from tutelage.data.datasets.svhn import svhn
 from tutelage.data.source import LARGEST_IN_MEMORY, ArrayImages, convert_channels, join_arrays
 from tutelage.errors import UserError
+from tutelage.storage import cache_folder
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100_CLASSES = tuple(f"thing_{number}" for number in range(100))

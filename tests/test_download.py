@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tutelage.data.datasets.download import Remote, cache_folder, fetch, ignore_progress, unpack
+from tutelage.data.datasets.download import Remote, fetch, ignore_progress, unpack
 from tutelage.errors import UserError
+from tutelage.storage import cache_folder
 
 CONTENT = np.random.default_rng(0).bytes(5_000_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()

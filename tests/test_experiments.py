@@ -13,7 +13,7 @@ from helpers.dataset_files import colour_columns, write_stl10
 from helpers.images import random_images, write_images
 from helpers.paths import EMOJI
 from helpers.runs import only_run, run
-from tutelage.config.options import conf_dir
+from tutelage.options import conf_dir
 
 NEEDING_DATA = ("image_folder_noisy_student", "stl10_noisy_student")
 OTHERS = sorted({file.stem for file in (conf_dir() / "experiment").glob("*.yaml")} - set(NEEDING_DATA))

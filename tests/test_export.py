@@ -22,7 +22,6 @@ from helpers.runs import only_run, run
 from tutelage.app.export import FORMATS as TYPED_FORMATS
 from tutelage.app.export import run_export
 from tutelage.config.compose import compose
-from tutelage.config.options import list_options
 from tutelage.data import data_module
 from tutelage.data.files.decoding import read_pixels
 from tutelage.data.fitting import fit_image
@@ -37,6 +36,7 @@ from tutelage.inference.loading import LoadedNetwork
 from tutelage.inference.network import PlainNetwork
 from tutelage.models import make_classifier
 from tutelage.models.weights.published import INSTALLED
+from tutelage.options import list_options
 from tutelage.runs import Health, RunFolder, inspect_run, read_config
 from tutelage.runs.predictions import read_predictions
 from tutelage.storage import write_folder

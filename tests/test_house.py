@@ -17,6 +17,7 @@ FLOORS = {
     "waiting": 1,
     "world": 1,
     "config": 2,
+    "options": 2,
     "storage": 2,
     "augmentation": 3,
     "data": 4,

@@ -23,7 +23,6 @@ from torch.nn import functional
 from helpers.networks import count_parameters, make_spec
 from tutelage.config import OptimizerConfig, SchedulerConfig
 from tutelage.config.compose import compose
-from tutelage.config.options import list_options
 from tutelage.data import Predictions
 from tutelage.errors import UserError
 from tutelage.models import (
@@ -43,6 +42,7 @@ from tutelage.models import (
     weight_hash,
 )
 from tutelage.models.optimization import lr_factor, make_optimizer
+from tutelage.options import list_options
 from tutelage.storage import write_checked
 
 

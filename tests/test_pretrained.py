@@ -12,7 +12,6 @@ from torch import nn
 
 from helpers.runs import only_run, run
 from tutelage.config.compose import compose
-from tutelage.config.options import list_options
 from tutelage.errors import UserError
 from tutelage.models import (
     MLP,
@@ -28,6 +27,7 @@ from tutelage.models import (
 )
 from tutelage.models.weights import sources
 from tutelage.models.weights.published import find_timm_config, find_torchvision_weights
+from tutelage.options import list_options
 from tutelage.runs.weight_sources import find_weights, weights_identity
 
 TINY = "resnet10t"

@@ -292,13 +292,13 @@ def test_runs_are_listed_as_a_table(tmp_path):
     assert [run.status for run in runs] == ["unreadable", "incomplete", "incomplete"]
     assert "cannot be read" in runs[0].reason and "missing" in runs[1].reason
     lines = repr(runs).splitlines()
-    assert lines[0].split() == ["started", "status", "test", "run"]
-    assert re.search(r"incomplete +75.0 %  \S+/digits/earlier$", lines[2])
+    assert lines[0].split() == ["age", "status", "labels", "strategy", "network", "result", "interval", "size", "run"]
+    assert re.search(r"incomplete .* 75.0 % .* \S+/digits/earlier$", lines[2])
     assert runs._repr_html_().count("<tr>") == 4
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(runs)
     assert frame["test_accuracy"].tolist()[1:] == [0.75, 0.5]
-    assert [*frame] == ["path", "started", "status", "test_accuracy", "result", "reason"]
+    assert {"path", "started", "status", "result", "reason", "labels", "strategy", "network", "size"} < {*frame}
 
 
 def test_import_tutelage_loads_neither_torch_nor_hydra():

@@ -74,7 +74,7 @@ def test_what_a_page_links_to_exists(page):
 
 
 def test_the_method_tables_name_every_option():
-    from tutelage.config.options import list_options
+    from tutelage.options import list_options
 
     text = (ROOT / "README.md").read_text()
     for group in ("recipe", "strategy", "data", "model", "augmentation"):

@@ -13,9 +13,9 @@ from tutelage.app.recipe_file import show_recipe
 from tutelage.app.recipes import read_recipe
 from tutelage.config import DataConfig
 from tutelage.config.compose import compose
-from tutelage.config.options import conf_dir, list_options
 from tutelage.data.look import MAX_HEADERS, _spread, look_at_data
 from tutelage.errors import UserError
+from tutelage.options import conf_dir, list_options
 from tutelage.runs.identity import run_identity
 from tutelage.sweeps.overrides import compose_sweep_values
 from tutelage.terminal.recipe import describe_recipe

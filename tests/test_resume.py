@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -81,7 +82,7 @@ def test_a_run_killed_between_checkpoints_goes_back_to_the_last_one(undisturbed,
     assert outcome(outputs) == expected
 
 
-def test_a_run_killed_while_labelling_or_testing_ends_the_same(undisturbed, outputs):
+def test_a_run_killed_while_labelling_or_testing_ends_the_same_and_says_where_it_goes_on(undisturbed, outputs, capfd):
     overrides, expected = undisturbed
 
     def die_in(file: str, name: str) -> Callable[[], None]:
@@ -98,6 +99,8 @@ def test_a_run_killed_while_labelling_or_testing_ends_the_same(undisturbed, outp
         assert run(outputs, *overrides, before=die_in(file, name)) == -signal.SIGKILL
     assert run(outputs, *overrides) == 0
     assert outcome(outputs) == expected
+    lines = re.findall(r"goes on at stage \d of \d, (.*)", capfd.readouterr().err)
+    assert lines == [*["labels-1: 60 of 60 pool images are labelled"] * 2, *["test: from its beginning"] * 2]
 
 
 def test_the_number_of_workers_changes_nothing_also_when_killed(undisturbed, outputs):
@@ -116,6 +119,9 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(undisturbed, outp
     checkpoint = torch.load(only_run(outputs) / "stages/1-teacher/checkpoints" / LAST, weights_only=True)
     assert checkpoint["global_step"] == 4
     assert run(outputs, *overrides) == 0
+    (line,) = re.findall("goes on at .*", capfd.readouterr().err)
+    steps = outcome(outputs)["stages"][0]["steps"]
+    assert re.fullmatch(rf"goes on at stage 1 of \d, teacher: after step 4 of {steps}, epoch \d of \d", line)
     assert outcome(outputs) == expected
 
 

@@ -25,8 +25,8 @@ from helpers.images import write_images
 from helpers.overrides import QUIET
 from helpers.runs import make_entry, outcome, write_finished_run
 from tutelage.config.compose import compose
-from tutelage.config.options import conf_dir
 from tutelage.errors import UserError
+from tutelage.options import conf_dir
 from tutelage.report import searches
 from tutelage.report.jobs import Job, find_grid_values, read_finished_jobs
 from tutelage.report.sweep_report import report_sweep

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import ROOT
-from tutelage.config.options import conf_dir
+from tutelage.options import conf_dir
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ from typing import IO, TYPE_CHECKING, Any
 from tutelage.app.job import RUNS_FILE
 from tutelage.config.allowed_folder import SAFE_PATH_VARIABLE
 from tutelage.errors import USER_ERROR, UserError
-from tutelage.runs import Health, RunFolder, inspect_run, read_config
+from tutelage.runs import RunFolder, read_config
+from tutelage.runs.summary import RunSummary, find_run_folders, measure_folder, summarize_run
+from tutelage.terminal.run_table import HEAD, format_rows, layout_rows
 
 if TYPE_CHECKING:  # at run time it is imported when it is needed
     from tutelage.config import Config
@@ -28,37 +30,23 @@ if TYPE_CHECKING:  # at run time it is imported when it is needed
 LINES_KEPT = 50  # of the command's output, for the message of its error
 SECONDS_OF_OUTPUT = 2.0  # that output may take to arrive when the command has ended
 COMPLAINT = "tutelage: "  # begins the line of a user's error
-RUN_DEPTHS = ("", "*/", "*/*/")  # below a folder, where runs may lie
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run's folder as it was when it was read.
+class Run(RunSummary):
+    """A run's folder as it was when it was read: what a list says of it, and the metrics.
 
     Attributes:
-        path: the folder.
-        started: when the run was started first, in local time to the minute.
-        status: finished, running, stopped, failed, unreadable; incomplete where files of a finished run are missing.
-        test_accuracy: from 0 to 1; None where there is none.
         result: the metrics of its network, such as ``val/accuracy``, by their names; empty until it is finished.
-        reason: one line that says why it cannot be used as it is; empty where it can, or still runs.
     """
 
-    path: Path
-    started: str
-    status: str
-    test_accuracy: float | None
-    result: Mapping[str, float]
-    reason: str = ""
+    result: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "Run":
         """Return the run in a folder; what is wrong with it is in its status and reason."""
-        state = inspect_run(RunFolder(path))
-        status = "incomplete" if state.problems else state.status
-        reason = state.reason if state.problems or state.health is Health.BROKEN else ""
-        result = dict(state.record.get("result", {}))
-        return cls(path, state.started, status, state.test_accuracy, result, reason)
+        summary, state = summarize_run(path, measure_folder(str(path)).size)
+        return cls(**vars(summary), result=dict(state.record.get("result", {})))
 
     @cached_property
     def config(self) -> "Config":
@@ -77,21 +65,13 @@ class Run:
 class RunTable(list[Run]):
     """Runs, shown as a table, in a notebook too. ``pandas.DataFrame(table)`` has a row for each."""
 
-    _HEAD = ("started", "status", "test", "run")
-
     def __repr__(self) -> str:
-        rows = [self._HEAD, *map(_format_cells, self)]
-        return "\n".join(f"{started:<16}  {status:<10}  {test:>7}  {path}" for started, status, test, path in rows)
+        return "\n".join(layout_rows(format_rows(self)))
 
     def _repr_html_(self) -> str:
         """Return the table as HTML, for notebooks."""
-        rows = [_format_row("th", self._HEAD), *(_format_row("td", _format_cells(run)) for run in self)]
+        rows = [_format_row("th", HEAD), *(_format_row("td", row) for row in format_rows(self))]
         return f"<table>{''.join(rows)}</table>"
-
-
-def _format_cells(run: Run) -> tuple[str, str, str, str]:
-    accuracy = "" if run.test_accuracy is None else f"{100 * run.test_accuracy:.1f} %"
-    return run.started, run.status, accuracy, str(run.path)
 
 
 def _format_row(tag: str, cells: Sequence[str]) -> str:
@@ -104,11 +84,8 @@ def list_runs(folder: str | Path = "outputs") -> RunTable:
     Raises:
         UserError: there is no such folder.
     """
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of the runs")
-    records = [record for depth in RUN_DEPTHS for record in root.glob(f"{depth}run.json")]
-    return RunTable(sorted((Run.read(record.parent) for record in records), key=lambda run: run.started))
+    paths = map(Path, find_run_folders(Path(folder).expanduser()))
+    return RunTable(sorted(map(Run.read, paths), key=lambda run: run.started))
 
 
 def load(

@@ -3,84 +3,101 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import NamedTuple
 
-HELP = """tutelage trains image classifiers from few labels.
 
-  tutelage train [OVERRIDES]   train a run, resume it, or print its result   (tutelage train --help)
-  tutelage recipe [OVERRIDES] [--save NAME]
-                               the settings that fit your pictures, each with its reason; or as an experiment to edit
-  tutelage fetch [OVERRIDES]   bring the weights and the dataset of a config to the cache, for machines without network
-  tutelage preview [OVERRIDES] a picture of what the network will see: views, operations, mixed pairs
-  tutelage runs [DIR]          list the runs below outputs/
-  tutelage label RUN [data.root=DIR] [data.unlabelled=POOL]
-                               help a run to label its pool: from another terminal, GPU or machine
-  tutelage predict RUN... PATHS...
-                               label pictures: folders, lists, tables, shards   (tutelage predict --help)
-  tutelage report RUN...       write the report of finished runs again
-  tutelage evaluate RUN... data.root=FOLDER|TABLE [--json]
-                               accuracy on other pictures of these classes, with a page; several runs as one
-  tutelage evaluate RUN [shift=translate,crop,rotate,brightness]
-                               accuracy on test images that are shifted, cropped, rotated, made darker
-  tutelage evaluate RUN RUN... accuracy of several runs as one: the mean of their answers   (tutelage evaluate --help)
-  tutelage export RUN --format onnx|pt2|safetensors|timm [--out DIR]
-                               its network as files that need no tutelage, with a card   (tutelage export --help)
-  tutelage explain RUN [PICTURES...]
-                               a page of pictures: what its network has learned, where it looks, why it is wrong
-  tutelage explain --summary RUN|OVERRIDES
-                               a network's layers: receptive field, multiply-adds, parameters (tutelage explain --help)
-"""
-OWN_HELP = ("train", "predict", "evaluate", "export", "explain")  # commands that print help of their own
+class Command(NamedTuple):
+    """A command: the words that follow it, what it does in a line, and its function, which may return an exit code."""
+
+    words: str
+    line: str
+    function: str
+
+
+COMMANDS: Mapping[str, Command] = {
+    "train": Command(
+        "[OVERRIDES]", "train a run, resume it, or print its result", "tutelage.app.commands:execute_training"
+    ),
+    "recipe": Command(
+        "[OVERRIDES]", "the settings that fit your pictures, each with its reason", "tutelage.app.commands:print_recipe"
+    ),
+    "fetch": Command(
+        "[OVERRIDES]",
+        "bring weights and datasets to the cache, for machines without network",
+        "tutelage.app.commands:fetch",
+    ),
+    "preview": Command(
+        "[OVERRIDES]",
+        "a picture of what the network will see: views, operations, mixed pairs",
+        "tutelage.app.commands:preview",
+    ),
+    "runs": Command(
+        "[DIR]", "list the runs below outputs/; 'runs clean' removes what is of no use", "tutelage.app.runs:run_command"
+    ),
+    "label": Command(
+        "RUN", "help a run to label its pool: from another terminal, GPU or machine", "tutelage.app.commands:label_pool"
+    ),
+    "predict": Command(
+        "RUN... PATHS...", "label pictures: folders, lists, tables, shards", "tutelage.app.predict:predict"
+    ),
+    "report": Command("RUN...", "write the report of finished runs again", "tutelage.app.commands:rewrite_reports"),
+    "evaluate": Command(
+        "RUN... [KEY=VALUE]",
+        "accuracy on other pictures, under shifts, or of several runs as one",
+        "tutelage.app.evaluate:evaluate",
+    ),
+    "export": Command(
+        "RUN --format NAME", "its network as files that need no tutelage, with a card", "tutelage.app.export:export"
+    ),
+    "explain": Command(
+        "RUN [PATHS...]",
+        "a page of pictures: what the network has learned, where it looks; --summary: its layers",
+        "tutelage.app.explain:explain",
+    ),
+    "completion": Command(
+        "bash|zsh|fish",
+        "complete commands by the Tab key: tutelage completion --help",
+        "tutelage.app.completion:print_script",
+    ),
+}
+CONFIGLESS = ("runs", "completion")  # commands that read no config: they answer at once
 
 
 def main() -> None:
     """Run a sub-command; a user's error ends in one line on stderr and exit code 2."""
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow
+        from tutelage.app.completion import complete
+
+        complete({name: command.function.partition(":")[0] for name, command in COMMANDS.items()})
+        return
     if not sys.argv[1:] or sys.argv[1] in {"-h", "--help", "help"}:
-        print(HELP, end="")
+        print(format_help(), end="")
         return
     if sys.argv[1] == "--version":
         from tutelage import __version__
 
         print(f"tutelage {__version__}")
         return
-    from tutelage.config.allowed_folder import SAFE_PATH_VARIABLE
-    from tutelage.config.targets import apply_allow_flags
+    from tutelage.app.parsers import PARSERS
     from tutelage.errors import UserError, complain, escape_stdout
 
     escape_stdout()
-    os.environ[SAFE_PATH_VARIABLE] = "1"  # for the processes that this one becomes or starts
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training; before torch starts
     try:
-        arguments = apply_allow_flags(sys.argv[1:])
-    except UserError as error:
-        sys.exit(complain(error))
-    commands: dict[str, Callable[[Sequence[str]], None]] = {
-        "train": _execute_training,
-        "recipe": _show_recipe,
-        "fetch": _fetch_files,
-        "preview": _preview_config,
-        "runs": _list_runs,
-        "label": _label_pool,
-        "predict": _predict_labels,
-        "report": _rewrite_reports,
-        "evaluate": _evaluate_runs,
-        "export": _export_network,
-        "explain": _explain_network,
-    }
-    if not arguments or (arguments[0] not in OWN_HELP and {"-h", "--help"} & set(arguments)):
-        print(HELP, end="")
-        return
-    try:
-        command = commands.get(arguments[0])
-        if command is None:
-            import difflib
-
-            matches = difflib.get_close_matches(arguments[0], commands, n=1)
-            hint = f"did you mean {matches[0]!r}?" if matches else f"there are {', '.join(commands)}"
-            raise UserError(f"unknown command {arguments[0]!r}: {hint}")
-        command(arguments[1:])
+        arguments = sys.argv[1:] if sys.argv[1] in CONFIGLESS else _prepare(sys.argv[1:])
+        if not arguments:
+            print(format_help(), end="")
+            return
+        name, *others = arguments
+        command = _find_command(name)
+        if {"-h", "--help"} & set(others) and name in PARSERS and name != "train":
+            PARSERS[name]().print_help()
+            return
+        code = command(others)
         sys.stdout.flush()
+        if code:
+            sys.exit(code)
     except UserError as error:
         sys.exit(complain(error))
     except BrokenPipeError:  # the reader of our output has closed it
@@ -89,198 +106,38 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def _execute_training(arguments: Sequence[str]) -> None:
-    """Replace this process by ``python -m tutelage.train``, which torchrun and srun start too: one way in for all."""
-    sys.stdout.flush()
-    if "SLURM_JOB_ID" in os.environ:  # hold SLURM's signals back until the app has installed its handlers
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
-    os.execv(sys.executable, [sys.executable, "-m", "tutelage.train", *arguments])  # noqa: S606 - our own module
+def format_help() -> str:
+    """Return the text of ``tutelage --help``: a line for each command."""
+    starts = {name: f"  tutelage {name} {command.words}" for name, command in COMMANDS.items()}
+    width = max(map(len, starts.values()))
+    lines = [f"{starts[name]:<{width}}  {command.line}" for name, command in COMMANDS.items()]
+    head = ["tutelage trains image classifiers from few labels.", ""]
+    foot = ["", "tutelage COMMAND --help has examples and options."]
+    return "\n".join([*head, *lines, *foot, ""])
 
 
-def _show_recipe(arguments: Sequence[str]) -> None:
-    """Print what a command's recipe is, each key with its reason; or write it as an experiment file."""
-    from tutelage.app.recipe_file import show_recipe
-    from tutelage.config.compose import split_config_dirs
+def _prepare(arguments: list[str]) -> list[str]:
+    """Apply ``--allow`` and set what processes inherit, before any config is read; return the other arguments."""
+    from tutelage.config.allowed_folder import SAFE_PATH_VARIABLE
+    from tutelage.config.targets import apply_allow_flags
 
-    others, name = [], None
-    remaining = iter(arguments)
-    for argument in remaining:
-        flag, _, value = argument.partition("=")
-        if flag == "--save":
-            name = value or next(remaining, "")
-        elif flag not in {"-m", "--multirun"}:
-            others.append(argument)
-    print(*show_recipe(*split_config_dirs(others), name), sep="\n")
+    os.environ[SAFE_PATH_VARIABLE] = "1"  # for the processes that this one becomes or starts
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in training; before torch starts
+    return apply_allow_flags(arguments)
 
 
-def _fetch_files(arguments: Sequence[str]) -> None:
-    """Bring the weights and datasets of a config, or of a sweep's configs, to this machine; print a line on each."""
-    from tutelage.config.compose import split_config_dirs
-    from tutelage.sweeps.overrides import compose_sweep_values, find_config_sweep
-    from tutelage.terminal.display import create_display
-
-    overrides, config_dirs = split_config_dirs([each for each in arguments if each not in {"-m", "--multirun"}])
-    swept = find_config_sweep(overrides, config_dirs) or []
-    configs, _ = compose_sweep_values([*overrides, *swept], config_dirs)
-    from tutelage.app.fetch import fetch_files
-
-    observer = create_display(sys.stderr.isatty())
-    try:
-        for line in fetch_files(configs, observer):
-            observer.end()
-            print(line, flush=True)
-    except KeyboardInterrupt:
-        observer.end()
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    finally:
-        observer.end()
-
-
-def _preview_config(arguments: Sequence[str]) -> None:
-    """Draw the images that a network gets from a config, open the picture where there is a screen, print its path."""
-    from tutelage.config.compose import compose, split_config_dirs
-    from tutelage.sweeps.overrides import find_first_job
-    from tutelage.terminal.display import create_display
-    from tutelage.terminal.recipe import describe_recipe
-
-    arguments = [argument for argument in arguments if argument not in {"-m", "--multirun"}]
-    overrides, config_dirs = split_config_dirs(arguments)
-    overrides, job_line = find_first_job(overrides, config_dirs)
-    config = compose(overrides, config_dirs)
-    for line in describe_recipe(config):
-        print(line)
-    observer = create_display(config.callbacks.display and sys.stderr.isatty())
-    observer.loading()
-    try:
-        from tutelage.explain.preview import write_preview
-
-        file, lines = write_preview(config, job_line, observer.reading)
-    finally:
-        observer.end()
-    print(*lines, f"preview: {file}", sep="\n")
-    _open_picture(file)
-
-
-def _open_picture(file: Path) -> None:
-    """Open a picture in the desktop's viewer; do nothing without a screen, without a terminal, or in CI."""
-    import shutil
-    import subprocess
-    from contextlib import suppress
-
-    is_mac = sys.platform == "darwin"
-    has_screen = is_mac or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    opener = shutil.which("open" if is_mac else "xdg-open")
-    if opener is None or not has_screen or not sys.stdout.isatty() or os.environ.get("CI", "false") != "false":
-        return
-    null = subprocess.DEVNULL
-    with suppress(OSError):
-        subprocess.Popen(  # noqa: S603 - the desktop's own program with our own file
-            [opener, str(file)], stdin=null, stdout=null, stderr=null, start_new_session=True
-        )
-
-
-def _list_runs(arguments: Sequence[str]) -> None:
-    """Print the runs below a folder, newest last, one line each that ends in the run's folder."""
-    from tutelage.api import list_runs
-
-    root = Path(arguments[0] if arguments else "outputs")
-    runs = list_runs(root)
-    if not runs:
-        print(f"no runs below {root}")
-        return
-    print(runs)
-    unusable = [run.reason for run in runs if run.reason]
-    if unusable:
-        print(f"{len(unusable)} of {len(runs)} cannot be used as they are; {unusable[0]}")
-
-
-def _label_pool(arguments: Sequence[str]) -> None:
-    """Label shards of a run's pool, at the same time as the process that runs it."""
+def _find_command(name: str) -> Callable[[list[str]], int | None]:
     from tutelage.errors import UserError
 
-    runs = [argument for argument in arguments if not argument.startswith(("data.root=", "data.unlabelled="))]
-    if len(runs) != 1:
-        raise UserError(
-            "label needs one run's folder: tutelage label outputs/EXPERIMENT/RUN [data.root=DIR] [data.unlabelled=POOL]"
-        )
-    overrides = [argument for argument in arguments if argument not in runs]
-    data_paths = dict(override.removeprefix("data.").split("=", 1) for override in overrides)
-    from tutelage.runs import FINISHED, RunFolder, read_record
+    if name not in COMMANDS:
+        import difflib
 
-    record = read_record(RunFolder(Path(runs[0])))
-    if record is None:
-        raise UserError(f"{runs[0]}: no run; label needs the folder of a run that labels its pool ('tutelage runs')")
-    if record["status"] == FINISHED:
-        print(f"{runs[0]}: this run is finished; there is nothing to label")
-        return
-    from tutelage.runs.cluster.signals import Stopped, defer_slurm_signals
-    from tutelage.runs.cluster.slurm import leave_to_slurm
-    from tutelage.terminal.display import create_display
-
-    defer_slurm_signals()
-    observer = create_display(wanted=True)
-    observer.loading()
-    try:
-        from tutelage.runs.label_worker import help_to_label
-
-        count = help_to_label(Path(runs[0]), data_paths, observer)
-        line = (
-            f"{count:,} pool images labelled here"
-            if count
-            else "nothing to label: no stage of it is labelling a pool, or no shard is free"
-        )
-        observer.say(f"{runs[0]}: {line}")
-    except Stopped as stopped:
-        observer.say(f"{stopped}; the shards that are finished are kept")
-        sys.exit(leave_to_slurm(stopped.exit_code))
-    finally:
-        observer.end()
-
-
-def _predict_labels(arguments: Sequence[str]) -> None:
-    """Label pictures by the networks of finished runs."""
-    from tutelage.app.predict import predict
-
-    if code := predict(arguments):
-        sys.exit(code)
-
-
-def _rewrite_reports(arguments: Sequence[str]) -> None:
-    """Write the reports of finished runs again."""
-    from tutelage.errors import UserError
-    from tutelage.runs import open_tested_run
-
-    if not arguments:
-        raise UserError("report needs a run's folder: tutelage report outputs/EXPERIMENT/RUN")
-    for folder, _ in map(open_tested_run, arguments):
-        from tutelage.report.run_report import write_report
-
-        write_report(folder)
-        print(f"report: {folder.report / 'index.html'}")
-
-
-def _evaluate_runs(arguments: Sequence[str]) -> None:
-    """Measure finished runs: on another test set, under shifts of their own, or several as one."""
-    from tutelage.app.evaluate import evaluate
-
-    evaluate(arguments)
-
-
-def _export_network(arguments: Sequence[str]) -> None:
-    """Write a run's network to files that need no Tutelage; print where they are and how they were checked."""
-    from tutelage.app.export import run_export
-
-    for line in run_export(arguments):
-        print(line)
-
-
-def _explain_network(arguments: Sequence[str]) -> None:
-    """Show what a run's network has learned, or the layers of a network."""
-    from tutelage.app.explain import explain
-
-    if code := explain(arguments):
-        sys.exit(code)
+        matches = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {matches[0]!r}?" if matches else f"there are {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {name!r}: {hint}")
+    module, _, function = COMMANDS[name].function.partition(":")
+    command: Callable[[list[str]], int | None] = getattr(import_module(module), function)
+    return command
 
 
 if __name__ == "__main__":

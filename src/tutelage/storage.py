@@ -18,12 +18,25 @@ from typing import IO, Any
 from tutelage.errors import UserError
 from tutelage.waiting import OnWait, WaitLines
 
-PARTIAL_PREFIX = ".partial-"
+PARTIAL_PREFIX, REMOVED_PREFIX = ".partial-", ".removing-"  # of what is being written or removed
 TRAILER = b"\nsha256:"
 TRAILER_LENGTH = len(TRAILER) + 64
 BLOCK = 1 << 20
+KILO, MEGA, GIGA = 10**3, 10**6, 10**9  # bytes
 LOCK_POLL_SECONDS = 1.0  # between two calls while a lock is waited for
 STALE_SECONDS = 3600.0  # a partial file that did not grow for so long belongs to no process any more
+
+
+def cache_folder(name: str) -> Path:
+    """Return the folder ``name`` of our cache: below ``$XDG_CACHE_HOME``, else ``~/.cache``. It may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tutelage" / name
+
+
+def format_size(count: int) -> str:
+    """Return a number of bytes in GB, MB or kB, as text."""
+    if count >= GIGA:
+        return f"{count / GIGA:,.1f} GB"
+    return f"{count / MEGA:,.0f} MB" if count >= MEGA else f"{count / KILO:.1f} kB"
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object], keep: Path | None = None) -> None:
@@ -191,30 +204,48 @@ def write_json(path: Path, value: Any) -> None:
 def remove_partials(folder: Path) -> None:
     """Remove what killed processes were writing below ``folder``; call it only while holding the folder's lock."""
     for path in sorted(folder.rglob(f"{PARTIAL_PREFIX}*")):
-        _remove(path)
+        remove(path)
 
 
 def remove_old_partials(folder: Path, name: str = "") -> None:
-    """Remove what killed processes were writing in ``folder``, where live ones may be writing without a lock.
+    """Remove what ``find_old_partials`` finds; what cannot be removed stays."""
+    for path in find_old_partials(folder, name):
+        with suppress(OSError):  # another process may remove it first
+            remove(path)
 
-    Files that did not grow for ``STALE_SECONDS`` are removed, and folders to which no file was added for so long; what
-    cannot be removed stays.
+
+def find_old_partials(folder: Path, name: str = "") -> Iterator[Path]:
+    """Yield what killed processes were writing in ``folder``, where live ones may be writing without a lock.
+
+    That is files that did not grow for ``STALE_SECONDS``, and folders to which no file was added for so long.
 
     Args:
         folder: of the targets.
         name: with which the names of the temporary files go on after ``PARTIAL_PREFIX``.
     """
     for path in folder.glob(f"{PARTIAL_PREFIX}{glob.escape(name)}*"):
-        with suppress(OSError):  # another process may remove it first
+        with suppress(OSError):  # it is gone
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                _remove(path)
+                yield path
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, which is either whole or gone from view at any instant: at first it gets a hidden name.
+
+    A process that is killed meanwhile leaves a folder whose name begins with ``REMOVED_PREFIX``.
+    """
+    hidden = tempfile.mkdtemp(dir=path.parent, prefix=REMOVED_PREFIX)
+    path.replace(hidden)
+    flush_folder(path.parent)
+    shutil.rmtree(hidden)
 
 
 def digest(value: Any) -> str:

@@ -21,7 +21,7 @@ def main() -> None:
         from tutelage.app.job import run_job
         from tutelage.app.sweep import run_sweep
         from tutelage.config.compose import CONFIG_DIR_FLAGS, compose, show_config, split_config_dirs
-        from tutelage.config.options import list_options
+        from tutelage.options import list_options
         from tutelage.sweeps.overrides import find_config_sweep
 
         arguments = apply_allow_flags(sys.argv[1:])

@@ -85,6 +85,14 @@ def parse_arguments(arguments: Sequence[str]) -> Request:
     from tutelage.config.compose import split_config_dirs
 
     words, config_dirs = split_config_dirs(arguments)
+    flags = make_parser().parse_intermixed_args(words)
+    runs = [word for word in flags.words if "=" not in word or Path(word).is_dir()]
+    overrides = [word for word in flags.words if word not in runs]
+    return Request(arguments, runs, overrides, config_dirs, flags.stage, flags.task, flags.as_json)
+
+
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command's arguments."""
     parser = ArgumentParser("evaluate", WORDS, DESCRIPTION, EPILOG)
     add = parser.add_argument
     add("words", nargs="*", metavar="RUN, KEY=VALUE", help="folders of finished runs; what they are measured on")
@@ -92,10 +100,7 @@ def parse_arguments(arguments: Sequence[str]) -> Request:
     add("--task", type=int, metavar="N", help=f"{TASK_HELP} (on other pictures)")
     add("--json", action="store_true", dest="as_json", help="print one JSON object (on other pictures)")
     add("--config-dir", action="append", metavar="DIR", help="a folder of options of your own")  # read before
-    flags = parser.parse_intermixed_args(words)
-    runs = [word for word in flags.words if "=" not in word or Path(word).is_dir()]
-    overrides = [word for word in flags.words if word not in runs]
-    return Request(arguments, runs, overrides, config_dirs, flags.stage, flags.task, flags.as_json)
+    return parser
 
 
 def evaluate_ensemble(names: Sequence[str]) -> None:

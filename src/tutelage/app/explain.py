@@ -1,6 +1,5 @@
 """``tutelage explain``: its arguments, and the page or the table that they ask for."""
 
-import argparse
 import shlex
 import signal
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from tutelage.errors import BY_SIGNAL, UserError
 from tutelage.runs import RunFolder, main_stage_name, open_finished_run, read_config
 from tutelage.terminal.display import create_display
 
-WORDS = "RUN [PICTURES...] [--stage NAME] [--task N], or --summary RUN|OVERRIDES"
+WORDS = "RUN [PATHS...] [--stage NAME] [--task N], or --summary RUN|OVERRIDES"
 DESCRIPTION = """Show what the network of a finished run has learned: a page with pictures, or a table of its layers.
 
   tutelage explain RUN                       a page, on a few pictures of the run's test set
@@ -35,7 +34,7 @@ def explain(arguments: Sequence[str]) -> int:
     if "--summary" in arguments and not {"-h", "--help"} & set(arguments):
         print_layers([argument for argument in arguments if argument != "--summary"])
         return 0
-    options = _parse(arguments)
+    options = make_parser().parse_intermixed_args(list(arguments))
     if not options.names:
         raise UserError(f"explain needs the folder of a finished run: tutelage explain {WORDS}")
     run, *paths = options.names
@@ -65,19 +64,20 @@ def explain(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command's arguments."""
     parser = ArgumentParser("explain", WORDS, DESCRIPTION, EPILOG)
     add = parser.add_argument
     add(
         "names",
         nargs="*",
-        metavar="RUN, PICTURES",
+        metavar="RUN, PATHS",
         help="the folder of a finished run; then pictures, named as 'tutelage predict' takes them",
     )
     add("--stage", metavar="NAME", help=STAGE_HELP)
     add("--task", type=int, metavar="N", help=f"{TASK_HELP}; else the last one")
     add("--summary", action="store_true", help="print a table of the layers instead")
-    return parser.parse_intermixed_args(list(arguments))
+    return parser
 
 
 def print_layers(words: Sequence[str]) -> None:

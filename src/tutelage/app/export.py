@@ -1,6 +1,5 @@
 """``tutelage export``: its arguments, what it refuses before torch is loaded, and the lines that it prints."""
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,13 +19,19 @@ EPILOG = """The files are checked against the network before the folder appears,
 """
 
 
+def export(arguments: Sequence[str]) -> None:
+    """Write a run's network to files that need no Tutelage; print where they are and how they were checked."""
+    for line in run_export(arguments):
+        print(line)
+
+
 def run_export(arguments: Sequence[str]) -> Iterator[str]:
     """Export the network of a run; yield what was written.
 
     Raises:
         UserError: the arguments are wrong, or the network cannot be exported.
     """
-    options = _parse(arguments)
+    options = make_parser().parse_intermixed_args(list(arguments))
     if len(options.runs) != 1:
         raise UserError(f"export takes one run's folder, not {len(options.runs)}: tutelage export {WORDS}")
     if options.format not in FORMATS:
@@ -51,16 +56,18 @@ def run_export(arguments: Sequence[str]) -> Iterator[str]:
     yield f"{out / 'README.md'} says how pictures are brought to size, and how the files are used"
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command's arguments."""
     parser = ArgumentParser("export", WORDS, DESCRIPTION, EPILOG)
     add = parser.add_argument
     add("runs", nargs="*", metavar="RUN", help="the folder of a finished run")
     add(
         "--format",
+        metavar="FORMAT",
         help="onnx: a graph for onnxruntime and others; pt2: torch.export's; safetensors: weights for Tutelage; "
         "timm: weights for timm.create_model",
     )
     add("--out", type=Path, metavar="DIR", help="the folder to make; else RUN-FORMAT in the current folder")
     add("--stage", metavar="NAME", help=STAGE_HELP)
     add("--task", type=int, metavar="N", help=TASK_HELP)
-    return parser.parse_intermixed_args(list(arguments))
+    return parser

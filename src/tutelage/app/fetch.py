@@ -5,10 +5,10 @@ from pathlib import Path
 
 from tutelage.config import Config, DataConfig
 from tutelage.data import DataRuntime, data_module
-from tutelage.data.datasets.download import format_size
 from tutelage.models import fetch_weights, find_cached
 from tutelage.runs.observer import Observer
 from tutelage.runs.weight_sources import find_network, find_weights
+from tutelage.storage import format_size
 
 THERE, FETCHED = "already there", "fetched"
 

@@ -41,7 +41,7 @@ def predict(arguments: Sequence[str]) -> int:
     Raises:
         UserError: they name no run, or no pictures, or contradict each other.
     """
-    options = _parse(arguments)
+    options = make_parser().parse_intermixed_args(list(arguments))
     runs = [name for name in options.names if _is_run(name)]
     paths = [name for name in options.names if not _is_run(name)]
     _check(options, runs, paths)
@@ -64,7 +64,8 @@ def predict(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command's arguments."""
     parser = ArgumentParser("predict", "RUN... PATHS... [OPTIONS]", DESCRIPTION, EPILOG)
     add = parser.add_argument
     add(
@@ -82,7 +83,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--stage", metavar="NAME", help=STAGE_HELP)
     add("--task", type=int, metavar="N", help=TASK_HELP)
     add("--pool", action="store_true", help="label the pool of the run itself")
-    return parser.parse_intermixed_args(list(arguments))
+    return parser
 
 
 def _is_run(name: str) -> bool:

@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 
 from tutelage.config.compose import compose, flatten
-from tutelage.config.options import conf_dir, list_options
 from tutelage.config.path_values import override_key
 from tutelage.config.recipe import GROUP, NONE, Recipe
 from tutelage.config.section import FOLDER_NAME
 from tutelage.errors import UserError
+from tutelage.options import conf_dir, list_options
 from tutelage.storage import write_text
 from tutelage.terminal.recipe import align, describe_recipe
 

@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from tutelage.config import DataConfig, Strategy
 from tutelage.config.compose import flatten
 from tutelage.config.data import RGB
-from tutelage.config.options import conf_dir
 from tutelage.config.recipe import AUTO, GROUP, NONE, YOURS, Recipe, RecipeChoice, RecipeChooser, RecipeRequest
 from tutelage.config.targets import resolve
 from tutelage.data.look import DataLook, look_at_data
 from tutelage.errors import UserError
+from tutelage.options import conf_dir
 
 SMALL_IMAGES, PHOTOS_SMALL, FINE_TUNING = "small_images", "photos_small", "fine_tuning"
 # of photos_small, and what the names of the strategies of trained weights begin with

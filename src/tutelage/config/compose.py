@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from tutelage.config import AugmentationConfig, Config
 from tutelage.config.error_lines import HELP_HINT, describe_hydra_error, describe_validation_error, suggest_nearest
-from tutelage.config.options import conf_dir
 from tutelage.config.path_values import quote
 from tutelage.config.recipe import PROBLEM
 from tutelage.errors import UserError
+from tutelage.options import conf_dir
 
 if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra

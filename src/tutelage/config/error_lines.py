@@ -8,8 +8,8 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from tutelage.config import OWN_LOSSES, OWN_MODELS, Config, Section
-from tutelage.config.options import list_options
 from tutelage.config.path_values import PATH_KEYS, override_key
+from tutelage.options import list_options
 
 HELP_HINT = "'tutelage train --help' lists groups and options"
 TAGS = OWN_MODELS | OWN_LOSSES | {"other"}  # the schema's names for alternatives; they are part of no key

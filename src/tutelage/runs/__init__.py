@@ -1,5 +1,7 @@
 """Runs: identity, folder, context, and the loop over stages. What is named here needs no torch."""
 
+from typing import TYPE_CHECKING, Any
+
 from tutelage.runs.folder import (
     FINISHED,
     PSEUDO_LABEL,
@@ -13,8 +15,10 @@ from tutelage.runs.folder import (
     train_entries,
     weights_files,
 )
-from tutelage.runs.identity import run_identity, run_path
 from tutelage.runs.integrity import Health, inspect_run, is_complete, open_finished_run, open_tested_run
+
+if TYPE_CHECKING:  # at run time they are imported when they are asked for, as they need the schema of the config
+    from tutelage.runs.identity import run_identity, run_path
 
 __all__ = [
     "FINISHED",
@@ -36,3 +40,12 @@ __all__ = [
     "train_entries",
     "weights_files",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what says which run a config is when it is asked for: commands that only read folders answer at once."""
+    if name in {"run_identity", "run_path"}:
+        from tutelage.runs import identity
+
+        return getattr(identity, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

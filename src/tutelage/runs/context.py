@@ -104,6 +104,7 @@ class RunContext:
     stages: Sequence[Stage] = ()
     parts: Sequence[str] = ()
     weightless_teachers: dict[str | Sequence[Path], Teacher] = field(default_factory=dict)
+    _has_said_position: bool = False
     _data_at_size: dict[int, ImageDataModule] = field(default_factory=dict)
     _network_sizes: dict[str, NetworkSize] = field(default_factory=dict)
 
@@ -257,6 +258,18 @@ class RunContext:
         """Show that a part of the run begins or goes on."""
         if name in self.parts:
             self.observer.part(self.parts.index(name) + 1)
+
+    def say_position(self, name: str, done: str = "") -> None:
+        """Say, once in a session that goes on with a run, where that is.
+
+        Args:
+            name: of the part of the run that begins or goes on.
+            done: what is done of it, in words; empty where nothing is.
+        """
+        if len(self.record.content["sessions"]) > 1 and not self._has_said_position and name in self.parts:
+            number = self.parts.index(name) + 1
+            self.observer.say(f"goes on at stage {number} of {len(self.parts)}, {name}: {done or 'from its beginning'}")
+        self._has_said_position = True
 
     def stage_folder(self, stage: Stage) -> RunFolder:
         """Return the folder of a stage."""

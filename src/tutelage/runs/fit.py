@@ -74,6 +74,7 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
     )
     state = checkpoint["callbacks"][table.state_key] if checkpoint else {"rows": []}
     step = checkpoint["global_step"] if checkpoint else 0
+    context.say_position(stage.name, _describe_step(stage, step))
     context.tracking.begin_stage(stage.name, folder, state["rows"], step)
     if checkpoint is not None and step >= stage.steps:
         module.load_state_dict(checkpoint["state_dict"])  # averaged, where weights are averaged
@@ -102,6 +103,14 @@ def fit_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
         name: value for name, value in (table.best or last_row).items() if "/" in name and not name.startswith(LOGGED)
     }
     return group.broadcast_from_rank0(lambda: _ledger_entry(context, stage, last_row["seconds"], result, teacher))
+
+
+def _describe_step(stage: TrainStage, step: int) -> str:
+    """Return in words where a stage goes on: after which of its steps, and in which epoch; nothing at its beginning."""
+    if not step:
+        return ""
+    epoch, epochs = step // stage.epoch_steps + 1, math.ceil(stage.steps / stage.epoch_steps)
+    return f"after step {step:,} of {stage.steps:,}, epoch {min(epoch, epochs):,} of {epochs:,}"
 
 
 def few_steps_warning(config: Config, stage: TrainStage) -> str:
@@ -159,6 +168,7 @@ def _check_length(stage: TrainStage, step: int) -> None:
 
 def memorise_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
     """Store the labelled images in a nearest-neighbour network, in one pass; return the stage's entry in the ledger."""
+    context.say_position(stage.name)
     data, started = context.data, time.monotonic()
     labelled, validation = data.splits.labelled, data.splits.validation
     network = _make_network(context, stage).to(context.device)

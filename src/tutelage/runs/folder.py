@@ -5,15 +5,16 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tutelage import __version__
-from tutelage.config import Config
 from tutelage.errors import UserError, quote_error
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.storage import write_json, write_text
+
+if TYPE_CHECKING:  # at run time it is imported when it is needed
+    from tutelage.config import Config
 
 SCHEMA_VERSION = 4  # of config.yaml and run.json; version 1 had no number. Rises where keys or files change
 VERSION_KEY = "schema_version"
@@ -95,6 +96,8 @@ class Record:
         session: dict[str, Any],
     ) -> None:
         """Note that the run starts or goes on: by which command and code, with which data, in which session."""
+        from importlib.metadata import version
+
         self.content = {
             VERSION_KEY: SCHEMA_VERSION,
             "status": RUNNING,
@@ -258,7 +261,7 @@ def stage_results(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return {entry["name"]: entry["result"] for entry in train_entries(record)}
 
 
-def read_config(folder: RunFolder) -> Config:
+def read_config(folder: RunFolder) -> "Config":
     """Return the stored config of a run.
 
     Raises:
@@ -266,6 +269,8 @@ def read_config(folder: RunFolder) -> Config:
     """
     import yaml
     from pydantic import ValidationError
+
+    from tutelage.config import Config
 
     try:
         content = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))

@@ -7,13 +7,11 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tutelage.config import Config
 from tutelage.errors import UserError
 from tutelage.runs.folder import (
     FINISHED,
@@ -25,6 +23,9 @@ from tutelage.runs.folder import (
     stage_folders,
 )
 from tutelage.storage import is_held
+
+if TYPE_CHECKING:  # at run time it is imported when it is needed
+    from tutelage.config import Config
 
 ABSENT, STOPPED, UNREADABLE = "no run", "stopped", "unreadable"  # beside the ledger's own: running, finished, failed
 REMAKE = "the run's command makes it again"
@@ -71,18 +72,6 @@ class RunState:
     record: Mapping[str, Any]
     problems: tuple[Problem, ...] = ()
 
-    @property
-    def started(self) -> str:
-        """When the run was started first, in local time to the minute; empty where that is not known."""
-        started = self.record.get("started")
-        return datetime.fromisoformat(started).astimezone().strftime("%Y-%m-%d %H:%M") if started else ""
-
-    @property
-    def test_accuracy(self) -> float | None:
-        """Test accuracy from 0 to 1; None where there is none."""
-        accuracy: float | None = self.record.get("result", {}).get("test/accuracy")
-        return accuracy
-
 
 def inspect_run(folder: RunFolder, check_digests: bool = False) -> RunState:
     """Judge a run's folder: whole, re-makable (what is missing, and how it is made), or broken (why).
@@ -107,8 +96,9 @@ def inspect_run(folder: RunFolder, check_digests: bool = False) -> RunState:
         return RunState(Health.REMAKABLE, status, f"{folder.path}: {status}; the run's command finishes it", record)
     try:
         problems = tuple(_problems_of_run(folder, record, check_digests))
-    except KeyError as error:
-        reason = f"{folder.record_file} lacks {error}; move the folder away, or start beside it with attempt=2"
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        wrong = f"lacks {error}" if isinstance(error, KeyError) else f"is no record of a run ({error})"
+        reason = f"{folder.record_file} {wrong}; move the folder away, or start beside it with attempt=2"
         return RunState(Health.BROKEN, UNREADABLE, reason, {})
     if not problems:
         return RunState(Health.WHOLE, status, "", record)
@@ -132,10 +122,23 @@ def _problems_of_run(folder: RunFolder, record: Mapping[str, Any], check_digests
         if entry.get("steps") and not stage_folder.metrics_file.is_file():
             remedy = f"reading the last checkpoint of stage {name}, or training it"
             yield Problem(_name(folder, stage_folder.metrics_file), "missing", remedy)
-        predictions = _name(folder, stage_folder.test_file)
-        if predictions in record["files"]:
-            lines = {predictions: record["files"][predictions]}
-            yield from find_problems(folder, lines, check_digests, f"evaluating the network of stage {name}")
+        lines = _lines_of_predictions(folder, stage_folder, record)
+        yield from find_problems(folder, lines, check_digests, f"evaluating the network of stage {name}")
+
+
+def _lines_of_predictions(folder: RunFolder, stage_folder: RunFolder, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the line of the list of files on a stage's predictions on the test set; empty where it has none."""
+    name = _name(folder, stage_folder.test_file)
+    return {name: record["files"][name]} if name in record["files"] else {}
+
+
+def needed_sizes(folder: RunFolder, record: Mapping[str, Any]) -> dict[str, int]:
+    """Return the bytes of the files that a finished run needs, by their paths below its folder."""
+    folders = stage_folders(folder, record)
+    lines: dict[str, Any] = {}
+    for entry in record["stages"]:
+        lines |= {**entry["files"], **_lines_of_predictions(folder, folders[entry["name"]], record)}
+    return {name: line["bytes"] for name, line in lines.items()}
 
 
 def find_problems(
@@ -208,7 +211,7 @@ def _read_digest(path: Path, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_complete(folder: RunFolder, config: Config) -> bool:
+def is_complete(folder: RunFolder, config: "Config") -> bool:
     """Return whether a config's run has nothing left to do: it is whole, and tested where the config asks for that.
 
     Raises:

@@ -52,6 +52,8 @@ def label_pool(context: RunContext, stage: PseudoLabelStage) -> dict[str, Any]:
     teacher = context.load_network(stage.teacher)
     metadata = store_metadata(context, stage, teacher)
     store = context.group.first_on_each_node(lambda: LabelStore(folder, count, len(source.classes), metadata))
+    labelled = count if store.complete else store.count_present()  # known once the store has looked for its shards
+    context.say_position(stage.name, f"{labelled:,} of {count:,} pool images are labelled")
     has_waited = False
     while not store.complete:
         context.observer.progress(store.count_present() / count, {})

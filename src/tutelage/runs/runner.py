@@ -38,6 +38,7 @@ def run_stages(context: RunContext) -> None:
         number += 1
     if context.evaluates_test:
         context.show_part(TEST_PART)
+        context.say_position(TEST_PART)
         context.group.broadcast_from_rank0(partial(evaluate_networks, context))
     else:
         context.group.broadcast_from_rank0(partial(finish_untested, context))

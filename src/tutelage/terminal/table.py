@@ -7,6 +7,7 @@ from tutelage.config import MONITORS
 from tutelage.data import UNEVEN_RATIO, WITHOUT_DUPLICATES
 from tutelage.runs import PSEUDO_LABEL, is_tested, main_stage_name, train_entries
 from tutelage.runs.code import describe_other_code
+from tutelage.runs.summary import describe_network
 from tutelage.terminal.columns import TEST, has_tasks, list_metrics, read_monitor, task_accuracies
 from tutelage.terminal.intervals import CONFIDENCE_LEVEL, NO_VALUE, format_accuracy, format_percent, wilson_interval
 
@@ -59,7 +60,7 @@ def build_rows(record: Mapping[str, Any], wide: bool = True) -> list[tuple[str, 
         table.append(
             (
                 entry["name"],
-                _format_network(entry),
+                describe_network(entry["model"]),
                 f"{entry['parameters']:,}",
                 f"{entry['steps']:,}",
                 f"{entry['labels']:,}",
@@ -76,7 +77,7 @@ def build_rows(record: Mapping[str, Any], wide: bool = True) -> list[tuple[str, 
 def _build_teacher_row(record: Mapping[str, Any], teacher: Mapping[str, Any], wide: bool) -> tuple[str, ...]:
     """Return the row of a teacher that the run was given; it has no values in columns on training."""
     models = teacher["models"]
-    network = _format_network({"model": models[0]}) if len(models) == 1 else f"{len(models)} networks"
+    network = describe_network(models[0]) if len(models) == 1 else f"{len(models)} networks"
     cells = [GIVEN_TEACHER, network, f"{teacher['parameters']:,}"]
     metrics = _format_metrics(record, teacher["result"], wide)
     forgets = [NO_VALUE] if has_tasks(record) else []
@@ -250,13 +251,6 @@ def _measure_width(table: "Table") -> int:
 
     console = _make_console()
     return Measurement.get(console, console.options.update(max_width=MAX_WIDTH), table).maximum
-
-
-def _format_network(entry: Mapping[str, Any]) -> str:
-    model = dict(entry["model"])
-    name = str(model.pop("_target_")).rpartition(".")[2]
-    width = model.get("width")
-    return str(model.get("name", name)) if width is None else f"{name} x{width:g}"
 
 
 def _format_with_interval(accuracy: float | None, images: int | None) -> str:

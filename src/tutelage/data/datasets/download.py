@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutelage.errors import UserError, quote_error
-from tutelage.storage import BLOCK, PARTIAL_PREFIX, flush_folder
+from tutelage.storage import BLOCK, PARTIAL_PREFIX, cache_folder, flush_folder, format_size
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
 
 LOCK_POLL_SECONDS = 1.0
 STALLED_SECONDS = 60.0  # a download from a server that sends nothing for so long fails
-KILO, MEGA = 1_000, 1_000_000
 OTHER_FOLDER_HINT = "let XDG_CACHE_HOME name a folder that can, or set data.root=FOLDER with the dataset's files"
 
 OnProgress = Callable[[str, float], None]  # receives what is being done and the fraction of it that is done, 0 to 1
@@ -69,11 +68,6 @@ class Archive:
     remote: Remote
     top_folder: str
     marker: str
-
-
-def cache_folder(name: str) -> Path:
-    """Return the folder ``name`` of our cache: below ``$XDG_CACHE_HOME``, else ``~/.cache``. It may not exist yet."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tutelage" / name
 
 
 def fetch(remote: Remote, folder: Path, title: str, on_progress: OnProgress = ignore_progress) -> Path:
@@ -286,11 +280,6 @@ def _announce(remote: Remote, folder: Path, title: str, done: int) -> None:
         file=sys.stderr,
         flush=True,
     )
-
-
-def format_size(count: int) -> str:
-    """Return a number of bytes in MB or kB, as text."""
-    return f"{count / MEGA:,.0f} MB" if count >= MEGA else f"{count / KILO:.1f} kB"
 
 
 def _reason(error: Exception) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.datasets.download import OnProgress, Remote, cache_folder, fetch, ignore_progress
+from tutelage.data.datasets.download import OnProgress, Remote, fetch, ignore_progress
 from tutelage.data.source import LARGEST_IN_MEMORY, Part, Source, from_parts
 from tutelage.errors import UserError
+from tutelage.storage import cache_folder
 
 UNSIGNED_BYTES = 0x0800  # the data type in the magic number, to which the number of axes is added
 IMAGE_AXES, LABEL_AXES = 3, 1

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.datasets.download import OnProgress, Remote, cache_folder, fetch, ignore_progress
+from tutelage.data.datasets.download import OnProgress, Remote, fetch, ignore_progress
 from tutelage.data.source import Part, Source, from_parts
 from tutelage.errors import UserError
+from tutelage.storage import cache_folder
 
 HOME = "http://ufldl.stanford.edu/housenumbers"
 FILES = (

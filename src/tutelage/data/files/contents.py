@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.data.datasets.download import OnProgress, cache_folder
+from tutelage.data.datasets.download import OnProgress
 from tutelage.data.files.decoding import Check
 from tutelage.data.files.threads import Tick, read_in_threads
-from tutelage.storage import digest, remove_old_partials, write_whole
+from tutelage.storage import cache_folder, digest, remove_old_partials, write_whole
 
 CACHE_NAME, LISTS_NAME = "contents", "lists"  # a folder of our cache, and one in it
 MARK_BYTES, DIGEST_BYTES, ID_BYTES = 16, 32, 8

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.config import DataConfig
-from tutelage.data.datasets.download import OnProgress, cache_folder, format_size, wait_for_lock
+from tutelage.data.datasets.download import OnProgress, wait_for_lock
 from tutelage.data.files.conversion import average_pixels
 from tutelage.data.files.decoding import FilePicture, decoder_versions, read_header
 from tutelage.data.files.names import printable
 from tutelage.errors import UserError
-from tutelage.storage import digest, remove_partials, write_whole
+from tutelage.storage import cache_folder, digest, format_size, remove_partials, write_whole
 
 LARGE_PIXELS = 1 << 25  # pictures with more are shrunk; cameras and phones make some of 45 million and more
 LEAST_SIDES = 4  # times data.image_size, of a copy's shorter side: a crop of 8 % of its area need not be made larger

@@ -15,12 +15,21 @@ from typing import IO, Any
 import numpy as np
 
 from tutelage.config import DataConfig
-from tutelage.data.datasets.download import OnProgress, cache_folder, format_size, wait_for_lock
+from tutelage.data.datasets.download import OnProgress, wait_for_lock
 from tutelage.data.files.decoding import decoder_versions
 from tutelage.data.loading.shared_memory import SharedArray, count_cores
 from tutelage.data.source import DecodedImages, Images
 from tutelage.errors import UserError
-from tutelage.storage import TRAILER_LENGTH, digest, is_sound, remove_partials, write_checked, write_json
+from tutelage.storage import (
+    TRAILER_LENGTH,
+    cache_folder,
+    digest,
+    format_size,
+    is_sound,
+    remove_partials,
+    write_checked,
+    write_json,
+)
 
 PACK_VERSION = 2  # to be raised when the same files give other pixels, or when the layout of a pack changes
 PACK_FILE, CHECKED_FILE = "images", "checked.json"

@@ -10,12 +10,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from tutelage.data.datasets.download import cache_folder
 from tutelage.data.files.listing import FileState
 from tutelage.data.files.names import printable
 from tutelage.data.shards.pools import Shard, missing_library_error
 from tutelage.errors import UserError, quote_error
-from tutelage.storage import BLOCK, PARTIAL_PREFIX, digest, remove_old_partials, write_whole
+from tutelage.storage import BLOCK, PARTIAL_PREFIX, cache_folder, digest, remove_old_partials, write_whole
 
 CACHE_NAME = "shards"  # below our cache folder
 MAX_CACHED = 16  # shards in the cache; 8 workers that prepare 2 batches each use so many at once

@@ -16,7 +16,7 @@ from typing import IO
 import numpy as np
 
 from tutelage.config import DataConfig
-from tutelage.data.datasets.download import OnProgress, cache_folder, ignore_progress
+from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.data.files.contents import DIGEST_BYTES, ID_BYTES
 from tutelage.data.files.decoding import check_image
 from tutelage.data.files.listing import IMAGE_SUFFIXES
@@ -26,7 +26,7 @@ from tutelage.data.loading.shared_memory import count_cores
 from tutelage.data.shards.cache import open_shard, read_parquet_images, shard_key
 from tutelage.data.shards.pools import Shard
 from tutelage.errors import UserError
-from tutelage.storage import digest, remove_old_partials, write_json, write_whole
+from tutelage.storage import cache_folder, digest, remove_old_partials, write_json, write_whole
 
 CACHE_NAME = "shard-indices"  # below our cache folder
 INDEX_VERSION = 2  # to be raised when the files of an index change

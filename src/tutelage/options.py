@@ -8,8 +8,8 @@ BASE = "base"  # a file of this name is what the options of its group begin with
 
 def conf_dir() -> Path:
     """Return the folder of the configs: inside the installed package, or at the top of the checkout."""
-    packaged = Path(__file__).parents[1] / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "conf"
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 def list_options(config_dirs: Sequence[str] = ()) -> dict[str, dict[str, str]]:
