@@ -53,7 +53,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "explain": Command(
         "RUN [PATHS...]",
-        "a page of pictures: what the network has learned, where it looks; --summary: its layers",
+        "what its network has learned, as a page of pictures; --summary: its layers",
         "tutelage.app.explain:explain",
     ),
     "completion": Command(
