@@ -62,7 +62,7 @@ def describe_data(scene: Scene, arm: str) -> str:
 def describe_transforms(scene: Scene) -> list[str]:
     """Return one line on each transform."""
     if scene.stage.one_pass:
-        return ["no augmentation: nearest neighbours store images as they are"]
+        return ["no augmentation: the network sees the images once, as they are"]
     augmentation = scene.augmentation
     lines = [_format_transform(transform) for transform in augmentation.transforms]
     lines += [f"second view only: {_format_transform(transform)}" for transform in augmentation.strong]

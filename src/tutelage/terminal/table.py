@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tutelage.config import MONITORS
-from tutelage.data import UNEVEN_RATIO, WITHOUT_DUPLICATES
+from tutelage.data import OLD_CLASSES, UNEVEN_RATIO, WITHOUT_DUPLICATES
 from tutelage.runs import PSEUDO_LABEL, is_tested, main_stage_name, train_entries
 from tutelage.runs.code import describe_other_code
 from tutelage.terminal.columns import TEST, has_tasks, list_metrics, read_monitor, task_accuracies
@@ -152,6 +152,7 @@ def build_notes(record: Mapping[str, Any], wide: bool = True) -> list[str]:
         lines.append(f"pseudo: pool images kept with the teacher's label{right}{changed}.")
     lines.append(f"{_describe_validation(record)} {_describe_test(record, wide)}".strip())
     lines += [TASKS_NOTE] if has_tasks(record) else []
+    lines += _describe_old_classes(record)
     lines += _describe_uneven_classes(record, wide)
     lines += map(_describe_given_teacher, record.get("given_teachers", []))
     lines += dict.fromkeys(entry["note"] for entry in train_entries(record) if "note" in entry)
@@ -170,6 +171,8 @@ def _describe_validation(record: Mapping[str, Any]) -> str:
         "outside": f"Validation: {images} images beside the label budget",
         "own": f"Validation: the dataset's own {images} images",
     }[first["validation"]]
+    if not first["steps"]:  # nothing is trained, so nothing is selected
+        return f"{text}." if images else "No validation: all labels are used."
     by_metric = "" if read_monitor(record) == MONITORS[0] else f" by {read_monitor(record)}"
     return f"{text}; the weights of the best epoch{by_metric} are kept." if images else text
 
@@ -182,6 +185,20 @@ def _describe_uneven_classes(record: Mapping[str, Any], wide: bool) -> list[str]
         return []
     values = [f"{metric.heading} {format_percent(record['result'].get(metric.key))}" for metric in metrics]
     return [UNEVEN_NOTE if wide else f"{main_stage_name(record)}: {', '.join(values)}. {UNEVEN_NOTE}"]
+
+
+def _describe_old_classes(record: Mapping[str, Any]) -> list[str]:
+    """Return how many pictures of the old classes the class that came to them takes; nothing where none came."""
+    accuracy, before, taken = (
+        record["result"].get(f"{OLD_CLASSES}/{name}") for name in ("accuracy", "accuracy_before", "taken")
+    )
+    if accuracy is None or before is None:
+        return []
+    name = record["data"]["classes"][0]
+    return [
+        f"Old classes: the test images of init_from's run, {format_percent(taken)} of which are now taken for {name}: "
+        f"{format_percent(accuracy)} are right, {format_percent(before)} without that class. Test: images of {name}."
+    ]
 
 
 def _describe_given_teacher(teacher: Mapping[str, Any]) -> str:
