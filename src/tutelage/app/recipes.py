@@ -218,8 +218,9 @@ def describe_look(look: DataLook, data: DataConfig) -> str:
         test = f"fold {data.fold} of {data.folds} to test on"
     else:
         test = "a fifth of all to test on"
+    noun = "class" if look.classes == 1 else "classes"
     parts = [
-        f"{look.classes:,} {'class' if look.classes == 1 else 'classes'}, about {look.labels:,} labelled pictures to learn from",
+        f"{look.classes:,} {noun}, about {look.labels:,} labelled pictures to learn from",
         f"{pool} without labels" if look.has_pool else "none without labels",
         test,
         f"{' and '.join(look.formats)}, {colours}, {size} pixels",
