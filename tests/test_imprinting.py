@@ -199,7 +199,7 @@ def test_a_run_adds_a_class_and_measures_both_sides(folder):
     assert header[-3:] == ("val", "test", "old-classes")
     assert row[-1] == f"{100 * result['test-old-classes/accuracy']:.1f} %"
     notes = "\n".join(build_notes(record))
-    assert "are now taken for cross: " in notes and "100.0 % without that class. Test: images of cross." in notes
+    assert "test: images of cross; old-classes: those that init_from's run was tested on: 100.0 % right before" in notes
     page = (only_run(folder / "new-run") / "report" / "index.html").read_text()
     assert "old-classes" in page and "Confusion matrix" in page
 
@@ -225,6 +225,9 @@ def test_the_network_is_used_by_its_run(folder, tmp_path):
     np.testing.assert_allclose(others, before.probabilities(rows), rtol=1e-4, atol=1e-6)
     exported = export_network(str(only_run(folder / "new-run")), "safetensors", tmp_path / "out")
     assert exported.pictures_note == "of the test set"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- these are all of class cross, which came to the others by pictures of it alone" in card
+    assert "- accuracy on the test pictures of the others: " in card
 
 
 @pytest.mark.slow

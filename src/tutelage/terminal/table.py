@@ -188,7 +188,7 @@ def _describe_uneven_classes(record: Mapping[str, Any], wide: bool) -> list[str]
 
 
 def _describe_old_classes(record: Mapping[str, Any]) -> list[str]:
-    """Return how many pictures of the old classes the class that came to them takes; nothing where none came."""
+    """Return what one more class has cost the old ones; nothing where none came, or where that is not known."""
     accuracy, before, taken = (
         record["result"].get(f"{OLD_CLASSES}/{name}") for name in ("accuracy", "accuracy_before", "taken")
     )
@@ -196,8 +196,8 @@ def _describe_old_classes(record: Mapping[str, Any]) -> list[str]:
         return []
     name = record["data"]["classes"][0]
     return [
-        f"Old classes: the test images of init_from's run, {format_percent(taken)} of which are now taken for {name}: "
-        f"{format_percent(accuracy)} are right, {format_percent(before)} without that class. Test: images of {name}."
+        f"test: images of {name}; old-classes: those that init_from's run was tested on: {format_percent(before)} "
+        f"right before {name} came, {format_percent(accuracy)} now, as {format_percent(taken)} are taken for it."
     ]
 
 
