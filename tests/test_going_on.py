@@ -17,17 +17,12 @@ from sklearn.datasets import load_digits
 
 import tutelage
 from helpers.commands import command
-from helpers.configs import data_config
 from helpers.overrides import QUIET
 from helpers.paths import ROOT
-from helpers.sources import make_source
-from tutelage.config.compose import compose
-from tutelage.data import split
 from tutelage.data.files.folders import list_folder
 from tutelage.errors import UserError
 from tutelage.runs import RunFolder
 from tutelage.runs.siblings import MOST_RUNS, find_other_schedule
-from tutelage.strategies import StageContext
 
 PAGE = "docs/after_training.md"
 TEXT = (ROOT / PAGE).read_text()
@@ -100,10 +95,6 @@ def test_a_single_class_is_refused_with_a_way_out(tmp_path):
         Image.new("L", (8, 8)).save(root / label / "1.png")
         with pytest.raises(UserError, match=rf"found 1 class \({message}\) .*, as nothing says what {message} is not"):
             list_folder(str(root), False, "classes")
-    config = compose(["strategy=lwf", "strategy.tasks=[]", "init_from=RUN"])
-    source = make_source(np.zeros(20, dtype=np.int64), test=4, unlabelled=0)
-    with pytest.raises(UserError, match="strategy=lwf: the data have one class, as nothing says what .*: add a class"):
-        config.strategy.stages(StageContext(config, source, split(source, data_config())))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +107,8 @@ def folder(tmp_path_factory) -> Path:
     cross = 16 * (np.eye(8) + np.eye(8)[::-1]).clip(0, 1)
     pictures = {f"old_and_new/{label}": digits.images[digits.target == label][:6] for label in range(10)}
     pictures |= {"new_and_other/other": digits.images[:6]}
-    pictures |= {f"{root}/cross": [cross * n / 11 for n in range(5, 11)] for root in ("old_and_new", "new_and_other")}
+    crosses = [cross * n / 11 for n in range(5, 11)]
+    pictures |= {f"{root}/cross": crosses for root in ("old_and_new", "new_and_other", "new")}
     for name, images in pictures.items():
         (folder / name).mkdir(parents=True)
         for number, image in enumerate(images):
@@ -129,7 +121,8 @@ EXPECTED = {
     "data.labels_per_class=10": "the head of 10 classes goes on with theirs",
     "-m": "labels  runs",
     "old_and_new": "the head of 11 classes starts anew",
-    "lwf": "the old network's 10 classes are task 1, the data's are task 2",
+    "root=new ": "the old network's 10 classes stay as they are, and 'cross' comes to them",
+    "new_and_other": "the old network's 10 classes are task 1, the data's are task 2",
     "steps=100 ": "",
     "steps=200 ": NOTE,
 }
@@ -149,10 +142,11 @@ def test_the_commands_that_train_go_on_from_the_run_of_the_experiment(folder):
         key = next(key for key in remaining if key in f"{typed} ")
         assert remaining.pop(key) in process.stdout + process.stderr, typed
     assert not remaining
-    runs = {run.config.strategy.name: run for run in tutelage.list_runs(folder / "outputs")}
-    assert len(runs["transfer_finetune"].load().classes) == 11
-    assert runs["lwf"].load(task=2).classes == ("cross", "other")
-    assert len(runs["lwf"].load(task=1).classes) == 10
+    runs = {Path(run.config.data.root or "").name: run for run in tutelage.list_runs(folder / "outputs")}
+    assert len(runs["old_and_new"].load().classes) == 11
+    assert runs["new"].load().classes == ("cross", *map(str, range(10)))
+    assert runs["new_and_other"].load(task=2).classes == ("cross", "other")
+    assert len(runs["new_and_other"].load(task=1).classes) == 10
 
 
 @pytest.mark.slow

@@ -222,7 +222,7 @@ def test_the_command_writes_a_picture_and_says_what_it_shows(tmp_path, monkeypat
 def test_nearest_neighbours_see_images_as_they_are(tmp_path):
     config = compose([*TINY, "model=nearest_neighbours", "augmentation=cutmix", f"paths.outputs={tmp_path}"])
     file, lines = write_preview(config)
-    assert "nearest neighbours store images as they are" in lines[1]
+    assert "the network sees the images once, as they are" in lines[1]
     assert file.name.startswith("digits-as-they-are-")
     (section,) = preview.build_sections(build_scene(config))
     assert [len(grid.rows) for (grid,) in section.grids] == [1, 1, 1, 1]

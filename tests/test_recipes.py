@@ -276,6 +276,16 @@ def test_what_has_no_recipe_is_one_line(words, save, message, small, tmp_path):
         show_recipe([word.format(small=small) for word in words], [str(tmp_path)], save)
 
 
+def test_a_single_class_has_a_recipe_where_the_strategy_takes_one(tmp_path):
+    write_images(tmp_path / "cat", 6, size=(28, 28))
+    config = compose_for(tmp_path, "strategy=lwf", "strategy.tasks=[]", "init_from=RUN", "model=lenet5")
+    assert config.recipe.found.startswith("1 class, about 5 labelled pictures to learn from; ")
+    assert config.data.takes_one_class
+    for words in ((), ("strategy=lwf", "strategy.tasks=[[0,1],[2,3]]")):
+        with pytest.raises(UserError, match=r"found 1 class \(cat\) under CLASS/; at least 2 are needed"):
+            compose_for(tmp_path, *words)
+
+
 def test_six_lines_say_what_was_found_and_chosen(small):
     lines = describe_recipe(compose_for(small, "data.labels=4"))
     assert len(lines) == 6

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tutelage.config import DataConfig, Strategy
 from tutelage.config.compose import flatten
 from tutelage.config.data import RGB
 from tutelage.config.recipe import AUTO, GROUP, NONE, YOURS, Recipe, RecipeChoice, RecipeChooser, RecipeRequest
+from tutelage.config.strategy import AnyStrategy
 from tutelage.config.targets import resolve
 from tutelage.data.look import DataLook, look_at_data
 from tutelage.errors import UserError
@@ -69,6 +70,8 @@ class PictureRecipes(RecipeChooser):
             data = DataConfig.model_validate(request.config[DATA] | NEUTRAL_PIXELS)
         except ValidationError:
             return NOTHING  # the schema says what is wrong
+        if _takes_one_class(request):
+            data.take_one_class()
         look = None if data.root is None else look_at_data(data)
         if request.name == AUTO and look is None:
             return NOTHING
@@ -89,6 +92,15 @@ class PictureRecipes(RecipeChooser):
         overrides += _keep_out(request, file, chosen)
         record = Recipe(name=name, found=line, reasons=reasons)
         return RecipeChoice(record, overrides, _find(look, data), options, file.values)
+
+
+def _takes_one_class(request: RecipeRequest) -> bool:
+    """Return whether the strategy, as it is chosen, takes data of a single class."""
+    try:
+        strategy: Strategy = TypeAdapter(AnyStrategy).validate_python(request.config["strategy"])
+    except ValidationError:
+        return False  # the schema says what is wrong
+    return strategy.takes_one_class
 
 
 def _pick(request: RecipeRequest, look: DataLook) -> tuple[str, str]:
@@ -206,8 +218,9 @@ def describe_look(look: DataLook, data: DataConfig) -> str:
         test = f"fold {data.fold} of {data.folds} to test on"
     else:
         test = "a fifth of all to test on"
+    noun = "class" if look.classes == 1 else "classes"
     parts = [
-        f"{look.classes:,} classes, about {look.labels:,} labelled pictures to learn from",
+        f"{look.classes:,} {noun}, about {look.labels:,} labelled pictures to learn from",
         f"{pool} without labels" if look.has_pool else "none without labels",
         test,
         f"{' and '.join(look.formats)}, {colours}, {size} pixels",

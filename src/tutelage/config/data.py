@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from tutelage.config.section import PartOf, PathText, Positive, Section
 
@@ -59,6 +59,7 @@ class DataConfig(Section):
     white: Annotated[int, Field(ge=1, le=WHOLE_RANGE)] | None = None
     duplicates: Literal["report", "drop", "stop"] = "report"
     num_workers: int | Literal["auto"] = 0
+    _takes_one_class: bool = PrivateAttr(default=False)
 
     @field_validator("num_workers", mode="before")
     @classmethod
@@ -97,6 +98,15 @@ class DataConfig(Section):
             return values
         single = [key for key in ("mean", "std") if isinstance(values.get(key), list) and len(values[key]) == 1]
         return values | {key: RGB * values[key] for key in single}
+
+    @property
+    def takes_one_class(self) -> bool:
+        """Whether a single class is enough, as the strategy says; else two are needed."""
+        return self._takes_one_class
+
+    def take_one_class(self) -> None:
+        """Let a single class be enough."""
+        self._takes_one_class = True
 
     @property
     def is_ours(self) -> bool:

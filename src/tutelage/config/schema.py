@@ -269,6 +269,8 @@ class Config(Section):
         strategy = self.strategy
         with failures_as_user_errors(type(strategy), f"strategy={strategy.name}: check()", expected=(ValueError,)):
             strategy.check(self)
+            if strategy.takes_one_class:
+                self.data.take_one_class()
         return self
 
     @model_validator(mode="after")

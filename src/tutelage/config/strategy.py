@@ -82,6 +82,11 @@ class Strategy(Targeted):
         """Whether the network of ``init_from`` keeps its head, and the data's classes get one beside it."""
         return False
 
+    @property
+    def takes_one_class(self) -> bool:
+        """Whether data of a single class are enough; the class then comes to those of ``init_from``'s network."""
+        return False
+
 
 def _parse_strategy(value: Any) -> Any:
     """Return the strategy whose class ``_target_`` names, with its keys validated."""

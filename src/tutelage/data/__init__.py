@@ -15,7 +15,7 @@ from tutelage.data.cached_logits import (
     unpack_rows,
 )
 from tutelage.data.duplicates import describe_duplicates
-from tutelage.data.files.names import WITHOUT_DUPLICATES, abbreviate
+from tutelage.data.files.names import OLD_CLASSES, WITHOUT_DUPLICATES, abbreviate
 from tutelage.data.fingerprints import fingerprint
 from tutelage.data.loading.streams import Stream, StreamSampler
 from tutelage.data.predictions import Predictions
@@ -74,6 +74,7 @@ __all__ = [
     "EVALUATION_BATCH",
     "LOGITS_FILE",
     "MNIST",
+    "OLD_CLASSES",
     "ROUND",
     "STL10",
     "SVHN",

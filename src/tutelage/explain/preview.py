@@ -49,10 +49,10 @@ def describe_speed(scene: Scene, rate: float) -> str:
 def describe_data(scene: Scene, arm: str) -> str:
     """Return one line on the data, the stage and the run of a sweep (``arm``) that are shown."""
     config, data = scene.config, scene.config.data
-    colours = "grey" if data.channels == 1 else "in colour"
+    colours, classes = "grey" if data.channels == 1 else "in colour", len(scene.data.source.classes)
     parts = [
         f"{data.target.rpartition('.')[2]}: {len(scene.stream.indices):,} labelled images of {data.image_size} x "
-        f"{data.image_size} pixels, {colours}, {len(scene.data.source.classes):,} classes",
+        f"{data.image_size} pixels, {colours}, {classes:,} {'class' if classes == 1 else 'classes'}",
         f"stage {scene.stage.name}, seed {config.seed}",
         *([arm] if arm else []),
     ]
@@ -62,7 +62,7 @@ def describe_data(scene: Scene, arm: str) -> str:
 def describe_transforms(scene: Scene) -> list[str]:
     """Return one line on each transform."""
     if scene.stage.one_pass:
-        return ["no augmentation: nearest neighbours store images as they are"]
+        return ["no augmentation: the network sees the images once, as they are"]
     augmentation = scene.augmentation
     lines = [_format_transform(transform) for transform in augmentation.transforms]
     lines += [f"second view only: {_format_transform(transform)}" for transform in augmentation.strong]

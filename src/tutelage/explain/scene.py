@@ -45,7 +45,7 @@ class Scene:
 
     @property
     def augmentation(self) -> AugmentationConfig:
-        """The stage's augmentation; an empty one for a stage that stores the images in one pass."""
+        """The stage's augmentation; an empty one for a stage of one pass."""
         return AugmentationConfig() if self.stage.one_pass else self.config.augmentation
 
     @property

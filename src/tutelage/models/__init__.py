@@ -14,6 +14,7 @@ from tutelage.models.evaluation import (
     task_logits,
 )
 from tutelage.models.heads import UNLEARNED, Heads, load_first_task, task_heads, with_added_task
+from tutelage.models.imprinting import ImprintedHead, imprint, load_old_classes, with_added_class
 from tutelage.models.label_loss import CrossEntropy, LabelLoss, cross_entropy, make_loss
 from tutelage.models.lenet5 import LeNet5
 from tutelage.models.losses import decoupled_divergence, hint_loss, softened_divergence
@@ -47,6 +48,7 @@ __all__ = [
     "Heads",
     "ImageClassifier",
     "ImageSpec",
+    "ImprintedHead",
     "LabelLoss",
     "LeNet5",
     "NearestNeighbours",
@@ -72,9 +74,11 @@ __all__ = [
     "find_cached",
     "freeze",
     "hint_loss",
+    "imprint",
     "layer_output",
     "load_classifier",
     "load_first_task",
+    "load_old_classes",
     "load_pretrained",
     "make_classifier",
     "make_loss",
@@ -87,5 +91,6 @@ __all__ = [
     "task_logits",
     "tta_probabilities",
     "weight_hash",
+    "with_added_class",
     "with_added_task",
 ]

@@ -36,6 +36,7 @@ class ImageSpec:
         mean: mean of each channel, on a scale from 0 to 1.
         std: standard deviation of each channel, on the same scale.
         tasks: the class indices of each task, where each task has a head of its own (see ``Heads``).
+        added: how many classes, the first ones, were added without training (see ``ImprintedHead``).
     """
 
     channels: int
@@ -44,6 +45,7 @@ class ImageSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     tasks: tuple[tuple[int, ...], ...] = ()
+    added: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values in containers that torch's safe loader accepts."""
@@ -52,7 +54,7 @@ class ImageSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the spec that ``to_dict`` turned into ``values``; ``tasks`` may be missing, as in older files."""
+        """Return the spec that ``to_dict`` turned into ``values``; older files lack ``tasks`` or ``added``."""
         fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(**{**fields, "tasks": tuple(map(tuple, values.get("tasks", ())))})
 

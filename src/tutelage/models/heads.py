@@ -91,6 +91,28 @@ def task_heads(network: ImageClassifier) -> Heads:
     return network.head
 
 
+def check_images(spec: ImageSpec, old: ImageSpec) -> None:
+    """Raise a UserError if images differ in channels or size from those that an old network sees."""
+    for name in ("channels", "image_size"):
+        if getattr(spec, name) != getattr(old, name):
+            raise UserError(f"data.{name}={getattr(spec, name)}: the network of init_from sees {getattr(old, name)}")
+
+
+def copy_backbone(network: ImageClassifier, old: ImageClassifier) -> bool:
+    """Copy the backbone of an old network; return False for a network on the meta device, of which the fit is checked.
+
+    Raises:
+        UserError: the networks differ.
+    """
+    new_state, old_state = network.backbone.state_dict(), old.backbone.state_dict()
+    if [(n, t.shape) for n, t in new_state.items()] != [(n, t.shape) for n, t in old_state.items()]:
+        raise UserError("init_from: the old network is another one; model and its keys are to be the old run's")
+    if any(tensor.is_meta for tensor in network.parameters()):
+        return False
+    network.backbone.load_state_dict(old_state)
+    return True
+
+
 def with_added_task(spec: ImageSpec, old: ImageSpec) -> ImageSpec:
     """Return the spec of a network that was trained on the ``old`` classes and is to learn those of ``spec`` too.
 
@@ -98,11 +120,14 @@ def with_added_task(spec: ImageSpec, old: ImageSpec) -> ImageSpec:
     column numbers without a change.
 
     Raises:
-        UserError: the new images differ from the old network's in channels or size.
+        UserError: the new images differ from the old network's in channels or size, or classes were added to it singly.
     """
-    for name in ("channels", "image_size"):
-        if getattr(spec, name) != getattr(old, name):
-            raise UserError(f"data.{name}={getattr(spec, name)}: the network of init_from sees {getattr(old, name)}")
+    check_images(spec, old)
+    if old.added:
+        raise UserError(
+            f"init_from: class {old.classes[0]!r} was added to the old network alone, and no task can come after that; "
+            "add the next class alone too, or begin from the run before"
+        )
     new = len(spec.classes)
     tasks = (tuple(range(new, new + len(old.classes))), tuple(range(new)))
     return replace(old, classes=(*spec.classes, *old.classes), tasks=tasks)
@@ -118,13 +143,10 @@ def load_first_task(network: ImageClassifier, old: ImageClassifier) -> str:
     Raises:
         UserError: the networks differ, or the old one has tasks of its own.
     """
-    heads, new_state, old_state = network.head, network.backbone.state_dict(), old.backbone.state_dict()
+    heads = network.head
     if not isinstance(heads, Heads) or not isinstance(old.head, nn.Linear):
         raise UserError("init_from: the old network has several heads; give all tasks in one run by strategy.tasks")
-    if [(n, t.shape) for n, t in new_state.items()] != [(n, t.shape) for n, t in old_state.items()]:
-        raise UserError("init_from: the old network is another one; model and its keys are to be the old run's")
-    if not any(tensor.is_meta for tensor in network.parameters()):
-        network.backbone.load_state_dict(old_state)
+    if copy_backbone(network, old):
         heads.each[0].load_state_dict(old.head.state_dict())
         heads.train_tasks([0])
     return f"init_from: the old network's {len(old.spec.classes)} classes are task 1, the data's are task 2"

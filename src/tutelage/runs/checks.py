@@ -6,7 +6,7 @@ from tutelage.augmentation import Pipeline
 from tutelage.config import MONITORS, Config, NearestNeighboursConfig
 from tutelage.data import ImageDataModule
 from tutelage.errors import UserError
-from tutelage.models import freeze, load_first_task, load_pretrained, make_classifier, make_loss
+from tutelage.models import freeze, load_pretrained, make_classifier, make_loss
 from tutelage.randomness import Key
 from tutelage.runs.callbacks import EpochTable
 from tutelage.runs.cluster.parallel import check_shardable
@@ -170,10 +170,11 @@ def _check_initial_weights(context: RunContext) -> None:
         with torch.device("meta"):
             network = make_classifier(stage.model.arguments(), context.image_spec)
         if stage.starts_from is None and previous is not None:
-            notes.add(load_first_task(network, previous.network))
+            notes.add(previous.give_weights(network))
         elif stage.starts_from is None:
             notes.add(load_pretrained(network, source))
     for note in sorted(notes):
         context.observer.say(note)
     if previous is not None and previous.no_data_reason:
-        context.observer.say(f"note: task 1 is not measured: {previous.no_data_reason}")
+        old = "the old classes are" if context.image_spec.added else "task 1 is"
+        context.observer.say(f"note: {old} not measured: {previous.no_data_reason}")

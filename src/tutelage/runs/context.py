@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tutelage.config import AugmentationConfig, Config, DataConfig
+from tutelage.config import AugmentationConfig, Config, DataConfig, NearestNeighboursConfig
 from tutelage.config.targets import failures_as_user_errors
 from tutelage.data import (
     ROUND,
@@ -29,7 +29,6 @@ from tutelage.models import (
     ImageSpec,
     Teacher,
     load_classifier,
-    with_added_task,
 )
 from tutelage.process_group import ALONE, ProcessGroup
 from tutelage.randomness import Key
@@ -113,7 +112,7 @@ class RunContext:
         """The images and classes that the networks are built for."""
         spec = make_image_spec(self.config.data, self.data.source.classes)
         if self.previous_run is not None:
-            return with_added_task(spec, self.previous_run.network.spec)
+            return self.previous_run.extend(spec)
         return replace(spec, tasks=tuple(map(tuple, self.config.strategy.task_classes)))
 
     def stage_image_spec(self, stage: TrainStage) -> ImageSpec:
@@ -195,7 +194,7 @@ class RunContext:
 
     @cached_property
     def previous_run(self) -> PreviousRun | None:
-        """The run whose network brings the first task, where the config does not list it."""
+        """The run whose network brings the first task, or all classes but one, where the config does not list them."""
         return find_previous_run(self.config, self.data.runtime)
 
     @cached_property
@@ -289,7 +288,8 @@ class RunContext:
         folder = self.stage_folder(stage)
         if isinstance(stage, PseudoLabelStage):
             return shard_files(folder.path, len(self.data.splits.pool))
-        bank = [folder.checkpoints / name for name in BANK_FILES] if stage.one_pass else []
+        has_bank = isinstance(stage.model, NearestNeighboursConfig)
+        bank = [folder.checkpoints / name for name in BANK_FILES] if has_bank else []
         return [self.weights_file(stage), *bank]
 
     def describe_outputs(self, stage: Stage) -> dict[str, Any]:

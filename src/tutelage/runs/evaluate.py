@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.data import WITHOUT_DUPLICATES, ImageDataModule, Predictions
+from tutelage.data import OLD_CLASSES, WITHOUT_DUPLICATES, ImageDataModule, Predictions
 from tutelage.errors import UserError
 from tutelage.models import (
     ImageSpec,
@@ -73,9 +73,23 @@ def _evaluate_stage(context: RunContext, stage: TrainStage, number: int) -> None
     if context.previous_run is not None and len(context.previous_run.test):
         images = context.previous_run.test_batches(first_label=len(context.data.source.classes))
         predictions = predict(network, images, context.device, on_batch)
-        entry["result"] |= compute_task_metrics(predictions, network.spec, "test")
+        entry["result"] |= _previous_test_metrics(predictions, network.spec)
     entry["result"] |= _further_test_metrics(context, predict_images, network.spec)
     context.record.finish_stage(entry)
+
+
+def _previous_test_metrics(predictions: Predictions, spec: ImageSpec) -> dict[str, float]:
+    """Return the metrics on the test images of the previous run: of the first task, or of all older classes.
+
+    The newest class alone takes pictures from the others: without it, each is of the most probable of these.
+    """
+    if not spec.added:
+        return compute_task_metrics(predictions, spec, "test")
+    predicted, before = predictions.probabilities.argmax(axis=1), predictions.probabilities[:, 1:].argmax(axis=1) + 1
+    return compute_metrics(predictions, spec.classes, OLD_CLASSES) | {
+        f"{OLD_CLASSES}/accuracy_before": round(float((before == predictions.labels).mean()), 6),
+        f"{OLD_CLASSES}/taken": round(float((predicted == 0).mean()), 6),
+    }
 
 
 def _evaluate_teacher(context: RunContext, stage: TrainStage, number: int | None = None) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from tutelage.models import (
     Teacher,
     compute_validation_metrics,
     evaluation_batch,
+    imprint,
     load_classifier,
-    load_first_task,
     load_pretrained,
     make_classifier,
     predict,
@@ -166,24 +166,28 @@ def _check_length(stage: TrainStage, step: int) -> None:
         )
 
 
-def memorise_stage(context: RunContext, stage: TrainStage) -> dict[str, Any]:
-    """Store the labelled images in a nearest-neighbour network, in one pass; return the stage's entry in the ledger."""
+def fit_in_one_pass(context: RunContext, stage: TrainStage) -> dict[str, Any]:
+    """Let a network learn the labelled images in one pass, without steps; return the stage's entry in the ledger.
+
+    Nearest neighbours store them; another network's newest class is imprinted.
+    """
     context.say_position(stage.name)
     data, started = context.data, time.monotonic()
     labelled, validation = data.splits.labelled, data.splits.validation
     network = _make_network(context, stage).to(context.device)
-    if not isinstance(network, NearestNeighbours):
-        raise TypeError(f"{type(network).__name__} does not learn in one pass")
     folder = context.stage_folder(stage).checkpoints
     folder.mkdir(parents=True, exist_ok=True)
     batch_size = evaluation_batch(network)
     batches = data.eval_dataloader(labelled, batch_size)
-    network.memorise(batches, len(labelled), folder, context.on_images(len(labelled)))
+    if isinstance(network, NearestNeighbours):
+        network.memorise(batches, len(labelled), folder, context.on_images(len(labelled)))
+    else:
+        imprint(network, batches, context.on_images(len(labelled)))
     result: dict[str, float] = {}
     if context.has_validation:
         batches = data.eval_dataloader(validation, batch_size)
         predictions = predict(network, batches, context.device, context.after_batch)
-        result = compute_validation_metrics(predictions, data.source.classes)
+        result = compute_validation_metrics(predictions, network.spec.classes)
     save_classifier(network, stage.model.arguments(), context.weights_file(stage))
     return _ledger_entry(context, stage, round(time.monotonic() - started, 3), result)
 
@@ -198,7 +202,7 @@ def _make_network(context: RunContext, stage: TrainStage) -> ImageClassifier:
         network.load_state_dict(earlier.state_dict())
         network.normalise_by(earlier.spec.mean, earlier.spec.std)
     elif context.previous_run is not None:
-        load_first_task(network, context.previous_run.network)
+        context.previous_run.give_weights(network)
     elif config.init_from is not None and stage.starts_from != SCRATCH:
         load_pretrained(network, find_weights(config.init_from, "init_from"))
     return network

@@ -8,7 +8,16 @@ import numpy as np
 from tutelage.config import Config
 from tutelage.data import DataRuntime, EvalBatch, ImageDataModule, data_module
 from tutelage.errors import UserError
-from tutelage.models import ImageClassifier, evaluation_batch, load_classifier
+from tutelage.models import (
+    ImageClassifier,
+    ImageSpec,
+    evaluation_batch,
+    load_classifier,
+    load_first_task,
+    load_old_classes,
+    with_added_class,
+    with_added_task,
+)
 from tutelage.models.weights.sources import read_pretrained
 from tutelage.runs.weight_sources import find_run_data, find_weights
 
@@ -29,6 +38,23 @@ class PreviousRun:
     test: np.ndarray
     no_data_reason: str = ""
 
+    def extend(self, spec: ImageSpec) -> ImageSpec:
+        """Return the spec of a network for its classes and those of ``spec``: one joins them, several are a task.
+
+        Raises:
+            UserError: that cannot be.
+        """
+        old = self.network.spec
+        return with_added_class(spec, old) if len(spec.classes) == 1 else with_added_task(spec, old)
+
+    def give_weights(self, network: ImageClassifier) -> str:
+        """Copy its weights into a network of the extended spec; return a sentence on it.
+
+        Raises:
+            UserError: the networks differ.
+        """
+        return load_old_classes(network, self.network) if network.spec.added else load_first_task(network, self.network)
+
     def test_batches(self, first_label: int) -> Iterator[EvalBatch]:
         """Yield its test images, with labels counted from ``first_label``."""
         if self.data is None:
@@ -38,7 +64,7 @@ class PreviousRun:
 
 
 def find_previous_run(config: Config, runtime: DataRuntime) -> PreviousRun | None:
-    """Return the previous run that brings the first task; None where the strategy adds no task to it.
+    """Return the previous run that the config's strategy adds to; None where the strategy adds no task to it.
 
     Raises:
         UserError: ``init_from`` is no network of a run.

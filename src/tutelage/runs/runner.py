@@ -7,7 +7,7 @@ from tutelage.runs.checkpoints import newest_sound
 from tutelage.runs.context import RunContext
 from tutelage.runs.cost import TEST_PART, first_part, stage_costs
 from tutelage.runs.evaluate import evaluate_networks, finish_untested
-from tutelage.runs.fit import fit_stage, memorise_stage
+from tutelage.runs.fit import fit_in_one_pass, fit_stage
 from tutelage.runs.label import label_pool
 from tutelage.strategies import PseudoLabelStage, Stage, TrainStage
 
@@ -57,7 +57,7 @@ def _run_other_stage(context: RunContext, stage: Stage) -> dict[str, Any]:
     """Run a stage without an optimizer and return its entry in the ledger."""
     if isinstance(stage, PseudoLabelStage):
         return label_pool(context, stage)
-    return context.group.broadcast_from_rank0(partial(memorise_stage, context, stage))
+    return context.group.broadcast_from_rank0(partial(fit_in_one_pass, context, stage))
 
 
 def _mark_rejected(context: RunContext) -> None:

@@ -53,7 +53,7 @@ class TrainStage:
         module: makes the LightningModule around the network; with a ``teacher`` it gets the ``Teacher`` too.
         control: the stage is there to be compared with; its network is not the run's result.
         grows_from: the stage whose network must not be larger than this one's.
-        one_pass: the network stores the labelled images in one pass, un-augmented, instead of being optimized.
+        one_pass: the network learns the labelled images in one pass, un-augmented, instead of being optimized.
         starts_from: the stage whose weights it starts with, or ``SCRATCH``; None for ``init_from``, where there is one.
         fine_tuning: which parts learn, and how fast against one another.
         teacher: the frozen networks that it learns from; None for no teacher.

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tutelage.config import MONITORS
-from tutelage.data import UNEVEN_RATIO, WITHOUT_DUPLICATES
+from tutelage.data import OLD_CLASSES, UNEVEN_RATIO, WITHOUT_DUPLICATES
 from tutelage.runs import PSEUDO_LABEL, is_tested, main_stage_name, train_entries
 from tutelage.runs.code import describe_other_code
 from tutelage.runs.summary import describe_network
@@ -158,6 +158,7 @@ def build_notes(record: Mapping[str, Any], wide: bool = True) -> list[str]:
         lines.append(f"pseudo: pool images kept with the teacher's label{right}{changed}.")
     lines.append(f"{_describe_validation(record)} {_describe_test(record, wide)}".strip())
     lines += [TASKS_NOTE] if has_tasks(record) else []
+    lines += _describe_old_classes(record)
     lines += _describe_uneven_classes(record, wide)
     lines += map(_describe_given_teacher, record.get("given_teachers", []))
     lines += dict.fromkeys(entry["note"] for entry in train_entries(record) if "note" in entry)
@@ -176,6 +177,8 @@ def _describe_validation(record: Mapping[str, Any]) -> str:
         "outside": f"Validation: {images} images beside the label budget",
         "own": f"Validation: the dataset's own {images} images",
     }[first["validation"]]
+    if not first["steps"]:  # nothing is trained, so nothing is selected
+        return f"{text}." if images else "No validation: all labels are used."
     by_metric = "" if read_monitor(record) == MONITORS[0] else f" by {read_monitor(record)}"
     return f"{text}; the weights of the best epoch{by_metric} are kept." if images else text
 
@@ -188,6 +191,20 @@ def _describe_uneven_classes(record: Mapping[str, Any], wide: bool) -> list[str]
         return []
     values = [f"{metric.heading} {format_percent(record['result'].get(metric.key))}" for metric in metrics]
     return [UNEVEN_NOTE if wide else f"{main_stage_name(record)}: {', '.join(values)}. {UNEVEN_NOTE}"]
+
+
+def _describe_old_classes(record: Mapping[str, Any]) -> list[str]:
+    """Return what one more class has cost the old ones; nothing where none came, or where that is not known."""
+    accuracy, before, taken = (
+        record["result"].get(f"{OLD_CLASSES}/{name}") for name in ("accuracy", "accuracy_before", "taken")
+    )
+    if accuracy is None or before is None:
+        return []
+    name = record["data"]["classes"][0]
+    return [
+        f"test: images of {name}; old-classes: those that init_from's run was tested on: {format_percent(before)} "
+        f"right before {name} came, {format_percent(accuracy)} now, as {format_percent(taken)} are taken for it."
+    ]
 
 
 def _describe_given_teacher(teacher: Mapping[str, Any]) -> str:

@@ -50,11 +50,13 @@ INT16_COUNT, INT32_COUNT = 1 << 15, 1 << 31  # classes that int16 labels can num
 
 
 def _list_folder(config: DataConfig, only_test: bool = False, val_is_test: bool = False) -> Listing:
-    return _with_pool_files(list_folder(config.root, val_is_test, config.layout, only_test), config)
+    fewest = 1 if only_test or config.takes_one_class else 2
+    return _with_pool_files(list_folder(config.root, val_is_test, config.layout, only_test, fewest), config)
 
 
 def _list_table(config: DataConfig, only_test: bool = False) -> Listing:
-    return _with_pool_files(list_table(config.root, config.group, only_test), config)
+    fewest = 1 if only_test or config.takes_one_class else 2
+    return _with_pool_files(list_table(config.root, config.group, only_test, fewest), config)
 
 
 class ListFiles(Protocol):

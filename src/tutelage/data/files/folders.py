@@ -27,7 +27,11 @@ OTHER = ""  # of folders that are no part
 
 
 def list_folder(
-    root: str | None, val_is_test: bool = False, layout: Layout = "auto", only_test: bool = False
+    root: str | None,
+    val_is_test: bool = False,
+    layout: Layout = "auto",
+    only_test: bool = False,
+    fewest: int = 2,
 ) -> Listing:
     """Return the images under ``root``: ``train/CLASS/``, ``val/``, ``test/`` and ``unlabelled/``; or ``CLASS/`` alone.
 
@@ -39,7 +43,8 @@ def list_folder(
         val_is_test: ``val/`` is the test set, as is usual for ImageNet.
         layout: classes: each top folder but ``unlabelled/`` is a class; splits: those that are no part are left out;
             auto: splits if the name of any top folder is that of a part, and then each must be one.
-        only_test: nothing is learned from the images, so that ``train/`` may be missing, and one class is enough.
+        only_test: nothing is learned from the images, so that ``train/`` may be missing.
+        fewest: classes that are needed.
 
     Raises:
         UserError: no folder, no class or no image; folders or images that are neither a part nor in a class.
@@ -59,12 +64,13 @@ def list_folder(
             notes.append(f"{setting}: no images in {printable(top.name)}/")
         entries += part_entries
     learned = [entry for entry in entries if only_test or entry.part in {"train", ALL}]
-    classes, needed = tuple(sorted({entry.label for entry in learned if entry.label})), 1 if only_test else 2
-    if len(classes) < needed:
+    classes = tuple(sorted({entry.label for entry in learned if entry.label}))
+    if len(classes) < fewest:
         parent = f"{printable(tops['train'].name)}/CLASS/" if "train" in tops else "CLASS/"
         raise UserError(
-            f"{setting}: found {describe_classes(classes)} under {parent}; at least {needed} "
-            f"{'is' if only_test else 'are'} needed{_suggest_folder(folder, classes) or hint_at_second_class(classes)}"
+            f"{setting}: found {describe_classes(classes)} under {parent}; at least {fewest} "
+            f"{'is' if fewest == 1 else 'are'} needed"
+            f"{_suggest_folder(folder, classes) or hint_at_second_class(classes)}"
         )
     _check_all_trained(classes, {entry.label for entry in entries if entry.label}, setting)
     notes += [*left_out.notes(setting), *similar_notes(classes, setting)]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 ALL, UNLABELLED = "all", "unlabelled"
 LABELLED_PARTS = ("train", "val", "test")
 FURTHER_TEST_PREFIX = "test-"  # of the names of further test sets
+OLD_CLASSES = "test-old-classes"  # the test set of the run that one more class comes to
 WITHOUT_DUPLICATES = "-without-duplicates"  # ends the name of a test set that is measured without its leaked images
 PART_OF_NAME = {
     **dict.fromkeys(("train", "training"), "train"),

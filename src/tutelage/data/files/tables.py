@@ -27,7 +27,7 @@ COLUMNS = ("path", "label", "split")
 Row = tuple[str, str, str | None, str | None]  # part, path, label, group
 
 
-def list_table(root: str | None, group: str | None = None, only_test: bool = False) -> Listing:
+def list_table(root: str | None, group: str | None = None, only_test: bool = False, fewest: int = 2) -> Listing:
     """Return the images of a CSV or Parquet table with columns ``path`` and ``label``.
 
     Paths are relative to the table's folder. A column ``split`` may say train, val, test or unlabelled; without it a
@@ -37,7 +37,8 @@ def list_table(root: str | None, group: str | None = None, only_test: bool = Fal
     Args:
         root: the file.
         group: the column of groups, which is no class; any other text is ignored.
-        only_test: nothing is learned from the images, so that all may be test images, and of one class.
+        only_test: nothing is learned from the images, so that all may be test images.
+        fewest: classes that are needed.
 
     Raises:
         UserError: the table cannot be read, lacks a column, or names files that do not exist.
@@ -58,10 +59,10 @@ def list_table(root: str | None, group: str | None = None, only_test: bool = Fal
     classes = sort_classes(entry.label for entry in learned if entry.label)
     if only_test and not classes:
         raise UserError(f"{setting}: no row has a label; column 'label' says what each image shows")
-    if len(classes) < 2 and not only_test:  # noqa: PLR2004 - a classifier needs two classes
+    if len(classes) < fewest:
         raise UserError(
-            f"{setting}: found {describe_classes(classes)} to learn from; at least 2 are needed"
-            + hint_at_second_class(classes)
+            f"{setting}: found {describe_classes(classes)} to learn from; at least {fewest} "
+            f"{'is' if fewest == 1 else 'are'} needed" + hint_at_second_class(classes)
         )
     untrained = sorted({e.label for e in entries if e.label and e.part in {"val", "test"}} - set(classes))
     if untrained:

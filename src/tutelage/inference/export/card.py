@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tutelage import __version__
-from tutelage.data import WITHOUT_DUPLICATES, Predictions
+from tutelage.data import OLD_CLASSES, WITHOUT_DUPLICATES, Predictions
 from tutelage.inference.evaluate import score_classes
 from tutelage.inference.export.formats import Format
 from tutelage.inference.export.origin import find_origin
@@ -50,7 +50,7 @@ def write_card(folder: Path, chosen: Format, run: str, member: LoadedNetwork, st
         "",
         *_describe_classes(member),
         *_describe_training(member, record, entry),
-        *_describe_test(tested, member.classes, entry["result"].get(f"test{WITHOUT_DUPLICATES}/accuracy")),
+        *_describe_test(tested, member.classes, entry["result"], member.network.spec.added > 0),
         *_describe_use(chosen, member),
         "## Files",
         "",
@@ -114,8 +114,10 @@ def _read_test(folder: RunFolder, member: LoadedNetwork) -> Predictions | None:
 
 
 def _describe_test(
-    tested: Predictions | None, classes: tuple[str, ...], without_duplicates: float | None
+    tested: Predictions | None, classes: tuple[str, ...], result: Mapping[str, float], is_added: bool
 ) -> Iterator[str]:
+    """Yield how good the network is; where its first class was added to others, on pictures of that and of these."""
+    without_duplicates = result.get(f"test{WITHOUT_DUPLICATES}/accuracy")
     yield from ("## Test", "")
     if tested is None:
         yield from ("The network was not tested.", "")
@@ -125,6 +127,10 @@ def _describe_test(
     accuracy = wilson_interval(int(np.trace(confusion)), count)
     yield f"- accuracy: {format_accuracy(accuracy)} on {count:,} test pictures; in brackets"
     yield f"  Wilson's {CONFIDENCE_LEVEL:.0%} interval"
+    if is_added:
+        yield f"- these are all of class {classes[0]}, which came to the others by pictures of it alone"
+    if (old := result.get(f"{OLD_CLASSES}/accuracy")) is not None:
+        yield f"- accuracy on the test pictures of the others: {100 * old:.1f} %"
     if without_duplicates is not None:
         yield f"- accuracy without the test pictures that it has also learned from: {100 * without_duplicates:.1f} %"
     yield f"- expected calibration error (15 bins): {100 * metrics['test/calibration_error']:.1f} %"

@@ -1,6 +1,7 @@
 """A network's weights in one file, with all values that are needed to build the network again."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,35 @@ from tutelage.config.targets import build
 from tutelage.errors import UserError
 from tutelage.models.base import ImageClassifier, ImageSpec
 from tutelage.models.heads import Heads
+from tutelage.models.imprinting import ImprintedHead
 from tutelage.storage import is_sound, write_checked
 
 
 def make_classifier(model: dict[str, Any], spec: ImageSpec) -> ImageClassifier:
     """Build the architecture of a ``model`` config, with random weights from torch's generator.
 
-    Where the spec has tasks, a head for each task replaces the architecture's head.
+    Where the spec has tasks, a head for each task replaces the architecture's head; where it has added classes, the
+    head is that of the others within an ``ImprintedHead``.
 
     Raises:
         UserError: the config names no architecture, its arguments are wrong, or its head cannot be replaced.
     """
-    network: ImageClassifier = build(model, ImageClassifier, "model", spec=spec)
+    trained = replace(spec, classes=spec.classes[spec.added :], added=0)  # without the added classes
+    network: ImageClassifier = build(model, ImageClassifier, "model", spec=trained)
     if missing := [name for name in ("backbone", "head") if not hasattr(network, name)]:
         raise UserError(
             f"model: {type(network).__name__} has no self.{missing[0]}: its __init__ sets self.backbone (images to "
             "features) and self.head (features to logits)"
         )
-    if spec.tasks:
+    if spec.tasks or spec.added:
         if not isinstance(network.head, nn.Linear):
             name = model.get("name", model["_target_"])
             raise UserError(f"model {name}: its head is no single linear layer; strategy=lwf needs another model")
-        network.head = Heads(network.head.in_features, spec.tasks, len(spec.classes))
+        if spec.tasks:
+            network.head = Heads(network.head.in_features, spec.tasks, len(spec.classes))
+        else:
+            network.head = ImprintedHead(network.head, spec.added)
+            network.spec = replace(network.spec, classes=spec.classes, added=spec.added)
     network.model_config = model
     return network
 

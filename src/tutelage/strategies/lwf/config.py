@@ -67,6 +67,11 @@ class LwFStrategy(Strategy):
         """Whether the network of ``init_from`` keeps its head, and the data's classes get one beside it."""
         return not self.tasks
 
+    @property
+    def takes_one_class(self) -> bool:
+        """Whether data of a single class are enough: beside a network of ``init_from``, not as one of ``tasks``."""
+        return self.adds_task
+
     def stages(self, context: "StageContext") -> "Sequence[Stage]":
         """Return the stages (see ``method.stages``)."""
         from tutelage.strategies.lwf.method import stages

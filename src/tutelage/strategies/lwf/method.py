@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from tutelage.data import EvalBatch, Source, Splits, Stream, StreamBatch
-from tutelage.data.files.names import hint_at_second_class
 from tutelage.errors import UserError
 from tutelage.models import CrossEntropy, FineTuning, Heads, ImageClassifier, accuracy, softened_divergence, task_heads
 from tutelage.strategies.learner import StudentModule
 from tutelage.strategies.lwf.config import LwFStrategy
+from tutelage.strategies.lwf.imprinting import imprinting_stages
 from tutelage.strategies.stage_context import Length, StageContext
 from tutelage.strategies.stages import Stage, TeacherSpec, TrainStage
 
@@ -220,11 +220,13 @@ def stages(strategy: LwFStrategy, context: StageContext) -> Sequence[Stage]:
     Without ``strategy.tasks`` the network of ``init_from`` has learned the first task; joint training is then left out,
     as it would need that task's images.
 
+    A single class beside that network is no task: it is imprinted.
+
     Raises:
         UserError: the tasks do not fit the data's classes.
     """
-    if len(context.source.classes) == 1:
-        raise UserError(f"strategy=lwf: the data have one class{hint_at_second_class(context.source.classes)}")
+    if strategy.adds_task and len(context.source.classes) == 1:
+        return imprinting_stages(context)
     _check_tasks(strategy.tasks, context.source, context.splits)
     build = _TaskStages(context.config, context.source, context.splits, strategy=strategy)
     methods = [method for method in strategy.compare if strategy.tasks or method != "joint"]
