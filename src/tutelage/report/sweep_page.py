@@ -55,9 +55,10 @@ PLANE = 2  # keys
 DATE_LENGTH, COMMIT_LENGTH = 10, 10  # characters
 PERCEPTRON = "tutelage.models.Perceptron"
 MEANS_NOTE = (
-    f"Means over the runs of a row, with the {CONFIDENCE_LEVEL:.0%} interval of the mean (Student's t over the runs); "
-    "a single run's test accuracy has Wilson's interval over the test images."
+    f"Means over the runs of a row, in brackets the {CONFIDENCE_LEVEL:.0%} interval of the mean (Student's t over the "
+    "runs)."
 )
+SINGLE_NOTE = " A single run's test accuracy has Wilson's interval over the test images."
 TIMES_NOTE = (
     "MB stored: all that is needed to predict. Training: the seconds of all stages of a run, without its control. "
     "ms/image: prediction, reading included. Times are those of the machine that ran the sweep; on another one, only "
@@ -100,7 +101,7 @@ def write_sweep_page(sweep: SweepResults, networks: Sequence[Network]) -> Path:
         weights=_show_weights(sweep.jobs),
         weights_note=WEIGHTS_NOTE,
         settings=_tabulate_settings(sweep),
-        notes=[MEANS_NOTE, TIMES_NOTE, *sweep.data_notes],
+        notes=[MEANS_NOTE + (SINGLE_NOTE if sweep.search is None else ""), TIMES_NOTE, *sweep.data_notes],
         networks=_tabulate_networks(sweep.keys, networks),
         ensembles=_tabulate_ensembles(sweep.ensembles),
         ensembles_note=ENSEMBLES_NOTE,
@@ -309,15 +310,13 @@ def _draw_search(sweep: SweepResults) -> list[Drawing]:
     from tutelage.report.vector import encode_figure
 
     if not sweep.grid:
-        source = encode_figure(search_pictures.draw_clouds(sweep.keys, scored, objective))
+        figure = search_pictures.draw_clouds(sweep.keys, scored, objective)
         heading, caption = f"{objective} over what was drawn", CLOUDS_CAPTION
     else:
-        source = encode_figure(search_pictures.draw_grid_map(sweep.grid, scored, objective))
-        heading, caption = (
-            f"{objective} over {shorten_key(sweep.keys[0])} and {shorten_key(sweep.keys[1])}",
-            MAP_CAPTION,
-        )
-    return [Drawing(heading, caption, source, f"{heading}; the table of settings has the numbers", is_wide=True)]
+        figure = search_pictures.draw_grid_map(sweep.grid, scored, objective)
+        heading, caption = f"{objective} over {' and '.join(map(shorten_key, sweep.keys))}", MAP_CAPTION
+    alt = f"{heading}; the table of settings has the numbers"
+    return [Drawing(heading, caption, encode_figure(figure), alt, is_wide=not sweep.grid)]
 
 
 def _show_weights(jobs: Sequence[Job]) -> list[Tile]:
