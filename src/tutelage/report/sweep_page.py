@@ -42,7 +42,7 @@ from tutelage.terminal.time_left import format_duration
 SEARCHABLE_ROWS = 8  # tables of more can be searched
 MAX_LINKS = 8  # to the runs of one row
 MAX_WARNINGS = 4
-MAX_VALUES = 12  # of a key that are listed
+MAX_VALUES = 8  # of a key that are listed
 WEIGHTS_NOTE = (
     "One image per class. Bright pixels raise the class's score where the weight is red and lower it where it is blue; "
     "white is zero."
@@ -61,12 +61,12 @@ MEANS_NOTE = (
 SINGLE_NOTE = " A single run's test accuracy has Wilson's interval over the test images."
 TIMES_NOTE = (
     "MB stored: all that is needed to predict. Training: the seconds of all stages of a run, without its control. "
-    "ms/image: prediction, reading included. Times are those of the machine that ran the sweep; on another one, only "
-    "their ratios say something."
+    "ms per image: prediction, reading included. Times are those of the machine that ran the sweep; on another one, "
+    "only their ratios say something."
 )
 MAP_CAPTION = (
-    "Each cell: the mean over the runs at this point, +- their standard deviation, and their number; darker is better, "
-    "the best has a frame."
+    "Each cell: the mean over the runs at this point, +- their standard deviation, and their number; the stronger the "
+    "colour, the better, and the best has a frame."
 )
 CLOUDS_CAPTION = (
     "One panel per key, one dot per run: the objective at the value that was drawn. Lists and words have one row per "
