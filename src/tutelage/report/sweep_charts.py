@@ -36,10 +36,11 @@ CURVE_KEYS = {"val/accuracy": "Validation accuracy", "train/accuracy": "Accuracy
 def chart_curves(sweep: SweepResults) -> list[Chart]:
     """Return the chart of the runs' learning curves; none if no run has any."""
     chosen = _choose_runs(sweep)
+    shown = {id(job) for job in chosen}
     has_validation = any(job.get_result("val/accuracy") is not None for job in chosen)
     key, lines = "val/accuracy" if has_validation else "train/accuracy", []
     for color, members in enumerate(sweep.groups):
-        curves = [(job, *_read_metric(job, key)) for job in members if job in chosen]
+        curves = [(job, *_read_metric(job, key)) for job in members if id(job) in shown]
         for number, (job, steps, values) in enumerate(curve for curve in curves if curve[1]):
             # one entry in the legend for the runs of a setting; where there is no other setting, one for each
             name = format_settings(sweep.keys, job) if number == 0 else ""
@@ -47,8 +48,11 @@ def chart_curves(sweep: SweepResults) -> list[Chart]:
             lines.append(Line(name, steps, values, color=color if sweep.keys else number))
     if not lines:
         return []
-    is_ranked = any(job.get_result(sweep.objective) is not None for job in sweep.jobs)
-    part = f"the {len(lines)} runs with the best {sweep.objective}" if is_ranked else f"{len(lines)} runs, some of each"
+    part = (
+        f"the {len(lines)} runs with the best {sweep.objective}"
+        if sweep.has_objective
+        else f"{len(lines)} runs, some of each"
+    )
     which = ALL if len(chosen) == len(sweep.jobs) else f"{part} of {len(sweep.jobs)}"
     caption = (
         f"{CURVE_KEYS[key]} over optimizer steps, of {which}: a line for each run"

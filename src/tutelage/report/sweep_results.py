@@ -68,6 +68,11 @@ class SweepResults:
         """The metric that settings are ranked by."""
         return searches.get_objective(self.search)
 
+    @cached_property
+    def has_objective(self) -> bool:
+        """Whether a run has the metric that settings are ranked by."""
+        return any(job.get_result(self.objective) is not None for job in self.jobs)
+
     @property
     def folder(self) -> Path:
         """The folder of the page; another command has another one."""
