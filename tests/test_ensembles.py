@@ -1,5 +1,7 @@
 """Several runs as one: the mean of their probabilities on the images that all were tested on."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -8,10 +10,12 @@ from tutelage.app.evaluate import evaluate
 from tutelage.data import Predictions, Source
 from tutelage.data.source import IndexNames, empty_indices
 from tutelage.errors import UserError
-from tutelage.report.ensembles import combine_runs, describe_ensembles
+from tutelage.report.ensembles import combine_runs, combine_seeds, describe_ensembles
 from tutelage.report.jobs import Job
+from tutelage.report.sweep_report import report_sweep
 from tutelage.runs import RunFolder, read_record
 from tutelage.runs.predictions import write_predictions
+from tutelage.sweeps.folder import Outcome
 
 CLASSES = ("cat", "dog")
 # three images, a cat, a dog and a cat, of which each network takes another one for the wrong kind
@@ -63,7 +67,16 @@ def test_the_command_prints_each_run_and_all_as_one(runs, monkeypatch, capsys):
 
 def test_a_sweep_over_seeds_says_what_all_seeds_are_worth_together(runs):
     jobs = [Job({"model": "mlp", "seed": str(seed)}, *run, []) for seed, run in enumerate(runs)]
-    (line,) = describe_ensembles(["model"], jobs)
+    (line,) = describe_ensembles(combine_seeds(["model"], jobs))
     assert line.startswith("mlp: the mean answer of 3 seeds is right for 100.0 % (")
     assert line.endswith("of the test images, one alone for 66.7 % on average")
-    assert describe_ensembles(["model"], jobs[:1]) == []
+    assert combine_seeds(["model"], jobs[:1]) == {}
+
+
+def test_the_page_of_a_sweep_has_a_row_for_the_seeds_of_each_setting(runs):
+    report_sweep([Outcome(["model=mlp", f"seed={seed}"], folder.path) for seed, (folder, _) in enumerate(runs)], "it")
+    (page,) = runs[0][0].path.parent.glob("sweep-*/index.html")
+    table = page.read_text().partition("<h2>Several seeds as one</h2>")[2]
+    cells = re.findall(r"<td.*?>(.*?)</td>", table)
+    assert cells[:3] == ["all runs", "3", "66.7 %"]
+    assert cells[3].startswith("100.0 % (")

@@ -70,8 +70,11 @@ def test_the_folds_of_a_setting_are_one_row_with_the_interval_over_their_images(
         assert f"6  50.0 % +- 0.0  {correct:.1f} % ({low:.1f} to {high:.1f})" in row
     assert any("Folds make one row: test is the accuracy over the test images of all folds" in line for line in lines)
     (page,) = tmp_path.glob("sweep-*/index.html")
-    assert "fold 2" in page.read_text()
-    assert not list(page.parent.glob("over_x.png"))
+    text = page.read_text()
+    assert f"{88.5:.1f} % ({100 * wilson_interval(88.5, 100).low:.1f} to" in text
+    assert text.count("fold 2</a>") == 4  # of two settings and two seeds
+    assert "over fold" not in text  # folds are repetitions, not something to compare
+    assert [file.name for file in page.parent.iterdir()] == ["index.html"]
 
 
 def test_images_of_groups_are_said_to_be_counted_as_independent(tmp_path):

@@ -187,13 +187,30 @@ def test_the_picture_stands_first_on_the_page_then_the_table_then_the_gains(tmp_
     report_sweep(write_sweep(tmp_path / "worth"), "tutelage train -m it")
     (file,) = tmp_path.glob("worth/sweep-*/index.html")
     page = file.read_text()
-    order = [page.index(part) for part in ("What a label is worth", "<td>76.3 % +- 1.5</td>", "+5.3 (", "ms/image")]
+    values = 100 * np.array(ACCURACY["noisy_student", 10])
+    low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+    cell = f"76.3 % ({low:.1f} to {high:.1f})"
+    order = [page.index(part) for part in ("What a label is worth", cell, "+5.3 (", "The settings", "All runs")]
     assert order == sorted(order)
     assert (file.parent / "labels.png").stat().st_size > 10_000
-    assert len(re.findall(r"<h2>.*?</h2>", page)) == 4  # of the picture, all measures, costs over labels, the runs
     printed = capsys.readouterr().out
     assert re.search(r"^100 +3 +71.0 % \+- 1.0 +76.3 % \+- 1.5$", printed, re.MULTILINE)
     assert "noisy_student - supervised at 200 labels: +3.3" in printed
+
+
+def test_the_chart_has_the_means_their_bands_and_a_grey_reference(tmp_path):
+    jobs, keys, _ = read_finished_jobs(write_sweep(tmp_path)[:-1])  # of one line's last point only two runs are there
+    chart = efficiency.chart_lines(efficiency.build_lines(keys, jobs))
+    assert (chart.has_log_x, chart.is_share, chart.x_ticks) == (True, True, [100, 200])
+    reference, student = chart.lines
+    assert (reference.is_reference, student.is_reference, student.color) == (True, False, 0)
+    for place, labels in enumerate(PER_CLASS):
+        values = ACCURACY["supervised", labels]
+        low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+        assert (reference.y[place], reference.low[place], reference.high[place]) == pytest.approx(
+            (np.mean(values), low, high)
+        )
+    assert student.low[1] == student.y[1] == student.high[1] == pytest.approx(0.79)
 
 
 def test_the_picture_has_a_band_where_there_are_seeds_and_names_every_line(tmp_path):

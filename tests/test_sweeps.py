@@ -27,7 +27,7 @@ from helpers.runs import make_entry, outcome, write_finished_run
 from tutelage.config.compose import compose
 from tutelage.errors import UserError
 from tutelage.options import conf_dir
-from tutelage.report import searches
+from tutelage.report import search_pictures, searches
 from tutelage.report.jobs import Job, find_grid_values, read_finished_jobs
 from tutelage.report.sweep_report import report_sweep
 from tutelage.runs import RunFolder
@@ -686,7 +686,7 @@ def test_the_map_shows_every_cell_with_its_mean_its_spread_and_its_runs(tmp_path
     failed = [Outcome([*OVERRIDES[:2], "augmentation.num_ops=3", f"augmentation.magnitude={m}"], None) for m in (3, 9)]
     outcomes = [*write_search(tmp_path)[:-3], *write_search(tmp_path / "few", {(2, 9): (0.5,)}), *failed]
     jobs, _, _ = read_finished_jobs(outcomes)
-    (axes,) = searches.draw_grid_map(find_grid_values(outcomes), jobs, "val/accuracy").axes
+    (axes,) = search_pictures.draw_grid_map(find_grid_values(outcomes), jobs, "val/accuracy").axes
     cells = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axes.texts}
     for y, n in enumerate((1, 2)):
         for x, m in enumerate((3, 9)):
@@ -696,6 +696,8 @@ def test_the_map_shows_every_cell_with_its_mean_its_spread_and_its_runs(tmp_path
     assert [label.get_text() for label in axes.get_xticklabels()] == ["3", "9"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2", "3"]
     assert cells[2, 0] == cells[2, 1] == "no result"
+    (frame,) = axes.patches  # of the best mean, 76 %, at N 1 and M 9
+    assert frame.get_xy() == (0.5, -0.5)
 
 
 def test_the_end_of_a_search_names_the_best_and_how_to_train_it_in_full(tmp_path, capsys):
@@ -728,7 +730,7 @@ def test_drawn_values_are_shown_as_clouds_and_combined_ones_as_a_grid(tmp_path):
     assert find_grid_values(write_search(tmp_path / "again")[:-1])  # its other seeds are there
     assert not find_grid_values(drawn)
     jobs, keys, _ = read_finished_jobs(drawn)
-    numbers, members = searches.draw_clouds(keys, jobs, "val/accuracy").axes
+    numbers, members = search_pictures.draw_clouds(keys, jobs, "val/accuracy").axes
     assert sorted(map(tuple, numbers.collections[0].get_offsets().tolist())) == [(0.001, 0.5), (0.05, 0.6), (0.1, 0.7)]
     assert numbers.get_xscale() == "log"
     rows = [label.get_text() for label in members.get_yticklabels()]

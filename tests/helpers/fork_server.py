@@ -41,7 +41,13 @@ PRELOADED = (  # and what these import
         "tutelage.explain.preview",
         "tutelage.report.run_report",
     ),
-    *("tutelage.report.searches", "tutelage.report.shifts", "tutelage.explain.summary", "tutelage.terminal.table"),
+    *(
+        "jinja2",
+        "tutelage.report.search_pictures",
+        "tutelage.report.shifts",
+        "tutelage.explain.summary",
+        "tutelage.terminal.table",
+    ),
     *("tutelage.app.predict", "tutelage.inference.predict"),
 )
 SAFE_PATH = "PYTHONSAFEPATH"  # environment variable: python -m does not put the current folder into sys.path

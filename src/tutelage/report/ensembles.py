@@ -62,31 +62,35 @@ def combine_runs(runs: Sequence[Run]) -> Ensemble:
     return Ensemble(accuracies, wilson_interval(round(accuracy * images), images), images)
 
 
-def describe_ensembles(keys: Sequence[str], jobs: Sequence[Job]) -> list[str]:
-    """Return a line for each setting that several seeds of a sweep have trained: the accuracy of all of them as one.
+def combine_seeds(keys: Sequence[str], jobs: Sequence[Job]) -> dict[str, Ensemble]:
+    """Return what the seeds of each setting of a sweep are as one, by the setting as a text.
 
     Args:
         keys: those that the sweep varied, without seed and fold.
         jobs: its finished runs.
 
-    Seeds that were tested on other images, or learned tasks, have none.
+    Seeds that were tested on other images, or learned tasks, are left out.
     """
-    lines = []
+    ensembles = {}
     for members in group_jobs([*keys, FOLD], jobs).values():
         tested = [(job.folder, job.record) for job in members if TEST_MEASURE.read_all([job])]
         if len(tested) < MIN_RUNS:
             continue
         try:
-            ensemble = combine_runs(tested)
+            ensembles[format_settings([*keys, FOLD], members[0])] = combine_runs(tested)
         except (OSError, UserError):  # other test images, or files of the runs that are gone
             continue
-        settings = format_settings([*keys, FOLD], members[0])
-        lines.append(
-            f"{settings and f'{settings}: '}the mean answer of {len(tested)} seeds is right for "
-            f"{format_accuracy(ensemble.interval)} of the test images, one alone for "
-            f"{100 * np.mean(ensemble.accuracies):.1f} % on average"
-        )
-    return lines
+    return ensembles
+
+
+def describe_ensembles(ensembles: Mapping[str, Ensemble]) -> list[str]:
+    """Return a line for each setting's seeds (``combine_seeds``): the accuracy of all of them as one."""
+    return [
+        f"{settings and f'{settings}: '}the mean answer of {len(ensemble.accuracies)} seeds is right for "
+        f"{format_accuracy(ensemble.interval)} of the test images, one alone for "
+        f"{100 * np.mean(ensemble.accuracies):.1f} % on average"
+        for settings, ensemble in ensembles.items()
+    ]
 
 
 def _read(folder: RunFolder, record: Mapping[str, Any]) -> tuple[Predictions, list[str]]:

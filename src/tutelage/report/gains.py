@@ -35,6 +35,12 @@ def estimate_mean(values: np.ndarray, overlap: float = 0.0) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def estimate_share(values: np.ndarray, overlap: float = 0.0) -> Interval:
+    """Return the mean of shares (N,), each from 0 to 1, as ``estimate_mean`` does; its interval ends at 0 and 1."""
+    interval = estimate_mean(values, overlap)
+    return Interval(interval.value, max(0.0, interval.low), min(1.0, interval.high))
+
+
 def measure_overlap(records: Sequence[Mapping[str, Any]]) -> float:
     """Return what the variance of a mean gains where runs of several folds learn from nearly the same images.
 

@@ -13,10 +13,6 @@ from tutelage.terminal.intervals import format_percent
 SEED, FOLD = "seed", "data.fold"  # runs that differ only in these are repetitions: one row of a table
 KILO = 1000.0
 PERCENT_SIGN = "%"
-MEASURES_NOTE = (
-    "Mean over the runs of a row, +- standard deviation. MB stored: all that is needed to predict. training s: seconds "
-    "of all stages of a run, without its control. ms/image: prediction time per test image, reading included."
-)
 
 
 @dataclass(frozen=True)
@@ -65,12 +61,30 @@ class Job:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number to compare runs by; shares are drawn on a linear scale, other measures on a logarithmic one."""
+    """A number to compare runs by.
+
+    Attributes:
+        heading: its short name, for the terminal.
+        name: its name on a page.
+        read: returns it; None where a run has none.
+        format: returns it as a text.
+        is_share: it is a share from 0 to 1.
+        is_cost: it is a size or a time, which differs little between seeds; others are results.
+        basis: what the number holds for alone; empty where it holds everywhere.
+    """
 
     heading: str
+    name: str
     read: Callable[[Job], float | None]
     format: Callable[[float], str]
     is_share: bool = False
+    is_cost: bool = False
+    basis: str = ""
+
+    @property
+    def column(self) -> str:
+        """The heading of its column on a page."""
+        return f"{self.name}, {self.basis}" if self.basis else self.name
 
     def read_all(self, jobs: Sequence[Job]) -> list[float]:
         """Return the value of each run that has one."""
@@ -91,21 +105,34 @@ def _read_milliseconds_per_image(job: Job) -> float | None:
     return KILO * seconds / images if seconds and images else None
 
 
-TEST_MEASURE = Measure("test", lambda job: job.get_result(TEST_ACCURACY), format_percent, is_share=True)
+def _result(heading: str, name: str, key: str, is_share: bool = True) -> Measure:
+    """Return the measure that reads a result of a run."""
+    return Measure(
+        heading, name, lambda job: job.get_result(key), format_percent if is_share else "{:.4g}".format, is_share
+    )
+
+
+VALIDATION_MEASURE = _result("val", "validation accuracy", "val/accuracy")
+TEST_MEASURE = _result("test", "test accuracy", TEST_ACCURACY)
 OTHER_OBJECTIVES = {  # measures that are shown where they are the objective
-    "val/loss": Measure("val loss", lambda job: job.get_result("val/loss"), "{:.4g}".format),
-    "val/balanced_accuracy": Measure(
-        "val balanced", lambda job: job.get_result("val/balanced_accuracy"), format_percent, is_share=True
-    ),
-    "val/f1": Measure("val F1", lambda job: job.get_result("val/f1"), format_percent, is_share=True),
+    "val/loss": _result("val loss", "validation loss", "val/loss", is_share=False),
+    "val/balanced_accuracy": _result("val balanced", "balanced validation accuracy", "val/balanced_accuracy"),
+    "val/f1": _result("val F1", "validation F1", "val/f1"),
 }
+MACHINE = "this machine"
 MEASURES = (
-    Measure("val", lambda job: job.get_result("val/accuracy"), format_percent, is_share=True),
+    VALIDATION_MEASURE,
     TEST_MEASURE,
-    Measure("MB stored", _read_megabytes, "{:.3g}".format),
-    Measure("training s", _read_training_seconds, "{:.3g}".format),
-    Measure("ms/image", _read_milliseconds_per_image, "{:.3g}".format),
+    Measure("MB stored", "MB stored", _read_megabytes, "{:.3g}".format, is_cost=True),
+    Measure("training s", "training seconds", _read_training_seconds, "{:.3g}".format, is_cost=True, basis=MACHINE),
+    Measure("ms/image", "ms per image", _read_milliseconds_per_image, "{:.3g}".format, is_cost=True, basis=MACHINE),
 )
+
+
+def list_measures(jobs: Sequence[Job], objective: str) -> list[Measure]:
+    """Return the measures that at least one run has; a rare objective comes first."""
+    measures = [measure for measure in MEASURES if measure.read_all(jobs)]
+    return [OTHER_OBJECTIVES[objective], *measures] if objective in OTHER_OBJECTIVES else measures
 
 
 def read_finished_jobs(outcomes: Sequence[Outcome], tested: bool = True) -> tuple[list[Job], list[str], list[str]]:
@@ -148,6 +175,14 @@ def _without_test(record: Mapping[str, Any]) -> dict[str, Any]:
 
     stripped = {key: [strip(entry) for entry in record[key]] for key in ("stages", "given_teachers") if key in record}
     return {**strip(record), **stripped}
+
+
+def find_varied_values(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:
+    """Return the values of each key in which jobs differ, in the jobs' order."""
+    overrides = [_parse_overrides(outcome) for outcome in outcomes]
+    return {
+        key: list(dict.fromkeys(job[key] for job in overrides if key in job)) for key in _find_varied_keys(overrides)
+    }
 
 
 def find_grid_values(outcomes: Sequence[Outcome]) -> dict[str, list[str]]:

@@ -5,18 +5,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tutelage.report import templating
 from tutelage.report.folds import average_folds
-from tutelage.report.gains import MIN_RUNS, REFERENCES, TEST_ACCURACY, estimate_mean
+from tutelage.report.gains import MIN_RUNS, REFERENCES, TEST_ACCURACY, estimate_mean, estimate_share
 from tutelage.report.jobs import TEST_MEASURE, Job, format_settings, group_jobs
-from tutelage.terminal.intervals import CONFIDENCE_LEVEL, Interval
+from tutelage.terminal.intervals import CONFIDENCE_LEVEL, NO_VALUE, Interval, format_accuracy, format_percent
 
 MIN_BAND_RUNS = 3  # for two runs Student's t quantile is 12.7, and the band would hide the lines
 LABEL_KEYS = ("data.labels_per_class", "data.labels")
 CAPTION = (
-    "Test accuracy (y) over the total number of labels (x, logarithmic), those held out for validation included. Each "
-    f"line joins means over seeds; its band is the {CONFIDENCE_LEVEL:.0%} interval of the mean (Student's t), drawn "
-    f"for {MIN_BAND_RUNS} seeds or more."
+    "Test accuracy over the total number of labels, those held out for validation included; the axis is logarithmic. "
+    f"Each line joins means over seeds; its band is the {CONFIDENCE_LEVEL:.0%} interval of the mean (Student's t), "
+    f"drawn for {MIN_BAND_RUNS} seeds or more. What others are compared with is grey."
 )
+CHART_HEIGHT = 380  # CSS pixels
 
 
 @dataclass(frozen=True)
@@ -100,19 +102,69 @@ def _build_points(jobs: Sequence[Job], label_key: str, accuracies: Mapping[int, 
     return [Point(count, tuple(average_folds(by_count[count], accuracies))) for count in sorted(by_count)]
 
 
+def chart_lines(lines: Sequence[Line]) -> templating.Chart:
+    """Return the chart of the lines, with their bands."""
+    return templating.Chart(
+        "What a label is worth",
+        CAPTION,
+        "labels in total",
+        [_chart_line(line, number) for line, number in zip(lines, _number_colours(lines), strict=True)],
+        is_share=True,
+        has_log_x=True,
+        x_ticks=sorted({point.label_count for line in lines for point in line.points}),
+        height=CHART_HEIGHT,
+        is_wide=True,
+    )
+
+
+def _number_colours(lines: Sequence[Line]) -> list[int]:
+    """Return the number of each line's colour; references are grey and take none."""
+    return [sum(not line.is_reference for line in lines[:place]) for place in range(len(lines))]
+
+
+def _chart_line(line: Line, color: int) -> templating.Line:
+    counts, intervals = [point.label_count for point in line.points], [point.interval for point in line.points]
+    means = [interval.value for interval in intervals]
+    lows, highs = [interval.low for interval in intervals], [min(1.0, interval.high) for interval in intervals]
+    low, high = (None, None) if lows == means == highs else (lows, highs)
+    return templating.Line(line.name, counts, means, low, high, color=color, is_reference=line.is_reference)
+
+
 def tabulate_lines(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of the table below the picture: a row per number of labels, a column per line."""
+    """Return the head and the rows of the terminal's table: a row per number of labels, a column per line."""
+    rows = [[f"{count:,}", runs, *map(_format_point, points)] for count, runs, points in _list_rows(lines)]
+    return ["labels", "runs", *(line.name for line in lines)], rows
+
+
+def build_table(lines: Sequence[Line]) -> templating.Table:
+    """Return the table below the chart: means with their intervals."""
+    names = ["labels", "runs", *(line.name for line in lines)]
+    rows: list[list[templating.Cell]] = [
+        [f"{count:,}", runs, *map(_build_cell, points)] for count, runs, points in _list_rows(lines)
+    ]
+    return templating.Table("Test accuracy by labels", [templating.Column(name) for name in names], rows)
+
+
+def _list_rows(lines: Sequence[Line]) -> list[tuple[int, str, list[Point | None]]]:
+    """Return for each number of labels: the number, how many runs a point has, and each line's point."""
     rows = []
     for count in sorted({point.label_count for line in lines for point in line.points}):
         points = [next((point for point in line.points if point.label_count == count), None) for line in lines]
         runs = sorted({len(point.accuracies) for point in points if point is not None})
-        run_range = "-".join(map(str, dict.fromkeys([runs[0], runs[-1]])))
-        rows.append([f"{count:,}", run_range, *map(_format_point, points)])
-    return ["labels", "runs", *(line.name for line in lines)], rows
+        rows.append((count, "-".join(map(str, dict.fromkeys([runs[0], runs[-1]]))), points))
+    return rows
+
+
+def _build_cell(point: Point | None) -> templating.Value:
+    if point is None:
+        return templating.Value(NO_VALUE, None)
+    values = np.array(point.accuracies)
+    text = format_accuracy(estimate_share(values)) if len(values) >= MIN_RUNS else format_percent(values[0])
+    return templating.Value(text, float(values.mean()))
 
 
 def _format_point(point: Point | None) -> str:
     if point is None:
-        return "-"
+        return NO_VALUE
     mean = f"{100 * np.mean(point.accuracies):.1f} %"
     return f"{mean} +- {100 * np.std(point.accuracies, ddof=1):.1f}" if len(point.accuracies) >= MIN_RUNS else mean

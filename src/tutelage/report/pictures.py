@@ -5,7 +5,6 @@ import warnings
 from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 
 from tutelage.data import Source
 from tutelage.storage import write_whole
@@ -54,7 +53,6 @@ LABEL_CURVES_SIZE = (7.6, 4.6)  # inches
 NAME_SPACING = 0.056  # of the picture's height: one line of text
 MIN_LINE_POINTS = 8  # lines of fewer points get markers
 TEMPLATE_QUANTILE = 0.99  # of the absolute weights: sets the colour range, so that single pixels do not fade the rest
-MIN_LOG_RANGE = 20  # ratio of the largest to the smallest x from which on the axis is logarithmic
 STRENGTH_LABELS = {
     "brightness": "share of white added",
     "crop": "share of the side cut away",
@@ -157,51 +155,6 @@ def draw_templates(weights: np.ndarray, classes: Sequence[str]) -> Figure:
         if position < len(classes):
             axes.imshow(weights[position], cmap="RdBu_r", vmin=-limit, vmax=limit)
             axes.set_title(shorten_name(classes[position]), fontsize=7, pad=3)
-    return figure
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One panel of a picture: a measure over x.
-
-    Attributes:
-        heading: the name of the measure.
-        lines: for each line's name, the values at each x; the line joins their means.
-        is_share: the values are shares, drawn in percent on a linear scale; others are drawn on a logarithmic one.
-    """
-
-    heading: str
-    lines: Mapping[str, Mapping[float, Sequence[float]]]
-    is_share: bool = False
-
-
-def draw_panels(x_name: str, panels: Sequence[Panel]) -> Figure:
-    """Draw panels side by side over the same x: means as lines, single values as faint dots."""
-    figure, grid = plt.subplots(
-        1, len(panels), figsize=(0.85 * PANEL_WIDTH * len(panels), PANEL_HEIGHT), squeeze=False, layout="constrained"
-    )
-    for axes, panel in zip(grid.flat, panels, strict=True):
-        for number, (name, points) in enumerate(panel.lines.items()):
-            xs = sorted(points)
-            color = f"C{number}"
-            axes.plot(xs, [np.mean(points[x]) for x in xs], marker="o", markersize=3, color=color, label=name)
-            axes.scatter(
-                [x for x in xs for _ in points[x]], [v for x in xs for v in points[x]], s=8, color=color, alpha=0.35
-            )
-        ticks = sorted({x for points in panel.lines.values() for x in points})
-        if ticks[0] > 0 and ticks[-1] / ticks[0] >= MIN_LOG_RANGE:
-            axes.set_xscale("log")
-        axes.set(title=panel.heading, xlabel=x_name)
-        axes.set_xticks(ticks, [f"{x:g}" for x in ticks], minor=False)
-        axes.xaxis.set_minor_locator(NullLocator())
-        if panel.is_share:
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        else:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_locator(NullLocator())
-        style_axes(axes)
     return figure
 
 

@@ -62,11 +62,22 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Links:
+    """A cell of a table that leads to several places; ``rest`` says how many more there are."""
+
+    links: Sequence[Link]
+    rest: str = ""
+
+
+@dataclass(frozen=True)
 class Column:
     """A column of a table: its heading, and whether it holds text, which stands on the left."""
 
     name: str
     is_text: bool = False
+
+
+Cell = str | Share | Value | Link | Links
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class Table:
 
     name: str
     columns: Sequence[Column]
-    rows: Sequence[Sequence[str | Share | Value | Link]]
+    rows: Sequence[Sequence[Cell]]
     best: str | None = None
     is_searchable: bool = False
 
@@ -112,8 +123,8 @@ class Line:
     """A line of a chart.
 
     Attributes:
-        name: in the legend.
-        x: rising.
+        name: in the legend; empty for what belongs to the line before it and is hidden with it, such as dots.
+        x: rising; of dots, several may have the same.
         y: a value for each x; None or NaN where there is none.
         low, high: the limits of a band around the line; None without one.
         color: the number of its colour; None for the line's place among the lines.
@@ -228,7 +239,7 @@ def _environment() -> "Environment":
         keep_trailing_newline=True,
     )
     environment.filters["percent"] = format_percent
-    for name, kind in {"share": Share, "value": Value, "link": Link}.items():
+    for name, kind in {"share": Share, "value": Value, "link": Link, "links": Links}.items():
         environment.tests[name] = partial(_is_a, kind)
     environment.globals.update(light=LIGHT, dark=DARK, css_variables=css_variables, vendored=_read_vendored)
     environment.globals.update(

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from tutelage.runs.observer import Observer, Part
-from tutelage.terminal.time_left import TimeLeft
+from tutelage.terminal.time_left import TimeLeft, format_duration
 
 REDRAW_SECONDS = 0.2
 LINE_SECONDS = 15.0  # between two lines if stderr is no terminal
@@ -95,7 +95,7 @@ class Display(Observer):
         part, done = self._parts[self._part_number - 1], self._time_left.fraction_done
         texts = [f"{name} {_format_value(value)}" for name, value in values.items() if name in VALUES]
         if (seconds := self._time_left.estimate()) is not None:
-            texts.append(f"{_format_duration(seconds)} left")
+            texts.append(f"{format_duration(seconds)} left")
         description = f"stage {self._part_number} of {len(self._parts)}: {part.name}"
         if self._console.is_terminal:
             self._bar.update(self._task, completed=done, description=description, values="  ".join(texts))
@@ -124,11 +124,3 @@ def _format_value(value: Any) -> str:
         return value
     number = float(value)
     return "-" if math.isnan(number) else f"{number:.3f}"  # such as an accuracy over no images
-
-
-def _format_duration(seconds: float) -> str:
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

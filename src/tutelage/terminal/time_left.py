@@ -105,3 +105,12 @@ class TimeLeft:
         """Return how many times as long as expected work of a kind takes."""
         measured = self._measured.get(kind, _Measured())
         return measured.slowness(self._slowness(kind[:-1])) if kind else measured.seconds / measured.expected
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in hours, minutes and seconds."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
