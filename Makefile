@@ -10,7 +10,7 @@ STAMP := $(if $(filter .venv/bin,$(BIN)),.venv/.complete)
 CPU_MINUTES := 8.5
 BENCHES := augmentation loader overhead distillation neighbours scan labelling pool processes resume time_left large_files predict
 
-.PHONY: help setup experiment test test-slow test-gpu test-cluster lint bench bench-short bench-gpu report clean
+.PHONY: help setup experiment test test-slow test-gpu test-cluster lint docs tour bench bench-short bench-gpu report clean
 
 help: ## this list
 	@echo "Tutelage: train image classifiers from few labels"
@@ -49,6 +49,13 @@ lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: $(STAMP) ## the documentation as a site: docs/_build/html/index.html
+	@$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+tour: $(STAMP) ## run the notebook docs/tour.ipynb, which keeps its outputs
+	@$(BIN)/python -m pytest -o timeout=900 --nbmake --nbmake-timeout=900 docs/tour.ipynb
+
 bench: $(STAMP) ## speed against others and against plain loops
 	@set -e; for name in $(BENCHES); do $(BIN)/python benchmarks/$$name.py; done
 
@@ -63,5 +70,5 @@ report: $(STAMP) ## write the reports of RUN=outputs/EXPERIMENT/NAME again
 	@$(BIN)/tutelage report $(RUN)
 
 clean: ## remove .venv and caches; outputs/ stays
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	@rm -rf .venv docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

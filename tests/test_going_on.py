@@ -181,8 +181,3 @@ def test_the_other_commands_use_the_run_of_the_experiment(folder):
         assert process.returncode == 0, (typed, process.stderr)
         if "labels." in typed:
             assert [file.stat().st_size > 0 for file in folder.glob("labels.*")] == [True], typed
-
-
-def test_what_the_page_links_to_is_there():
-    for target in re.findall(r"\]\(([^)#]+)", TEXT):
-        assert (ROOT / "docs" / target).is_file(), target

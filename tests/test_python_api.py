@@ -196,12 +196,14 @@ def typed(photos: Path, photo_run: Path) -> list[str]:
 
 def test_run_passes_the_commands_output_on_and_returns_the_run(photos, photo_run, capsys, monkeypatch):
     monkeypatch.chdir(photos)  # no module of ours is looked for there
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as the kernel of a notebook does
     finished = tutelage.run(typed(photos, photo_run))
     assert finished == tutelage.Run.read(photo_run)
     assert finished.status == "finished" and finished.result["test/accuracy"] == finished.test_accuracy
     assert finished.config.data.image_size == 16
     printed = capsys.readouterr()
     assert f"finished run: {photo_run}" in printed.out and "LeNet5" in printed.out
+    assert "\x1b" not in printed.out
     assert not printed.err
 
 

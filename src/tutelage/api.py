@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # at run time it is imported when it is needed
 
 LINES_KEPT = 50  # of the command's output, for the message of its error
 SECONDS_OF_OUTPUT = 2.0  # that output may take to arrive when the command has ended
+FORCE_COLOR = "FORCE_COLOR"  # set by a notebook's kernel, whose cells are no terminals: no display is drawn there
 COMPLAINT = "tutelage: "  # begins the line of a user's error
 
 
@@ -142,6 +143,7 @@ def _execute_training(overrides: Sequence[str], runs_file: Path) -> tuple[int, S
 
     It has a process group of its own: an interrupt of a terminal or a notebook reaches it once, from here.
     """
+    environment = {name: value for name, value in os.environ.items() if name != FORCE_COLOR}
     added = {RUNS_FILE: str(runs_file), SAFE_PATH_VARIABLE: "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     process = subprocess.Popen(  # noqa: S603 - our own module
         [sys.executable, "-m", "tutelage.train", *overrides],
@@ -150,7 +152,7 @@ def _execute_training(overrides: Sequence[str], runs_file: Path) -> tuple[int, S
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
-        env={**os.environ, **added},
+        env=environment | added,
         process_group=0,
     )
     lines: deque[str] = deque(maxlen=LINES_KEPT)

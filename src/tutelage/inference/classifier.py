@@ -62,7 +62,7 @@ class Classifier:
 
     @cached_property
     def network(self) -> PlainNetwork:
-        """The network as a plain ``nn.Module``: uint8 images (B, C', S, S) to logits (B, C).
+        """The network as a plain ``nn.Module`` from uint8 images (B, C', S, S) to logits (B, C).
 
         Raises:
             UserError: there are several, or it has no weights that can be taken away.

@@ -124,7 +124,7 @@ class ImageClassifier(pl.LightningModule):
 
     @property
     def classifier(self) -> "ImageClassifier":
-        """The network whose weights a stage is to save: this one."""
+        """The network whose weights a stage is to save, which is this one."""
         return self
 
     def forward(self, images: Tensor) -> Tensor:

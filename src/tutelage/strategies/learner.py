@@ -21,7 +21,7 @@ class StudentModule(pl.LightningModule):
 
     @property
     def classifier(self) -> ImageClassifier:
-        """The network whose weights a stage is to save: the student."""
+        """The network whose weights a stage is to save, which is the student."""
         return self.student
 
     def validation_step(self, batch: EvalBatch, batch_idx: int) -> dict[str, Tensor]:
