@@ -112,8 +112,8 @@ class Line:
     """A line of a chart.
 
     Attributes:
-        name: in the legend.
-        x: rising.
+        name: in the legend; empty for dots that belong to the line before them, and are hidden with it.
+        x: rising; of dots, several may have the same.
         y: a value for each x; None or NaN where there is none.
         low, high: the limits of a band around the line; None without one.
         color: the number of its colour; None for the line's place among the lines.
