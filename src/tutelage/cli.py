@@ -18,7 +18,8 @@ HELP = """tutelage trains image classifiers from few labels.
                                help a run to label its pool: from another terminal, GPU or machine
   tutelage predict RUN... PATHS...
                                label pictures: folders, lists, tables, shards   (tutelage predict --help)
-  tutelage report RUN...       write the report of finished runs again
+  tutelage report RUN... [data.root=DIR]
+                               write the report of finished runs again
   tutelage evaluate RUN... data.root=FOLDER|TABLE [--json]
                                accuracy on other pictures of these classes, with a page; several runs as one
   tutelage evaluate RUN [shift=translate,crop,rotate,brightness]
@@ -246,16 +247,9 @@ def _predict_labels(arguments: Sequence[str]) -> None:
 
 def _rewrite_reports(arguments: Sequence[str]) -> None:
     """Write the reports of finished runs again."""
-    from tutelage.errors import UserError
-    from tutelage.runs import open_tested_run
+    from tutelage.app.report import rewrite_reports
 
-    if not arguments:
-        raise UserError("report needs a run's folder: tutelage report outputs/EXPERIMENT/RUN")
-    for folder, _ in map(open_tested_run, arguments):
-        from tutelage.report.run_report import write_report
-
-        write_report(folder)
-        print(f"report: {folder.report / 'index.html'}")
+    rewrite_reports(arguments)
 
 
 def _evaluate_runs(arguments: Sequence[str]) -> None:

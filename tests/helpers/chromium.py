@@ -26,6 +26,9 @@ HEIGHT = 900
 ANSWER_SECONDS = 60.0
 COMMANDS, ANSWERS = 3, 4  # the file descriptors of the protocol in Chromium's process
 BLOCK = 1 << 16
+AXE_VERSION, AXE_FOLDER = "4.10.3", "~/.cache/tutelage/axe"
+AXE = Path(AXE_FOLDER).expanduser() / "node_modules/axe-core/axe.min.js"
+BAD_FAULTS = ("serious", "critical")
 FLAGS = (
     "--headless=new",
     "--no-sandbox",  # which root, as in a container, cannot use
@@ -49,6 +52,14 @@ def find_chromium() -> str:
     return path
 
 
+def find_axe() -> str:
+    """Return the script of axe-core, which finds what keeps readers out; without it as ``find_chromium``."""
+    if not AXE.exists():
+        end_test = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        end_test(f"needs axe-core: npm install --prefix {AXE_FOLDER} axe-core@{AXE_VERSION}")
+    return AXE.read_text()
+
+
 @dataclass(frozen=True)
 class View:
     """A page as Chromium shows it.
@@ -58,6 +69,7 @@ class View:
         dom: the document as HTML, after its scripts.
         text: what a reader sees, without hidden parts.
         screenshot: the whole page from top to bottom as PNG.
+        value: what the script that clicked and typed has returned.
         content_width: in CSS pixels; more than the window's width means that a reader must scroll sideways.
     """
 
@@ -65,6 +77,7 @@ class View:
     dom: str
     text: str
     screenshot: bytes
+    value: Any
     content_width: int
 
 
@@ -122,9 +135,9 @@ class Chromium:
         self._call("Emulation.setEmulatedMedia", session, media=media, features=features)
         self._call("Page.navigate", session, url=file.resolve().as_uri())
         self._wait_for("Page.loadEventFired")
-        if script:
-            self._evaluate(session, script)
+        value = self._evaluate(session, script) if script else None
         view = View(
+            value=value,
             dom=self._evaluate(session, "document.documentElement.outerHTML"),
             text=self._evaluate(session, "document.body.innerText"),
             content_width=self._evaluate(session, "document.documentElement.scrollWidth"),
@@ -133,6 +146,15 @@ class Chromium:
         )
         self._call("Target.closeTarget", targetId=target)
         return view
+
+    def find_faults(self, file: Path, scheme: Literal["light", "dark"] = "light") -> list[str]:
+        """Return the serious and critical faults that axe finds on a page, a line each."""
+        script = f"{find_axe()}; axe.run().then((found) => found.violations)"
+        return [
+            f"{fault['id']}: {fault['nodes'][0]['html']}: {fault['nodes'][0]['failureSummary']}"
+            for fault in self.show(file, scheme=scheme, script=script).value
+            if fault["impact"] in BAD_FAULTS
+        ]
 
     def _take_screenshot(self, session: str) -> bytes:
         whole = self._call("Page.getLayoutMetrics", session)["cssContentSize"] | {"scale": 1}

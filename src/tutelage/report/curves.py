@@ -6,9 +6,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tutelage.config import SHIFTS, Shift
+from tutelage.report.templating import Chart, Line
 from tutelage.runs import RunFolder
 from tutelage.storage import write_json
 from tutelage.terminal.table import print_uncut
+
+STRENGTH_NAMES: Mapping[Shift, str] = {
+    "brightness": "white added, %",
+    "crop": "cut away of each side, %",
+    "rotate": "rotation, degrees",
+    "translate": "shift, % of the side",
+}
+PERCENT = 100
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,23 @@ class Curve:
     accuracy: Mapping[str, Sequence[float]]
     images: int
     weights: Mapping[str, str]
+
+
+def chart_shift(
+    shift: Shift, description: str, strengths: Sequence[float], accuracy: Mapping[str, Sequence[float]]
+) -> Chart:
+    """Return the chart of a shift: a line for each name.
+
+    Args:
+        shift: its name.
+        description: words that follow "test images".
+        strengths: the strengths that were measured.
+        accuracy: for each line's name, the accuracy at each strength, between 0 and 1.
+    """
+    caption = f"Test accuracy over the strength of the shift: test images {description}. At 0 they are unchanged."
+    xs = [strength if shift == "rotate" else PERCENT * strength for strength in strengths]
+    lines = [Line(name, xs, values) for name, values in accuracy.items()]
+    return Chart(f"Shift: {shift}", caption, STRENGTH_NAMES[shift], lines, is_share=True)
 
 
 def print_curve(curve: Curve) -> None:
