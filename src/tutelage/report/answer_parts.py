@@ -61,7 +61,7 @@ class Matrix:
     @property
     def is_wide(self) -> bool:
         """Whether it needs the page's whole width."""
-        return len(self.classes) > MAX_CLASSES_IN_COLUMN
+        return not self.image and len(self.classes) > MAX_CLASSES_IN_COLUMN
 
     @property
     def is_upright(self) -> bool:

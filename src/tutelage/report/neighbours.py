@@ -14,8 +14,9 @@ from tutelage.models import ImageClassifier, NearestNeighbours, evaluation_batch
 from tutelage.models.nearest_neighbours import find_nearest
 
 MAX_COMPARED = 2000  # labelled images
-MAX_SECONDS = 20.0  # of computing features; what is not done by then is not compared
+MAX_SECONDS = 10.0  # of computing features; what is not done by then is not compared
 NEIGHBOURS = 3
+BATCH = 32  # images, after which the time is looked at
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def find_neighbours(
         max_seconds: after which no further batch of labelled images is begun.
     """
     network.eval().to(device)
-    start, size, labelled = time.monotonic(), evaluation_batch(network), data.splits.labelled
+    start, size, labelled = time.monotonic(), min(BATCH, evaluation_batch(network)), data.splits.labelled
     chosen = labelled[np.random.default_rng(0).permutation(len(labelled))[:MAX_COMPARED]]
     queries = _compute_features(network, data, np.array(indices), device)
     parts: list[Tensor] = []

@@ -60,7 +60,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The folder of the report page and its pictures."""
+        """The folder of the report page, and of pages on other test sets."""
         return self.path / "report"
 
     @property
