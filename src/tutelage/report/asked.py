@@ -24,11 +24,16 @@ def describe_request(config: Config, record: Mapping[str, Any], data: ImageDataM
     """Return by name what is to be known of a run before its results."""
     splits, main = data.splits, next(e for e in record["stages"] if e["name"] == main_stage_name(record))
     classes = data.source.classes
+    others = {
+        "without labels": len(splits.pool),
+        "for validation": len(splits.validation),
+        "for the test": len(splits.test),
+    }
     facts = {
         "data": f"{name_data(config)}: {len(data.source.labels):,} images, {_describe_pictures(config)}",
         "classes": f"{len(classes):,}: {abbreviate(classes)}",
-        "labels": f"{len(splits.labelled):,}{_describe_budget(config)}; {len(splits.pool):,} images without labels, "
-        f"{len(splits.validation):,} for validation, {len(splits.test):,} test images",
+        "labels": f"{len(splits.labelled):,}{_describe_budget(config)}",
+        "other images": ", ".join(f"{count:,} {name}" for name, count in others.items() if count),
         "network": f"{main['model']['_target_'].rpartition('.')[2]}, {main['parameters']:,} weights; begins with "
         f"{'random weights' if config.init_from is None else config.init_from.rpartition('/')[2]}",
         "strategy": config.strategy.name.replace("_", " "),

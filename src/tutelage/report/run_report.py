@@ -51,7 +51,7 @@ SECTIONS = {  # their names in the page, and what links to them say
     "weights": "templates",
     "rounds": "rounds",
     "shifts": "shifts",
-    "made": "how it was made",
+    "made": "versions",
 }
 MAX_CONTROLS = 3  # that have a number of their own
 SKIPPED = "Training images that look like them are left out: computing features takes too long on this machine."
