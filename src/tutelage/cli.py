@@ -42,7 +42,9 @@ COMMANDS: Mapping[str, Command] = {
     "predict": Command(
         "RUN... PATHS...", "label pictures: folders, lists, tables, shards", "tutelage.app.predict:predict"
     ),
-    "report": Command("RUN...", "write the report of finished runs again", "tutelage.app.commands:rewrite_reports"),
+    "report": Command(
+        "RUN... [data.root=DIR]", "write the report of finished runs again", "tutelage.app.report:rewrite_reports"
+    ),
     "evaluate": Command(
         "RUN... [KEY=VALUE]",
         "accuracy on other pictures, under shifts, or of several runs as one",

@@ -139,16 +139,3 @@ def label_pool(arguments: Sequence[str]) -> None:
         sys.exit(leave_to_slurm(stopped.exit_code))
     finally:
         observer.end()
-
-
-def rewrite_reports(arguments: Sequence[str]) -> None:
-    """Write the reports of finished runs again."""
-    from tutelage.runs import open_tested_run
-
-    if not arguments:
-        raise UserError("report needs a run's folder: tutelage report outputs/EXPERIMENT/RUN")
-    for folder, _ in map(open_tested_run, arguments):
-        from tutelage.report.run_report import write_report
-
-        write_report(folder)
-        print(f"report: {folder.report / 'index.html'}")

@@ -129,10 +129,7 @@ def evaluate_shifts(request: Request) -> None:
             "set data=OPTION, too"
         )
     folder, record = open_tested_run(request.runs[0])
-    shifts, config = parse_shifts(options.get("shift")), read_config(folder)
-    if "data.root" in options:
-        data_config = config.data.model_copy(update={"root": options["data.root"]})
-        config = config.model_copy(update={"data": data_config})
+    shifts, config = parse_shifts(options.get("shift")), read_config(folder, options.get("data.root"))
     from tutelage.data import DataRuntime, data_module
     from tutelage.report.curves import print_curve
     from tutelage.report.run_report import write_report

@@ -32,6 +32,7 @@ REPORT = """Write the reports of finished runs again.
 
   tutelage report outputs/EXPERIMENT/RUN
   tutelage report outputs/EXPERIMENT/*
+  tutelage report outputs/EXPERIMENT/RUN data.root=/data/photos         where its data lie now
 """
 COMPLETION = """Print a script that completes tutelage's commands, options, runs and overrides by the Tab key.
 
@@ -70,8 +71,8 @@ def _label() -> ArgumentParser:
 
 
 def _report() -> ArgumentParser:
-    parser = ArgumentParser("report", "RUN...", REPORT)
-    parser.add_argument("runs", nargs="+", metavar=RUN, help="folders of finished runs")
+    parser = ArgumentParser("report", "RUN... [data.root=DIR]", REPORT)
+    parser.add_argument("words", nargs="+", metavar=RUN, help="folders of finished runs")
     return parser
 
 

@@ -16,53 +16,18 @@ from tutelage.errors import UserError
 from tutelage.inference.classifier import Classifier
 from tutelage.inference.other_data import EvaluationSet
 from tutelage.models import compute_confusion_matrix, compute_metrics
+from tutelage.report.answers import (
+    ClassScore,
+    Confusion,
+    find_confusions,
+    find_mistakes,
+    mean_confidence,
+    score_classes,
+)
 from tutelage.runs import RunFolder, is_tested, main_stage_name
 from tutelage.terminal.intervals import Interval, wilson_interval
 
 FinishedRun = tuple[RunFolder, Mapping[str, Any]]  # a run's folder and its ledger
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """How one class fares.
-
-    Attributes:
-        name: of the class.
-        images: its images.
-        predicted: images that are taken for it.
-        correct: images of it that are taken for it.
-    """
-
-    name: str
-    images: int
-    predicted: int
-    correct: int
-
-    @property
-    def recall(self) -> float | None:
-        """The share of its images that are taken for it; None without images."""
-        return self.correct / self.images if self.images else None
-
-    @property
-    def precision(self) -> float | None:
-        """The share of what is taken for it that shows it; None where nothing is."""
-        return self.correct / self.predicted if self.predicted else None
-
-
-def score_classes(confusion: np.ndarray, classes: Sequence[str]) -> list[ClassScore]:
-    """Return the score of each class by counts (C, C), whose rows are true classes and columns predicted ones."""
-    counts = (confusion.sum(axis=1), confusion.sum(axis=0), confusion.diagonal())
-    return [ClassScore(*score) for score in zip(classes, *(part.tolist() for part in counts), strict=True)]
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Images of the class ``truth`` that are taken for the class ``predicted``: how many, and of how many."""
-
-    truth: str
-    predicted: str
-    count: int
-    images: int
 
 
 @dataclass(frozen=True)
@@ -109,7 +74,7 @@ class Evaluation:
     @property
     def confidence(self) -> float:
         """The mean probability of the predicted classes."""
-        return float(self.predictions.probabilities.max(axis=1).astype(np.float64).mean())
+        return mean_confidence(self.predictions)
 
     def score_classes(self) -> list[ClassScore]:
         """Return the score of each class, in the order of ``classes``."""
@@ -117,20 +82,11 @@ class Evaluation:
 
     def find_confusions(self, count: int) -> list[Confusion]:
         """Return the pairs of classes that are confused most often, at most ``count``, by falling number."""
-        wrong = self.confusion - np.diag(self.confusion.diagonal())
-        pairs = np.argsort(-wrong, axis=None, kind="stable")[:count]
-        rows, columns = (part.tolist() for part in np.unravel_index(pairs, wrong.shape))
-        return [
-            Confusion(self.classes[row], self.classes[column], int(wrong[row, column]), int(self.confusion[row].sum()))
-            for row, column in zip(rows, columns, strict=True)
-            if wrong[row, column]
-        ]
+        return find_confusions(self.confusion, self.classes, count)
 
     def find_mistakes(self, count: int) -> np.ndarray:
         """Return the positions (n,) in ``predictions`` of the wrong ones, the most confident first."""
-        probabilities = self.predictions.probabilities
-        wrong = np.flatnonzero(probabilities.argmax(axis=1) != self.predictions.labels)
-        return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
+        return find_mistakes(self.predictions, count)
 
     def describe_classes(self) -> list[str]:
         """Return a line on the classes of the data that are not known, and one on those that it lacks."""

@@ -13,6 +13,7 @@ LIGHT = {
     "accent": "#0a5aa0",
     "amber": "#c27c0e",
     "bad": "#b3261e",
+    "good": "#2a7a2a",
 }
 DARK = {
     "paper": "#14171b",
@@ -25,6 +26,7 @@ DARK = {
     "accent": "#74b6f2",
     "amber": "#e0a64a",
     "bad": "#ff8f85",
+    "good": "#7cc67c",
 }
 
 # Of lines in charts: Okabe and Ito's, safe for colour-blind readers; on black the same hues, lighter.

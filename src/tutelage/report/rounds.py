@@ -1,62 +1,105 @@
-"""The part of a report on the rounds of a noisy student, drawn from the folder of each pseudo-labelling stage."""
+"""The part of a report on the rounds of a noisy student, made from the folder of each pseudo-labelling stage."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tutelage.data import ROUND, TABLE, UNKNOWN, ImageDataModule
-from tutelage.report import page, pictures, round_pictures
+from tutelage.data import ROUND, TABLE, UNKNOWN, Source
+from tutelage.report.answer_parts import SEARCHED_ROWS
+from tutelage.report.answers import Bins
 from tutelage.report.gains import TEST_ACCURACY
-from tutelage.report.round_pictures import Trace
+from tutelage.report.panels import (
+    CALIBRATION_CAPTION,
+    Panel,
+    draw_histogram,
+    draw_reliability,
+    lowest_confidence,
+)
+from tutelage.report.templating import Bar, Chart, Column, Line, Table, Tile, encode_image, is_small
 from tutelage.runs import PSEUDO_LABEL, RunFolder
 
-SAMPLES, COLUMNS = 24, 8
+SAMPLES = 24
 VALIDATION, AGREEMENT = "val/accuracy", "train/agreement"
-CLASSES_CAPTION = (
-    "Number of pool images (x) per class (y). Light bar: predicted as this class by the teacher; dark bar: kept as "
-    "pseudo-labels; stroke: used to train the student, duplicates included."
+CLASSES_NOTE = (
+    "Pool images of each class: predicted by the teacher (light bar), kept as pseudo-labels (dark bar), and used to "
+    "train the student, duplicates included."
 )
-CONFIDENCE_CAPTION = "Share of pool images (y) at each confidence of the teacher (x)"
+CONFIDENCE_CAPTION = "Share of pool images at each confidence of the teacher"
 TRUTH_CAPTION = "; green: correct, red: wrong, grey: true class unknown."
-RELIABILITY_CAPTION = (
-    "Share of correct predictions (y) at each confidence of the teacher (x). On the dashed line the two are equal; "
-    "below it the teacher is too confident. Larger dots stand for more images, faint ones for few."
-)
-COLORS_NOTE = "Green: equal to the true class; red: not. True classes only measure; training never sees them."
+TRUTH_NOTE = "Red: another class than the true one. True classes only measure; training never sees them."
 NO_TRUTH_NOTE = "The true classes are unknown."
+CHANGED = "pseudo-labels changed"
+CHANGED_CAPTION = "The share of the pool with another prediction than in the round before."
+EXPLANATIONS = {
+    "pseudo-labels correct": "correct: share of the kept pseudo-labels that equal the true class",
+    "agreement": "agreement: of the student under noise with its pseudo-labels, at the end of training",
+}
 
 
-def draw_rounds(
-    folder: RunFolder, record: Mapping[str, Any], folders: Mapping[str, RunFolder], data: ImageDataModule
-) -> list[page.Picture]:
-    """Return the pictures of a run's rounds; none if no stage labelled the pool.
+@dataclass(frozen=True)
+class Panels:
+    """Small drawings, one per round, with a heading and a caption."""
+
+    heading: str
+    caption: str
+    panels: Sequence[Panel]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images with a heading and a caption."""
+
+    heading: str
+    caption: str
+    tiles: Sequence[Tile]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What a page shows of the rounds.
+
+    Attributes:
+        measures: over the networks; empty where no stage wrote a summary of its round.
+        classes: counts of pool images per class; None where no stage did.
+        panels: drawings over confidence.
+        galleries: pool images.
+    """
+
+    measures: Sequence[Chart]
+    classes: Table | None
+    panels: Sequence[Panels]
+    galleries: Sequence[Gallery]
+    classes_note: str = CLASSES_NOTE
+
+
+def make_rounds(record: Mapping[str, Any], folders: Mapping[str, RunFolder], source: Source) -> Rounds | None:
+    """Return what a page shows of a run's rounds; None if no stage labelled the pool.
 
     A run of a version that wrote no summary of its rounds has only examples of its pseudo-labels.
 
     Args:
-        folder: the run's folder.
-        record: the content of its ``run.json``.
+        record: the content of ``run.json``.
         folders: the folder of each stage.
-        data: the dataset with the pool's images.
+        source: the dataset with the pool's images.
     """
     label_stages = [entry["name"] for entry in record["stages"] if entry["kind"] == PSEUDO_LABEL]
     if not label_stages:
-        return []
+        return None
     summaries = {
         f"round {number}": summary
         for number, name in enumerate(label_stages, 1)
         if (summary := _read_summary(folders[name].path))
     }
-    shown = _draw_numbers(folder, record, summaries) if summaries else []
-    shown.append(_draw_examples(folder, label_stages[-1], folders[label_stages[-1]].path, data))
-    if summaries:
-        name, summary = list(summaries.items())[-1]
-        shown += _draw_changes(folder, name, summary, data)
-        shown += _draw_errors(folder, name, summary, data)
-    return shown
+    galleries = [_show_examples(label_stages[-1], folders[label_stages[-1]].path, source)]
+    if not summaries:
+        return Rounds([], None, [], galleries)
+    name, summary = list(summaries.items())[-1]
+    galleries += [*_show_changes(name, summary, source), *_show_errors(name, summary, source)]
+    return Rounds(make_measures(record), make_class_counts(summaries), _draw_panels(summaries), galleries)
 
 
 def _read_summary(stage: Path) -> dict[str, Any] | None:
@@ -68,33 +111,12 @@ def _read_summary(stage: Path) -> dict[str, Any] | None:
     return summary if isinstance(summary, dict) else None
 
 
-def _draw_numbers(
-    folder: RunFolder, record: Mapping[str, Any], rounds: Mapping[str, Mapping[str, Any]]
-) -> list[page.Picture]:
-    """Return the pictures of measures over the rounds, counts per class, confidence and reliability."""
-    with_truth = {name: summary for name, summary in rounds.items() if sum(summary["known"])}
-    networks, traces = collect_traces(record)
-    confidence_caption = CONFIDENCE_CAPTION + (TRUTH_CAPTION if with_truth else ".")
-    parts = [
-        ("rounds", "Over the rounds", _describe_traces(traces), round_pictures.draw_traces(networks, traces)),
-        ("kept", "Pseudo-labels per class", CLASSES_CAPTION, round_pictures.draw_class_counts(rounds)),
-        ("confidence", "Confidence", confidence_caption, round_pictures.draw_confidence_histograms(rounds)),
-    ]
-    if with_truth:
-        figure = round_pictures.draw_reliability(with_truth)
-        parts.append(("reliability", "Reliability", RELIABILITY_CAPTION, figure))
-    return [
-        page.save_picture(folder.report / f"{name}.png", figure, heading, caption)
-        for name, heading, caption, figure in parts
-    ]
-
-
-def collect_traces(record: Mapping[str, Any]) -> tuple[list[str], list[Trace]]:
-    """Return the networks of a run, without its controls, and the measures that at least one of them has.
+def make_measures(record: Mapping[str, Any]) -> list[Chart]:
+    """Return the charts of measures over the networks of a run, in the order of training and without its controls.
 
     A measure of pseudo-labels belongs to the student that was trained on them.
     """
-    headings = ("test accuracy", "validation accuracy", "pseudo-labels correct", "pseudo-labels changed", "agreement")
+    headings = ("test accuracy", "validation accuracy", "pseudo-labels correct", CHANGED, "agreement")
     values: dict[str, dict[int, float]] = {heading: {} for heading in headings}
     networks: list[str] = []
     pool_result: Mapping[str, float] = {}
@@ -108,44 +130,70 @@ def collect_traces(record: Mapping[str, Any]) -> tuple[list[str], list[Trace]]:
             for heading, value in zip(headings, (*accuracies, *pseudo_labels, result.get(AGREEMENT)), strict=True):
                 if value is not None:
                     values[heading][len(networks)] = value
-            networks.append(entry["name"] + ("\nrejected" if entry.get("rejected") else ""))
+            networks.append(entry["name"] + (" (rejected)" if entry.get("rejected") else ""))
             pool_result = {}
-    return networks, [Trace(heading, by_network) for heading, by_network in values.items() if by_network]
+    lines = [Line(heading, list(points), list(points.values())) for heading, points in values.items() if points]
+    places = list(range(len(networks)))
+
+    def make_chart(heading: str, caption: str, lines: Sequence[Line]) -> Chart:
+        return Chart(heading, caption, "network", lines, is_share=True, x_ticks=places, x_labels=networks, is_wide=True)
+
+    measures = [line for line in lines if line.name != CHANGED]
+    explained = [EXPLANATIONS[line.name] for line in measures if line.name in EXPLANATIONS]
+    caption = "; ".join(["Measures of the networks in the order of their training", *explained]) + "."
+    changes = [line for line in lines if line.name == CHANGED and len(line.x) > 1]
+    charts = [make_chart("Over the rounds", caption, measures)]
+    return charts + [make_chart("Changes from round to round", CHANGED_CAPTION, [line]) for line in changes]
 
 
-def _describe_traces(traces: Sequence[Trace]) -> str:
-    """Return the caption of the measures over the rounds; it explains those that are drawn."""
-    explanations = {
-        "pseudo-labels correct": "correct: share of the kept pseudo-labels that equal the true class",
-        "pseudo-labels changed": "changed: share of the pool with another prediction than in the round before",
-        "agreement": "agreement: of the student under noise with its pseudo-labels, at the end of training",
+def make_class_counts(rounds: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return the counts of each class: pool images that were kept, of those that were predicted, and uses of them."""
+    classes = next(iter(rounds.values()))["classes"]
+    columns = [Column("class", is_text=True)]
+    for name in rounds:
+        columns += [Column(f"{name}: kept of predicted"), Column("used")]
+    most = max([1, *(count for summary in rounds.values() for count in summary["answered_per_class"])])
+    rows: list[list[str | Bar]] = []
+    for number, label in enumerate(classes):
+        row: list[str | Bar] = [label]
+        for summary in rounds.values():
+            kept, predicted = summary["kept_per_class"][number], summary["answered_per_class"][number]
+            row += [Bar(f"{kept:,} of {predicted:,}", kept / most, predicted / most)]
+            row += [f"{summary['shown_per_class'][number]:,}"]
+        rows.append(row)
+    return Table("pseudo-labels per class", columns, rows, is_searchable=len(rows) > SEARCHED_ROWS)
+
+
+def _draw_panels(rounds: Mapping[str, Mapping[str, Any]]) -> list[Panels]:
+    """Return histograms of confidence and, where true classes are known, reliability diagrams."""
+    counts = {name: np.array(summary["histogram"]) for name, summary in rounds.items()}
+    bins = {
+        name: Bins(*(np.array(summary[key]) for key in ("edges", "known", "right"))) for name, summary in rounds.items()
     }
-    drawn = {trace.heading for trace in traces}
-    lines = [line for heading, line in explanations.items() if heading in drawn]
-    return "; ".join(["One panel per measure (y) over the networks in order of training (x)", *lines]) + "."
+    known = {name: each for name, each in bins.items() if each.known.sum()}
+    low = lowest_confidence([(bins[name].edges, count) for name, count in counts.items()])
+    high = max(float((count / max(1, count.sum())).max()) for count in counts.values())
+    histograms = [draw_histogram(name, bins[name], count, low, high) for name, count in counts.items()]
+    parts = [Panels("Confidence", CONFIDENCE_CAPTION + (TRUTH_CAPTION if known else "."), histograms)]
+    if known:
+        low = lowest_confidence([(each.edges, each.known) for each in known.values()])
+        diagrams = [
+            draw_reliability(f"{name}: {100 * each.right.sum() / each.known.sum():.1f} % correct", each, low)
+            for name, each in known.items()
+        ]
+        parts.append(Panels("Reliability", CALIBRATION_CAPTION, diagrams))
+    return parts
 
 
-def _draw_examples(folder: RunFolder, stage_name: str, stage: Path, data: ImageDataModule) -> page.Picture:
-    """Return pool images over the range of confidence; from a long table only the rows that are drawn are read."""
+def _show_examples(stage_name: str, stage: Path, source: Source) -> Gallery:
+    """Return pool images over the range of confidence; from a long table only the rows that are shown are read."""
     rows = _read_spread_rows(stage / TABLE)
-    titles, colors = [], []
-    for row in rows:
-        label, truth = pictures.shorten_name(row["label"]), row["truth"]
-        is_wrong = truth is not None and truth != row["label"]
-        truth_line = f"\ntruth: {pictures.shorten_name(truth)}" if is_wrong else ""
-        titles.append(f"{label} {row['confidence']:.0%}{truth_line}")
-        colors.append(_choose_color(row["label"], truth))
+    tiles = [_make_tile(source, row["index"], row["label"], row["confidence"], row["truth"]) for row in rows]
     caption = (
         f"Pool images of stage {stage_name} with the teacher's prediction and confidence, from the most to the least "
-        f"confident. {_describe_colors(colors)}"
+        f"confident. {_describe_truth(row['truth'] is not None for row in rows)}"
     )
-    tiles = ([row["index"] for row in rows], titles, colors)
-    return _save_tiles(folder, "pseudo_labels", "Pseudo-labels", caption, tiles, data)
-
-
-def _describe_colors(colors: Sequence[str]) -> str:
-    """Return what the colours of titles mean."""
-    return COLORS_NOTE if any(color != pictures.TEXT_COLOR for color in colors) else NO_TRUTH_NOTE
+    return Gallery("Pseudo-labels", caption, tiles)
 
 
 def _read_spread_rows(table: Path) -> list[dict[str, Any]]:
@@ -168,58 +216,58 @@ def _read_spread_rows(table: Path) -> list[dict[str, Any]]:
     return [rows[position] for position in wanted.tolist()]
 
 
-def _draw_changes(
-    folder: RunFolder, name: str, summary: Mapping[str, Any], data: ImageDataModule
-) -> list[page.Picture]:
+def _show_changes(name: str, summary: Mapping[str, Any], source: Source) -> list[Gallery]:
     """Return examples of pool images whose prediction changed since the round before; none if no prediction did."""
-    examples, classes = summary["changed_examples"], [pictures.shorten_name(c) for c in summary["classes"]]
+    examples, classes = summary["changed_examples"], summary["classes"]
     if not examples:
         return []
-    titles = [f"{classes[e['after']]} {e['confidence']:.0%}\nwas: {classes[e['before']]}" for e in examples]
-    colors = [_choose_color(e["after"], None if e["truth"] == UNKNOWN else e["truth"]) for e in examples]
+    tiles = []
+    for each in examples:
+        label, truth = classes[each["after"]], None if each["truth"] == UNKNOWN else classes[each["truth"]]
+        was = f"was: {classes[each['before']]}"
+        tiles.append(_make_tile(source, each["index"], label, each["confidence"], truth, was))
     caption = (
         f"Pool images that {name} labels differently than the round before ({summary['changed']:,} of "
-        f"{summary['images']:,}), the most confident first. {_describe_colors(colors)}"
+        f"{summary['images']:,}), the most confident first. "
+        f"{_describe_truth(each['truth'] != UNKNOWN for each in examples)}"
     )
-    tiles = ([e["index"] for e in examples], titles, colors)
-    return [_save_tiles(folder, "changed", "Changed labels", caption, tiles, data)]
+    return [Gallery("Changed labels", caption, tiles)]
 
 
-def _draw_errors(folder: RunFolder, name: str, summary: Mapping[str, Any], data: ImageDataModule) -> list[page.Picture]:
+def _show_errors(name: str, summary: Mapping[str, Any], source: Source) -> list[Gallery]:
     """Return the wrong predictions with the highest confidence; none if no true class is known."""
-    examples, classes = summary["confident_errors"], [pictures.shorten_name(c) for c in summary["classes"]]
+    examples, classes = summary["confident_errors"], summary["classes"]
     if not examples:
         return []
-    titles = [
-        f"{classes[e['label']]} {e['confidence']:.0%}\ntruth: {classes[e['truth']]}"
-        f"{pictures.file_line(data.source, e['index'])}"
-        for e in examples
+    tiles = [
+        _make_tile(
+            source,
+            each["index"],
+            classes[each["label"]],
+            each["confidence"],
+            classes[each["truth"]],
+        )
+        for each in examples
     ]
     known, correct = sum(summary["known"]), sum(summary["right"])
     caption = (
         f"Pool images that {name} labels wrongly ({known - correct:,} of {known:,} with a known true class), the most "
         "confident first."
     )
-    tiles = ([e["index"] for e in examples], titles, [pictures.WRONG_COLOR] * len(examples))
-    return [_save_tiles(folder, "pool_errors", "Confident errors in the pool", caption, tiles, data)]
+    return [Gallery("Confident errors in the pool", caption, tiles)]
 
 
-def _choose_color(label: str | int, truth: str | int | None) -> str:
-    """Return the colour of an image's title: neutral if its true class is unknown (None)."""
-    if truth is None:
-        return pictures.TEXT_COLOR
-    return pictures.CORRECT_COLOR if label == truth else pictures.WRONG_COLOR
+def _describe_truth(is_known: Iterable[bool]) -> str:
+    """Return what the colours of tiles mean."""
+    return TRUTH_NOTE if any(is_known) else NO_TRUTH_NOTE
 
 
-def _save_tiles(
-    folder: RunFolder,
-    name: str,
-    heading: str,
-    caption: str,
-    tiles: tuple[Sequence[int], Sequence[str], Sequence[str]],
-    data: ImageDataModule,
-) -> page.Picture:
-    """Return a picture of images; ``tiles`` holds their indices, their titles and the titles' colours."""
-    indices, titles, colors = tiles
-    figure = pictures.draw_tiles([data.source.images[index] for index in indices], titles, COLUMNS, colors)
-    return page.save_picture(folder.report / f"{name}.png", figure, heading, caption)
+def _make_tile(source: Source, index: int, label: str, confidence: float, truth: str | None, *lines: str) -> Tile:
+    """Return a pool image with its label; a wrong one has its true class too."""
+    is_wrong, image = truth is not None and truth != label, source.images[index]
+    shown = [f"{label}, {confidence:.0%}", *lines, *([f"truth: {truth}"] if is_wrong else [])]
+    shown += [source.names[index]] if source.has_file_names else []
+    keys: dict[str, str | float] = {"confidence": confidence, "label": label}
+    if truth is not None:
+        keys["is"] = "wrong" if is_wrong else "right"
+    return Tile(encode_image(image), shown, is_small(image), is_wrong, keys)

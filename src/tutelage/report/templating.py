@@ -46,6 +46,20 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """A cell of a table with a bar for a share of something, in a lighter bar for a larger share, and a text.
+
+    Attributes:
+        text: beside the bar; the table is sorted by the number that it begins with.
+        inner, outer: shares from 0 to 1 of the bar's full width; the inner one is the smaller one.
+    """
+
+    text: str
+    inner: float
+    outer: float
+
+
+@dataclass(frozen=True)
 class Value:
     """A cell of a table that is sorted by a number beside its text; None comes last."""
 
@@ -77,7 +91,7 @@ class Column:
     is_text: bool = False
 
 
-Cell = str | Share | Value | Link | Links
+Cell = str | Share | Bar | Value | Link | Links
 
 
 @dataclass(frozen=True)
@@ -156,6 +170,7 @@ class Chart:
         is_share: y is shares from 0 to 1, shown in percent.
         has_log_x, has_log_y: the axis is logarithmic.
         x_ticks: the values that are named on the horizontal axis; None for those that fit.
+        x_labels: their names, such as those of stages; None for the values themselves.
         height: in CSS pixels.
         is_wide: it needs the page's whole width.
     """
@@ -168,6 +183,7 @@ class Chart:
     has_log_x: bool = False
     has_log_y: bool = False
     x_ticks: Sequence[float] | None = None
+    x_labels: Sequence[str] | None = None
     height: int = 300
     is_wide: bool = False
 
@@ -190,6 +206,8 @@ class Tile:
         is_small: it has few pixels, which are to be seen as they are.
         is_wrong: the first line is an error.
         keys: what a reader sorts tiles by (numbers, the largest first) and filters them by (texts); the same for all.
+        others: smaller images below the lines, such as its nearest neighbours.
+        others_name: what these are.
     """
 
     source: str
@@ -197,15 +215,24 @@ class Tile:
     is_small: bool = False
     is_wrong: bool = False
     keys: Mapping[str, str | float] = field(default_factory=dict)
+    others: Sequence["Tile"] = ()
+    others_name: str = ""
 
 
-def encode_image(image: np.ndarray) -> str:
-    """Return an image (H, W, C) uint8, grey or RGB, as a ``data:`` address; large ones are shrunk and become JPEG."""
+def encode_image(image: np.ndarray, max_side: int = MAX_SIDE) -> str:
+    """Return an image (H, W, C) uint8 as a ``data:`` address; large ones are shrunk and become JPEG.
+
+    Args:
+        image: grey, RGB, or RGB with opacity, which is never changed.
+        max_side: pixels of a larger image's longer side.
+    """
     from PIL import Image
 
     picture, file = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image), io.BytesIO()
-    kind = "png" if is_small(image) else "jpeg"
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    is_exact = picture.mode == "RGBA" or is_small(image)
+    kind = "png" if is_exact else "jpeg"
+    if not is_exact:
+        picture.thumbnail((max_side, max_side))
     picture.save(file, format=kind, quality=JPEG_QUALITY)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
@@ -239,8 +266,9 @@ def _environment() -> "Environment":
         keep_trailing_newline=True,
     )
     environment.filters["percent"] = format_percent
-    for name, kind in {"share": Share, "value": Value, "link": Link, "links": Links}.items():
-        environment.tests[name] = partial(_is_a, kind)
+    kinds = {"share": Share, "bar": Bar, "value": Value, "link": Link, "links": Links}
+    tests: dict[str, Any] = {name: partial(_is_a, kind) for name, kind in kinds.items()}
+    environment.tests.update(tests)
     environment.globals.update(light=LIGHT, dark=DARK, css_variables=css_variables, vendored=_read_vendored)
     environment.globals.update(
         light_lines=_line_colours(LIGHT, LINES_LIGHT), dark_lines=_line_colours(DARK, LINES_DARK)

@@ -61,7 +61,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The folder of the report page and its pictures."""
+        """The folder of the report page, and of pages on other test sets."""
         return self.path / "report"
 
     @property
@@ -261,8 +261,8 @@ def stage_results(record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return {entry["name"]: entry["result"] for entry in train_entries(record)}
 
 
-def read_config(folder: RunFolder) -> "Config":
-    """Return the stored config of a run.
+def read_config(folder: RunFolder, data_root: str | None = None) -> "Config":
+    """Return the stored config of a run; its data may lie elsewhere now, at ``data_root``.
 
     Raises:
         UserError: it is missing, cannot be read, or has another schema version.
@@ -282,7 +282,10 @@ def read_config(folder: RunFolder) -> "Config":
     values = content if isinstance(content, dict) else {}
     _check_schema_version(values.pop(VERSION_KEY, 1), folder)
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
+        if data_root is None:
+            return config
+        return config.model_copy(update={"data": config.data.model_copy(update={"root": data_root})})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))

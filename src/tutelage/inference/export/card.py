@@ -10,12 +10,12 @@ import numpy as np
 
 from tutelage import __version__
 from tutelage.data import OLD_CLASSES, WITHOUT_DUPLICATES, Predictions
-from tutelage.inference.evaluate import score_classes
 from tutelage.inference.export.formats import Format
 from tutelage.inference.export.origin import find_origin
 from tutelage.inference.export.reading import describe_reading, reading_lines
 from tutelage.inference.loading import LoadedNetwork
 from tutelage.models import compute_confusion_matrix, compute_metrics
+from tutelage.report.answers import score_classes
 from tutelage.runs import RunFolder, main_stage_name, open_finished_run, stage_folders
 from tutelage.runs.predictions import read_predictions
 from tutelage.storage import file_digest

@@ -1,0 +1,29 @@
+"""``tutelage report``: the reports of finished runs, written again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tutelage.errors import UserError
+from tutelage.runs import open_tested_run, read_config
+
+ROOT = "data.root="
+
+
+def rewrite_reports(arguments: Sequence[str]) -> None:
+    """Write the reports of finished runs again: ``RUN... [data.root=DIR]``.
+
+    Raises:
+        UserError: no run is named, or one is not finished, or an option is not known.
+    """
+    roots = [word.removeprefix(ROOT) for word in arguments if word.startswith(ROOT)]
+    names = [word for word in arguments if not word.startswith(ROOT)]
+    if not names:
+        raise UserError("report needs a run's folder: tutelage report outputs/EXPERIMENT/RUN")
+    if unknown := [name for name in names if "=" in name and not Path(name).is_dir()]:
+        raise UserError(f"{unknown[0]}: unknown option; report takes runs' folders and data.root=FOLDER")
+    for folder, _ in [open_tested_run(name) for name in names]:
+        config = read_config(folder, roots[-1] if roots else None)
+        from tutelage.report.run_report import write_report
+
+        write_report(folder, config)
+        print(f"report: {folder.report / 'index.html'}")
