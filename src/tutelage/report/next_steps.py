@@ -22,10 +22,11 @@ SEEDS = "0,1,2,3,4"
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What to try next: why, and what to add to the run's command."""
+    """What to try next: why, and what to add to the run's command; or the command that takes its place."""
 
     reason: str
     override: str
+    is_command: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ def _leave_debugging(outcome: Outcome) -> Suggestion | None:
         return None
     typed = f"debug={outcome.config.debug}"
     command = " ".join(word for word in str(outcome.record["command"]).split(" ") if word != typed)
-    return Suggestion(f"{typed} shrank this run: its numbers say that everything works, and no more.", command)
+    return Suggestion(
+        f"{typed} shrank this run: its numbers say that everything works, and no more.", command, is_command=True
+    )
 
 
 def _start_from_weights(outcome: Outcome) -> Suggestion | None:

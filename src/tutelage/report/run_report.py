@@ -170,7 +170,8 @@ def _list_numbers(record: Mapping[str, Any], outcome: Outcome) -> list[Number]:
         numbers.append(Number(name, format_percent(accuracy.value), _describe_interval(accuracy)))
     for entry in _list_controls(record)[-MAX_CONTROLS:]:
         value = entry["result"][TEST]
-        gained = "" if accuracy is None else f"{100 * (accuracy.value - value):+.1f} points gained"
+        gain = 0.0 if accuracy is None else 100 * (accuracy.value - value)
+        gained = f"{abs(gain):.1f} points {'gained' if gain >= 0 else 'lost'}"
         numbers.append(Number(str(entry["name"]), format_percent(value), gained))
     if "val/accuracy" in result:
         numbers.append(Number("validation accuracy", format_percent(result["val/accuracy"])))
