@@ -20,6 +20,7 @@ NEIGHBOURS = 5
 SEED = 0
 PERPLEXITY, POINTS_PER_PERPLEXITY = 30, 4  # t-SNE's usual one; it needs several times as many points
 PCA_BEFORE_TSNE = 50  # dimensions (van der Maaten and Hinton 2008)
+TSNE_STEPS = 500  # half of the usual ones: from PCA's plane so few points have settled by then
 MIN_POINTS = 8  # for a map
 HARDLY = 0.02  # a share by which a distance hardly changes
 SIDE = 5.4  # inches
@@ -72,7 +73,9 @@ def project(features: np.ndarray) -> dict[str, np.ndarray]:
     start = plane / (plane.std(axis=0).max() or 1.0) * 1e-4  # as scikit-learn's init="pca" scales it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        embedded = TSNE(perplexity=perplexity, init=start, random_state=SEED).fit_transform(reduced)
+        embedded = TSNE(perplexity=perplexity, init=start, max_iter=TSNE_STEPS, random_state=SEED).fit_transform(
+            reduced
+        )
     return {"PCA": plane, "t-SNE": embedded}
 
 
