@@ -9,7 +9,7 @@ import pytest
 
 from helpers.images import write_images
 from helpers.paths import ROOT
-from tutelage.cli import HELP
+from tutelage.cli import format_help
 
 PAGES = sorted(page.relative_to(ROOT).as_posix() for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 RUN_BY_A_TEST = {
@@ -67,7 +67,7 @@ def test_each_command_of_the_pages_is_run_or_composed_or_named_with_a_reason():
         text = (ROOT / "tests" / file).read_text()
         assert f'"{page}"' in text or f'"docs" / "{Path(page).name}"' in text, page
     for command in {name for name, _ in COMMANDS if name.startswith("tutelage ")}:
-        assert f"  {command} " in HELP, command
+        assert f"  {command} " in format_help(), command
 
 
 @pytest.mark.slow
