@@ -135,13 +135,15 @@ def evaluate_shifts(request: Request) -> None:
     from tutelage.report.run_report import write_report
     from tutelage.report.shifts import measure_curve
     from tutelage.runs.torch_setup import available_threads, set_up_torch
+    from tutelage.runs.weight_sources import check_run_data
     from tutelage.terminal.display import create_display
 
     set_up_torch(config.trainer.threads or available_threads(1))
     observer = create_display(sys.stderr.isatty())
-    data = data_module(config.data, DataRuntime(on_progress=observer.reading))
-    observer.say(f"{len(data.splits.test):,} test images under {', '.join(shifts)}; shift=NAME measures one alone")
     try:
+        check_run_data(folder, record, config.data, observer.reading)
+        data = data_module(config.data, DataRuntime(on_progress=observer.reading))
+        observer.say(f"{len(data.splits.test):,} test images under {', '.join(shifts)}; shift=NAME measures one alone")
         for shift in shifts:
             curve = measure_curve(folder, record, data, shift)
             observer.end()

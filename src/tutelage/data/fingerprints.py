@@ -13,7 +13,7 @@ from tutelage.errors import UserError
 from tutelage.storage import digest
 
 # datasets that their names identify: they have no fingerprint
-_NAMED_DATA = {
+NAMED_DATA = {
     "CIFAR10",
     "CIFAR100",
     "Digits",
@@ -39,7 +39,7 @@ def fingerprint(config: DataConfig, on_progress: OnProgress = ignore_progress) -
         return image_files.fingerprint(LISTINGS[name](config), config, on_progress)
     if module == "tutelage.data" and name == "HuggingFace":
         return huggingface.content_fingerprint(config, on_progress)
-    if module == "tutelage.data" and name in _NAMED_DATA:
+    if module == "tutelage.data" and name in NAMED_DATA:
         return default_fingerprint(config, on_progress)
     from tutelage.data.modules import DataRuntime
     from tutelage.data.named_datasets import data_module
@@ -61,7 +61,7 @@ def default_fingerprint(config: DataConfig, on_progress: OnProgress = ignore_pro
         UserError: there is no such path, or ``data.root`` is not set.
     """
     module, _, name = config.target.rpartition(".")
-    if module == "tutelage.data" and name in _NAMED_DATA:
+    if module == "tutelage.data" and name in NAMED_DATA:
         setting = f"data.root={printable(config.root or '')}"
         if config.root is not None and not find_path(config.root, setting).is_dir():
             raise UserError(f"{setting}: no such folder")

@@ -12,6 +12,7 @@ from tutelage import __version__
 from tutelage.config import DataConfig
 from tutelage.inference.evaluate import Evaluation
 from tutelage.report.answer_parts import make_answers
+from tutelage.report.asked import name_data
 from tutelage.report.mistakes import make_mistakes
 from tutelage.report.templating import Number, write_page
 from tutelage.runs import RunFolder
@@ -67,12 +68,8 @@ def name_page(runs: Sequence[RunFolder], stage: str | None, task: int | None, co
     root = None if config.root is None else str(Path(config.root).expanduser().resolve())
     data = config.model_dump(exclude={"num_workers"}) | {"root": root}
     others = sorted(str(folder.path.resolve()) for folder in runs[1:])
-    name = re.sub(r"[^\w.-]+", "-", _name_data(config))[:MAX_NAME_LENGTH]
+    name = re.sub(r"[^\w.-]+", "-", name_data(config))[:MAX_NAME_LENGTH]
     return f"evaluate-{name}-{digest([data, stage, task, others])[:DIGEST_LENGTH]}"
-
-
-def _name_data(config: DataConfig) -> str:
-    return Path(config.root).expanduser().resolve().name if config.root else config.target.rpartition(".")[2]
 
 
 def write_measurement(measured: Measurement, command: str) -> None:
@@ -80,14 +77,14 @@ def write_measurement(measured: Measurement, command: str) -> None:
     evaluation, config = measured.evaluation, measured.config
     write_predictions(measured.predictions, evaluation.predictions, evaluation.classes, evaluation.source)
     facts = {
-        "data": config.root or _name_data(config),
+        "data": config.root or name_data(config),
         "runs": ", ".join(str(folder.path) for folder in measured.runs),
         "predictions": str(measured.predictions),
         "command": command,
         "made": f"{datetime.now().astimezone():%Y-%m-%d %H:%M} by tutelage {__version__}",
     }
     names = [folder.path.name for folder in measured.runs]
-    heading, warnings = _name_data(config), measured.warnings
+    heading, warnings = name_data(config), measured.warnings
     write_evaluation_page(measured.page, evaluation, heading, names, warnings, measured.own_accuracy, facts)
 
 

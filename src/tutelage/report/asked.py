@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import Config, NearestNeighboursConfig
+from tutelage.config import Config, DataConfig, NearestNeighboursConfig
 from tutelage.config.recipe import GROUP, NONE
 from tutelage.data import ImageDataModule, abbreviate
+from tutelage.data.fingerprints import NAMED_DATA
 from tutelage.report.templating import Column, Table
 from tutelage.runs import main_stage_name
 
@@ -14,10 +15,11 @@ MINUTE, HOUR = 60, 3600  # seconds
 REASON_COLUMNS = (Column("key", is_text=True), Column("why", is_text=True))
 
 
-def name_data(config: Config) -> str:
-    """Return the name of a dataset, or of the folder or table that holds it."""
-    data = config.data
-    return Path(data.root).expanduser().name if data.root else data.target.rpartition(".")[2]
+def name_data(config: DataConfig) -> str:
+    """Return the name of a dataset, or of the folder or table that holds the user's own data."""
+    name = config.target.rpartition(".")[2]
+    is_named = config.root is None or (config.is_ours and name in NAMED_DATA)
+    return name if is_named else Path(str(config.root)).expanduser().resolve().name
 
 
 def describe_request(config: Config, record: Mapping[str, Any], data: ImageDataModule) -> dict[str, str]:
@@ -30,7 +32,7 @@ def describe_request(config: Config, record: Mapping[str, Any], data: ImageDataM
         "for the test": len(splits.test),
     }
     facts = {
-        "data": f"{name_data(config)}: {len(data.source.labels):,} images, {_describe_pictures(config)}",
+        "data": f"{name_data(config.data)}: {len(data.source.labels):,} images, {_describe_pictures(config)}",
         "classes": f"{len(classes):,}: {abbreviate(classes)}",
         "labels": f"{len(splits.labelled):,}{_describe_budget(config)}",
         "other images": ", ".join(f"{count:,} {name}" for name, count in others.items() if count),

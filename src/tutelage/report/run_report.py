@@ -90,7 +90,7 @@ def write_report(folder: RunFolder, config: Config | None = None) -> None:
         **parts,
         has_charts=bool(parts["curves"] or parts["shifts"] or parts["rounds"]),
         over=_describe_run(folder, record, config),
-        heading=f"{name_data(config)}, {outcome.labels:,} {'label' if outcome.labels == 1 else 'labels'}",
+        heading=f"{name_data(config.data)}, {outcome.labels:,} {'label' if outcome.labels == 1 else 'labels'}",
         sentence=_describe_result(record, outcome, predictions),
         numbers=_list_numbers(record, outcome),
         warnings=_list_warnings(record),

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from tutelage.config import Shift
-from tutelage.data import ImageDataModule, data_module, fingerprint
+from tutelage.data import ImageDataModule, data_module
 from tutelage.data.loading.workers import worker_deaths
-from tutelage.errors import UserError
 from tutelage.models import ImageClassifier, evaluation_batch, load_classifier, task_logits
 from tutelage.report.curves import Curve, read_curve, write_curve
 from tutelage.runs import RunFolder, train_entries, weights_files
@@ -63,18 +62,12 @@ def shift_images(images: Tensor, shift: Shift, strength: float) -> list[Tensor]:
 def measure_curve(folder: RunFolder, record: Mapping[str, Any], data: ImageDataModule, shift: Shift) -> Curve:
     """Return the accuracy of a finished run's networks under a shift; measured once, later read from the run's folder.
 
-    Raises:
-        UserError: the data has changed since the run.
+    ``data`` is to be what the run was tested on (``check_run_data``).
     """
     weights = {entry["name"]: entry["weights_sha256"] for entry in train_entries(record)}
     stored = read_curve(folder, shift)
     if stored is not None and stored.weights == weights and list(stored.strengths) == list(STRENGTHS[shift]):
         return stored
-    if record["identity"]["data"].get("fingerprint", "") != fingerprint(data.config, data.runtime.on_progress):
-        raise UserError(
-            f"{folder.path}: the run's data has changed since it was trained; if the unchanged data is now elsewhere, "
-            "give data.root=FOLDER"
-        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     accuracy = {
         name: _measure_accuracies(load_classifier(file).eval().to(device), data, shift)

@@ -1,11 +1,13 @@
 """Where the weights lie that a config names by ``init_from`` or ``strategy.teachers``. Needs no torch."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tutelage.config import Config, DataConfig
 from tutelage.data import fingerprint
+from tutelage.data.datasets.download import OnProgress, ignore_progress
 from tutelage.errors import UserError
 from tutelage.runs.folder import FINISHED, RunFolder, main_stage_name, read_config, read_record, weights_files
 from tutelage.runs.integrity import UNREADABLE, inspect_run
@@ -98,12 +100,34 @@ def find_run_data(name: str) -> tuple[DataConfig | None, str]:
     if not folder.config_file.is_file():
         return None, f"{name} is no run's folder"
     data = read_config(folder).data
-    recorded = (read_record(folder) or {}).get("identity", {}).get("data", {}).get("fingerprint", "")
     try:
-        has_changed = recorded != fingerprint(data)
+        has_changed = _has_changed(read_record(folder) or {}, data)
     except UserError as error:
         return None, str(error)
     return (None, "its data has changed since") if has_changed else (data, "")
+
+
+def check_run_data(
+    folder: RunFolder, record: Mapping[str, Any], data: DataConfig, on_progress: OnProgress = ignore_progress
+) -> None:
+    """Raise a UserError if data is not what a run has learned from and was tested on, or is not there.
+
+    Args:
+        folder: the run's.
+        record: its ledger.
+        data: its data, which may be at another place now.
+        on_progress: called during long reads.
+    """
+    if _has_changed(record, data, on_progress):
+        raise UserError(
+            f"{folder.path}: the run's data has changed since it was trained; if the unchanged data is now elsewhere, "
+            "give data.root=FOLDER"
+        )
+
+
+def _has_changed(record: Mapping[str, Any], data: DataConfig, on_progress: OnProgress = ignore_progress) -> bool:
+    recorded = record.get("identity", {}).get("data", {}).get("fingerprint", "")
+    return bool(recorded != fingerprint(data, on_progress))
 
 
 def check_tested_by_sources(config: Config, own: tuple[str, str]) -> None:
