@@ -27,7 +27,7 @@ from tutelage.explain.features import Features, Points, find_neighbours
 from tutelage.explain.fields import Box, compute_boxes, measure_influence
 from tutelage.explain.forgetting import show_forgetting
 from tutelage.explain.grad_cam import compute_grad_cam, find_cam_layer
-from tutelage.explain.heat import encode_filter, encode_heat, encode_map, encode_signed
+from tutelage.explain.heat import encode_filter, encode_heat, encode_map
 from tutelage.explain.landscape import describe_gap
 from tutelage.explain.layers import MapLayer, find_last_map, find_map_layers, spread
 from tutelage.explain.soft_labels import TEMPERATURES, choose_classes, soften
@@ -296,11 +296,7 @@ def test_the_gap_is_the_mean_nearest_distance_with_and_without_augmented_views()
 # ---- pixels
 
 
-def test_weights_and_maps_become_pixels_that_say_their_sign_and_size():
-    signed = pixels(encode_signed(np.array([[2.0, -2.0, 0.0]])))
-    assert signed[0, 0, 0] > signed[0, 0, 2]  # red
-    assert signed[0, 1, 2] > signed[0, 1, 0]  # blue
-    assert signed[0, :, 3].tolist() == [255, 255, 0]
+def test_filters_and_maps_become_pixels_that_say_their_size():
     assert pixels(encode_filter(np.array([[[-1.0], [0.0], [1.0]]]))).tolist() == [[0, 128, 255]]
     assert pixels(encode_map(np.array([[0.0, 5.0], [-1.0, 10.0]]), 10.0)).tolist() == [[0, 128], [0, 255]]
     assert pixels(encode_map(np.ones((200, 200)), 1.0)).shape == (64, 64)

@@ -21,7 +21,7 @@ from tutelage.report.comparison import compare_predictions, paired_difference
 from tutelage.report.mistakes import make_mistakes
 from tutelage.report.neighbours import find_neighbours
 from tutelage.report.seen import UNCHANGED, VIEWED, VIEWS, make_seen
-from tutelage.report.weight_images import color_weights, make_weight_tiles
+from tutelage.report.weight_images import encode_weights, make_weight_tiles
 
 COUNT, SIZE = 60, 12
 
@@ -130,12 +130,20 @@ def test_the_original_is_the_whole_picture_and_views_are_cut_from_it():
     assert all(view.shape == (SIZE, SIZE) and (view == 200).all() for view in views)
 
 
-def test_weights_are_red_where_they_raise_a_score_and_white_where_they_do_nothing():
-    red, white, blue = color_weights(np.array([[[1.0, 0.0, -1.0]]]))[0, 0].astype(int)
-    assert (white == 255).all()
-    assert red[0] > red[2]
-    assert blue[2] > blue[0]
-    assert [tile.lines[0] for tile in make_weight_tiles(make_network())] == ["cat", "dog", "<b>"]
+def test_weights_are_red_where_they_raise_a_score_and_are_not_there_where_they_do_nothing():
+    red, nothing, blue = decode(encode_weights(np.array([[1.0, 0.0, -1.0]]), 1.0))[0].astype(int)
+    assert red[0] > red[2] and blue[2] > blue[0]
+    assert [red[3], nothing[3], blue[3]] == [255, 0, 255]
+
+
+def test_the_templates_of_a_perceptron_have_one_range_and_other_networks_have_none():
+    network = make_network()
+    with torch.no_grad():
+        network.head.weight.copy_(torch.tensor([[1.0], [0.5], [0.25]]).expand_as(network.head.weight))
+    tiles = make_weight_tiles(network)
+    assert [tile.lines[0] for tile in tiles] == ["cat", "dog", "<b>"]
+    assert [decode(tile.source)[0, 0, 3] for tile in tiles] == [255, 128, 64]
+    assert [tile.lines[0] for tile in make_weight_tiles(network, columns=[2])] == ["<b>"]
     assert make_weight_tiles(make_network("tutelage.models.LeNet5")) == []
 
 

@@ -3,14 +3,15 @@
 import numpy as np
 from torch import nn
 
-from tutelage.explain.heat import encode_filter, encode_signed
+from tutelage.explain.heat import encode_filter
 from tutelage.explain.section import Section, Strip
 from tutelage.explain.subject import Subject
 from tutelage.models import ImageClassifier
 from tutelage.report.templating import Tile
+from tutelage.report.weight_images import NOTE, encode_weights, find_limit, make_weight_tiles, to_image
 
-MAX_CLASSES, MAX_FILTERS, MAX_UNITS = 100, 64, 24
-FLAT, KERNEL = 2, 4  # dimensions of the weights of a linear layer and of a convolution
+MAX_FILTERS, MAX_UNITS = 64, 24
+FLAT = 2  # dimensions of the weights of a linear layer; a convolution has more
 
 
 def show_weights(subject: Subject) -> list[Section]:
@@ -18,20 +19,14 @@ def show_weights(subject: Subject) -> list[Section]:
     layer, network = find_first_layer(subject.network), subject.network
     if layer is None:
         return []
-    weights, columns = layer.weight.detach().float().cpu().numpy(), subject.columns
-    if layer is network.head:
-        templates = list(zip(subject.classes, weights[columns], strict=True))[:MAX_CLASSES]
-        tiles = [Tile(encode_signed(_to_image(row, network)), [name], is_small=True) for name, row in templates]
-        reading = (
-            "One picture a class: a bright pixel raises the class's score where its weight is red and lowers it where "
-            "it is blue; where the page shines through, the pixel does not count. The score is the sum over all "
-            "pixels, so each picture is the template that the class is compared with."
-        )
-        return [Section("Weight templates", reading, [Strip("", tiles, are_large=True)])]
+    if templates := make_weight_tiles(network, subject.columns):
+        return [Section("Weight templates", NOTE, [Strip("", templates, are_large=True)])]
+    weights = layer.weight.detach().float().cpu().numpy()
     norms = np.linalg.norm(weights.reshape(len(weights), -1), axis=1)
     if weights.ndim == FLAT:
         largest = np.argsort(-norms, kind="stable")[:MAX_UNITS]
-        tiles = [Tile(encode_signed(_to_image(weights[unit], network)), [], is_small=True) for unit in largest]
+        images = [to_image(weights[unit], network.spec.image_size) for unit in largest]
+        tiles = [Tile(encode_weights(image, find_limit(image)), [], is_small=True) for image in images]
         reading = (
             f"The {len(tiles)} units of the first layer with the largest weights: bright pixels excite a unit where it "
             "is red and silence it where it is blue. Strokes and blobs mean that it has found shapes; noise alone "
@@ -60,10 +55,3 @@ def find_first_layer(network: ImageClassifier) -> nn.Conv2d | nn.Linear | None:
         if isinstance(module, nn.Linear):
             return module if module.in_features == spec.channels * spec.image_size**2 else None
     return None
-
-
-def _to_image(row: np.ndarray, network: ImageClassifier) -> np.ndarray:
-    """Return weights of all pixels as an image (S, S), the mean over the channels."""
-    size = network.spec.image_size
-    image: np.ndarray = row.reshape(-1, size, size).mean(axis=0)
-    return image

@@ -1,7 +1,4 @@
-"""Values as the pixels of small pictures: signed weights, activations, heat on an image, frames."""
-
-import base64
-import io
+"""Values as the pixels of small pictures: filters, activations, heat on an image, frames."""
 
 import numpy as np
 
@@ -9,27 +6,16 @@ from tutelage.explain.fields import Box
 from tutelage.explain.sheet import fit_image
 from tutelage.report.templating import encode_image
 
-POSITIVE, NEGATIVE = (222, 74, 66), (46, 134, 222)  # seen on white and on black
 FRAME = (255, 196, 0)
 SIDE = 168  # pixels of a picture with heat: a multiple of MNIST's 28
 MAP_SIDE = 64  # pixels of a map, at most
-QUANTILE = 0.99  # of the absolute weights: sets the range, so that single pixels do not fade the rest
 GREY_LEVELS = 255
-
-
-def encode_signed(values: np.ndarray) -> str:
-    """Return weights (H, W) as a picture: red raises, blue lowers, and the page shines through where they are zero."""
-    limit = float(np.quantile(np.abs(values), QUANTILE)) or 1.0
-    pixels = np.empty((*values.shape, 4), np.uint8)
-    pixels[..., :3] = np.where(values[..., None] > 0, POSITIVE, NEGATIVE)
-    pixels[..., 3] = GREY_LEVELS * np.clip(np.abs(values) / limit, 0, 1)
-    return _encode_png(pixels)
 
 
 def encode_filter(weights: np.ndarray) -> str:
     """Return the weights (H, W, C) of a filter as grey or RGB, C being 1 or 3: zero is in the middle of the range."""
     limit = float(np.abs(weights).max()) or 1.0
-    return _encode_png((GREY_LEVELS * (0.5 + 0.5 * weights / limit)).round().astype(np.uint8))
+    return encode_image((GREY_LEVELS * (0.5 + 0.5 * weights / limit)).round().astype(np.uint8))
 
 
 def encode_map(values: np.ndarray, limit: float) -> str:
@@ -39,8 +25,8 @@ def encode_map(values: np.ndarray, limit: float) -> str:
     pixels = (GREY_LEVELS * np.clip(values / (limit or 1.0), 0, 1)).round().astype(np.uint8)
     if max(pixels.shape) > MAP_SIDE:
         shrunk = cv2.resize(pixels, (MAP_SIDE, MAP_SIDE), interpolation=cv2.INTER_AREA)
-        return _encode_png(np.asarray(shrunk)[..., None])
-    return _encode_png(pixels[..., None])
+        return encode_image(np.asarray(shrunk)[..., None])
+    return encode_image(pixels[..., None])
 
 
 def encode_heat(image: np.ndarray, heat: np.ndarray, frame: Box | None = None) -> str:
@@ -60,11 +46,3 @@ def encode_heat(image: np.ndarray, heat: np.ndarray, frame: Box | None = None) -
         last = (round((frame.right + 1) * scale) - 1, round((frame.bottom + 1) * scale) - 1)
         cv2.rectangle(mixed, first, last, FRAME, thickness=2)
     return encode_image(mixed)
-
-
-def _encode_png(pixels: np.ndarray) -> str:
-    from PIL import Image
-
-    picture, file = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels), io.BytesIO()
-    picture.save(file, format="png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

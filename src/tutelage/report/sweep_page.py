@@ -27,18 +27,14 @@ from tutelage.report.sweep_tables import (
     tabulate_settings,
 )
 from tutelage.report.templating import Drawing, Number, Tile, write_page
+from tutelage.report.weight_images import NOTE as WEIGHTS_NOTE
+from tutelage.report.weight_images import make_weight_tiles
 from tutelage.runs import weights_files
-from tutelage.terminal.intervals import (
-    CONFIDENCE_LEVEL,
-)
+from tutelage.terminal.intervals import CONFIDENCE_LEVEL
 from tutelage.terminal.time_left import format_duration
 
 MAX_WARNINGS = 4
 MAX_VALUES = 8  # of a key that are listed
-WEIGHTS_NOTE = (
-    "One image per class. Bright pixels raise the class's score where the weight is red and lower it where it is blue; "
-    "white is zero."
-)
 ENSEMBLES_NOTE = (
     "The mean of the probabilities that the networks of several seeds give each test image, beside one network alone. "
     f"In brackets Wilson's {CONFIDENCE_LEVEL:.0%} interval over the test images."
@@ -184,7 +180,6 @@ def _show_weights(jobs: Sequence[Job]) -> list[Tile]:
     if job is None:
         return []
     from tutelage.models import load_classifier
-    from tutelage.report.weight_images import make_weight_tiles
 
     try:
         return make_weight_tiles(load_classifier(weights_files(job.folder, job.record)[str(job.network["name"])]))

@@ -1,35 +1,68 @@
-"""The weights of a perceptron as images."""
+"""Weights of all pixels as images: red where they raise a score, blue where they lower it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
-from tutelage.models import ImageClassifier, Perceptron
 from tutelage.report.templating import Tile, encode_image
 
+if TYPE_CHECKING:  # at run time torch is imported when it is needed
+    from tutelage.models import ImageClassifier
+
 NOTE = (
-    "The perceptron's weights as images, one per class. Bright pixels raise the class's score where the weight is red "
-    "and lower it where it is blue; white is zero."
+    "One picture a class: a bright pixel raises the class's score where its weight is red and lowers it where it is "
+    "blue; where the page shines through, the pixel does not count. The score is the sum over all pixels, so each "
+    "picture is the template that the class is compared with."
 )
-QUANTILE = 0.99  # of the absolute weights: sets the colour range, so that single pixels do not fade the rest
-RED, BLUE = np.array([178, 24, 43]), np.array([33, 102, 172])  # ColorBrewer's RdBu
+MAX_CLASSES = 100  # that have a picture
+QUANTILE = 0.99  # of the absolute weights: sets the range of colours, so that single pixels do not fade the rest
+RED, BLUE = (222, 74, 66), (46, 134, 222)  # seen on white and on black
+OPAQUE = 255
 
 
-def make_weight_tiles(network: ImageClassifier) -> list[Tile]:
-    """Return an image for each class of a perceptron; none for other networks."""
+def make_weight_tiles(network: "ImageClassifier", columns: Sequence[int] | None = None) -> list[Tile]:
+    """Return an image for each class of a perceptron, all of one range; of many for the first ones.
+
+    Other networks have none.
+
+    Args:
+        network: a perceptron, or another.
+        columns: of the classes in its logits; None for all.
+    """
+    from torch import nn
+
+    from tutelage.models import Perceptron
+
     if not isinstance(network, Perceptron) or not isinstance(network.head, nn.Linear):
         return []
-    spec = network.spec
-    weights = network.head.weight.detach().reshape(-1, spec.channels, spec.image_size, spec.image_size).mean(dim=1)
+    weights, spec = network.head.weight.detach().float().cpu().numpy(), network.spec
+    chosen = (range(len(spec.classes)) if columns is None else columns)[:MAX_CLASSES]
+    images = np.stack([to_image(weights[column], spec.image_size) for column in chosen])
+    limit = find_limit(images)
     return [
-        Tile(encode_image(image), [name], is_small=True)
-        for image, name in zip(color_weights(weights.numpy()), spec.classes, strict=True)
+        Tile(encode_weights(image, limit), [spec.classes[column]], is_small=True)
+        for column, image in zip(chosen, images, strict=True)
     ]
 
 
-def color_weights(weights: np.ndarray) -> np.ndarray:
-    """Return weights (C, H, W) as colours (C, H, W, 3) uint8: from blue over white, which is zero, to red."""
-    limit = float(np.quantile(np.abs(weights), QUANTILE)) or 1.0
-    strength = np.clip(np.abs(weights) / limit, 0, 1)[..., None]
-    colour = np.where(weights[..., None] > 0, RED, BLUE)
-    pixels: np.ndarray = np.round(255 + strength * (colour - 255)).astype(np.uint8)
-    return pixels
+def to_image(row: np.ndarray, size: int) -> np.ndarray:
+    """Return the weights (C * S * S,) of all pixels as an image (S, S), the mean over the channels."""
+    image: np.ndarray = row.reshape(-1, size, size).mean(axis=0)
+    return image
+
+
+def find_limit(weights: np.ndarray) -> float:
+    """Return the absolute weight, of weights of any shape, from which on colours are full."""
+    return float(np.quantile(np.abs(weights), QUANTILE)) or 1.0
+
+
+def encode_weights(weights: np.ndarray, limit: float) -> str:
+    """Return weights (H, W) as an image: red raises, blue lowers, and the page shines through where they are zero.
+
+    The colour is full from the absolute weight ``limit`` on.
+    """
+    pixels = np.empty((*weights.shape, 4), np.uint8)
+    pixels[..., :3] = np.where(weights[..., None] > 0, RED, BLUE)
+    pixels[..., 3] = np.round(OPAQUE * np.clip(np.abs(weights) / limit, 0, 1))
+    return encode_image(pixels)
