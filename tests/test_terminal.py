@@ -423,12 +423,19 @@ def test_clean_leaves_a_run_that_has_finished_since_it_was_listed(root, monkeypa
     assert names_below(root) == {"mine", "digits-mlp-fixmatch-s0-0123456789", "failed"}
 
 
-def test_clean_leaves_links_alone(root, tmp_path, capsys):
-    target = write_run(tmp_path / "elsewhere", "failed")
+def test_clean_leaves_links_alone_and_what_lies_behind_them(root, tmp_path, capsys):
+    target = write_run(tmp_path / "elsewhere" / "run", "failed")
+    partial = target.parent / ".partial-old"
+    partial.write_bytes(b"")
+    os.utime(partial, (0, 0))
     (root / "digits" / "link").symlink_to(target)
+    (root / "experiment").symlink_to(target.parent)
     clean_up(root, "--yes")
-    assert "link: a link; remove it" in capsys.readouterr().err
-    assert (target / "run.json").exists()
+    errors = capsys.readouterr().err
+    assert "link: a link; remove it" in errors and "experiment: a link; remove it" in errors
+    assert (target / "run.json").exists() and partial.exists()
+    clean_up(root / "experiment", "--yes")  # a link that is named is meant
+    assert not target.exists() and not partial.exists()
 
 
 @pytest.mark.parametrize("moment", ["replace", "flush_folder", "rmtree"])
