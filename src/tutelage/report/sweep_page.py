@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tutelage.errors import UserError
 from tutelage.report import label_efficiency
 from tutelage.report.jobs import (
     OTHER_OBJECTIVES,
@@ -26,10 +25,7 @@ from tutelage.report.sweep_tables import (
     tabulate_runs,
     tabulate_settings,
 )
-from tutelage.report.templating import Drawing, Number, Tile, write_page
-from tutelage.report.weight_images import NOTE as WEIGHTS_NOTE
-from tutelage.report.weight_images import make_weight_tiles
-from tutelage.runs import weights_files
+from tutelage.report.templating import Drawing, Number, write_page
 from tutelage.terminal.intervals import CONFIDENCE_LEVEL
 from tutelage.terminal.time_left import format_duration
 
@@ -41,7 +37,6 @@ ENSEMBLES_NOTE = (
 )
 PLANE = 2  # keys
 DATE_LENGTH, COMMIT_LENGTH = 10, 10  # characters
-PERCEPTRON = "tutelage.models.Perceptron"
 MEANS_NOTE = (
     f"Means over the runs of a row, in brackets the {CONFIDENCE_LEVEL:.0%} interval of the mean (Student's t over the "
     "runs)."
@@ -86,8 +81,6 @@ def write_sweep_page(sweep: SweepResults, networks: Sequence[Network]) -> Path:
         objective=sweep.objective,
         search_notes=sweep.search_notes,
         searches=_draw_search(sweep),
-        weights=_show_weights(sweep.jobs),
-        weights_note=WEIGHTS_NOTE,
         settings=tabulate_settings(sweep),
         notes=[MEANS_NOTE + (SINGLE_NOTE if sweep.search is None else ""), TIMES_NOTE, *sweep.data_notes],
         networks=tabulate_networks(sweep.keys, networks),
@@ -172,19 +165,6 @@ def _draw_search(sweep: SweepResults) -> list[Drawing]:
         heading, caption = f"{objective} over {' and '.join(map(shorten_key, sweep.keys))}", MAP_CAPTION
     alt = f"{heading}; the table of settings has the numbers"
     return [Drawing(heading, caption, encode_figure(figure), alt, is_wide=not sweep.grid)]
-
-
-def _show_weights(jobs: Sequence[Job]) -> list[Tile]:
-    """Return the weights of the first perceptron as images; none without a perceptron."""
-    job = next((job for job in jobs if job.network.get("model", {}).get("_target_") == PERCEPTRON), None)
-    if job is None:
-        return []
-    from tutelage.models import load_classifier
-
-    try:
-        return make_weight_tiles(load_classifier(weights_files(job.folder, job.record)[str(job.network["name"])]))
-    except UserError:  # the weights are gone
-        return []
 
 
 def _list_facts(sweep: SweepResults) -> dict[str, str]:

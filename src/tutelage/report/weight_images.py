@@ -1,14 +1,12 @@
 """Weights of all pixels as images: red where they raise a score, blue where they lower it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import nn
 
+from tutelage.models import ImageClassifier, Perceptron
 from tutelage.report.templating import Tile, encode_image
-
-if TYPE_CHECKING:  # at run time torch is imported when it is needed
-    from tutelage.models import ImageClassifier
 
 NOTE = (
     "One picture a class: a bright pixel raises the class's score where its weight is red and lowers it where it is "
@@ -21,7 +19,7 @@ RED, BLUE = (222, 74, 66), (46, 134, 222)  # seen on white and on black
 OPAQUE = 255
 
 
-def make_weight_tiles(network: "ImageClassifier", columns: Sequence[int] | None = None) -> list[Tile]:
+def make_weight_tiles(network: ImageClassifier, columns: Sequence[int] | None = None) -> list[Tile]:
     """Return an image for each class of a perceptron, all of one range; of many for the first ones.
 
     Other networks have none.
@@ -30,10 +28,6 @@ def make_weight_tiles(network: "ImageClassifier", columns: Sequence[int] | None 
         network: a perceptron, or another.
         columns: of the classes in its logits; None for all.
     """
-    from torch import nn
-
-    from tutelage.models import Perceptron
-
     if not isinstance(network, Perceptron) or not isinstance(network.head, nn.Linear):
         return []
     weights, spec = network.head.weight.detach().float().cpu().numpy(), network.spec
