@@ -1,6 +1,6 @@
 """Features of pictures of the run's data: of training, pool and test images, and of augmented views."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,7 @@ from tutelage.data import UNKNOWN, ImageDataModule
 from tutelage.data.fitting import fit_image
 from tutelage.data.loading.batches import channels_first
 from tutelage.explain.subject import Subject
+from tutelage.models.nearest_neighbours import comparable_features, find_nearest
 from tutelage.randomness import Key
 
 MAX_POINTS = 200  # of each kind
@@ -29,7 +30,7 @@ class Points:
 
     Attributes:
         indices: (N,) of the images in the data.
-        features: (N, D) float32, of unit length.
+        features: (N, D) float32, of unit length; of nearest neighbours as they are compared.
         labels: (N,) int64, their classes as indices into the data's; ``UNKNOWN`` where that is not known.
     """
 
@@ -79,7 +80,7 @@ def compute_features(subject: Subject, data: ImageDataModule) -> Features:
     )
     train = candidates.first(count)
     return Features(
-        pictures=_embed(subject, subject.images),
+        pictures=_embed(subject, [subject.images]),
         candidates=candidates,
         candidate_total=len(labelled),
         train=train,
@@ -98,7 +99,7 @@ def _draw(indices: np.ndarray, count: int, purpose: str, seed: int) -> np.ndarra
 def _embed_indices(subject: Subject, data: ImageDataModule, indices: np.ndarray, are_labelled: bool = True) -> Points:
     labels = data.source.labels[indices] if are_labelled else np.full(len(indices), UNKNOWN)
     batches = data.eval_dataloader(indices, subject.classifier.batch_size) if len(indices) else ()
-    return Points(indices, _normalise([_embed(subject, batch.images) for batch in batches]), labels.astype(np.int64))
+    return Points(indices, _embed(subject, [batch.images for batch in batches]), labels.astype(np.int64))
 
 
 def _embed_views(subject: Subject, data: ImageDataModule, train: Points, count: int) -> Points:
@@ -118,22 +119,14 @@ def _embed_views(subject: Subject, data: ImageDataModule, train: Points, count: 
     size = subject.classifier.batch_size
     batches = [channels_first(np.stack(views[first : first + size])) for first in range(0, len(views), size)]
     labels = np.resize(train.labels, len(indices))
-    return Points(indices, _normalise([_embed(subject, batch) for batch in batches]), labels)
+    return Points(indices, _embed(subject, batches), labels)
 
 
-def _embed(subject: Subject, images: Tensor) -> np.ndarray:
-    features: np.ndarray = subject.classifier.compute_features(images).numpy()
-    return _normalise([features])
-
-
-def _normalise(batches: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the rows of batches (B, D) float32 as one array, each of unit length."""
-    if not batches:
-        return np.empty((0, 0), np.float32)
-    rows = np.concatenate(batches)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    normal: np.ndarray = rows / np.where(lengths > 0, lengths, 1)
-    return normal
+def _embed(subject: Subject, batches: Iterable[Tensor]) -> np.ndarray:
+    """Return what the network compares of the images of batches (B, C, S, S), as rows (N, D) float32."""
+    features = [comparable_features(subject.network, subject.classifier.compute_features(each)) for each in batches]
+    rows: np.ndarray = torch.cat(features).numpy() if features else np.empty((0, 0), np.float32)
+    return rows
 
 
 def nearest_distances(queries: np.ndarray, bank: np.ndarray) -> np.ndarray:
@@ -143,7 +136,6 @@ def nearest_distances(queries: np.ndarray, bank: np.ndarray) -> np.ndarray:
 
 
 def find_neighbours(queries: np.ndarray, bank: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows (N, K) of the bank that are most similar to each query, first the most, and their cosines."""
-    similarity = queries @ bank.T  # of rows of unit length
-    order = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
-    return order, np.take_along_axis(similarity, order, axis=1)
+    """Return the rows (N, K) of the bank (M, D) that are nearest to each query (N, D), and their distances (N, K)."""
+    nearest = find_nearest(torch.from_numpy(queries), bank, count).numpy()
+    return nearest, np.linalg.norm(bank[nearest] - queries[:, None], axis=2)

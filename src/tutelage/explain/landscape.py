@@ -12,6 +12,7 @@ from tutelage.data import UNKNOWN, ImageDataModule
 from tutelage.explain.features import Features, Points, find_neighbours, nearest_distances
 from tutelage.explain.section import Section, Strip, describe_answer, is_wrong, make_tile
 from tutelage.explain.subject import Subject
+from tutelage.models import NearestNeighbours
 from tutelage.report.pictures import COLORS, REFERENCE_COLOR, TEXT_COLOR, shorten_name, shorten_path
 from tutelage.report.templating import Drawing, Tile, encode_image, is_small
 from tutelage.report.vector import encode_figure
@@ -54,8 +55,9 @@ def show_map(subject: Subject, data: ImageDataModule, features: Features) -> lis
         figure = draw_map(places, kinds, data.classes)
         alt = f"{title} of the features of {counts} pictures."
         drawings.append(Drawing(title, reading, encode_figure(figure), alt))
+    what = "as they are compared" if isinstance(subject.network, NearestNeighbours) else "each of unit length"
     reading = (
-        f"The points are the features of {counts} pictures, what the network's last layer gets, each of unit length. "
+        f"The points are the features of {counts} pictures, what the network's last layer gets, {what}. "
         "Features that lie near each other are pictures that the network can hardly tell apart."
     )
     return [Section("A map of the pictures", reading, drawings=drawings, finding=describe_gap(features))]
@@ -141,23 +143,29 @@ def show_neighbours(subject: Subject, data: ImageDataModule, features: Features)
     bank = features.candidates
     if not len(bank):
         return []
-    rows, similarities = find_neighbours(features.pictures, bank.features, NEIGHBOURS)
+    rows, distances = find_neighbours(features.pictures, bank.features, NEIGHBOURS)
+    by_distance = isinstance(subject.network, NearestNeighbours)
     strips = []
     for position, picture in enumerate(subject.pictures):
         tiles = [make_tile(picture, describe_answer(subject, position), is_wrong(subject, position))]
-        for row, similarity in zip(rows[position], similarities[position], strict=True):
+        for row, distance in zip(rows[position], distances[position].tolist(), strict=True):
             index, label = int(bank.indices[row]), int(bank.labels[row])
             pixels = np.asarray(data.images[index])
             file = [shorten_path(data.source.names[index])] if data.source.has_file_names else []
             name = "?" if label == UNKNOWN else data.classes[label]
-            tiles.append(Tile(encode_image(pixels), [name, f"cosine {similarity:.3f}", *file], is_small(pixels)))
+            alike = f"distance {distance:.3g}" if by_distance else f"cosine {1 - distance**2 / 2:.3f}"
+            tiles.append(Tile(encode_image(pixels), [name, alike, *file], is_small(pixels)))
         strips.append(Strip("", tiles, are_large=True))
     among = f"{len(bank):,} training pictures"
     if features.candidate_total > len(bank):
         among = f"{among} drawn from {features.candidate_total:,}"
+    measure = (
+        "are nearest, by the distance that the network itself goes by"
+        if by_distance
+        else "point most nearly in the same direction: a cosine of 1 is the same direction"
+    )
     reading = (
-        f"Behind each picture the {NEIGHBOURS} of {among} whose features point most nearly in the same direction: "
-        "a cosine of 1 is the same direction. They are what the network takes the picture for; neighbours of another "
-        "class, or a duplicate with a wrong label, often explain a mistake."
+        f"Behind each picture the {NEIGHBOURS} of {among} whose features {measure}. They are what the network takes "
+        "the picture for; neighbours of another class, or a duplicate with a wrong label, often explain a mistake."
     )
     return [Section("Nearest training pictures", reading, strips)]

@@ -127,7 +127,8 @@ def _list_limits(subject: Subject) -> list[str]:
     if isinstance(subject.network, NearestNeighbours):
         return [
             "Nearest neighbours have no gradients: there is no Grad-CAM. Their soft labels are the shares of the "
-            "neighbours' votes, and the nearest training pictures below are the reasons for each answer."
+            "neighbours' votes, and the nearest training pictures below are the reasons for each answer, as far as all "
+            "of them are compared."
         ]
     return []
 

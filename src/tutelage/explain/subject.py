@@ -215,7 +215,7 @@ def _choose_pictures(
     pictures = []
     for position in chosen:
         index = int(indices[position])
-        name = shorten_path(data.source.names[index]) if data.source.has_file_names else f"test image {index}"
+        name = shorten_path(data.source.names[index]) if data.source.has_file_names else f"image {index}"
         pictures.append(Picture(name, np.asarray(data.images[index]), int(truths[position])))
     return pictures
 

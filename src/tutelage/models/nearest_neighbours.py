@@ -126,6 +126,17 @@ class Votes(nn.Module):
         return votes.clamp(min=NO_VOTE).log().to(features.device)
 
 
+def comparable_features(network: ImageClassifier, features: Tensor) -> Tensor:
+    """Return features (B, D) of a network so that their Euclidean distance says how alike it finds two images.
+
+    Nearest neighbours compare them as they are. Other networks compare directions: of features of unit length the
+    nearest are those of the largest cosine.
+    """
+    if isinstance(network, NearestNeighbours):
+        return features
+    return torch.nn.functional.normalize(features.float().flatten(1))
+
+
 def find_nearest(queries: Tensor, bank: np.ndarray, k: int) -> Tensor:
     """Return the indices (B, min(k, N)) int64, on the CPU, of each query's nearest rows of the bank, nearest first.
 

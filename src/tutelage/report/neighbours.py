@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from tutelage.data import ImageDataModule
-from tutelage.models import ImageClassifier, NearestNeighbours, evaluation_batch
-from tutelage.models.nearest_neighbours import find_nearest
+from tutelage.models import ImageClassifier, evaluation_batch
+from tutelage.models.nearest_neighbours import comparable_features, find_nearest
 
 MAX_COMPARED = 2000  # labelled images
 MAX_SECONDS = 10.0  # of computing features; what is not done by then is not compared
@@ -79,7 +78,7 @@ def find_neighbours(
 def _compute_features(
     network: ImageClassifier, data: ImageDataModule, indices: np.ndarray, device: torch.device
 ) -> Tensor:
-    """Return features (B, D) on the CPU, of length 1 unless the network compares distances itself."""
+    """Return what the network compares of images (B, D), on the CPU."""
     images = np.stack([data.images[index] for index in indices.tolist()]).transpose(0, 3, 1, 2)
     features = network.features(torch.from_numpy(np.ascontiguousarray(images)).to(device)).cpu()
-    return features if isinstance(network, NearestNeighbours) else normalize(features.float().flatten(1))
+    return comparable_features(network, features)
