@@ -196,7 +196,7 @@ def _describe_uneven_classes(record: Mapping[str, Any], wide: bool) -> list[str]
 def _describe_old_classes(record: Mapping[str, Any]) -> list[str]:
     """Return what one more class has cost the old ones; nothing where none came, or where that is not known."""
     accuracy, before, taken = (
-        record["result"].get(f"{OLD_CLASSES}/{name}") for name in ("accuracy", "accuracy_before", "taken")
+        record.get("result", {}).get(f"{OLD_CLASSES}/{name}") for name in ("accuracy", "accuracy_before", "taken")
     )
     if accuracy is None or before is None:
         return []
