@@ -473,7 +473,7 @@ def open_paths(network: nn.Module) -> nn.Module:
         (lambda: LeNet5(make_spec(1, 32)), (1, 32, 32)),
         (lambda: AlexNet(make_spec(3, 227), width=0.05), (3, 67, 451)),
         (lambda: VGG(make_spec(3, 224), depth=11, width=0.1), (3, 32, 320)),
-        (lambda: ResNet(make_spec(3, 32), width=4, depth=2), (3, 96, 96)),
+        (lambda: ResNet(make_spec(3, 32), width=8, depth=2), (3, 96, 96)),
         (lambda: Torchvision(make_spec(3, 224), name="resnet18"), (3, 1, 640)),
         (lambda: Torchvision(make_spec(3, 224), name="googlenet"), (3, 33, 512)),
         (lambda: Torchvision(make_spec(3, 224), name="squeezenet1_1"), (3, 33, 320)),

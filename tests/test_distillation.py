@@ -277,7 +277,7 @@ def test_the_probabilities_of_several_teachers_are_their_geometric_mean():
 
 def test_a_teacher_sees_images_in_its_own_size_and_colours():
     torch.manual_seed(0)
-    teacher, colour = Teacher([ResNet(make_spec(3, 32), width=4, depth=1)]), Teacher([LeNet5(make_spec(1, 20))])
+    teacher, colour = Teacher([ResNet(make_spec(3, 32), width=8, depth=1)]), Teacher([LeNet5(make_spec(1, 20))])
     grey, rgb = (make_batch(channels)["labelled"].images for channels in (1, 3))
     assert teacher(grey).shape == colour(rgb).shape == (6, 10)
     resized = adapt_images(grey, make_spec(3, 32))
@@ -360,7 +360,7 @@ def test_a_hint_may_go_from_maps_to_vectors_and_a_missing_layer_is_an_error():
     ("make", "expected"),
     [
         (lambda: LeNet5(make_spec()), "backbone.3"),
-        (lambda: ResNet(make_spec(), width=4, depth=1), "backbone.3"),
+        (lambda: ResNet(make_spec(), width=8, depth=1), "backbone.3"),
         (lambda: Timm(make_spec(3, 32), name="resnet18"), "backbone.0.layer1"),
         (lambda: Timm(make_spec(3, 32), name="vit_tiny_patch16_224"), "backbone.0.blocks.5"),
         (lambda: Torchvision(make_spec(3, 32), name="mobilenet_v2"), "backbone.0.features.9"),

@@ -203,7 +203,7 @@ def test_sharded_weights_are_saved_whole_and_two_processes_or_one_resume(outputs
 
 
 NORMS = {
-    "averaged weights": (*MIXED, "model=resnet", "model.width=4", "optimizer.ema_decay=0.9", "schedule.steps=14"),
+    "averaged weights": (*MIXED, "model=resnet", "model.width=8", "optimizer.ema_decay=0.9", "schedule.steps=14"),
     "mean teacher": (*VALIDATED, "model=small_vgg", "model.width=0.25", "strategy=mean_teacher"),
     "lower precision": (*LONGER, "trainer.precision=bf16-mixed"),
 }

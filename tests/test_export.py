@@ -44,7 +44,7 @@ from tutelage.storage import write_folder
 PERCEPTRON = {"_target_": "tutelage.models.Perceptron"}
 TINY = {
     "lenet5": ({"_target_": "tutelage.models.LeNet5"}, make_spec(1, 28)),
-    "resnet": ({"_target_": "tutelage.models.ResNet", "width": 4, "depth": 1}, make_spec(3, 8)),
+    "resnet": ({"_target_": "tutelage.models.ResNet", "width": 8, "depth": 1}, make_spec(3, 8)),
     "timm": ({"_target_": "tutelage.models.Timm", "name": "test_resnet"}, make_spec(1, 32, 3)),
 }
 SIZES = {"alexnet": 67, "vgg": 32, "efficientnet_lite0": 64, "convnext_tiny": 64, "vit_small_dinov2": 98}  # pixels

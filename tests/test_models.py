@@ -84,7 +84,7 @@ def test_lenet5_is_its_layers_written_out():
 
 
 def test_stochastic_depth_is_off_in_eval_mode_and_on_in_training():
-    network = ResNet(make_spec(3, 16), width=4, depth=2, stochastic_depth=0.9)
+    network = ResNet(make_spec(3, 16), width=8, depth=2, stochastic_depth=0.9)
     images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
     network.eval()
     assert torch.equal(network(images), network(images))
@@ -149,7 +149,7 @@ def test_cross_entropy_of_probabilities_is_the_formula_and_of_classes_its_specia
 
 
 def test_norms_and_biases_are_not_decayed_and_frozen_parts_not_trained():
-    network = ResNet(make_spec(), width=4, depth=1)
+    network = ResNet(make_spec(), width=8, depth=1)
     network.head.weight.requires_grad_(False)
     optimizer = make_optimizer(network, OptimizerConfig(name="adamw", lr=0.1, weight_decay=0.3))
     groups = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
@@ -217,7 +217,7 @@ def test_top5_is_left_out_where_it_says_nothing():
 
 
 def test_stored_weights_give_the_same_network_and_nothing_is_executed(tmp_path):
-    model = compose(["model=resnet", "model.width=4", "model.depth=1"]).model.arguments()
+    model = compose(["model=resnet", "model.width=8", "model.depth=1"]).model.arguments()
     network = make_classifier(model, make_spec()).eval()
     save_classifier(network, model, tmp_path / "final.ckpt")
     again = load_classifier(tmp_path / "final.ckpt").eval()

@@ -400,7 +400,7 @@ def test_a_killed_run_with_live_labels_that_starts_from_its_teacher_ends_with_th
     assert student["teacher_sha256"] == [teacher["weights_sha256"]]
 
 
-LARGER = (*TINY, "model=resnet", "model.width=4", "model.depth=1", "strategy.rounds=1", "strategy.control=false")
+LARGER = (*TINY, "model=resnet", "model.width=8", "model.depth=1", "strategy.rounds=1", "strategy.control=false")
 
 
 def test_a_finetuned_network_is_trained_and_measured_at_its_own_size(outputs):

@@ -38,7 +38,7 @@ from tutelage.strategies import SCRATCH, StageContext
 from tutelage.testing import kill_after
 
 ADAMW = OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1)
-SMALL = ("model=resnet", "model.width=4", "model.depth=1")
+SMALL = ("model=resnet", "model.width=8", "model.depth=1")
 
 
 def make_spec(channels: int = 3, size: int = 32) -> ImageSpec:
@@ -100,7 +100,7 @@ def test_rates_rise_from_the_images_to_the_head(scale, decay):
 
 
 def test_without_tuning_there_are_two_groups_one_of_them_decayed():
-    network = ResNet(make_spec(), width=4, depth=1)
+    network = ResNet(make_spec(), width=8, depth=1)
     decayed, plain = make_optimizer(network, ADAMW).param_groups
     assert [id(p) for p in decayed["params"]] == [id(p) for p in network.parameters() if p.ndim > 1]
     assert [id(p) for p in plain["params"]] == [id(p) for p in network.parameters() if p.ndim <= 1]
@@ -119,7 +119,7 @@ def test_each_rate_has_a_group_with_decay_and_one_without():
 
 
 @pytest.mark.parametrize(
-    "network", [lambda: ResNet(make_spec(), width=4, depth=1), lambda: Timm(make_spec(), name="resnet10t", dropout=0.5)]
+    "network", [lambda: ResNet(make_spec(), width=8, depth=1), lambda: Timm(make_spec(), name="resnet10t", dropout=0.5)]
 )
 def test_a_frozen_backbone_does_not_change_by_a_bit_and_has_no_dropout(network):
     torch.manual_seed(0)

@@ -62,9 +62,9 @@ STAGES = {
 
 def plan_stages(strategy: str, *overrides: str):
     """Return the config of a small residual network, and the training stages of a strategy on four classes."""
-    small = ["model=resnet", "model.width=4", "model.depth=1", "augmentation=basic", f"optimizer.lr={LR}"]
+    small = ["model=resnet", "model.width=8", "model.depth=1", "augmentation=basic", f"optimizer.lr={LR}"]
     teacher = ["model@strategy.teacher=resnet"] if "teacher_student" in strategy or "distil" in strategy else []
-    teacher += [f"strategy.teacher.{size}" for size in ("width=4", "depth=1") if teacher]
+    teacher += [f"strategy.teacher.{size}" for size in ("width=8", "depth=1") if teacher]
     config = compose([*small, *teacher, *overrides, *f"strategy={strategy}".split()])
     source = make_source(np.repeat(np.arange(4), 12), 0, 0)
     context = StageContext(config, source, split(source, data_config(labels_per_class=6)))
