@@ -4,6 +4,8 @@ import base64
 import html
 import json
 import re
+from dataclasses import replace
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -94,6 +96,7 @@ def test_times_are_marked_as_the_machines(tmp_path):
 
 def test_every_run_has_a_row_that_leads_to_it(tmp_path):
     outcomes = write_rates(tmp_path)
+    outcomes[1] = replace(outcomes[1], path=outcomes[1].path.rename(tmp_path / "50% #1"))
     report = outcomes[0].path / "report" / "index.html"
     report.parent.mkdir()
     report.touch()
@@ -106,7 +109,7 @@ def test_every_run_has_a_row_that_leads_to_it(tmp_path):
         for seed, value in enumerate(values)
     )
     addresses = re.findall(r'href="([^"#:]*)"', file.read_text())
-    assert {(file.parent / address).resolve() for address in addresses} == {
+    assert {(file.parent / unquote(address)).resolve() for address in addresses} == {
         report,
         *(outcome.path for outcome in outcomes[1:]),
     }

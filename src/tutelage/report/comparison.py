@@ -10,8 +10,12 @@ from tutelage.terminal.intervals import CONFIDENCE_LEVEL, Interval
 
 
 def compare_predictions(first: Predictions, second: Predictions) -> Interval | None:
-    """Return by how much the first network's accuracy is above the second's; None where their images differ."""
-    if not (np.array_equal(first.indices, second.indices) and np.array_equal(first.labels, second.labels)):
+    """Return by how much the first network's accuracy is above the second's; None where their images differ.
+
+    None, too, where there are no images.
+    """
+    are_same = np.array_equal(first.indices, second.indices) and np.array_equal(first.labels, second.labels)
+    if not are_same or not len(first.labels):
         return None
     first_right, second_right = (each.probabilities.argmax(axis=1) == each.labels for each in (first, second))
     return paired_difference(

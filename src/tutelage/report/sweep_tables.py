@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
@@ -100,9 +101,10 @@ def _link_runs(sweep: SweepResults, jobs: Sequence[Job]) -> Links:
 
 
 def _find_page(job: Job, folder: Path) -> str:
-    """Return the way from a folder to a run's report; if it has none, as before it is tested, to the run's folder."""
+    """Return the address, from a folder, of a run's report; without one, as before a test, that of the run's folder."""
     file = job.folder.report / "index.html"
-    return Path(os.path.relpath(file if file.exists() else job.folder.path, folder)).as_posix()
+    way = Path(os.path.relpath(file if file.exists() else job.folder.path, folder))
+    return quote(os.fsencode(way.as_posix()))  # in an address # and % mean something else
 
 
 def tabulate_runs(sweep: SweepResults) -> Table:
