@@ -284,10 +284,10 @@ def test_the_gap_is_the_mean_nearest_distance_with_and_without_augmented_views()
     before = pairwise_distances(test.features, train.features).min(axis=1).mean()
     after = pairwise_distances(test.features, both).min(axis=1).mean()
     with_pool = pairwise_distances(test.features, np.concatenate([train.features, pool.features])).min(axis=1).mean()
-    assert f"{before:.3g} from the nearest of 20 training pictures" in sentence
-    assert f"{after:.3g} ({after / before - 1:+.0%})" in sentence
+    assert f"{before:#.3g} from the nearest of 20 training pictures" in sentence
+    assert f"{after:#.3g} ({after / before - 1:+.0%})" in sentence
     assert "narrows the gap" in sentence
-    assert sentence.endswith(f"would make it {with_pool:.3g}.")
+    assert sentence.endswith(f"would make it {with_pool:#.3g}.")
     same = describe_gap(Features(test.features, train, 20, train, points(0, 1), test, train))
     assert "hardly narrows the gap" in same
     assert "pool" not in same

@@ -508,7 +508,7 @@ def test_an_interrupted_command_says_that_it_goes_on(runs, pictures, tmp_path, m
         (["RUN", "--pool"], "has no pool"),
         (["RUN", "PICTURES", "--top", "9"], "--top 9: there are 3 classes"),
         (["RUN", "PICTURES", "--embed", "--out", "x.csv"], "Parquet alone"),
-        (["RUN", "PICTURES", "--out", "x.xls"], "--out x.xls: its name ends in .csv, .parquet, .jsonl"),
+        (["RUN", "PICTURES", "--out", "x.xls"], "--out x.xls: its name must end in .csv or .parquet or .jsonl"),
         (["RUN", "PICTURES", "--out", "gone/x.csv"], "--out gone/x.csv: there is no folder gone; make it first"),
         (["RUN", "ARCHIVE"], "pool.tar.gz: an archive that is not read; unpack it"),
         (["typo", "PICTURES"], "predict: typo: no such file or folder"),

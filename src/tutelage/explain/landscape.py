@@ -88,7 +88,7 @@ def describe_gap(features: Features) -> str:
         return ""
     before = float(nearest_distances(test.features, train.features).mean())
     text = (
-        f"A test picture lies {before:.3g} from the nearest of {len(train)} training pictures, as a mean over "
+        f"A test picture lies {before:#.3g} from the nearest of {len(train)} training pictures, as a mean over "
         f"{len(test)} test pictures"
     )
     if not len(views):
@@ -96,11 +96,11 @@ def describe_gap(features: Features) -> str:
     after = _distance_with(test, train, views)
     change = (after - before) / (before or 1.0)
     verdict = "augmentation hardly narrows the gap" if change > -HARDLY else "augmentation narrows the gap"
-    text = f"{text}, and {after:.3g} ({change:+.0%}) with {len(views)} augmented views of them: {verdict}."
+    text = f"{text}, and {after:#.3g} ({change:+.0%}) with {len(views)} augmented views of them: {verdict}."
     if len(pool) < len(views):
         return text
     with_pool = _distance_with(test, train, pool.first(len(views)))
-    return f"{text} As many pictures of the pool in their place would make it {with_pool:.3g}."
+    return f"{text} As many pictures of the pool in their place would make it {with_pool:#.3g}."
 
 
 def _distance_with(test: Points, train: Points, others: Points) -> float:

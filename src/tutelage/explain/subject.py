@@ -151,7 +151,7 @@ def load_subject(
     tasks = len(find_tasks(run, stage))
     if task is None and tasks > 1:
         task = tasks
-        notes.append(f"The network has {tasks} tasks, and the last one is shown; --task 1 to {tasks} shows another.")
+        notes.append(f"The network has {tasks} tasks, and the last one is shown; --task N shows another.")
     classifier = load_networks([run], stage, task)
     set_up_inference(classifier)
     stage_name = main_stage_name(record) if stage is None else stage

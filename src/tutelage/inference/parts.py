@@ -116,7 +116,7 @@ def require_new(out: Path) -> None:
         UserError: it exists, and is not what its parts became; its folder does not; or its suffix is of no format.
     """
     if out.suffix.lower() not in FORMATS:
-        raise UserError(f"--out {out}: its name ends in {', '.join(FORMATS)}")
+        raise UserError(f"--out {out}: its name must end in {' or '.join(FORMATS)}")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}; make it first, or name another")
     folder = parts_folder(out)

@@ -180,7 +180,6 @@ def _report(
     """Yield tables, and tell the observer after each how much of all is done."""
     before = labeller.batch_count - len(numbers)
     for done, table in enumerate(tables, before + 1):
-        fraction = done / labeller.batch_count
         images = min(done * labeller.batch_size, len(labeller.inputs))
-        observer.progress(fraction, {"images": f"{images:,}/{len(labeller.inputs):,}"})
+        observer.progress(images / len(labeller.inputs), {"images": f"{images:,}/{len(labeller.inputs):,}"})
         yield table
