@@ -200,6 +200,7 @@ def test_a_run_adds_a_class_and_measures_both_sides(folder):
     assert row[-1] == f"{100 * result['test-old-classes/accuracy']:.1f} %"
     notes = "\n".join(build_notes(record))
     assert "test: images of cross; old-classes: those that init_from's run was tested on: 100.0 % right before" in notes
+    assert "no image was tested" not in notes
     page = (only_run(folder / "new-run") / "report" / "index.html").read_text()
     assert "old-classes" in page and "Confusion matrix" in page
 
@@ -270,7 +271,9 @@ def test_a_second_class_comes_to_the_first(folder, outputs, capfd):
     np.testing.assert_allclose(
         probabilities / probabilities.sum(axis=1, keepdims=True), before.probabilities(pictures), rtol=1e-3, atol=1e-5
     )
-    assert read_record(outputs)["result"]["test-old-classes/accuracy/cross"] > 0
+    record = read_record(outputs)
+    assert record["result"]["test-old-classes/accuracy/cross"] > 0
+    assert "Of column, row no image was tested" in "\n".join(build_notes(record))
 
 
 def test_a_task_of_several_classes_does_not_come_after_a_single_one(folder, outputs):

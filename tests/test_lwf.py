@@ -349,7 +349,7 @@ def test_a_run_of_three_tasks_ends_with_a_table_of_them_and_a_report(finished):
         assert sum(line.startswith(f"{method}: ") for line in lines) == 1
     assert not any("last student" in line for line in lines)
     page = (folder / "report" / "index.html").read_text()
-    assert "<th>forgets</th>" in page
+    assert ">forgets</th>" in page
 
 
 def test_frozen_parts_of_a_run_are_the_same_to_the_bit(finished):

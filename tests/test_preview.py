@@ -11,6 +11,7 @@ from PIL import Image
 from helpers.commands import loaded_packages
 from helpers.runs import run
 from tutelage import cli
+from tutelage.app import commands
 from tutelage.augmentation import RandAugment
 from tutelage.augmentation.mixing import draw_mixing
 from tutelage.config.compose import compose
@@ -287,7 +288,7 @@ def test_the_picture_is_opened_only_on_a_terminal_with_a_screen(changes, termina
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setattr("subprocess.Popen", lambda words, **_: opened.append(words))
-    cli._open_picture(Path("picture.png"))
+    commands._open_picture(Path("picture.png"))
     assert opened == ([[str(program), "picture.png"]] if opens else [])
 
 
@@ -299,7 +300,7 @@ def test_a_program_that_cannot_be_started_is_no_error(tmp_path, monkeypatch):
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    cli._open_picture(tmp_path / "picture.png")
+    commands._open_picture(tmp_path / "picture.png")
 
 
 def test_files_of_different_sizes_are_shown_in_colour(tmp_path):

@@ -6,6 +6,7 @@ the classes here. Everything that a page shows is escaped.
 
 import base64
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -190,10 +191,7 @@ class Chart:
     @property
     def data(self) -> dict[str, Any]:
         """What the page's script draws."""
-        values = asdict(self)
-        for line in values["lines"]:
-            line["y"] = [None if y is None or not math.isfinite(y) else y for y in line["y"]]
-        return values
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -266,6 +264,7 @@ def _environment() -> "Environment":
         keep_trailing_newline=True,
     )
     environment.filters["percent"] = format_percent
+    environment.policies["json.dumps_function"] = _dump_json
     kinds = {"share": Share, "bar": Bar, "value": Value, "link": Link, "links": Links}
     tests: dict[str, Any] = {name: partial(_is_a, kind) for name, kind in kinds.items()}
     environment.tests.update(tests)
@@ -274,6 +273,19 @@ def _environment() -> "Environment":
         light_lines=_line_colours(LIGHT, LINES_LIGHT), dark_lines=_line_colours(DARK, LINES_DARK)
     )
     return environment
+
+
+def _dump_json(value: Any, **options: Any) -> str:
+    """Return JSON that a browser can read: numbers that are not finite are null."""
+    return json.dumps(_without_nan(value), allow_nan=False, **options)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_a(kind: type, cell: object) -> bool:

@@ -74,6 +74,10 @@ def _evaluate_stage(context: RunContext, stage: TrainStage, number: int) -> None
         images = context.previous_run.test_batches(first_label=len(context.data.source.classes))
         predictions = predict(network, images, context.device, on_batch)
         entry["result"] |= _previous_test_metrics(predictions, network.spec)
+        if network.spec.added:
+            tested = set(predictions.labels.tolist())
+            old_classes = list(enumerate(network.spec.classes))[1:]
+            entry["untested_classes"] = [name for label, name in old_classes if label not in tested]
     entry["result"] |= _further_test_metrics(context, predict_images, network.spec)
     context.record.finish_stage(entry)
 

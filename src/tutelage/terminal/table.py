@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tutelage.config import MONITORS
-from tutelage.data import OLD_CLASSES, UNEVEN_RATIO, WITHOUT_DUPLICATES
+from tutelage.data import OLD_CLASSES, UNEVEN_RATIO, WITHOUT_DUPLICATES, abbreviate
 from tutelage.runs import PSEUDO_LABEL, is_tested, main_stage_name, train_entries
 from tutelage.runs.code import describe_other_code
 from tutelage.runs.summary import describe_network
@@ -201,9 +201,12 @@ def _describe_old_classes(record: Mapping[str, Any]) -> list[str]:
     if accuracy is None or before is None:
         return []
     name = record["data"]["classes"][0]
+    untested = [each for entry in record["stages"] for each in entry.get("untested_classes", [])]
+    unknown = f" Of {abbreviate(untested)} no image was tested: 'tutelage evaluate RUN data.root=FOLDER' measures all classes."
     return [
         f"test: images of {name}; old-classes: those that init_from's run was tested on: {format_percent(before)} "
         f"right before {name} came, {format_percent(accuracy)} now, as {format_percent(taken)} are taken for it."
+        f"{unknown if untested else ''}"
     ]
 
 
