@@ -24,6 +24,7 @@ TRAILER_LENGTH = len(TRAILER) + 64
 BLOCK = 1 << 20
 KILO, MEGA, GIGA = 10**3, 10**6, 10**9  # bytes
 LOCK_POLL_SECONDS = 1.0  # between two calls while a lock is waited for
+LOOK_SECONDS = 0.2  # for so long, at most, a process holds a lock only to see whether another one does (``is_held``)
 STALE_SECONDS = 3600.0  # a partial file that did not grow for so long belongs to no process any more
 
 
@@ -302,7 +303,7 @@ def hold_lock(path: Path, resource: str, timeout: float = 0.0, on_wait: OnWait |
     while not lock.is_locked:
         waited = time.monotonic() - since
         try:
-            lock.acquire(timeout=max(0.0, min(LOCK_POLL_SECONDS, timeout - waited)))
+            lock.acquire(timeout=max(LOOK_SECONDS, min(LOCK_POLL_SECONDS, timeout - waited)))
         except Timeout:
             used = f"{resource} is in use by {_describe_holder(holder)}"
             if waited >= timeout:

@@ -202,7 +202,7 @@ def _describe_old_classes(record: Mapping[str, Any]) -> list[str]:
         return []
     name = record["data"]["classes"][0]
     untested = [each for entry in record["stages"] for each in entry.get("untested_classes", [])]
-    unknown = f" Of {abbreviate(untested)} no image was tested: 'tutelage evaluate RUN data.root=FOLDER' measures all classes."
+    unknown = f" Of {abbreviate(untested)} no image was tested; 'tutelage evaluate RUN data.root=FOLDER' measures all."
     return [
         f"test: images of {name}; old-classes: those that init_from's run was tested on: {format_percent(before)} "
         f"right before {name} came, {format_percent(accuracy)} now, as {format_percent(taken)} are taken for it."
