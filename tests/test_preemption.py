@@ -139,6 +139,7 @@ def test_a_signal_before_the_run_begins_is_kept_until_it_can_be_followed(outputs
     assert scontrol.calls == ["requeue 12"]
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_command_is_loading_does_not_kill_it(tmp_path, scontrol):
     """The real command, from its first moment as the app on; the command that hands over holds signals back."""
     scontrol.refuses()

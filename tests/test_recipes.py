@@ -98,6 +98,7 @@ def test_other_data_has_no_recipe(data, small):
     assert compose([*QUIET, *words]) == compose([*QUIET, *words, "recipe=none"])
 
 
+@pytest.mark.slow
 def test_a_strategy_gets_the_views_keys_and_rates_that_it_needs(small, photos):
     assert options(small)["augmentation"] == "randaugment"
     assert options(small, "data.labels=4", "strategy=mean_teacher")["augmentation"] == "weak_strong"

@@ -154,6 +154,7 @@ def test_of_a_run_whose_data_has_changed_no_shift_is_measured_and_no_picture_sho
     assert (copy / "report" / "index.html").read_text() == page
 
 
+@pytest.mark.slow
 def test_an_experiment_that_is_a_sweep_compares_its_runs(tmp_path):
     overrides = [
         "experiment=knn_cost",

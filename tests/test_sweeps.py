@@ -255,6 +255,7 @@ def test_a_run_without_a_test_is_not_reported(outputs):
         assert "not yet evaluated on the test set; its command with evaluate_test=true does that" in process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(file.stem for file in (conf_dir() / "sweep").glob("*.yaml")))
 def test_the_command_that_a_prepared_search_prints_for_its_best_can_be_typed(name, monkeypatch):
     """The command composes and is no search; its runs have the values of the best job."""

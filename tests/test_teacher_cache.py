@@ -259,6 +259,7 @@ def test_cached_logits_do_not_depend_on_the_number_of_workers(cold, tmp_path):
     assert read_logits_files(tmp_path) == read_logits_files(cold)
 
 
+@pytest.mark.slow
 def test_runs_with_another_loss_share_the_cache(cold, tmp_path):
     shutil.copytree(cold / ".cached_logits", tmp_path / ".cached_logits")
     assert run(tmp_path, *DISTILLATION, "strategy.alpha=0.5", "strategy.temperature=2", before=forbid_computing) == 0
@@ -282,6 +283,7 @@ def test_cached_logits_of_images_without_augmentation_are_used_for_every_seed(tm
     assert run(tmp_path, *overrides, "seed=1", "data.split_seed=0", before=forbid_computing) == 0
 
 
+@pytest.mark.slow
 def test_keys_that_change_nothing_do_not_make_another_run():
     def path(*overrides: str) -> Path:
         return run_path(compose(["strategy=distillation", *overrides]), "")
