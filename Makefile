@@ -7,7 +7,7 @@ ARGS ?=
 # make BIN=FOLDER takes the Python there as it is: nothing is installed then
 BIN := .venv/bin
 STAMP := $(if $(filter .venv/bin,$(BIN)),.venv/.complete)
-# 8.5 on a CPU with AVX-512; without, networks cost more than the reference says
+# measured: 8.2 on one AMD EPYC, 10.7 on another, which lacks AVX-512
 CPU_MINUTES := 12
 BENCHES := augmentation loader overhead distillation neighbours scan labelling pool processes resume time_left large_files predict
 

@@ -84,7 +84,7 @@ class ResNetConfig(ArchitectureConfig):
     """A residual network with a stem for small images."""
 
     target: Literal["tutelage.models.ResNet"] = Field(alias="_target_")
-    width: Annotated[int, Field(ge=8, le=4096)]  # below 8, torch 2.15 corrupts its memory on CPUs without AVX-512
+    width: Annotated[int, Field(ge=8, le=4096)]  # below 8, torch 2.15 corrupts its memory on some CPUs
     depth: Annotated[int, Field(ge=1, le=64)]
     dropout: PartOf = 0.0
     stochastic_depth: PartOf = 0.0
