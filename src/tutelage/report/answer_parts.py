@@ -34,7 +34,7 @@ CONFUSION_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Cell:
+class MatrixCell:
     """A cell of a matrix: its text, how much of its colour it has, in percent, and what it says in words."""
 
     text: str
@@ -54,7 +54,7 @@ class Matrix:
     """
 
     classes: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[MatrixCell]]
     image: str
     alt: str
 
@@ -133,11 +133,11 @@ def make_matrix(confusion: np.ndarray, classes: Sequence[str]) -> Matrix:
     return Matrix(classes, rows, "", alt)
 
 
-def _make_cell(count: int, share: float, truth: str, predicted: str, is_right: bool) -> Cell:
+def _make_cell(count: int, share: float, truth: str, predicted: str, is_right: bool) -> MatrixCell:
     if not count:
-        return Cell("", 0, "")
+        return MatrixCell("", 0, "")
     strength = CELL_SHARE * share if is_right else WRONG_BASE + (CELL_SHARE - WRONG_BASE) * share
-    return Cell(f"{count:,}", round(strength), f"{truth} taken for {predicted}: {count:,}, {share:.1%}")
+    return MatrixCell(f"{count:,}", round(strength), f"{truth} taken for {predicted}: {count:,}, {share:.1%}")
 
 
 def _draw_matrix(shares: np.ndarray) -> str:

@@ -10,8 +10,8 @@ from tutelage.data import ImageDataModule, abbreviate
 from tutelage.data.fingerprints import NAMED_DATA
 from tutelage.report.templating import Column, Table
 from tutelage.runs import main_stage_name
+from tutelage.terminal.time_left import format_duration
 
-MINUTE, HOUR = 60, 3600  # seconds
 REASON_COLUMNS = (Column("key", is_text=True), Column("why", is_text=True))
 
 
@@ -91,6 +91,5 @@ def _describe_time(record: Mapping[str, Any]) -> str:
     seconds, threads = sum(entry.get("seconds", 0) for entry in record["stages"]), record.get("threads")
     if not seconds:
         return ""
-    hours = f"{seconds / MINUTE:.0f} min" if seconds < HOUR else f"{seconds / HOUR:.1f} h"
     where = f" on {threads} {'thread' if threads == 1 else 'threads'}" if threads else ""
-    return f"; {f'{seconds:.0f} s' if seconds < MINUTE else hours}{where}"
+    return f"; {format_duration(seconds)}{where}"

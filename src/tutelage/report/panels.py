@@ -25,7 +25,7 @@ CALIBRATION_CAPTION = (
 
 
 @dataclass(frozen=True)
-class Bar:
+class BarPart:
     """A part of a bar, from ``x`` to ``x_end`` and from ``y`` to ``y_end``."""
 
     x: float
@@ -64,7 +64,7 @@ class Panel:
     alt: str
     low: float
     high: float
-    bars: Sequence[Bar] = ()
+    bars: Sequence[BarPart] = ()
     dots: Sequence[Dot] = ()
 
     @property
@@ -144,6 +144,6 @@ def draw_histogram(heading: str, bins: Bins, counts: np.ndarray, low: float, hig
         parts = (("right", right), ("wrong", known - right), ("unknown", count - known))
         for kind, part in parts:
             if part:
-                bars.append(Bar(x, x_end, bottom, bottom + part / total, kind, title))
+                bars.append(BarPart(x, x_end, bottom, bottom + part / total, kind, title))
                 bottom += part / total
     return Panel(heading, f"Histogram of the confidence of {total:,} images.", low, high, bars=bars)
