@@ -34,8 +34,9 @@ from tutelage.config import Config
 from tutelage.config.compose import compose
 from tutelage.data import DataRuntime, ImageDataModule, data_module
 from tutelage.models import ImageSpec, make_classifier
-from tutelage.runs import RunFolder
+from tutelage.runs import RunFolder, run_identity
 from tutelage.runs.cluster.signals import Signals
+from tutelage.runs.code import describe_current_code
 from tutelage.runs.context import RunContext
 from tutelage.runs.fit import fit_stage
 from tutelage.runs.folder import Record
@@ -107,7 +108,9 @@ def time_plain_loop(config: Config, data: ImageDataModule, steps: int, device: t
 def time_run(config: Config, data: ImageDataModule, folder: Path) -> float:
     """Train as a run does, with all logging and the display, and return the seconds of its steps."""
     observer = create_display(wanted=True)
-    context = RunContext(config, RunFolder(folder), Record(RunFolder(folder)), data, Signals(), observer)
+    record = Record(RunFolder(folder))
+    record.begin(run_identity(config, ""), "", describe_current_code([]), 1, {}, {})
+    context = RunContext(config, RunFolder(folder), record, data, Signals(), observer)
     context.follow_results()
     observer.begin([Part(stage.name, [Work(("training",), 1.0)]) for stage in context.stages])
     observer.part(1)
