@@ -100,7 +100,11 @@ def test_a_run_killed_while_labelling_or_testing_ends_the_same_and_says_where_it
     assert run(outputs, *overrides) == 0
     assert outcome(outputs) == expected
     lines = re.findall(r"goes on at stage \d of \d, (.*)", capfd.readouterr().err)
-    assert lines == [*["labels-1: 60 of 60 pool images are labelled"] * 2, *["test: from its beginning"] * 2]
+    pool = 60 if overrides is VALIDATED else 90
+    assert lines == [
+        *[f"labels-1: {pool} of {pool} pool images are labelled"] * 2,
+        *["test: from its beginning"] * 2,
+    ]
 
 
 def test_the_number_of_workers_changes_nothing_also_when_killed(undisturbed, outputs):
