@@ -27,18 +27,14 @@ import torch
 from torch.nn import functional
 
 from lengths import length
+from overhead import begin_run
 from tutelage.config.compose import compose
 from tutelage.data import ImageDataModule, data_module
 from tutelage.models import load_classifier, make_classifier, save_classifier
-from tutelage.runs import RunFolder, run_identity
-from tutelage.runs.cluster.signals import Signals
-from tutelage.runs.code import describe_current_code
 from tutelage.runs.context import RunContext, make_image_spec
 from tutelage.runs.fit import fit_stage
-from tutelage.runs.folder import Record
 from tutelage.runs.observer import Observer
 from tutelage.runs.teachers import load_teacher, prepare_teacher
-from tutelage.strategies import StageContext
 
 PROMISED = 1.15  # times supervised, with cached logits
 LIMIT = length(PROMISED, 1.6)
@@ -66,11 +62,7 @@ class Bench:
         """Return a run that is about to train its one stage."""
         self.runs += 1
         config = compose([*OVERRIDES, f"schedule.steps={steps}", f"paths.outputs={self.folder}", *overrides])
-        folder = RunFolder(self.folder / "runs" / str(self.runs))
-        record = Record(folder)
-        record.begin(run_identity(config, ""), "", describe_current_code([]), 1, {}, {})
-        planned_stages = config.strategy.stages(StageContext(config, self.data.source, self.data.splits))
-        return RunContext(config, folder, record, self.data, Signals(), Observer(), stages=planned_stages)
+        return begin_run(config, self.data, self.folder / "runs" / str(self.runs), Observer())
 
     def train(self, steps: int, *overrides: str) -> float:
         """Train for ``steps`` steps and return the seconds of a pass at that speed."""

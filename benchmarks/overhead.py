@@ -40,7 +40,7 @@ from tutelage.runs.code import describe_current_code
 from tutelage.runs.context import RunContext
 from tutelage.runs.fit import fit_stage
 from tutelage.runs.folder import Record
-from tutelage.runs.observer import Part, Work
+from tutelage.runs.observer import Observer, Part, Work
 from tutelage.terminal.display import create_display
 
 STEPS, PAIRS, WARM_UP = length(200, 40), length(9, 3), length(50, 10)
@@ -105,13 +105,19 @@ def time_plain_loop(config: Config, data: ImageDataModule, steps: int, device: t
     return synchronized_time(device) - started
 
 
-def time_run(config: Config, data: ImageDataModule, folder: Path) -> float:
-    """Train as a run does, with all logging and the display, and return the seconds of its steps."""
-    observer = create_display(wanted=True)
+def begin_run(config: Config, data: ImageDataModule, folder: Path, observer: Observer) -> RunContext:
+    """Return a run that is about to train its first stage."""
     record = Record(RunFolder(folder))
     record.begin(run_identity(config, ""), "", describe_current_code([]), 1, {}, {})
     context = RunContext(config, RunFolder(folder), record, data, Signals(), observer)
     context.follow_results()
+    return context
+
+
+def time_run(config: Config, data: ImageDataModule, folder: Path) -> float:
+    """Train as a run does, with all logging and the display, and return the seconds of its steps."""
+    observer = create_display(wanted=True)
+    context = begin_run(config, data, folder, observer)
     observer.begin([Part(stage.name, [Work(("training",), 1.0)]) for stage in context.stages])
     observer.part(1)
     entry = fit_stage(context, context.train_stages[0])
